@@ -1,0 +1,1 @@
+"""Replay a trace against running servers and account for its SLOs."""

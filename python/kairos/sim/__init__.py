@@ -1,0 +1,1 @@
+"""Discrete-event simulator over the same policies and latency models as the engine."""

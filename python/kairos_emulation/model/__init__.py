@@ -1,0 +1,1 @@
+"""Model classes without math, for the emulated accelerator."""

@@ -1,0 +1,1 @@
+"""What Kairos runs inside SGLang."""
