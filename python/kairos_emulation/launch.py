@@ -1,0 +1,136 @@
+"""Environment and flags that a real SGLang server needs to run without a GPU.
+
+Importable without torch and sglang: the cluster launcher uses it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kairos.errors import InputError
+from kairos.latency import load_profile
+
+Platform = Literal["cpu", "emulated"]
+Role = Literal["prefill", "decode", "single"]
+
+DEFAULT_PROFILE = "minimax-m2.5-tp4-h200"
+MAX_CONTEXT = 262_144  # context length of the emulated model
+_CPU_KV_TOKENS = 60_000
+_CPU_MAX_BATCH = 64
+
+
+@dataclass(frozen=True)
+class LaunchSettings:
+    """What to add to a server's environment and to `python -m sglang.launch_server`.
+
+    Attributes:
+        env: variables to set on top of the caller's environment; an empty value is meant.
+        args: command line flags. Host, ports, `--disable-overlap-schedule` and `--kairos*` are the
+            caller's. A flag given again later on the command line wins.
+    """
+
+    env: dict[str, str]
+    args: list[str]
+
+
+def settings(
+    platform: Platform, role: Role, profile: str | Path | None, model_dir: str | Path
+) -> LaunchSettings:
+    """Settings of one server.
+
+    Args:
+        platform: "cpu" computes with real weights, "emulated" only takes the modelled time.
+        role: leg of a disaggregated pair, or "single" for an ordinary server.
+        profile: shipped name or path; read by the emulated platform only, None is its default.
+        model_dir: directory written by `kairos_emulation.models`.
+
+    Raises:
+        InputError: bad platform, role or profile.
+    """
+    if platform not in ("cpu", "emulated"):
+        raise InputError(f"unknown platform {platform!r}: allowed are cpu, emulated")
+    if role not in ("prefill", "decode", "single"):
+        raise InputError(f"unknown role {role!r}: allowed are prefill, decode, single")
+    env = _common_env(platform)
+    args = ["--model-path", str(model_dir), *_common_args(), *_role_args(role)]
+    if platform == "cpu":
+        args += _size_args(kv_tokens=_CPU_KV_TOKENS, max_batch=_CPU_MAX_BATCH, role=role)
+        return LaunchSettings(env, args)
+
+    chosen = str(profile or DEFAULT_PROFILE)
+    loaded = load_profile(chosen)
+    if Path(chosen).exists():
+        chosen = str(Path(chosen).resolve())  # a server may be started in another directory
+    env |= _emulated_env(chosen)
+    limits = loaded.limits
+    args += _size_args(kv_tokens=limits.kv_tokens, max_batch=limits.max_batch, role=role)
+    args += [
+        "--chunked-prefill-size",
+        str(limits.chunk_tokens),
+        # One batch takes a chunk's worth of tokens: the profile was written for that.
+        "--max-prefill-tokens",
+        str(limits.chunk_tokens),
+        "--context-length",
+        str(min(MAX_CONTEXT, limits.kv_tokens)),
+    ]
+    return LaunchSettings(env, args)
+
+
+def _common_env(platform: Platform) -> dict[str, str]:
+    return {
+        "SGLANG_PLATFORM": f"kairos-{platform}",
+        # A machine with a GPU shall behave like one without: upstream asks torch.cuda in places.
+        "CUDA_VISIBLE_DEVICES": "",
+        # Several servers share few cores; a spinning OpenMP team per process starves the rest.
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # The model is a local directory; without this every start asks the hub first.
+        "HF_HUB_OFFLINE": "1",
+        # Mooncake looks for RDMA devices otherwise, and prints per-transfer lines.
+        "MC_FORCE_TCP": "1",
+        "MC_LOG_LEVEL": "ERROR",
+        # Set in some containers; without .pyc files every process compiles all of SGLang anew.
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
+
+
+def _emulated_env(profile: str) -> dict[str, str]:
+    return {
+        "KAIROS_EMULATION_PROFILE": profile,
+        # The model class without math; also spares the import of every upstream model.
+        "SGLANG_EXTERNAL_MODEL_PACKAGE": "kairos_emulation.model",
+        # The modelled link moves no bytes, but the first token must still reach the decode
+        # server: this sends its record over ZeroMQ instead of through the transfer engine.
+        "SGLANG_MOONCAKE_SEND_AUX_TCP": "1",
+    }
+
+
+def _common_args() -> list[str]:
+    return [
+        "--device",
+        "cpu",
+        "--attention-backend",
+        "torch_native",
+        # An idle scheduler spins on a core otherwise.
+        "--sleep-on-idle",
+        # The warm-up request of a disaggregated leg needs its peer; the launcher proves
+        # readiness with a generation through every pair instead.
+        "--skip-server-warmup",
+    ]
+
+
+def _role_args(role: Role) -> list[str]:
+    if role == "single":
+        return []
+    args = ["--disaggregation-mode", role, "--disaggregation-transfer-backend", "mooncake"]
+    if role == "decode":
+        # The default backup of a retracted request copies through CUDA streams.
+        args += ["--disaggregation-decode-retraction-backup", "cpu_tensor"]
+    return args
+
+
+def _size_args(kv_tokens: int, max_batch: int, role: Role) -> list[str]:
+    # The row table takes rows x context x 4 bytes, by default 2,048 rows. Prefill rows are few:
+    # a request leaves once its KV is sent, but a burst may hold many in flight.
+    rows = max_batch if role != "prefill" else max(max_batch, 64)
+    return ["--max-total-tokens", str(kv_tokens), "--max-running-requests", str(rows)]
