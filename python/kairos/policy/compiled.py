@@ -1,0 +1,15 @@
+"""The compiler of the policies' inner loops. Importing this imports numba (0.3 s): policies import
+their kernels at construction, so that `import kairos.policy` stays light."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from numba import njit
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(function: F) -> F:
+    """Compile at the first call, or load what an earlier process compiled."""
+    machine_code: F = njit(cache=True)(function)
+    return machine_code

@@ -1,0 +1,196 @@
+"""Urgency: order and pack prefill work so that as many requests as possible meet their TTFT SLO.
+
+The method and why each part is there: URGENCY.md beside this file.
+"""
+
+import math
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kairos.errors import InputError
+from kairos.latency.prefill import PrefillModel
+from kairos.policy.jobs import PlannedChunk, PrefillJob, PrefillPlan
+
+
+@dataclass(frozen=True, slots=True)
+class UrgencyParams:
+    """Attributes:
+    slice_s: a batch that serves the most urgent job is cut at this duration, seconds.
+    min_chunk: a chunk is at least this long, tokens; smaller ones pay the fixed cost too often.
+    tail_s: what follows prefill before the client sees the first token, seconds.
+    starve_share: share of engine time for jobs given up that wait too long, 0 disables.
+    starve_after: "too long" is this many times the job's own TTFT SLO.
+    starve_credit_s: that share accumulates up to this many seconds.
+    """
+
+    slice_s: float = 0.25
+    min_chunk: int = 256
+    tail_s: float = 0.0
+    starve_share: float = 0.05
+    starve_after: float = 10.0
+    starve_credit_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "slice_s": (self.slice_s, 1e-3, math.inf),
+            "min_chunk": (self.min_chunk, 1, 1_000_000),
+            "tail_s": (self.tail_s, 0.0, 60.0),
+            "starve_share": (self.starve_share, 0.0, 1.0),
+            "starve_after": (self.starve_after, 1.0, 1e6),
+            "starve_credit_s": (self.starve_credit_s, 0.0, 3600.0),
+        }
+        for name, (value, low, high) in allowed.items():
+            if not low <= value <= high:
+                raise InputError(f"urgency: {name} = {value!r}; allowed are {low:g} to {high:g}")
+
+
+class UrgencyQueue:
+    """Jobs waiting for prefill, kept sorted by deadline between decisions.
+
+    Args:
+        model: predicts batch times.
+        chunk_tokens: new tokens of a full batch; spreads the fixed cost of a batch.
+
+    The first construction in a process compiles or loads the kernels (seconds, once per machine).
+    """
+
+    def __init__(
+        self, model: PrefillModel, chunk_tokens: int, params: UrgencyParams | None = None
+    ) -> None:
+        from kairos.policy import urgency_kernel
+
+        self.model = model
+        self.params = params or UrgencyParams()
+        self.calibration = 1.0  # measured / predicted batch time
+        self._kernel = urgency_kernel
+        self._chunk_tokens = chunk_tokens
+        self._keys: list[tuple[float, int]] = []
+        self._deadline_of: dict[int, float] = {}
+        self._rows = np.zeros(64, urgency_kernel.ROW)
+        self._credit_s = 0.0
+        self.plan(0.0, 1)  # compiles
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, job: PrefillJob) -> None:
+        """Raises:
+        InputError: impossible values, or an id that is queued already.
+        """
+        job.check()
+        if job.id in self._deadline_of:
+            raise InputError(f"job {job.id} is queued already")
+        n = len(self._keys)
+        if n == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        key = (job.deadline_s, job.id)
+        at = bisect_left(self._keys, key)
+        insort(self._keys, key)
+        self._deadline_of[job.id] = job.deadline_s
+        self._rows[at + 1 : n + 1] = self._rows[at:n]
+        self._rows[at] = (
+            job.deadline_s,
+            job.id,
+            job.arrival_s,
+            job.total_tokens,
+            job.done_tokens,
+            job.weight,
+        )
+
+    def progress(self, job_id: int, done_tokens: int) -> None:
+        """Set the computed tokens of a queued job; KeyError if it is not queued."""
+        self._rows[self._find(job_id)]["done"] = done_tokens
+
+    def remove(self, job_id: int) -> None:
+        """Forget a job: finished or aborted; KeyError if it is not queued."""
+        at = self._find(job_id)
+        n = len(self._keys)
+        self._rows[at : n - 1] = self._rows[at + 1 : n]
+        del self._keys[at], self._deadline_of[job_id]
+
+    def plan(self, start_s: float, budget_tokens: int, page_tokens: int = 1) -> PrefillPlan:
+        """The next batch.
+
+        Args:
+            start_s: when it will start: now, or the predicted end of the batch in flight.
+            budget_tokens: new tokens allowed in it.
+            page_tokens: chunks that do not finish their prompt are multiples of this.
+        """
+        rows, state, left, model = self._classified(start_s)
+        p = self.params
+        out = np.empty((min(len(rows), budget_tokens), 2), np.int64)
+        count, batch_s, credit = self._kernel.pack(
+            rows,
+            state,
+            left,
+            start_s,
+            budget_tokens,
+            page_tokens,
+            model,
+            p.tail_s,
+            p.slice_s,
+            p.min_chunk,
+            p.starve_after,
+            self._credit_s,
+            out,
+        )
+        self._credit_s = min(credit + p.starve_share * batch_s, p.starve_credit_s)
+        return PrefillPlan([PlannedChunk(*chunk) for chunk in out[:count].tolist()], batch_s)
+
+    def order(self, start_s: float) -> list[int]:
+        """Ids of all jobs, most urgent first: those that will be on time by deadline, then those
+        given up by remaining work, then those late already by response ratio."""
+        rows, state, left, _ = self._classified(start_s)
+        weight = rows["weight"]
+        key = np.where(
+            state == self._kernel.KEPT,
+            rows["deadline"],
+            np.where(
+                state == self._kernel.DROPPED,
+                left / weight,
+                -(start_s - rows["arrival"]) * weight / left,
+            ),
+        )
+        ids: list[int] = rows["id"][np.lexsort((rows["id"], key, state))].tolist()
+        return ids
+
+    def _classified(self, start_s: float):  # type: ignore[no-untyped-def]
+        n = len(self._keys)
+        rows = self._rows[:n]
+        m, c = self.model, self.calibration
+        model = (
+            m.fixed_s * c,
+            m.weight_floor_s * c,
+            m.per_token_s * c,
+            m.per_token_context_s * c,
+        )
+        state = np.empty(n, np.int8)
+        left = np.empty(n)
+        self._kernel.classify(
+            rows, start_s, model, self._chunk_tokens, self.params.tail_s, state, left
+        )
+        return rows, state, left, model
+
+    def _find(self, job_id: int) -> int:
+        return bisect_left(self._keys, (self._deadline_of[job_id], job_id))
+
+
+def plan_batch(
+    jobs: Iterable[PrefillJob],
+    model: PrefillModel,
+    start_s: float,
+    budget_tokens: int,
+    page_tokens: int = 1,
+    params: UrgencyParams | None = None,
+) -> PrefillPlan:
+    """One decision from scratch, for callers that hold no queue; see `UrgencyQueue.plan`.
+
+    Without a queue there is no memory of served time, hence no share for the starved.
+    """
+    queue = UrgencyQueue(model, budget_tokens, params)
+    for job in jobs:
+        queue.add(job)
+    return queue.plan(start_s, budget_tokens, page_tokens)
