@@ -1,0 +1,127 @@
+"""The emulated accelerator of this process: latency model, KV link and trace.
+
+One scheduler process drives one accelerator, so its state is the module's.
+"""
+
+import os
+import threading
+from dataclasses import dataclass, field
+
+from kairos.latency import Chunk, Profile, load_profile
+from kairos_emulation import streams
+from kairos_emulation.launch import DEFAULT_PROFILE
+from kairos_emulation.trace import Trace
+
+
+@dataclass
+class Device:
+    """Attributes:
+    profile: where durations come from.
+    blocking: a launch returns only at its end, as the overlap schedule is off.
+    trace: writes every forward and transfer, None for no trace.
+    link_end: monotonic time at which the KV link is free again.
+    """
+
+    profile: Profile
+    blocking: bool = False
+    trace: Trace | None = None
+    link_end: float = 0.0
+    link_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def prefill(self, chunks: list[Chunk]) -> None:
+        """Queue one prefill batch on the current stream."""
+        self._launch(
+            "prefill",
+            self.profile.prefill.batch_s(chunks),
+            batch=len(chunks),
+            tokens=sum(chunk.new for chunk in chunks),
+            context=sum(chunk.context for chunk in chunks),
+        )
+
+    def decode(self, contexts: list[int]) -> None:
+        """Queue one decode step over requests with these context lengths, in tokens."""
+        total = sum(contexts)
+        self._launch(
+            "decode",
+            self.profile.decode.step_s(len(contexts), total, max(contexts)),
+            batch=len(contexts),
+            tokens=len(contexts),
+            context=total,
+        )
+
+    def transfer(self, tokens: int) -> None:
+        """Return when the KV of `tokens` tokens has crossed the link.
+
+        Transfers queue up, so whoever shares the link shares its bandwidth. The profile's fixed
+        cost is left out: it stands for the handshake, which upstream really performs here.
+        """
+        duration = self.profile.kv.wire_s(tokens)
+        launched = streams.now()
+        with self.link_lock:
+            bubble = max(0.0, launched - self.link_end)
+            end = self.link_end = max(self.link_end, launched) + duration
+        streams.sleep_until(end)
+        if self.trace:
+            self.trace.write(
+                kind="transfer",
+                batch=1,
+                tokens=tokens,
+                context=0,
+                launch_s=launched,
+                duration_s=duration,
+                end_s=end,
+                bubble_s=bubble,
+            )
+
+    def _launch(self, kind: str, duration: float, batch: int, tokens: int, context: int) -> None:
+        stream = streams.current_stream()
+        launched = streams.now()
+        bubble = max(0.0, launched - stream.end)
+        end = stream.launch(duration)
+        if self.blocking:
+            streams.sleep_until(end)
+        if self.trace:
+            self.trace.write(
+                kind=kind,
+                batch=batch,
+                tokens=tokens,
+                context=context,
+                launch_s=launched,
+                duration_s=duration,
+                end_s=end,
+                bubble_s=bubble,
+            )
+
+
+_device: Device | None = None
+
+
+def configure() -> None:
+    """Load the profile that KAIROS_EMULATION_PROFILE names.
+
+    Raises:
+        InputError: it cannot be read or is not a valid profile.
+    """
+    global _device
+    _device = Device(load_profile(os.environ.get("KAIROS_EMULATION_PROFILE") or DEFAULT_PROFILE))
+
+
+def start(role: str, blocking: bool) -> None:
+    """Take over what only the scheduler process knows: its role and its schedule."""
+    device = current()
+    device.blocking = blocking
+    path = os.environ.get("KAIROS_EMULATION_TRACE")
+    if path:
+        device.trace = Trace(path, role)
+
+
+def current() -> Device:
+    """The process's accelerator."""
+    if _device is None:
+        raise RuntimeError("SGLANG_PLATFORM is not kairos-emulated in this process")
+    return _device
+
+
+def transfer(tokens: int) -> None:
+    """`Device.transfer` of the process's accelerator."""
+    current().transfer(tokens)
