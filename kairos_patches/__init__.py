@@ -1,2 +1,101 @@
-"""Hooks into upstream SGLang, one module per upstream module."""
-def activate() -> None: ...
+"""Hooks into upstream SGLang: one module per upstream module, applied by SGLang's plugin loader.
+
+`HOOKS` is the whole difference to upstream. `manifest.json` records the source of every upstream
+symbol that Kairos relies on; a server with --kairos refuses to start when one has changed.
+"""
+
+import multiprocessing
+import sys
+
+from kairos_patches import http_server, openai_serving, schedule_policy, scheduler, server_args
+from kairos_patches._fingerprint import MissingSymbolError, upstream_root
+from kairos_patches._hook import Hook, Kind, Process, Reliance
+from kairos_patches._manifest import UPSTREAM_VERSION, Drift, drifts
+
+__all__ = ["HOOKS", "RELIES_ON", "Hook", "Kind", "Process", "activate", "install", "verify"]
+
+_MODULES = (server_args, http_server, openai_serving, scheduler, schedule_policy)
+HOOKS: list[Hook] = [hook for module in _MODULES for hook in module.HOOKS]
+RELIES_ON: list[Reliance] = [
+    *(item for module in _MODULES for item in module.RELIES_ON),
+    Reliance(
+        "sglang.srt.plugins.hook_registry.HookRegistry._apply_target",
+        "wraps one function, keeping class and static methods what they are",
+    ),
+]
+_installed: set[Process] = set()
+
+
+def symbols(process: Process | None = None) -> list[str]:
+    """Upstream symbols relied on; with `process`, those hooked there."""
+    if process is not None:
+        return [hook.symbol for hook in HOOKS if hook.process is process]
+    return [*(hook.symbol for hook in HOOKS), *(item.symbol for item in RELIES_ON)]
+
+
+def activate() -> None:
+    """Entry point of the plugin group `sglang.srt.plugins`; runs early in every SGLang process.
+
+    The launcher gets the flags. A scheduler whose launcher saw --kairos gets its hooks. Every
+    other process is left alone.
+    """
+    if multiprocessing.parent_process() is None:
+        # Upstream's own behaviour must survive a drifted upstream: then there is no --kairos.
+        if found := drifts(symbols(Process.LAUNCHER), upstream_root()):
+            print(f"kairos: not available: {found[0]}", file=sys.stderr)
+            return
+        install(Process.LAUNCHER)
+    # Unpickling its entry point has imported the scheduler module by now, in that process only.
+    if "sglang.srt.managers.scheduler" not in sys.modules:
+        return
+    from sglang.srt.kairos.config import active_config
+
+    from kairos.errors import InputError
+
+    try:
+        config = active_config()
+    except InputError as error:
+        _refuse(str(error))
+    if config is not None:
+        verify()
+        install(Process.SCHEDULER)
+
+
+def verify() -> None:
+    """Stop the process unless every upstream symbol relied on is as recorded."""
+    try:
+        found: list[Drift] = drifts(symbols(), upstream_root())
+    except (OSError, ValueError, MissingSymbolError) as error:
+        _refuse(f"cannot check the upstream symbols: {error}")
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        _refuse(
+            f"--kairos needs SGLang {UPSTREAM_VERSION} as released, but {found[0]}{more}. "
+            "Reinstall sglang or start without --kairos."
+        )
+
+
+def install(process: Process) -> None:
+    """Apply the hooks of `process` now, and stop the process if one does not apply.
+
+    Not by upstream's `HookRegistry.register`: the registry only logs a failure, after which the
+    server would serve un-hooked, and it skips a target that another plugin has hooked already.
+    """
+    if process in _installed:
+        return
+    _installed.add(process)
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    for hook in HOOKS:
+        if hook.process is not process:
+            continue
+        try:
+            HookRegistry._apply_target(hook.symbol, [(HookType(hook.kind.value), hook.call, None)])
+        except Exception as error:
+            _refuse(f"the hook on {hook.symbol} did not apply: {error}")
+
+
+def _refuse(reason: str) -> None:
+    # SystemExit, because upstream's plugin loader catches and logs every Exception.
+    print(f"kairos: error: {reason}", file=sys.stderr, flush=True)
+    raise SystemExit(1)

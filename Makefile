@@ -1,0 +1,36 @@
+PY := .venv/bin/python
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: help setup demo test unit engine lint types review clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: ## Create .venv and install everything into it
+	@bash scripts/setup.sh
+
+demo: setup ## Serve a long-tailed trace under FCFS and under Kairos, show both
+	@$(PY) scripts/demo.py
+
+test: setup lint types review ## Every gate and every test (this is what CI runs)
+	@$(PY) -m pytest --cov --cov-report=term
+
+unit: setup ## Unit tests only, seconds
+	@$(PY) -m pytest -m "not engine and not slow"
+
+engine: setup ## Tests on real SGLang servers, minutes
+	@$(PY) -m pytest -m engine
+
+lint: setup ## ruff and the import contracts
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@.venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
+
+types: setup ## mypy --strict on the library
+	@$(PY) -m mypy
+
+review: setup ## Check that upstream is what the hooks were written for
+	@$(PY) scripts/upstream_diff.py --check
+
+clean: ## Remove the environment and outputs
+	rm -rf .venv out

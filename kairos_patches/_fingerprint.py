@@ -1,0 +1,87 @@
+"""Fingerprints of upstream symbols, read from source files without importing them."""
+
+import ast
+import hashlib
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+
+class MissingSymbolError(LookupError):
+    """The symbol, or the file it should be in, does not exist upstream."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a symbol is defined.
+
+    Attributes:
+        file: path below upstream's package folder.
+        line: first line, decorators included.
+        sha256: of its source text, dedented.
+    """
+
+    file: str
+    line: int
+    sha256: str
+
+
+def upstream_root() -> Path:
+    """Folder of the installed `sglang` package; importing it takes seconds, finding it does not.
+
+    Raises:
+        MissingSymbolError: sglang is not installed.
+    """
+    spec = find_spec("sglang")
+    if spec is None or spec.origin is None:
+        raise MissingSymbolError("the package sglang is not installed")
+    return Path(spec.origin).parent
+
+
+def file_sha256(root: Path, file: str) -> str:
+    """Hash of one upstream file; empty where it does not exist."""
+    path = root / file
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def locate(symbol: str, root: Path) -> Source:
+    """Find the definition of a dotted `symbol` of the package in `root`.
+
+    Raises:
+        MissingSymbolError: no such module, class or function.
+    """
+    parts = symbol.split(".")[1:]
+    for cut in range(len(parts), 0, -1):
+        path = root.joinpath(*parts[:cut]).with_suffix(".py")
+        if path.is_file():
+            return _definition(symbol, root, path, parts[cut:])
+    raise MissingSymbolError(f"{symbol}: no such module in {root.name}")
+
+
+def _definition(symbol: str, root: Path, path: Path, names: Iterable[str]) -> Source:
+    text, tree = _parsed(path)
+    node: ast.AST = tree
+    for name in names:
+        node = _child(symbol, node, name)
+    assert isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    lines = text.splitlines()[first - 1 : node.end_lineno]
+    digest = hashlib.sha256(textwrap.dedent("\n".join(lines)).encode()).hexdigest()
+    return Source(path.relative_to(root).as_posix(), first, digest)
+
+
+def _child(symbol: str, node: ast.AST, name: str) -> ast.AST:
+    for child in getattr(node, "body", []):
+        kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(child, kinds) and child.name == name:
+            return child
+    raise MissingSymbolError(f"{symbol}: {name!r} is not defined there")
+
+
+@lru_cache(maxsize=32)
+def _parsed(path: Path) -> tuple[str, ast.Module]:
+    text = path.read_text(encoding="utf-8")
+    return text, ast.parse(text)

@@ -1,0 +1,66 @@
+"""manifest.json: the fingerprint of every upstream symbol that Kairos relies on."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from kairos_patches._fingerprint import MissingSymbolError, file_sha256, locate
+
+UPSTREAM_VERSION = "0.5.23"
+PATH = Path(__file__).with_name("manifest.json")
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One difference between the manifest and the installed upstream."""
+
+    symbol: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.symbol}: {self.reason}"
+
+
+def build(symbols: list[str], root: Path) -> dict[str, object]:
+    """The manifest for the upstream package in `root`.
+
+    Raises:
+        MissingSymbolError: a symbol does not exist.
+    """
+    sources = {symbol: locate(symbol, root) for symbol in sorted(symbols)}
+    files = sorted({source.file for source in sources.values()})
+    return {
+        "sglang": UPSTREAM_VERSION,
+        # A matching file answers for its symbols in a millisecond, without parsing.
+        "files": {file: file_sha256(root, file) for file in files},
+        "symbols": {
+            symbol: {"file": source.file, "sha256": source.sha256}
+            for symbol, source in sources.items()
+        },
+    }
+
+
+def drifts(symbols: list[str], root: Path) -> list[Drift]:
+    """Symbols of `symbols` that are not as recorded in manifest.json."""
+    manifest = json.loads(PATH.read_text(encoding="utf-8"))
+    same = {file for file, sha in manifest["files"].items() if file_sha256(root, file) == sha}
+    found = []
+    for symbol in symbols:
+        recorded = manifest["symbols"].get(symbol)
+        if recorded is None:
+            found.append(
+                Drift(symbol, "not in manifest.json; run scripts/upstream_diff.py --update")
+            )
+        elif recorded["file"] not in same:
+            found += _compare(symbol, recorded, root)
+    return found
+
+
+def _compare(symbol: str, recorded: dict[str, str], root: Path) -> list[Drift]:
+    try:
+        source = locate(symbol, root)
+    except MissingSymbolError as error:
+        return [Drift(symbol, str(error).removeprefix(f"{symbol}: "))]
+    if source.sha256 == recorded["sha256"]:
+        return []
+    return [Drift(symbol, f"changed since SGLang {UPSTREAM_VERSION} ({source.file}:{source.line})")]

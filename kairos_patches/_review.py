@@ -1,0 +1,48 @@
+"""UPSTREAM_DIFF.md: what a reviewer of upstream needs to know about every hook."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kairos_patches._fingerprint import locate
+from kairos_patches._hook import Hook, Process, Reliance
+from kairos_patches._manifest import UPSTREAM_VERSION
+
+_WHEN = {
+    Process.LAUNCHER: "Applied in the launching process, also without `--kairos`.",
+    Process.HTTP: "Applied under `--kairos` in the process that serves HTTP.",
+    Process.SCHEDULER: "Applied under `--kairos` in every scheduler process.",
+}
+
+
+def review(hooks: Sequence[Hook], relies_on: Sequence[Reliance], root: Path) -> str:
+    """The document as Markdown, for the upstream package in `root`."""
+    lines = [
+        "# Difference to upstream",
+        "",
+        f"Kairos runs on SGLang {UPSTREAM_VERSION} as released. No upstream file is copied or "
+        f"edited; {len(hooks)} functions are hooked, and {len(relies_on)} more are relied on. "
+        "Written by `scripts/upstream_diff.py`; edit the table in `kairos_patches/` instead.",
+    ]
+    for process in Process:
+        lines += ["", f"## {process.value}", "", _WHEN[process]]
+        for hook in hooks:
+            if hook.process is process:
+                lines += ["", *_section(hook, root)]
+    lines += ["", "## Relied on without a hook", "", "| symbol | file | for |", "|---|---|---|"]
+    for item in relies_on:
+        source = locate(item.symbol, root)
+        lines.append(f"| `{item.symbol}` | `{source.file}:{source.line}` | {item.why} |")
+    return "\n".join([*lines, ""])
+
+
+def _section(hook: Hook, root: Path) -> list[str]:
+    source = locate(hook.symbol, root)
+    return [
+        f"### `{hook.symbol}`",
+        "",
+        f"- File: `{source.file}:{source.line}`",
+        f"- Hook: {hook.kind.value}",
+        f"- Under `--kairos`: {hook.changes}",
+        f"- Why no smaller seam: {hook.why}",
+        f"- Test: `{hook.test}`",
+    ]

@@ -1,0 +1,38 @@
+"""`sglang.srt.entrypoints.openai.serving_base`: the OpenAI endpoints."""
+
+from typing import Any
+
+from kairos_patches._hook import Hook, Kind, Process, Reliance
+
+
+async def handle_request(original: Any, serving: Any, request: Any, raw_request: Any) -> Any:
+    """Resolve the request's SLO; answer 400 to a malformed one."""
+    from sglang.srt.kairos.http import serve_openai
+
+    return await serve_openai(original, serving, request, raw_request)
+
+
+HOOKS = [
+    Hook(
+        symbol="sglang.srt.entrypoints.openai.serving_base.OpenAIServingBase.handle_request",
+        kind=Kind.AROUND,
+        process=Process.HTTP,
+        call=handle_request,
+        changes="/v1/completions and /v1/chat/completions read SLO headers and body fields into "
+        "custom_params, answer 400 to malformed ones and echo the applied SLO.",
+        why="The one place both endpoints pass with the headers at hand and errors still mapped "
+        "to status codes.",
+        test="test/engine/test_request_slo.py",
+    ),
+]
+RELIES_ON = [
+    Reliance(
+        "sglang.srt.entrypoints.openai.protocol.ChatCompletionRequest.to_sampling_params",
+        "carries custom_params of a chat request into its sampling parameters",
+    ),
+    Reliance(
+        "sglang.srt.entrypoints.openai.serving_completions.OpenAIServingCompletion."
+        "_build_sampling_params",
+        "carries custom_params of a completion request into its sampling parameters",
+    ),
+]

@@ -1,0 +1,61 @@
+"""`sglang.srt.server_args`: the command line."""
+
+import sys
+from typing import Any
+
+from kairos_patches._hook import Hook, Kind, Process
+
+
+def add_cli_args(result: None, parser: Any) -> None:
+    """Add the `kairos` flags behind upstream's."""
+    from sglang.srt.kairos.config import add_arguments
+
+    add_arguments(parser)
+
+
+def from_cli_args(original: Any, cls: type, args: Any) -> Any:
+    """Validate the flags, then hook what serves HTTP; the scheduler's process hooks itself."""
+    from sglang.srt.kairos.config import activate, active_config, config_from_args
+    from sglang.srt.kairos.support import refuse_unsupported
+
+    from kairos.errors import InputError
+
+    server_args = original(cls, args)
+    try:
+        config = config_from_args(args) or active_config()
+        if config is None:
+            return server_args
+        refuse_unsupported(server_args)
+    except InputError as error:
+        print(f"kairos: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+    from kairos_patches import install, verify
+
+    verify()
+    activate(config)
+    install(Process.HTTP)
+    return server_args
+
+
+HOOKS = [
+    Hook(
+        symbol="sglang.srt.server_args.ServerArgs.add_cli_args",
+        kind=Kind.AFTER,
+        process=Process.LAUNCHER,
+        call=add_cli_args,
+        changes="Adds the --kairos flags to every parser of server flags.",
+        why="Upstream collects its flags from a fixed list of namespaces at import.",
+        test="test/unit/sglang_kairos/test_config.py",
+    ),
+    Hook(
+        symbol="sglang.srt.server_args.ServerArgs.from_cli_args",
+        kind=Kind.AROUND,
+        process=Process.LAUNCHER,
+        call=from_cli_args,
+        changes="Validates the flags and puts them where child processes find them.",
+        why="It keeps declared fields only, so a flag of a plugin would be parsed and dropped.",
+        test="test/unit/sglang_kairos/test_config.py",
+    ),
+]
+RELIES_ON = []

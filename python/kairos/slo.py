@@ -1,0 +1,238 @@
+"""Service-level objectives of a request: what it may ask for, in which form, within which bounds.
+
+A request can carry its SLO in HTTP headers, in a `kairos` object of the body, or in the engine's
+`custom_params`. All three end in one `Slo`; every rejection is an `InputError` that names the
+field, the value and what is allowed.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from kairos.errors import InputError
+
+DEFAULT_CLASS = "default"
+APPLIED_HEADER = "x-kairos-slo-applied"
+CLASS_HEADER = "x-kairos-slo-class"
+
+# Wide enough for any service, narrow enough that seconds written for milliseconds, or a tenant
+# asking for the impossible, is noticed at the door. Milliseconds.
+TTFT_RANGE_MS = (1.0, 3_600_000.0)
+TPOT_RANGE_MS = (0.1, 600_000.0)
+ELAPSED_RANGE_MS = (0.0, 3_600_000.0)
+
+_CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+# No sign, no exponent, ASCII digits only: what load generators send, and nothing that two parsers
+# on the way could read differently.
+_DECIMAL = re.compile(r"[0-9]{1,10}(?:\.[0-9]{1,9})?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """The objective that applies to one request.
+
+    Attributes:
+        ttft_ms: time to first token, milliseconds from arrival.
+        tpot_ms: time per output token after the first, milliseconds, as the client sees it.
+        slo_class: name of the class it was derived from.
+    """
+
+    ttft_ms: float
+    tpot_ms: float
+    slo_class: str = DEFAULT_CLASS
+
+    @property
+    def ttft_s(self) -> float:
+        return self.ttft_ms / 1e3
+
+    @property
+    def tpot_s(self) -> float:
+        return self.tpot_ms / 1e3
+
+    def header(self) -> str:
+        """Value of the response header that echoes the applied SLO."""
+        return f"ttft-ms={self.ttft_ms:g}, tpot-ms={self.tpot_ms:g}, class={self.slo_class}"
+
+
+@dataclass(frozen=True, slots=True)
+class SloRequest:
+    """What a request asked for; None where it left the choice to its class.
+
+    Attributes:
+        elapsed_ms: time the request has already spent upstream of this process, milliseconds.
+    """
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    slo_class: str | None = None
+    elapsed_ms: float = 0.0
+
+    def over(self, other: "SloRequest") -> "SloRequest":
+        """This request's fields, completed by `other`'s where this one has none."""
+        return SloRequest(
+            other.ttft_ms if self.ttft_ms is None else self.ttft_ms,
+            other.tpot_ms if self.tpot_ms is None else self.tpot_ms,
+            other.slo_class if self.slo_class is None else self.slo_class,
+            max(self.elapsed_ms, other.elapsed_ms),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SloClasses:
+    """The classes a server offers; `default` applies where a request names none."""
+
+    default: Slo
+    named: Mapping[str, Slo] = field(default_factory=dict)
+
+    def resolve(self, asked: SloRequest) -> Slo:
+        """Complete `asked` from its class.
+
+        Raises:
+            InputError: the class is not offered here.
+        """
+        base = self.default
+        if asked.slo_class is not None and asked.slo_class != DEFAULT_CLASS:
+            known = self.named.get(asked.slo_class)
+            if known is None:
+                names = ", ".join([DEFAULT_CLASS, *sorted(self.named)])
+                raise InputError(f"SLO class: {asked.slo_class!r} is not one of {names}")
+            base = known
+        return Slo(
+            base.ttft_ms if asked.ttft_ms is None else asked.ttft_ms,
+            base.tpot_ms if asked.tpot_ms is None else asked.tpot_ms,
+            base.slo_class,
+        )
+
+
+def ttft_ms(value: object, where: str) -> float:
+    """Validate a TTFT objective in milliseconds; `where` labels errors."""
+    return _bounded(value, where, TTFT_RANGE_MS, "milliseconds")
+
+
+def tpot_ms(value: object, where: str) -> float:
+    """Validate a TPOT objective in milliseconds; `where` labels errors."""
+    return _bounded(value, where, TPOT_RANGE_MS, "milliseconds")
+
+
+def class_name(value: object, where: str) -> str:
+    """Validate an SLO class name; `where` labels errors."""
+    if not isinstance(value, str) or not _CLASS_NAME.fullmatch(value):
+        raise InputError(
+            f"{where}: {_shown(value)} is not a class name; allowed are 1 to 64 letters, digits, "
+            "'.', '_' and '-', starting with a letter or digit"
+        )
+    return value
+
+
+def parse_class(text: str, where: str) -> Slo:
+    """Parse a class definition `NAME=TTFT,TPOT` (milliseconds)."""
+    name, equals, objectives = text.partition("=")
+    ttft, comma, tpot = objectives.partition(",")
+    if not equals or not comma:
+        raise InputError(f"{where}: {_shown(text)} is not NAME=TTFT_MS,TPOT_MS")
+    class_name(name, where)
+    if name == DEFAULT_CLASS:
+        raise InputError(
+            f"{where}: the class {DEFAULT_CLASS!r} is set by --kairos-ttft-slo-ms and "
+            "--kairos-tpot-slo-ms"
+        )
+    return Slo(ttft_ms(ttft, f"{where}, TTFT"), tpot_ms(tpot, f"{where}, TPOT"), name)
+
+
+def from_headers(headers: Iterable[tuple[str, str]]) -> SloRequest:
+    """Read the SLO headers among `headers` (name, value), repeated names included.
+
+    Raises:
+        InputError: a malformed value, or two headers for one objective.
+    """
+    found: dict[str, float] = {}
+    named: str | None = None
+    for raw_name, value in headers:
+        name = raw_name.lower()
+        if name == CLASS_HEADER:
+            if named is not None:
+                raise InputError(f"header {name}: sent more than once")
+            named = class_name(value, f"header {name}")
+        if name not in _OBJECTIVES:
+            continue
+        objective, parse = _OBJECTIVES[name]
+        if objective in found:
+            raise InputError(f"header {name}: the request carries another {objective} header")
+        found[objective] = parse(value, f"header {name}")
+    return SloRequest(found.get("TTFT"), found.get("TPOT"), named)
+
+
+def _tpot_ms_of_rate(value: object, where: str) -> float:
+    low, high = 1e3 / TPOT_RANGE_MS[1], 1e3 / TPOT_RANGE_MS[0]
+    return 1e3 / _bounded(value, where, (low, high), "tokens per second")
+
+
+# header -> (objective, its parser); the canonical names first, then the aliases other routers
+# and load generators send.
+_OBJECTIVES: dict[str, tuple[str, Callable[[object, str], float]]] = {
+    "x-kairos-slo-ttft-ms": ("TTFT", ttft_ms),
+    "x-kairos-slo-tpot-ms": ("TPOT", tpot_ms),
+    "x-slo-ttft-ms": ("TTFT", ttft_ms),
+    "x-slo-tpot-ms": ("TPOT", tpot_ms),
+    "x-llm-d-slo-ttft-ms": ("TTFT", ttft_ms),
+    "x-llm-d-slo-tpot-ms": ("TPOT", tpot_ms),
+    "x-sgl-ttft-slo-ms": ("TTFT", ttft_ms),
+    "x-sgl-tps-slo": ("TPOT", _tpot_ms_of_rate),
+}
+SLO_HEADERS = frozenset([*_OBJECTIVES, CLASS_HEADER])
+
+
+def from_mapping(fields: object, where: str) -> SloRequest:
+    """Read a `kairos` object of a request body or of custom_params; `where` labels errors.
+
+    Allowed keys: ttft_ms, tpot_ms, class, elapsed_ms.
+    """
+    if not isinstance(fields, Mapping):
+        raise InputError(f"{where}: {_shown(fields)} is not an object")
+    unknown = sorted(
+        str(key) for key in fields.keys() - {"ttft_ms", "tpot_ms", "class", "elapsed_ms"}
+    )
+    if unknown:
+        raise InputError(
+            f"{where}: unknown field {_shown(unknown[0])}; allowed are ttft_ms, tpot_ms, class, "
+            "elapsed_ms"
+        )
+    ttft, tpot = fields.get("ttft_ms"), fields.get("tpot_ms")
+    name, elapsed = fields.get("class"), fields.get("elapsed_ms")
+    return SloRequest(
+        None if ttft is None else ttft_ms(ttft, f"{where}.ttft_ms"),
+        None if tpot is None else tpot_ms(tpot, f"{where}.tpot_ms"),
+        None if name is None else class_name(name, f"{where}.class"),
+        0.0
+        if elapsed is None
+        else _bounded(elapsed, f"{where}.elapsed_ms", ELAPSED_RANGE_MS, "milliseconds"),
+    )
+
+
+def _bounded(value: object, where: str, allowed: tuple[float, float], unit: str) -> float:
+    low, high = allowed
+    number = _number(value)
+    # A NaN fails the comparison too.
+    if number is None or not low <= number <= high:
+        raise InputError(
+            f"{where}: {_shown(value)} is not allowed; allowed are {low:g} to {high:g} {unit}"
+        )
+    return number
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, str):
+        text = value.strip(" \t")
+        return float(text) if _DECIMAL.fullmatch(text) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _shown(value: object) -> str:
+    """`value` for an error message: quoted, escaped, short."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

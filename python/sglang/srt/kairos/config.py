@@ -1,0 +1,160 @@
+"""Kairos' server flags, and how they reach the processes that SGLang spawns."""
+
+import argparse
+import functools
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kairos.errors import InputError
+from kairos.latency import load_profile
+from kairos.latency.profile import builtin_profiles
+from kairos.slo import Slo, SloClasses, parse_class, tpot_ms, ttft_ms
+
+# Child processes decide at import time whether to install hooks, before they see any arguments,
+# so the flags travel in the environment. The same variable switches Kairos on for `Engine(...)`,
+# which has no command line.
+ENV = "SGLANG_KAIROS"
+
+DEFAULT_TTFT_SLO_MS = "2000"
+DEFAULT_TPOT_SLO_MS = "50"
+DEFAULT_PROFILE = "minimax-m2.5-tp4-h200"
+
+
+@dataclass(frozen=True, slots=True)
+class KairosConfig:
+    """Validated flags.
+
+    Attributes:
+        classes: the SLO classes this server offers.
+        profile: name or path of the latency profile behind predictions.
+        flags: the flags these values came from, canonical spelling, for child processes.
+    """
+
+    classes: SloClasses
+    profile: str
+    flags: tuple[str, ...]
+
+
+class _Collect(argparse._StoreAction):
+    """A repeatable list option. Not argparse's "extend": SGLang's `--config` accepts a YAML list
+    only for options whose action derives from the plain store action."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        del parser, option_string
+        collected = [*(getattr(namespace, self.dest) or []), *(values or [])]
+        setattr(namespace, self.dest, collected)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the `kairos` group. Values stay strings here: argparse would answer a bad one with
+    SGLang's whole usage text, `config_from_args` answers with one line."""
+    group = parser.add_argument_group(
+        "kairos",
+        "SLO-aware scheduling. Without --kairos the server behaves as upstream's. A request may "
+        "override the SLO by headers (x-kairos-slo-ttft-ms, x-kairos-slo-tpot-ms, "
+        "x-kairos-slo-class) or a `kairos` object in its body.",
+    )
+    group.add_argument("--kairos", action="store_true", help="Schedule by deadlines.")
+    group.add_argument(
+        "--kairos-ttft-slo-ms",
+        metavar="MS",
+        help="Default time-to-first-token objective, milliseconds from arrival "
+        f"(default: {DEFAULT_TTFT_SLO_MS}).",
+    )
+    group.add_argument(
+        "--kairos-tpot-slo-ms",
+        metavar="MS",
+        help="Default time-per-output-token objective after the first token, milliseconds "
+        f"(default: {DEFAULT_TPOT_SLO_MS}).",
+    )
+    group.add_argument(
+        "--kairos-slo-class",
+        metavar="NAME=TTFT,TPOT",
+        action=_Collect,
+        nargs="+",
+        help="A named class of objectives that requests may choose, milliseconds; repeatable. "
+        "Example: --kairos-slo-class interactive=500,25 --kairos-slo-class batch=20000,150",
+    )
+    group.add_argument(
+        "--kairos-profile",
+        metavar="NAME_OR_FILE",
+        help="Latency profile behind predictions: a shipped name "
+        f"({', '.join(builtin_profiles())}) or a JSON file (default: {DEFAULT_PROFILE}).",
+    )
+
+
+def config_from_args(args: argparse.Namespace) -> KairosConfig | None:
+    """The configuration that `args` ask for; None without --kairos.
+
+    Raises:
+        InputError: a value out of range, a class defined twice, an unreadable profile, or a
+            Kairos option without --kairos.
+    """
+    given = {
+        flag: value
+        for flag in ("ttft-slo-ms", "tpot-slo-ms", "slo-class", "profile")
+        if (value := getattr(args, f"kairos_{flag.replace('-', '_')}", None)) is not None
+    }
+    if not getattr(args, "kairos", False):
+        if given:
+            raise InputError(f"--kairos-{next(iter(given))} has no effect without --kairos")
+        return None
+    ttft = given.get("ttft-slo-ms", DEFAULT_TTFT_SLO_MS)
+    tpot = given.get("tpot-slo-ms", DEFAULT_TPOT_SLO_MS)
+    default = Slo(ttft_ms(ttft, "--kairos-ttft-slo-ms"), tpot_ms(tpot, "--kairos-tpot-slo-ms"))
+    named: dict[str, Slo] = {}
+    for text in given.get("slo-class", []):
+        slo = parse_class(text, "--kairos-slo-class")
+        if slo.slo_class in named:
+            raise InputError(f"--kairos-slo-class: {slo.slo_class!r} is defined twice")
+        named[slo.slo_class] = slo
+    profile = given.get("profile", DEFAULT_PROFILE)
+    load_profile(profile)  # refuse a bad one here, before the model is loaded
+    flags = ["--kairos"]
+    for flag, value in given.items():
+        flags += [f"--kairos-{flag}", *(value if isinstance(value, list) else [value])]
+    return KairosConfig(SloClasses(default, named), profile, tuple(flags))
+
+
+def config_from_env() -> KairosConfig | None:
+    """The configuration in the environment: unset, empty or "0" is off, "1" is on with defaults,
+    anything else is read as command-line flags.
+
+    Raises:
+        InputError: as `config_from_args`, or an unknown flag.
+    """
+    text = os.environ.get(ENV, "").strip()
+    if text in ("", "0"):
+        return None
+    words = [] if text == "1" else shlex.split(text)
+    parser = argparse.ArgumentParser(prog=ENV, add_help=False, exit_on_error=False)
+    add_arguments(parser)
+    try:
+        args, unknown = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{ENV}={text!r}: {error}") from error
+    if unknown:
+        raise InputError(f"{ENV}={text!r}: unknown option {unknown[0]!r}")
+    args.kairos = True
+    return config_from_args(args)
+
+
+@functools.cache
+def active_config() -> KairosConfig | None:
+    """`config_from_env`, read once per process."""
+    return config_from_env()
+
+
+def activate(config: KairosConfig) -> None:
+    """Make `config` the one that this process and its children read."""
+    os.environ[ENV] = shlex.join(config.flags)
+    active_config.cache_clear()

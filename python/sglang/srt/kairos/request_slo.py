@@ -1,0 +1,79 @@
+"""The SLO of one request on its way from the HTTP process to the scheduler."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kairos.errors import InputError
+from kairos.slo import Slo, SloClasses, SloRequest, from_mapping
+
+# Key in `custom_params`, the one field of a request that SGLang carries to both servers untouched.
+KEY = "kairos"
+
+
+@dataclass(slots=True)
+class RequestSlo:
+    """An SLO with the clock it runs on; a scheduler's `Req` carries it as `req.kairos`.
+
+    Attributes:
+        slo: the objectives.
+        arrival_s: arrival at the first Kairos process, CLOCK_MONOTONIC seconds of this host.
+        matched: the scheduler has looked the prompt up in its radix cache.
+    """
+
+    slo: Slo
+    arrival_s: float
+    matched: bool = False
+
+    @property
+    def ttft_deadline_s(self) -> float:
+        return self.arrival_s + self.slo.ttft_s
+
+    def wire(self) -> dict[str, float | str]:
+        """Form in custom_params between the processes of one host."""
+        return {
+            "ttft_ms": self.slo.ttft_ms,
+            "tpot_ms": self.slo.tpot_ms,
+            "class": self.slo.slo_class,
+            "arrival_s": self.arrival_s,
+        }
+
+
+def resolve(asked: SloRequest, classes: SloClasses, now: float) -> RequestSlo:
+    """Complete `asked` and start its clock: it has already spent `asked.elapsed_ms`."""
+    return RequestSlo(classes.resolve(asked), now - asked.elapsed_ms / 1e3)
+
+
+def asked_in(custom_params: object, where: str) -> SloRequest:
+    """What the custom_params of a client ask for.
+
+    Raises:
+        InputError: malformed.
+    """
+    if custom_params is None:
+        return SloRequest()
+    if not isinstance(custom_params, Mapping):
+        raise InputError(f"{where}: {type(custom_params).__name__} is not an object")
+    fields = custom_params.get(KEY)
+    return SloRequest() if fields is None else from_mapping(fields, f"{where}.{KEY}")
+
+
+def of_request(custom_params: Any, classes: SloClasses, now: float) -> RequestSlo:
+    """The SLO of a request that reached the scheduler. Requests that did not come through the
+    HTTP hooks (health checks, `Engine.generate`) start their clock now.
+
+    Raises:
+        InputError: malformed, which only `Engine.generate` can produce.
+    """
+    fields = custom_params.get(KEY) if isinstance(custom_params, Mapping) else None
+    if fields is None:
+        return RequestSlo(classes.default, now)
+    if not isinstance(fields, Mapping):
+        raise InputError(f"custom_params.{KEY}: {type(fields).__name__} is not an object")
+    rest = {name: value for name, value in fields.items() if name != "arrival_s"}
+    request = resolve(from_mapping(rest, f"custom_params.{KEY}"), classes, now)
+    arrival = fields.get("arrival_s")
+    # In the future, or not a number: another host's clock. Then this host's arrival counts.
+    if isinstance(arrival, float) and arrival <= now:
+        return RequestSlo(request.slo, arrival)
+    return request

@@ -1,0 +1,69 @@
+"""What one scheduler process knows about its requests' SLOs."""
+
+import time
+from collections import Counter, deque
+from typing import Any
+
+from sglang.srt.kairos.config import KairosConfig
+from sglang.srt.kairos.prefill_scheduler import PrefillScheduler
+from sglang.srt.kairos.request_slo import RequestSlo, of_request
+
+from kairos.errors import InputError
+from kairos.latency import load_profile
+
+# Requests shown in /server_info: enough to see what arrives, too few to cost anything.
+RECENT = 32
+
+
+class KairosState:
+    """Kairos' side of one upstream `Scheduler`.
+
+    Attributes:
+        prefill: orders the waiting queue; None on a decode server.
+    """
+
+    def __init__(self, config: KairosConfig, role: str) -> None:
+        """Args:
+        config: the validated flags.
+        role: upstream's disaggregation mode: "null", "prefill" or "decode".
+        """
+        self.config = config
+        self.role = role
+        profile = load_profile(config.profile)
+        self.prefill = PrefillScheduler(profile) if role != "decode" else None
+        self.classes: Counter[str] = Counter()
+        self.invalid = 0
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+
+    def admit(self, req: Any) -> None:
+        """Attach its SLO to a new upstream `Req` as `req.kairos`."""
+        now = time.monotonic()
+        custom_params = getattr(req.sampling_params, "custom_params", None)
+        try:
+            request = of_request(custom_params, self.config.classes, now)
+        except InputError:
+            self.invalid += 1
+            request = RequestSlo(self.config.classes.default, now)
+        req.kairos = request
+        self.classes[request.slo.slo_class] += 1
+        self._recent.append(
+            {
+                "rid": req.rid,
+                "bootstrap_room": req.bootstrap_room,
+                "ttft_ms": request.slo.ttft_ms,
+                "tpot_ms": request.slo.tpot_ms,
+                "class": request.slo.slo_class,
+                "elapsed_ms": round((now - request.arrival_s) * 1e3, 3),
+            }
+        )
+
+    def snapshot(self) -> dict[str, Any]:
+        """For /server_info: plain values only."""
+        return {
+            "role": self.role,
+            "flags": list(self.config.flags),
+            "requests_by_class": dict(self.classes),
+            "invalid_slos": self.invalid,
+            "prefill": None if self.prefill is None else self.prefill.snapshot(),
+            "recent": list(self._recent),
+        }

@@ -1,0 +1,40 @@
+"""Server modes that Kairos does not support yet are refused at start, with the reason."""
+
+from typing import Any
+
+from kairos.errors import InputError
+
+
+def refuse_unsupported(server_args: Any) -> None:
+    """Check an upstream `ServerArgs` (raw or resolved).
+
+    Raises:
+        InputError: naming the option, its value and the reason.
+    """
+    a = server_args
+    prefills = a.disaggregation_mode != "decode"
+    for option, value, refused, reason in (
+        (
+            "--pp-size",
+            a.pp_size,
+            a.pp_size > 1,
+            "pipeline stages would each order by their own clock",
+        ),
+        (
+            "--tp-size",
+            a.tp_size,
+            a.tp_size > 1 and prefills,
+            "tensor-parallel ranks must order requests identically and do not share a clock yet",
+        ),
+        (
+            "--tokenizer-worker-num",
+            a.tokenizer_worker_num,
+            a.tokenizer_worker_num > 1,
+            "SGLang loads no plugins in extra tokenizer workers, so SLO headers would be ignored",
+        ),
+        ("--grpc-mode", True, a.grpc_mode or a.smg_grpc_mode, "the gRPC server has no SLO fields"),
+        ("--encoder-only", True, a.encoder_only, "an encoder has neither prefill nor decode"),
+        ("--use-ray", True, a.use_ray, "Ray workers are not started with Kairos' environment"),
+    ):
+        if refused:
+            raise InputError(f"{option} {value} is not supported with --kairos: {reason}")

@@ -1,0 +1,136 @@
+"""Every upstream symbol relied on is recorded, and a drifted upstream is noticed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kairos_patches
+from kairos_patches import HOOKS, Process, symbols
+from kairos_patches._fingerprint import MissingSymbolError, locate, upstream_root
+from kairos_patches._manifest import drifts
+
+ROOT = upstream_root()
+REPOSITORY = Path(kairos_patches.__file__).parent.parent
+SEAM = "sglang.srt.managers.scheduler.Scheduler._create_generation_req"
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    """A copy of the upstream files that Kairos relies on."""
+    copy = tmp_path / "sglang"
+    for file in {locate(symbol, ROOT).file for symbol in symbols()}:
+        (copy / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, copy / file)
+    return copy
+
+
+def edit(scratch: Path, old: str, new: str) -> None:
+    path = scratch / "srt/managers/scheduler.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_installed_upstream_is_as_recorded() -> None:
+    assert drifts(symbols(), ROOT) == []
+
+
+def test_an_untouched_copy_is_as_recorded(scratch: Path) -> None:
+    assert drifts(symbols(), scratch) == []
+
+
+def test_a_renamed_target_is_named(scratch: Path) -> None:
+    edit(scratch, "def _create_generation_req(", "def _create_request(")
+    assert [drift.symbol for drift in drifts(symbols(), scratch)] == [SEAM]
+
+
+def test_a_changed_body_is_named(scratch: Path) -> None:
+    edit(scratch, "        return Req(*args, **kwargs)\n", "        return Req(*args)\n")
+    found = drifts(symbols(), scratch)
+    assert [drift.symbol for drift in found] == [SEAM]
+    assert "changed since SGLang 0.5.23" in str(found[0])
+
+
+def test_a_change_elsewhere_in_the_file_is_no_drift(scratch: Path) -> None:
+    edit(scratch, "def _make_abort_req(", "def _build_abort_req(")
+    assert drifts(symbols(), scratch) == []
+
+
+def test_a_missing_module_is_named(scratch: Path) -> None:
+    (scratch / "srt/managers/schedule_policy.py").unlink()
+    assert "sglang.srt.managers.schedule_policy" in str(drifts(symbols(), scratch)[0])
+
+
+def test_an_unrecorded_symbol_is_a_drift() -> None:
+    unrecorded = "sglang.srt.managers.scheduler.Scheduler.run_batch"
+    assert "not in manifest.json" in str(drifts([unrecorded], ROOT)[0])
+
+
+def test_locate_refuses_what_is_not_there() -> None:
+    with pytest.raises(MissingSymbolError, match="no_such"):
+        locate("sglang.srt.managers.scheduler.Scheduler.no_such", ROOT)
+
+
+def test_every_hook_names_a_test_that_exists() -> None:
+    for hook in HOOKS:
+        assert (REPOSITORY / hook.test).is_file(), hook.symbol
+
+
+def test_no_function_is_hooked_twice() -> None:
+    hooked = [hook.symbol for hook in HOOKS]
+    assert len(hooked) == len(set(hooked))
+
+
+def test_the_review_names_every_hook_and_is_up_to_date(tmp_path: Path) -> None:
+    out = tmp_path / "review.md"
+    script = REPOSITORY / "scripts/upstream_diff.py"
+    done = subprocess.run(
+        [sys.executable, script, "--out", out], capture_output=True, text=True, check=True
+    )
+    text = out.read_text()
+    assert all(hook.symbol in text for hook in HOOKS)
+    assert (REPOSITORY / "UPSTREAM_DIFF.md").read_text() == text
+    assert done.stdout.splitlines()[-1].startswith(f"{len(HOOKS)} hooked symbols")
+
+
+def test_check_summarises_on_its_last_line() -> None:
+    script = REPOSITORY / "scripts/upstream_diff.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1] == (
+        f"{len(HOOKS)} hooked symbols, {len(symbols())} relied on, "
+        f"{len(symbols())} as in SGLang 0.5.23, 0 drifted"
+    )
+
+
+RENAMED = """
+import sys
+from pathlib import Path
+from kairos_patches import _fingerprint, verify
+import kairos_patches
+kairos_patches.upstream_root = lambda: Path(sys.argv[1])
+verify()
+print("verified")
+"""
+
+
+def test_a_renamed_target_stops_the_process(scratch: Path) -> None:
+    edit(scratch, "def _create_generation_req(", "def _create_request(")
+    done = subprocess.run([sys.executable, "-c", RENAMED, scratch], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "verified" not in done.stdout
+    assert SEAM in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_manifest_lists_nothing_stale() -> None:
+    manifest = json.loads((REPOSITORY / "kairos_patches/manifest.json").read_text())
+    assert sorted(manifest["symbols"]) == sorted(symbols())
+
+
+def test_scheduler_hooks_are_the_schedulers() -> None:
+    assert all(symbol.startswith("sglang.srt.managers.") for symbol in symbols(Process.SCHEDULER))

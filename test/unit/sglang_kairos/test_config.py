@@ -1,0 +1,193 @@
+"""Flags, on upstream's own parser."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sglang.srt.kairos import config as kairos_config
+from sglang.srt.kairos.config import ENV, activate, config_from_args, config_from_env
+from sglang.srt.kairos.support import refuse_unsupported
+
+from kairos.errors import InputError
+from kairos.slo import Slo
+
+
+def parse(*flags: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    kairos_config.add_arguments(parser)
+    return parser.parse_args(flags)
+
+
+def test_without_the_flag_there_is_no_config() -> None:
+    assert config_from_args(parse()) is None
+
+
+def test_defaults() -> None:
+    config = config_from_args(parse("--kairos"))
+    assert config is not None
+    assert config.classes.default == Slo(2000, 50)
+    assert config.profile == "minimax-m2.5-tp4-h200"
+
+
+def test_classes_may_be_repeated_and_listed() -> None:
+    config = config_from_args(
+        parse("--kairos", "--kairos-slo-class", "a=1,2", "b=3,4", "--kairos-slo-class", "c=5,6")
+    )
+    assert config is not None
+    assert list(config.classes.named) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--kairos-ttft-slo-ms", "5"], "--kairos-ttft-slo-ms has no effect without --kairos"),
+        (["--kairos-slo-class", "a=1,2"], "--kairos-slo-class has no effect without --kairos"),
+        (["--kairos", "--kairos-ttft-slo-ms", "-5"], "--kairos-ttft-slo-ms: '-5' is not allowed"),
+        (["--kairos", "--kairos-tpot-slo-ms", "nan"], "--kairos-tpot-slo-ms: 'nan'"),
+        (["--kairos", "--kairos-ttft-slo-ms", "9e99"], "allowed are 1 to 3.6e"),
+        (["--kairos", "--kairos-slo-class", "a=1"], "'a=1' is not NAME=TTFT_MS,TPOT_MS"),
+        (["--kairos", "--kairos-slo-class", "a=1,2", "a=3,4"], "'a' is defined twice"),
+        (["--kairos", "--kairos-profile", "nope"], "unknown profile 'nope'"),
+    ],
+)
+def test_bad_flags_are_refused_with_the_flag(flags: list[str], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        config_from_args(parse(*flags))
+    assert message in str(error.value)
+
+
+def test_config_survives_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENV, "")
+    config = config_from_args(
+        parse("--kairos", "--kairos-tpot-slo-ms", "30", "--kairos-slo-class", "a=1,2", "b=3,4")
+    )
+    assert config is not None
+    activate(config)
+    assert kairos_config.active_config() == config
+    monkeypatch.undo()
+    kairos_config.active_config.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["", " ", "0"])
+def test_environment_off(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENV, text)
+    assert config_from_env() is None
+
+
+@pytest.mark.parametrize("text", ["1", "--kairos", "--kairos-tpot-slo-ms 50"])
+def test_environment_on(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENV, text)
+    config = config_from_env()
+    assert config is not None
+    assert config.classes.default == Slo(2000, 50)
+
+
+@pytest.mark.parametrize(
+    "text", ["yes", "--kairos-ttft-slo-ms", "--kairos-nope 3", "--kairos-tpot-slo-ms -1"]
+)
+def test_environment_malformed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENV, text)
+    with pytest.raises(InputError):
+        config_from_env()
+
+
+SUPPORTED = {
+    "disaggregation_mode": "prefill",
+    "pp_size": 1,
+    "tp_size": 1,
+    "tokenizer_worker_num": 1,
+    "grpc_mode": False,
+    "smg_grpc_mode": False,
+    "encoder_only": False,
+    "use_ray": False,
+}
+
+
+def test_supported_modes_pass() -> None:
+    refuse_unsupported(argparse.Namespace(**SUPPORTED))
+    refuse_unsupported(
+        argparse.Namespace(**{**SUPPORTED, "disaggregation_mode": "decode", "tp_size": 4})
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("pp_size", 2, "--pp-size 2"),
+        ("tp_size", 4, "--tp-size 4"),
+        ("tokenizer_worker_num", 2, "--tokenizer-worker-num 2"),
+        ("grpc_mode", True, "--grpc-mode"),
+        ("smg_grpc_mode", True, "--grpc-mode"),
+        ("encoder_only", True, "--encoder-only"),
+        ("use_ray", True, "--use-ray"),
+    ],
+)
+def test_unsupported_modes_are_refused(field: str, value: object, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        refuse_unsupported(argparse.Namespace(**{**SUPPORTED, field: value}))
+
+
+# The rest needs a process of its own: hooks on upstream's classes stay once they are applied.
+PROBE = """
+import json, os, sys
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.server_args import prepare_server_args
+prepare_server_args(json.loads(sys.argv[1]))
+from sglang.srt.kairos.config import active_config
+config = active_config()
+print(json.dumps({
+    "on": config is not None,
+    "flags": config and list(config.flags),
+    "http": "sglang.srt.entrypoints.http_server" in sys.modules,
+    "scheduler": "sglang.srt.managers.scheduler" in sys.modules,
+}))
+"""
+
+
+def probe(*flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(["--model-path", "none", *flags])],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_flags_on_upstreams_parser_and_in_its_config_file(tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text(
+        "kairos: true\nkairos-tpot-slo-ms: 30\nkairos-slo-class: ['a=1000,20', 'b=2000,40']\n"
+    )
+    done = probe("--config", str(file), "--kairos-ttft-slo-ms", "900")
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["on"]
+    assert seen["http"]
+    assert not seen["scheduler"], "the launcher must not pay for importing the scheduler"
+    assert "a=1000,20" in seen["flags"]
+    assert "b=2000,40" in seen["flags"]
+    assert seen["flags"][seen["flags"].index("--kairos-ttft-slo-ms") + 1] == "900"
+
+
+@pytest.mark.slow
+def test_off_is_off_in_the_launcher() -> None:
+    done = probe()
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen == {"on": False, "flags": None, "http": False, "scheduler": False}
+
+
+@pytest.mark.slow
+def test_a_bad_flag_is_one_line_and_exit_code_2() -> None:
+    done = probe("--kairos", "--kairos-tpot-slo-ms", "-1")
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if "kairos: error" in line]
+    assert len(lines) == 1
+    assert "--kairos-tpot-slo-ms" in lines[0]
+    assert "Traceback" not in done.stderr
