@@ -4,6 +4,7 @@
 symbol that Kairos relies on; a server with --kairos refuses to start when one has changed.
 """
 
+import importlib
 import multiprocessing
 import sys
 
@@ -90,6 +91,8 @@ def install(process: Process) -> None:
         if hook.process is not process:
             continue
         try:
+            # Upstream resolves names by attribute and would hide why an import failed.
+            importlib.import_module(hook.module)
             HookRegistry._apply_target(hook.symbol, [(HookType(hook.kind.value), hook.call, None)])
         except Exception as error:
             _refuse(f"the hook on {hook.symbol} did not apply: {error}")

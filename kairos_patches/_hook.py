@@ -27,7 +27,8 @@ class Hook:
     """One seam between upstream SGLang and Kairos.
 
     Attributes:
-        symbol: dotted path of the upstream function.
+        module: upstream module.
+        name: function in it, `Class.method` for a method.
         kind: how `call` relates to it.
         process: where it is hooked.
         call: signature as upstream's hook registry documents for `kind`.
@@ -36,13 +37,18 @@ class Hook:
         test: the test that covers it.
     """
 
-    symbol: str
+    module: str
+    name: str
     kind: Kind
     process: Process
     call: Callable[..., Any]
     changes: str
     why: str
     test: str
+
+    @property
+    def symbol(self) -> str:
+        return f"{self.module}.{self.name}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ async def serve_generate_request(original: Any, obj: Any, request: Any) -> Any:
 
 HOOKS = [
     Hook(
-        symbol="sglang.srt.entrypoints.http_server.serve_generate_request",
+        module="sglang.srt.entrypoints.http_server",
+        name="serve_generate_request",
         kind=Kind.AROUND,
         process=Process.HTTP,
         call=serve_generate_request,

@@ -14,7 +14,8 @@ async def handle_request(original: Any, serving: Any, request: Any, raw_request:
 
 HOOKS = [
     Hook(
-        symbol="sglang.srt.entrypoints.openai.serving_base.OpenAIServingBase.handle_request",
+        module="sglang.srt.entrypoints.openai.serving_base",
+        name="OpenAIServingBase.handle_request",
         kind=Kind.AROUND,
         process=Process.HTTP,
         call=handle_request,

@@ -16,7 +16,8 @@ def calc_priority(
 
 HOOKS = [
     Hook(
-        symbol="sglang.srt.managers.schedule_policy.SchedulePolicy.calc_priority",
+        module="sglang.srt.managers.schedule_policy",
+        name="SchedulePolicy.calc_priority",
         kind=Kind.AFTER,
         process=Process.SCHEDULER,
         call=calc_priority,

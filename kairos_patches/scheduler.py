@@ -30,10 +30,10 @@ def get_internal_state(output: Any, scheduler: Any, recv_req: Any) -> None:
     output.internal_state["kairos"] = scheduler.kairos.snapshot()
 
 
-_SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 HOOKS = [
     Hook(
-        symbol=f"{_SCHEDULER}.__init__",
+        module="sglang.srt.managers.scheduler",
+        name="Scheduler.__init__",
         kind=Kind.AFTER,
         process=Process.SCHEDULER,
         call=init,
@@ -42,7 +42,8 @@ HOOKS = [
         test="test/engine/test_request_slo.py",
     ),
     Hook(
-        symbol=f"{_SCHEDULER}._create_generation_req",
+        module="sglang.srt.managers.scheduler",
+        name="Scheduler._create_generation_req",
         kind=Kind.AFTER,
         process=Process.SCHEDULER,
         call=create_generation_req,
@@ -51,7 +52,8 @@ HOOKS = [
         test="test/engine/test_request_slo.py",
     ),
     Hook(
-        symbol=f"{_SCHEDULER}.get_internal_state",
+        module="sglang.srt.managers.scheduler",
+        name="Scheduler.get_internal_state",
         kind=Kind.AFTER,
         process=Process.SCHEDULER,
         call=get_internal_state,

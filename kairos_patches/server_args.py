@@ -40,7 +40,8 @@ def from_cli_args(original: Any, cls: type, args: Any) -> Any:
 
 HOOKS = [
     Hook(
-        symbol="sglang.srt.server_args.ServerArgs.add_cli_args",
+        module="sglang.srt.server_args",
+        name="ServerArgs.add_cli_args",
         kind=Kind.AFTER,
         process=Process.LAUNCHER,
         call=add_cli_args,
@@ -49,7 +50,8 @@ HOOKS = [
         test="test/unit/sglang_kairos/test_config.py",
     ),
     Hook(
-        symbol="sglang.srt.server_args.ServerArgs.from_cli_args",
+        module="sglang.srt.server_args",
+        name="ServerArgs.from_cli_args",
         kind=Kind.AROUND,
         process=Process.LAUNCHER,
         call=from_cli_args,

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +156,8 @@ def probe(*flags: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=240,
         check=False,
+        # The platform stands in for the GPU packages that the HTTP server imports.
+        env={**os.environ, "SGLANG_PLATFORM": "kairos-cpu"},
     )
 
 
