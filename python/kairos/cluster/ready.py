@@ -1,0 +1,169 @@
+"""Ready means: one real generation passed through every pair, and through the router."""
+
+import http.client
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from kairos.cluster.failure import ClusterError
+from kairos.cluster.ports import LOOPBACK, is_listening
+from kairos.cluster.server import Server
+
+_REQUEST_LIMIT_S = 60.0
+_RETRY_S = 0.3
+_POLL_S = 0.05
+# Token ids, not text: servers may run without a tokenizer. Two tokens: the second is a decode step.
+_PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]
+_NEW_TOKENS = 2
+
+
+class _RefusedError(Exception):
+    """The server answers 400: asking again does not help."""
+
+
+@dataclass
+class Probe:
+    """One generation that must succeed: the same body posted to one server or to both legs."""
+
+    legs: tuple[Server, ...]
+    bootstrap_port: int | None = None
+    done: bool = False
+    error: str = ""
+    _answers: list[Future[None]] = field(default_factory=list)
+    _not_before: float = 0.0
+
+    def advance(self, pool: ThreadPoolExecutor) -> None:
+        """Sends the request, or looks at the answers; never blocks.
+
+        Raises:
+            ClusterError: a server refuses the request for good.
+        """
+        if not self._answers:
+            if time.monotonic() >= self._not_before:
+                body = self._body()
+                self._answers = [pool.submit(_generate, leg, body) for leg in self.legs]
+            return
+        if not all(answer.done() for answer in self._answers):
+            return
+        errors = [error for answer in self._answers if (error := answer.exception())]
+        self._answers.clear()
+        self._not_before = time.monotonic() + _RETRY_S
+        for error in errors:
+            if isinstance(error, _RefusedError):
+                raise ClusterError(str(error)) from error
+            self.error = str(error)
+        self.done = not errors
+
+    def _body(self) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "input_ids": _PROMPT,
+            "sampling_params": {
+                "temperature": 0,
+                "max_new_tokens": _NEW_TOKENS,
+                "ignore_eos": True,
+            },
+        }
+        if self.bootstrap_port is not None:
+            body["bootstrap_host"] = LOOPBACK
+            body["bootstrap_port"] = self.bootstrap_port
+            body["bootstrap_room"] = random.getrandbits(63)
+        return body
+
+
+def pair_probes(servers: Sequence[Server]) -> list[Probe]:
+    """A probe of every prefill-decode pair, or of the single server."""
+    probes = [Probe((server,)) for server in servers if server.role == "single"]
+    for prefill in servers:
+        for decode in servers:
+            if prefill.role == "prefill" and decode.role == "decode":
+                probes.append(Probe((prefill, decode), prefill.bootstrap_port))
+    return probes
+
+
+def wait_ready(
+    servers: Sequence[Server],
+    pool: ThreadPoolExecutor,
+    limit_s: float,
+    on_poll: Callable[[dict[str, str]], None],
+) -> dict[str, float]:
+    """Blocks until every pair, and then the router, has answered.
+
+    Args:
+        servers: of every role.
+        pool: runs the requests; give it two threads per pair.
+        limit_s: seconds from now.
+        on_poll: called every 50 ms with the stage of each server; may raise to give up.
+
+    Returns:
+        Seconds from the call until each server accepted connections, by name.
+
+    Raises:
+        ClusterError: not ready in time, or a server refuses the request.
+    """
+    begin = time.monotonic()
+    listening: dict[str, float] = {}
+    probes = pair_probes(servers)
+    router_probes = [Probe((server,)) for server in servers if server.role == "router"]
+    while not all(probe.done for probe in [*probes, *router_probes]):
+        on_poll(_stages(servers, listening, [*probes, *router_probes]))
+        elapsed = time.monotonic() - begin
+        for server in servers:
+            if server.name not in listening and is_listening(server.port):
+                listening[server.name] = elapsed
+        due = router_probes if all(probe.done for probe in probes) else probes
+        for probe in due:
+            if not probe.done and all(leg.name in listening for leg in probe.legs):
+                probe.advance(pool)
+        if elapsed > limit_s:
+            stages = _stages(servers, listening, [*probes, *router_probes])
+            errors = {probe.error for probe in [*probes, *router_probes] if probe.error}
+            raise ClusterError(
+                f"not ready after {limit_s:g} s: "
+                + ", ".join([*(f"{name} {stage}" for name, stage in stages.items()), *errors])
+            )
+        time.sleep(_POLL_S)
+    return listening
+
+
+def _stages(
+    servers: Sequence[Server], listening: dict[str, float], probes: Sequence[Probe]
+) -> dict[str, str]:
+    stages = {}
+    for server in servers:
+        if server.name not in listening:
+            stages[server.name] = "starting"
+        elif all(probe.done for probe in probes if server in probe.legs):
+            stages[server.name] = "ready"
+        else:
+            stages[server.name] = "listening"
+    return stages
+
+
+def _generate(server: Server, body: dict[str, Any]) -> None:
+    connection = http.client.HTTPConnection(LOOPBACK, server.port, timeout=_REQUEST_LIMIT_S)
+    try:
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/generate", json.dumps(body), headers)
+        response = connection.getresponse()
+        text = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionError(f"{server.name}: {type(error).__name__} {error}") from error
+    finally:
+        connection.close()
+    reason = f"{server.name} answers a generation with {response.status}: {text[:500]!r}"
+    if response.status == 400:
+        raise _RefusedError(reason)
+    if response.status != 200 or not _has_tokens(text):
+        raise ConnectionError(reason)
+
+
+def _has_tokens(text: bytes) -> bool:
+    try:
+        meta = json.loads(text)["meta_info"]
+        return bool(meta["completion_tokens"] > 0 and meta["finish_reason"]["type"] != "abort")
+    except (ValueError, LookupError, TypeError):
+        return False
