@@ -59,7 +59,9 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def builtin_profiles() -> list[str]:
     """Names of the profiles that ship with Kairos."""
     folder = resources.files("kairos.latency") / "profiles"
-    return sorted(f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json"))
+    return sorted(
+        f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json")
+    )
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
@@ -99,7 +101,9 @@ def parse_profile(text: str, file: str) -> Profile:
         field = path.strip("`.")
         missing = re.search(r"field `(\w+)`", reason)
         named = field if not missing else f"{field}.{missing[1]}".strip(".")
-        raise InputError(f"{file}, line {_line_of(text, named)}, field {named}: {reason}") from error
+        raise InputError(
+            f"{file}, line {_line_of(text, named)}, field {named}: {reason}"
+        ) from error
     for field, value, low, high in _ranges(profile):
         if not (math.isfinite(value) and low <= value <= high):
             raise InputError(

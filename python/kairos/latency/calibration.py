@@ -1,0 +1,41 @@
+"""Online correction of a latency model by what is measured."""
+
+import math
+
+
+class Calibration:
+    """Exponentially weighted mean and spread of measured / predicted.
+
+    Args:
+        alpha: weight of one sample; 0.05 forgets a drift within some 60 samples.
+
+    A sample beyond four spreads counts as one at four spreads: a garbage collection or a page
+    fault must not stretch the predictions of the next hundred steps.
+    """
+
+    def __init__(self, alpha: float = 0.05) -> None:
+        self.factor = 1.0
+        self.spread = 0.1
+        self.samples = 0
+        self._alpha = alpha
+
+    def observe(self, predicted_s: float, measured_s: float) -> None:
+        """Take in one sample. `predicted_s` is the model's own, without this factor. Samples that
+        are not positive and finite are ignored."""
+        if not (0.0 < predicted_s < math.inf and 0.0 < measured_s < math.inf):
+            return
+        error = measured_s / predicted_s - self.factor
+        limit = 4.0 * self.spread + 0.01 * self.factor
+        error = min(max(error, -limit), limit)
+        self.samples += 1
+        self.factor += self._alpha * error
+        self.spread += self._alpha * (1.25 * abs(error) - self.spread)
+
+    @property
+    def bias(self) -> float:
+        """How much longer than predicted things take, as a fraction."""
+        return self.factor - 1.0
+
+    def quantile(self, sigmas: float) -> float:
+        """Factor that measured / predicted stays below up to `sigmas` standard deviations."""
+        return self.factor + sigmas * self.spread

@@ -1,0 +1,138 @@
+"""Prefill orders to compare with: one rank function each, over the same incremental queue."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kairos.errors import InputError
+from kairos.latency.prefill import Chunk, PrefillModel
+from kairos.policy.jobs import PlannedChunk, PrefillJob, PrefillPlan
+
+Floats = npt.NDArray[np.float64]
+Jobs = npt.NDArray[Any]
+
+_ROW = np.dtype(
+    [
+        ("id", np.int64),
+        ("arrival", np.float64),
+        ("deadline", np.float64),
+        ("total", np.int64),
+        ("done", np.int64),
+        ("cached", np.int64),
+        ("left_s", np.float64),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """An order of prefill work.
+
+    Attributes:
+        rank: sort keys of the jobs at a start time, lowest first; ties go by arrival, then id.
+        preemptive: whether a started prompt may wait for others between its chunks. Upstream
+            always finishes the prompt that it has started.
+    """
+
+    rank: Callable[[Jobs, float], Floats]
+    preemptive: bool
+
+
+def _late(jobs: Jobs, start_s: float) -> npt.NDArray[np.bool_]:
+    return np.asarray(start_s + jobs["left_s"] > jobs["deadline"])
+
+
+BASELINES = {
+    "fcfs": Baseline(lambda jobs, _: jobs["arrival"], preemptive=False),
+    "lpm": Baseline(lambda jobs, _: -jobs["cached"].astype(float), preemptive=False),
+    "spf": Baseline(lambda jobs, _: jobs["total"] - jobs["cached"].astype(float), preemptive=False),
+    "hrrn": Baseline(
+        lambda jobs, start_s: -(start_s - jobs["arrival"]) / jobs["left_s"], preemptive=True
+    ),
+    "sjf": Baseline(lambda jobs, _: jobs["left_s"], preemptive=True),
+    "sjf-np": Baseline(lambda jobs, _: jobs["left_s"], preemptive=False),
+    "edf": Baseline(lambda jobs, _: jobs["deadline"], preemptive=True),
+    "llf": Baseline(lambda jobs, _: jobs["deadline"] - jobs["left_s"], preemptive=True),
+    "ff-edf": Baseline(
+        # One addition keeps both keys in one: late jobs follow every deadline there is.
+        lambda jobs, start_s: np.where(
+            _late(jobs, start_s), 1e12 + jobs["left_s"], jobs["deadline"]
+        ),
+        preemptive=True,
+    ),
+}
+
+
+class RankedQueue:
+    """Jobs served in the order of a `Baseline`, batches filled to the budget.
+
+    Args:
+        chunk_tokens: new tokens of a full batch; spreads the fixed cost over remaining work.
+    """
+
+    def __init__(self, model: PrefillModel, chunk_tokens: int, name: str) -> None:
+        if name not in BASELINES:
+            raise InputError(f"prefill policy {name!r}: allowed are {', '.join(BASELINES)}")
+        self.model = model
+        self._baseline = BASELINES[name]
+        self._chunk_tokens = chunk_tokens
+        self._rows = np.zeros(64, _ROW)
+        self._at: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def add(self, job: PrefillJob) -> None:
+        job.check()
+        n = len(self._at)
+        if n == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        self._at[job.id] = n
+        self._rows[n] = (
+            job.id,
+            job.arrival_s,
+            job.deadline_s,
+            job.total_tokens,
+            job.done_tokens,
+            job.done_tokens,
+            self._left_s(job.done_tokens, job.total_tokens),
+        )
+
+    def progress(self, job_id: int, done_tokens: int) -> None:
+        row = self._rows[self._at[job_id]]
+        row["done"] = done_tokens
+        row["left_s"] = self._left_s(done_tokens, int(row["total"]))
+
+    def remove(self, job_id: int) -> None:
+        at = self._at.pop(job_id)
+        last = len(self._at)
+        if at != last:
+            self._rows[at] = self._rows[last]
+            self._at[int(self._rows[at]["id"])] = at
+
+    def plan(self, start_s: float, budget_tokens: int, page_tokens: int = 1) -> PrefillPlan:
+        jobs = self._rows[: len(self._at)]
+        rank = self._baseline.rank(jobs, start_s)
+        started = jobs["done"] > jobs["cached"]
+        keys = [jobs["id"], jobs["arrival"], rank]
+        order = np.lexsort(keys if self._baseline.preemptive else [*keys, ~started])
+        chunks: list[PlannedChunk] = []
+        work: list[Chunk] = []
+        for at in order:
+            row = jobs[at]
+            remaining = int(row["total"] - row["done"])
+            tokens = min(remaining, budget_tokens)
+            if tokens < remaining:
+                tokens -= tokens % page_tokens
+            if tokens <= 0:
+                break
+            chunks.append(PlannedChunk(int(row["id"]), tokens))
+            work.append(Chunk(int(row["done"]), tokens))
+            budget_tokens -= tokens
+        return PrefillPlan(chunks, self.model.batch_s(work) if work else 0.0)
+
+    def _left_s(self, done: int, total: int) -> float:
+        return self.model.remaining_s(done, total, self._chunk_tokens)

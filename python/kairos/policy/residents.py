@@ -1,0 +1,134 @@
+"""The requests of one decode instance, as rows that the kernels of a policy read."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kairos.errors import InputError
+
+Rows = npt.NDArray[Any]
+
+ROW = np.dtype(
+    [
+        ("id", np.int64),
+        ("context", np.int64),
+        ("tokens", np.int64),
+        ("first", np.float64),
+        ("last", np.float64),
+        ("hold", np.float64),
+        ("tau", np.float64),
+        ("horizon", np.float64),
+        ("weight", np.float64),
+        ("group", np.int64),
+        ("victim", np.bool_),
+        ("runs", np.bool_),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A request whose KV a decode instance holds, or that waits to be admitted to it.
+
+    Attributes:
+        id: breaks ties; the same on all tensor-parallel ranks (the bootstrap room).
+        context_tokens: tokens of KV: prompt and output so far.
+        tokens: output tokens after the first one.
+        first_s: when the client got the first token, seconds on the policy's clock.
+        last_s: when the newest token was made; `first_s` before the second one.
+        tpot_s: its TPOT objective, seconds.
+        hold_until_s: a first token that is ready may be held back until then; 0: not at all.
+        horizon: tokens over which lost time can be caught up: predicted remaining output.
+        weight: what meeting the objective is worth, relative to other requests.
+        group: index into a length estimator's groups.
+    """
+
+    id: int
+    context_tokens: int
+    tokens: int
+    first_s: float
+    last_s: float
+    tpot_s: float
+    hold_until_s: float = 0.0
+    horizon: float = 128.0
+    weight: float = 1.0
+    group: int = 0
+
+    def check(self) -> None:
+        """Raise `InputError` for values under which slack means nothing."""
+        if not all(map(math.isfinite, (self.first_s, self.last_s, self.tpot_s))):
+            raise InputError(f"resident {self.id}: times must be finite")
+        if self.tpot_s <= 0.0:
+            raise InputError(f"resident {self.id}: tpot_s {self.tpot_s!r} must be positive")
+        if self.context_tokens < 1 or self.tokens < 0:
+            raise InputError(
+                f"resident {self.id}: context_tokens {self.context_tokens} and tokens "
+                f"{self.tokens} must be at least 1 and 0"
+            )
+        if not (self.horizon >= 1.0 and 0.0 < self.weight < math.inf):
+            raise InputError(
+                f"resident {self.id}: horizon {self.horizon!r} must be at least 1 and weight "
+                f"{self.weight!r} finite and positive"
+            )
+
+
+class Residents:
+    """Rows in no particular order; policies sort by their own keys and break ties by id."""
+
+    def __init__(self) -> None:
+        self._rows = np.zeros(64, ROW)
+        self._at: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def __contains__(self, resident_id: int) -> bool:
+        return resident_id in self._at
+
+    @property
+    def rows(self) -> Rows:
+        """View of the rows; valid until the next add or remove."""
+        return self._rows[: len(self._at)]
+
+    def row(self, resident_id: int) -> Any:
+        """View of one row; KeyError if it is not held."""
+        return self._rows[self._at[resident_id]]
+
+    def add(self, resident: Resident) -> None:
+        resident.check()
+        if resident.id in self._at:
+            raise InputError(f"resident {resident.id} is held already")
+        row = np.zeros((), ROW)
+        row["id"] = resident.id
+        row["context"] = resident.context_tokens
+        row["tokens"] = resident.tokens
+        row["first"] = resident.first_s
+        row["last"] = resident.last_s
+        row["hold"] = resident.hold_until_s
+        row["tau"] = resident.tpot_s
+        row["horizon"] = resident.horizon
+        row["weight"] = resident.weight
+        row["group"] = resident.group
+        row["runs"] = True
+        self.add_row(row[()])
+
+    def add_row(self, row: Any) -> None:
+        """Add a row taken from another table."""
+        n = len(self._at)
+        if n == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        self._rows[n] = row
+        self._at[int(row["id"])] = n
+
+    def remove(self, resident_id: int) -> Any:
+        """Take a row out and return a copy of it; KeyError if it is not held."""
+        at = self._at.pop(resident_id)
+        row = self._rows[at].copy()
+        last = len(self._at)
+        if at != last:
+            self._rows[at] = self._rows[last]
+            self._at[int(self._rows[at]["id"])] = at
+        return row

@@ -1,0 +1,209 @@
+"""The event loop: requests arrive, are prefilled, move and are decoded."""
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+
+from kairos.latency import PrefillModel, Profile
+from kairos.latency.table import StepTable
+from kairos.policy.baselines import RankedQueue
+from kairos.policy.continuous import ContinuousPolicy, GreedyPolicy
+from kairos.policy.jobs import PrefillJob, PrefillQueue
+from kairos.policy.residents import Resident
+from kairos.policy.slack import DecodePolicy, SlackPolicy
+from kairos.policy.urgency import UrgencyQueue
+from kairos.sim.decode import DecodeServer
+from kairos.sim.prefill import PrefillServer
+from kairos.sim.records import Records
+from kairos.sim.scenario import Scenario
+from kairos.sim.settings import Settings
+
+PREFILLED, READY, STEPPED = 0, 1, 2
+HOLD_MARGIN_S = 1e-3
+"""A held first token is released this long before its deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A simulation that ran until every request was served."""
+
+    scenario: Scenario
+    settings: Settings
+    records: Records
+    prefill: list[PrefillServer]
+    decode: list[DecodeServer]
+
+
+def simulate(scenario: Scenario, settings: Settings, profile: Profile) -> Finished:
+    """Deterministic: the same arguments give the same bytes."""
+    return _Simulation(scenario, settings, profile).run()
+
+
+class _Simulation:
+    def __init__(self, scenario: Scenario, settings: Settings, profile: Profile) -> None:
+        self.scenario = scenario
+        self.settings = settings
+        self.profile = profile
+        self.records = Records.empty(scenario.output_tokens)
+        self._arrival = scenario.arrival_s.tolist()
+        self._input: list[int] = scenario.input_tokens.tolist()
+        self._done: list[int] = scenario.cached_tokens.tolist()
+        self._deadline = (scenario.arrival_s + scenario.ttft_s).tolist()
+        self._rng = np.random.default_rng(settings.seed)
+        self._events: list[tuple[float, int, int, int]] = []
+        self._sequence = 0
+        self._link_free_s = [0.0] * settings.shape[0]
+        self._shared = settings.routing == "late" and settings.shape[0] > 1
+        self._turn = -1
+        self.prefill = [
+            PrefillServer(
+                self._prefill_queue(),
+                profile.prefill,
+                profile.limits,
+                settings.lookahead,
+                self._noise,
+                self._done,
+                self._input,
+                self._started,
+            )
+            for _ in range(settings.shape[0])
+        ]
+        self.decode = [
+            DecodeServer(
+                self._decode_policy(),
+                StepTable.from_model(
+                    profile.decode, profile.limits.max_batch, profile.limits.kv_tokens
+                ),
+                profile.limits,
+                self.records,
+                self._noise,
+                settings.change_cost_s,
+            )
+            for _ in range(settings.shape[1])
+        ]
+
+    def run(self) -> Finished:
+        n = len(self.scenario)
+        arrived = 0
+        events = self._events
+        while arrived < n or events:
+            if arrived < n and (not events or self._arrival[arrived] <= events[0][0]):
+                self._arrive(arrived, self._arrival[arrived])
+                arrived += 1
+                continue
+            now, _, kind, what = heapq.heappop(events)
+            if kind == STEPPED:
+                self.decode[what].finish(now)
+                self._step(what, now)
+            elif kind == PREFILLED:
+                for request in self.prefill[what].finish():
+                    self._prefilled(request, what, now)
+                self._launch(what, now)
+            else:
+                self._ready(what, now)
+        return Finished(self.scenario, self.settings, self.records, self.prefill, self.decode)
+
+    def _arrive(self, request: int, now: float) -> None:
+        if self.settings.stages == "decode":
+            self._prefilled(request, 0, now)
+            return
+        job = PrefillJob(
+            request, now, self._deadline[request], self._input[request], self._done[request]
+        )
+        targets = self.prefill if self._shared else [self._route()]
+        for server in targets:
+            server.add(job)
+        idle = next((server for server in targets if server.idle), None)
+        if idle is not None:
+            self._launch(self.prefill.index(idle), now)
+
+    def _route(self) -> PrefillServer:
+        if self.settings.routing == "round-robin":
+            self._turn += 1
+            return self.prefill[self._turn % len(self.prefill)]
+        return min(self.prefill, key=lambda server: server.pending_tokens)
+
+    def _started(self, request: int, by: PrefillServer) -> None:
+        if not self._shared or self._done[request] > self.scenario.cached_tokens[request]:
+            return
+        for server in self.prefill:
+            if server is not by:
+                server.drop(request)
+
+    def _launch(self, p: int, now: float) -> None:
+        end = self.prefill[p].start(now)
+        if end is not None:
+            self._push(end, PREFILLED, p)
+
+    def _prefilled(self, request: int, p: int, now: float) -> None:
+        self.records.prefilled_s[request] = now
+        self.records.first_s[request] = now
+        if self.settings.stages == "prefill" or self.scenario.output_tokens[request] == 1:
+            self.records.last_s[request] = now
+            return
+        link = self.profile.kv
+        tokens = self._input[request]
+        begin = now
+        if self.settings.contention:
+            begin = max(now, self._link_free_s[p])
+            self._link_free_s[p] = begin + link.wire_s(tokens)
+        self._push(begin + link.transfer_s(tokens), READY, request)
+
+    def _ready(self, request: int, now: float) -> None:
+        d = min(range(len(self.decode)), key=lambda i: (self.decode[i].load_tokens, i))
+        prefilled = float(self.records.prefilled_s[request])
+        hold = self._deadline[request] - HOLD_MARGIN_S if self.settings.hold else 0.0
+        self.decode[d].receive(
+            Resident(
+                request,
+                self._input[request] + 1,
+                0,
+                prefilled,
+                prefilled,
+                float(self.scenario.tpot_s[request]),
+                hold,
+                group=int(self.scenario.group[request]),
+            )
+        )
+        if self.decode[d].idle:
+            self._step(d, now)
+
+    def _step(self, d: int, now: float) -> None:
+        end = self.decode[d].start(now)
+        if end is not None:
+            self._push(end, STEPPED, d)
+
+    def _push(self, time: float, kind: int, what: int) -> None:
+        self._sequence += 1
+        heapq.heappush(self._events, (time, self._sequence, kind, what))
+
+    def _noise(self) -> float:
+        if self.settings.noise == 0.0:
+            return 1.0
+        return max(0.1, 1.0 + self.settings.noise * float(self._rng.standard_normal()))
+
+    def _prefill_queue(self) -> PrefillQueue:
+        s, m = self.settings, self.profile.prefill
+        bias = s.prefill_bias
+        model = PrefillModel(
+            m.fixed_s * bias,
+            m.weight_floor_s * bias,
+            m.per_token_s * bias,
+            m.per_token_context_s * bias,
+        )
+        chunk = self.profile.limits.chunk_tokens
+        if s.prefill_policy == "urgency":
+            return UrgencyQueue(model, chunk, s.urgency)
+        return RankedQueue(model, chunk, s.prefill_policy)
+
+    def _decode_policy(self) -> DecodePolicy:
+        s, limits = self.settings, self.profile.limits
+        table = StepTable.from_model(self.profile.decode, limits.max_batch, limits.kv_tokens)
+        table = table._replace(seconds=table.seconds * s.decode_bias)
+        cap = s.decode_cap or limits.max_batch
+        if s.decode_policy == "continuous":
+            return ContinuousPolicy(table, cap)
+        if s.decode_policy == "greedy":
+            return GreedyPolicy(table, cap)
+        return SlackPolicy(table, cap, s.slack)

@@ -1,0 +1,121 @@
+"""The requests of a simulation as arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from kairos.errors import InputError
+from kairos.latency import Profile
+from kairos.replay.load import Workload
+from kairos.slo import Slo
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One entry per request, in order of arrival.
+
+    Attributes:
+        arrival_s: seconds, ascending.
+        input_tokens: prompt length, at least 1.
+        output_tokens: tokens generated, at least 1.
+        cached_tokens: prompt tokens that the prefix cache holds, below `input_tokens`.
+        ttft_s: TTFT objective, seconds.
+        tpot_s: TPOT objective, seconds.
+        group: index of the SLO class.
+    """
+
+    arrival_s: Floats
+    input_tokens: Ints
+    output_tokens: Ints
+    cached_tokens: Ints
+    ttft_s: Floats
+    tpot_s: Floats
+    group: Ints
+
+    def __post_init__(self) -> None:
+        n = len(self.arrival_s)
+        if n == 0:
+            raise InputError("scenario: no requests")
+        for name in self.__slots__:
+            if len(getattr(self, name)) != n:
+                raise InputError(f"scenario: {name} has {len(getattr(self, name))} of {n} values")
+        steps = np.diff(self.arrival_s, prepend=0.0)
+        self._require(
+            "arrival_s",
+            self.arrival_s,
+            np.isfinite(self.arrival_s) & (steps >= 0.0),
+            "finite, not negative, in ascending order",
+        )
+        for name in ("input_tokens", "output_tokens"):
+            self._require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        fits = (self.cached_tokens >= 0) & (self.cached_tokens < self.input_tokens)
+        self._require("cached_tokens", self.cached_tokens, fits, "0 to one less than input_tokens")
+        for name in ("ttft_s", "tpot_s"):
+            values = getattr(self, name)
+            self._require(name, values, np.isfinite(values) & (values > 0.0), "finite, positive")
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    @classmethod
+    def of(cls, workload: Workload, slos: Sequence[Slo]) -> "Scenario":
+        """A scaled trace with the SLO of every request."""
+        requests = workload.trace.requests
+        names = sorted({slo.slo_class for slo in slos})
+        return cls(
+            np.array([r.arrival_s for r in requests], np.float64),
+            np.array([r.input_tokens for r in requests], np.int64),
+            np.array([r.output_tokens for r in requests], np.int64),
+            np.array(workload.cached_tokens, np.int64),
+            np.array([slo.ttft_s for slo in slos], np.float64),
+            np.array([slo.tpot_s for slo in slos], np.float64),
+            np.array([names.index(slo.slo_class) for slo in slos], np.int64),
+        )
+
+    def at_decode_load(self, load: float, profile: Profile) -> "Scenario":
+        """Arrivals rescaled to a load of the decode stage: rate / rate at which the batch that
+        Little's law gives has steps as long as the smallest TPOT objective (or fills KV)."""
+        span = float(self.arrival_s[-1] - self.arrival_s[0])
+        if span <= 0.0 or load <= 0.0:
+            raise InputError(f"decode load {load:g} over {span:g} s: both must be positive")
+        wanted = load * decode_capacity_per_s(self, profile)
+        return replace(self, arrival_s=self.arrival_s * (len(self) / span / wanted))
+
+    def part(self, start: int, stop: int) -> "Scenario":
+        """Requests [start, stop) with arrivals counted from the first of them."""
+        fields = {name: getattr(self, name)[start:stop] for name in self.__slots__}
+        fields["arrival_s"] = fields["arrival_s"] - fields["arrival_s"][0]
+        return Scenario(**fields)
+
+    def _require(
+        self, name: str, values: npt.NDArray[np.generic], good: npt.NDArray[np.bool_], allowed: str
+    ) -> None:
+        if not good.all():
+            at = int(np.argmin(good))
+            raise InputError(f"scenario, request {at}: {name} = {values[at]}; allowed: {allowed}")
+
+
+def decode_capacity_per_s(scenario: Scenario, profile: Profile) -> float:
+    """Requests per second at which one decode instance just keeps the smallest TPOT objective."""
+    out = scenario.output_tokens.astype(float)
+    mean_context = float((out * (scenario.input_tokens + out / 2)).sum() / out.sum())
+    tau = float(scenario.tpot_s.min())
+    low, high = 0.0, min(profile.limits.max_batch, 0.95 * profile.limits.kv_tokens / mean_context)
+    model = profile.decode
+
+    def step(batch: float) -> float:
+        share = 1.0 - (1.0 - model.expert_fraction) ** batch
+        linear = model.per_context_token_s * mean_context + model.per_request_s
+        return model.fixed_s + model.experts_s * share + linear * batch
+
+    if step(high) > tau:
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if step(middle) <= tau else (low, middle)
+    batch = high
+    return batch / (min(step(batch), tau) * float(out.mean()))

@@ -1,0 +1,81 @@
+"""What a simulation runs."""
+
+import re
+from dataclasses import dataclass, field
+
+from kairos.errors import InputError
+from kairos.policy.baselines import BASELINES
+from kairos.policy.slack import SlackParams
+from kairos.policy.urgency import UrgencyParams
+
+DECODE_POLICIES = ("continuous", "greedy", "slack")
+ROUTINGS = ("late", "least-loaded", "round-robin")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Attributes:
+    prefill_policy: "urgency" or a key of `BASELINES`.
+    decode_policy: one of DECODE_POLICIES.
+    instances: "1P1D": prefill and decode instances.
+    lookahead: a batch is composed when the batch before it starts, as the overlap schedule does.
+    hold: the first token is held back until its decode slot is ready, the deadline at most.
+    routing: how arrivals are bound to prefill instances.
+    decode_cap: static cap on the decode batch; 0: the profile's limit.
+    stages: "both", "prefill" (nothing is decoded) or "decode" (prompts are prefilled at once).
+    prefill_bias: predicted / true batch time.
+    decode_bias: predicted / true step time.
+    noise: relative standard deviation of true batch and step times.
+    change_cost_s: added to a step in which a resident is parked or resumed.
+    contention: transfers of one prefill instance share its link, one after the other.
+    preallocate: a prompt is prefilled only once a decode instance has room for it.
+    seed: of the noise.
+    """
+
+    prefill_policy: str = "urgency"
+    decode_policy: str = "slack"
+    instances: str = "1P1D"
+    lookahead: bool = True
+    hold: bool = False
+    routing: str = "late"
+    decode_cap: int = 0
+    stages: str = "both"
+    prefill_bias: float = 1.0
+    decode_bias: float = 1.0
+    noise: float = 0.0
+    change_cost_s: float = 0.0
+    contention: bool = False
+    preallocate: bool = False
+    seed: int = 0
+    urgency: UrgencyParams = field(default_factory=UrgencyParams)
+    slack: SlackParams = field(default_factory=SlackParams)
+
+    def __post_init__(self) -> None:
+        choices = {
+            "prefill policy": (self.prefill_policy, ("urgency", *BASELINES)),
+            "decode policy": (self.decode_policy, DECODE_POLICIES),
+            "routing": (self.routing, ROUTINGS),
+            "stages": (self.stages, ("both", "prefill", "decode")),
+        }
+        for name, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise InputError(f"{name} {value!r}: allowed are {', '.join(allowed)}")
+        bounds = {
+            "decode cap": (self.decode_cap, 0, 1e6),
+            "prefill bias": (self.prefill_bias, 0.1, 10.0),
+            "decode bias": (self.decode_bias, 0.1, 10.0),
+            "noise": (self.noise, 0.0, 1.0),
+            "change cost": (self.change_cost_s, 0.0, 1.0),
+        }
+        for name, (number, low, high) in bounds.items():
+            if not low <= number <= high:
+                raise InputError(f"{name} {number!r}: allowed are {low:g} to {high:g}")
+        _ = self.shape
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of prefill and decode instances."""
+        match = re.fullmatch(r"([1-9]\d{0,2})P([1-9]\d{0,2})D", self.instances)
+        if match is None:
+            raise InputError(f"instances {self.instances!r}: write 1P1D, 2P3D, ... (1 to 999 each)")
+        return int(match[1]), int(match[2])

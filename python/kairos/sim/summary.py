@@ -1,0 +1,61 @@
+"""Attainment and throughput of a finished simulation."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kairos.sim.run import Finished
+
+Flags = npt.NDArray[np.bool_]
+
+
+def summarise(done: Finished, chosen: Flags | None = None) -> dict[str, Any]:
+    """Figures of a run; attainments in percent of the requests counted.
+
+    Args:
+        chosen: requests to count; everybody runs. Default: all.
+    """
+    scenario, records = done.scenario, done.records
+    mask = np.ones(len(scenario), bool) if chosen is None else chosen
+    output = scenario.output_tokens
+    ttft = records.first_s - scenario.arrival_s
+    ttft_ok = ttft <= scenario.ttft_s * (1 + 1e-9)
+    steps = np.maximum(output - 1, 1)
+    tpot_ok = records.last_s - records.first_s <= scenario.tpot_s * steps * (1 + 1e-9)
+    engine = records.last_s - np.where(
+        np.isnan(records.admitted_s), records.last_s, records.admitted_s
+    )
+    engine_ok = engine <= scenario.tpot_s * steps * (1 + 1e-9)
+    both = ttft_ok & tpot_ok
+    longest = scenario.input_tokens >= np.quantile(scenario.input_tokens, 0.9)
+    span = float(scenario.arrival_s[-1] - scenario.arrival_s[0])
+    busy = sum(server.busy_s for server in done.decode)
+    made = float((output[mask] - 1).sum())
+
+    def percent(flags: Flags, among: Flags = mask) -> float:
+        return 100.0 * float(flags[among].mean()) if among.any() else float("nan")
+
+    return {
+        "requests": int(mask.sum()),
+        "ttft_attainment": percent(ttft_ok),
+        "tpot_attainment": percent(tpot_ok),
+        "tpot_attainment_engine_clock": percent(engine_ok),
+        "e2e_attainment": percent(both),
+        "goodput_tokens_per_s": _rate(float(output[mask & both].sum()), span),
+        "tokens_per_s": _rate(float(output[mask].sum()), span),
+        "tokens_per_busy_s": _rate(made, busy),
+        "longest10_ttft_attainment": percent(ttft_ok, mask & longest),
+        "longest10_tpot_attainment": percent(tpot_ok, mask & longest),
+        "ttft_p50_s": float(np.quantile(ttft[mask], 0.5)),
+        "ttft_p99_s": float(np.quantile(ttft[mask], 0.99)),
+        "longest10_ttft_p99_s": float(np.quantile(ttft[mask & longest], 0.99)),
+        "max_ttft_over_slo": float((ttft / scenario.ttft_s)[mask].max()),
+        "max_stall_s": float(records.stall_s[mask].max()),
+        "makespan_s": float(np.nanmax(records.last_s)) - float(scenario.arrival_s[0]),
+        "retractions": sum(server.retractions for server in done.decode),
+    }
+
+
+def _rate(amount: float, seconds: float) -> float:
+    return amount / seconds if seconds > 0.0 else 0.0
