@@ -58,7 +58,7 @@ class Device:
         duration = self.profile.kv.wire_s(tokens)
         launched = streams.now()
         with self.link_lock:
-            bubble = max(0.0, launched - self.link_end)
+            bubble = _idle_s(self.link_end, launched)
             end = self.link_end = max(self.link_end, launched) + duration
         streams.sleep_until(end)
         if self.trace:
@@ -76,7 +76,7 @@ class Device:
     def _launch(self, kind: str, duration: float, batch: int, tokens: int, context: int) -> None:
         stream = streams.current_stream()
         launched = streams.now()
-        bubble = max(0.0, launched - stream.end)
+        bubble = _idle_s(stream.end, launched)
         end = stream.launch(duration)
         if self.blocking:
             streams.sleep_until(end)
@@ -91,6 +91,10 @@ class Device:
                 end_s=end,
                 bubble_s=bubble,
             )
+
+
+def _idle_s(end: float, launched: float) -> float:
+    return max(0.0, launched - end) if end else 0.0  # before its first work nothing is idle
 
 
 _device: Device | None = None

@@ -9,9 +9,9 @@ Needs neither torch nor transformers. Writing again over a finished directory do
 import argparse
 import itertools
 import json
-import shutil
 import string
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,16 +51,21 @@ def write_model(kind: Kind, folder: str | Path) -> bool:
     config = _tiny_config() if kind == "tiny-random" else _emulated_config()
     if _holds(folder, stamp):
         return False
-    partial = folder.with_name(f"{folder.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write_tokenizer(partial)
-        _write_weights(partial, _tiny_weights() if kind == "tiny-random" else _no_weights())
-        _write_json(partial / "config.json", config | stamp)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may be writing the same model: each has its own copy, the last one stays.
+        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as place:
+            partial = Path(place) / "model"
+            partial.mkdir()
+            _write_tokenizer(partial)
+            _write_weights(partial, _tiny_weights() if kind == "tiny-random" else _no_weights())
+            _write_json(partial / "config.json", config | stamp)
+            if folder.exists():
+                folder.rename(Path(place) / "outdated")
+            partial.rename(folder)
     except OSError as error:
+        if _holds(folder, stamp):
+            return False
         raise InputError(f"cannot write model to {folder}: {error}") from error
     return True
 

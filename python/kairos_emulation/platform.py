@@ -4,6 +4,7 @@ SGLang calls every installed platform's entry point when SGLANG_PLATFORM is unse
 included, and takes None for "not here". So nothing heavy is imported before the name is checked.
 """
 
+import gc
 import os
 
 
@@ -13,6 +14,7 @@ def activate_cpu() -> str | None:
         return None
     from kairos_emulation import hooks, shims
 
+    gc.disable()  # until the imports are over: see hooks.install
     shims.apply()
     hooks.install(hooks.COMMON)
     return "kairos_emulation.srt_platform.CpuPlatform"
@@ -34,6 +36,7 @@ def activate_emulated() -> str | None:
         device.configure()
     except InputError as error:
         raise SystemExit(f"kairos-emulated: KAIROS_EMULATION_PROFILE: {error}") from None
+    gc.disable()  # until the imports are over: see hooks.install
     streams.replace_torch_streams()
     shims.apply()
     hooks.install(hooks.COMMON + hooks.EMULATED)

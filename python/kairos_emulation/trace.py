@@ -20,7 +20,7 @@ class Record(msgspec.Struct):
         launch_s: when the host launched it.
         duration_s: what the profile says.
         end_s: when the accelerator is done with it.
-        bubble_s: how long the accelerator had nothing to do before the launch.
+        bubble_s: how long the stream or link had nothing to do before; 0 for the first record.
     """
 
     role: str
