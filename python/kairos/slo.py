@@ -215,7 +215,7 @@ def _bounded(value: object, where: str, allowed: tuple[float, float], unit: str)
     # A NaN fails the comparison too.
     if number is None or not low <= number <= high:
         raise InputError(
-            f"{where}: {_shown(value)} is not allowed; allowed are {low:g} to {high:g} {unit}"
+            f"{where}: {_shown(value)} is not allowed; allowed are {low:.10g} to {high:.10g} {unit}"
         )
     return number
 

@@ -1,0 +1,93 @@
+"""Off is off, and on is exactly the table of hooks: class attributes seen in a process that
+starts as upstream starts its scheduler."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kairos_patches import HOOKS, Process
+
+# Upstream spawns its scheduler process, and unpickling the entry point imports the scheduler
+# module before the plugins are loaded. This does the same.
+PROBE = """
+import importlib, json, multiprocessing, pkgutil, sys
+
+OWNERS = [
+    "sglang.srt.managers.scheduler.Scheduler",
+    "sglang.srt.managers.schedule_policy.SchedulePolicy",
+    "sglang.srt.managers.schedule_policy.PrefillAdder",
+    "sglang.srt.managers.schedule_batch.Req",
+    "sglang.srt.managers.schedule_batch.ScheduleBatch",
+    "sglang.srt.disaggregation.prefill.PrefillBootstrapQueue",
+    "sglang.srt.disaggregation.decode.DecodePreallocQueue",
+]
+
+def attributes():
+    return {
+        f"{owner}.{name}": value
+        for owner in OWNERS
+        for name, value in vars(pkgutil.resolve_name(owner)).items()
+    }
+
+def scheduler_process(pipe):
+    from sglang.srt.plugins import load_plugins
+    before = attributes()
+    load_plugins()
+    after = attributes()
+    pipe.send(sorted(n for n in before.keys() | after.keys() if before.get(n) is not after.get(n)))
+
+class Target:
+    def __reduce__(self):
+        return importlib.import_module, ("sglang.srt.managers.scheduler",)
+
+def run(target, pipe):
+    scheduler_process(pipe)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    child = context.Process(target=run, args=(Target(), there))
+    child.start()
+    there.close()
+    try:
+        print(json.dumps(here.recv()))
+    finally:
+        child.join()
+        sys.exit(child.exitcode)
+"""
+
+
+def changed_attributes(tmp_path_factory: pytest.TempPathFactory, **env: str) -> list[str]:
+    script = tmp_path_factory.mktemp("probe") / "probe.py"
+    script.write_text(PROBE)
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        # The platform stands in for the GPU packages that the scheduler imports.
+        env={**os.environ, "SGLANG_PLATFORM": "kairos-cpu", **env},
+    )
+    assert done.returncode == 0, done.stderr
+    changed = json.loads(done.stdout.splitlines()[-1])
+    changed.remove("sglang.srt.managers.scheduler.Scheduler.on_idle")  # the platform's own hook
+    return changed
+
+
+@pytest.mark.slow
+def test_without_the_flag_every_attribute_is_upstreams(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    assert changed_attributes(tmp_path_factory, SGLANG_KAIROS="") == []
+
+
+@pytest.mark.slow
+def test_with_the_flag_exactly_the_hooked_attributes_change(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    hooked = sorted(hook.symbol for hook in HOOKS if hook.process is Process.SCHEDULER)
+    assert changed_attributes(tmp_path_factory, SGLANG_KAIROS="--kairos") == hooked
