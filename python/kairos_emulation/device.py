@@ -7,6 +7,7 @@ import os
 import threading
 from dataclasses import dataclass, field
 
+from kairos.errors import InputError
 from kairos.latency import Chunk, Profile, load_profile
 from kairos_emulation import streams
 from kairos_emulation.launch import DEFAULT_PROFILE
@@ -111,12 +112,19 @@ def configure() -> None:
 
 
 def start(role: str, blocking: bool) -> None:
-    """Take over what only the scheduler process knows: its role and its schedule."""
+    """Take over what only the scheduler process knows: its role and its schedule.
+
+    Raises:
+        InputError: KAIROS_EMULATION_TRACE cannot be written.
+    """
     device = current()
     device.blocking = blocking
     path = os.environ.get("KAIROS_EMULATION_TRACE")
     if path:
-        device.trace = Trace(path, role)
+        try:
+            device.trace = Trace(path, role)
+        except OSError as error:
+            raise InputError(f"KAIROS_EMULATION_TRACE: cannot write {path}: {error}") from error
 
 
 def current() -> Device:

@@ -54,6 +54,9 @@ def settings(
     env = _common_env(platform)
     args = ["--model-path", str(model_dir), *_common_args(), *_role_args(role)]
     if platform == "cpu":
+        # "auto" halves an fp32 checkpoint to fp16, whose rounding depends on the batch's shape and
+        # flips near-ties: the same prompt would give other tokens in another batch.
+        args += ["--dtype", "float32"]
         args += _size_args(kv_tokens=_CPU_KV_TOKENS, max_batch=_CPU_MAX_BATCH, role=role)
         return LaunchSettings(env, args)
 

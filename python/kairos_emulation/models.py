@@ -60,6 +60,8 @@ def write_model(kind: Kind, folder: str | Path) -> bool:
             _write_tokenizer(partial)
             _write_weights(partial, _tiny_weights() if kind == "tiny-random" else _no_weights())
             _write_json(partial / "config.json", config | stamp)
+            if _holds(folder, stamp):
+                return False
             if folder.exists():
                 folder.rename(Path(place) / "outdated")
             partial.rename(folder)

@@ -1,0 +1,114 @@
+"""The emulated accelerator: what costs how much, and on which timeline."""
+
+import threading
+
+import pytest
+
+from kairos.errors import InputError
+from kairos.latency import Chunk, load_profile
+from kairos_emulation import device, streams
+from kairos_emulation.device import Device
+from kairos_emulation.streams import Stream, StreamContext
+from kairos_emulation.trace import Trace, read_trace
+
+
+@pytest.fixture
+def accelerator():
+    return Device(load_profile("tiny-fast"))
+
+
+def test_a_prefill_batch_takes_the_profiles_time_on_the_current_stream(accelerator):
+    chunks = [Chunk(0, 500), Chunk(2048, 100)]
+    with StreamContext(Stream()) as stream:
+        begin = streams.now()
+        accelerator.prefill(chunks)
+    assert stream.end - begin >= accelerator.profile.prefill.batch_s(chunks)
+    assert stream.end - begin < accelerator.profile.prefill.batch_s(chunks) + 1.0
+
+
+def test_a_decode_step_takes_the_profiles_time_behind_earlier_work(accelerator):
+    with StreamContext(Stream()) as stream:
+        stream.launch(1000.0)
+        begin = stream.end
+        accelerator.decode([100, 300])
+    assert stream.end - begin == pytest.approx(accelerator.profile.decode.step_s(2, 400, 300))
+
+
+def test_launching_returns_before_the_end_with_overlap_and_at_the_end_without(accelerator):
+    with StreamContext(Stream()) as stream:
+        accelerator.decode([10])
+        assert not stream.query()
+        accelerator.blocking = True
+        accelerator.decode([10])
+    assert streams.now() >= stream.end - streams.WAKE_UP_S
+
+
+def test_transfers_share_one_link(accelerator, tmp_path):
+    accelerator.trace = Trace(str(tmp_path / "trace"), "prefill")
+    tokens = 20_000  # 26 ms on the wire
+    wire = accelerator.profile.kv.wire_s(tokens)
+    begin = streams.now()
+    threads = [threading.Thread(target=accelerator.transfer, args=(tokens,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert streams.now() - begin >= 3 * wire - streams.WAKE_UP_S
+    ends = sorted(record.end_s for record in read_trace(tmp_path / "trace"))
+    assert ends[1] - ends[0] == pytest.approx(wire)
+    assert ends[2] - ends[1] == pytest.approx(wire)
+
+
+def test_a_transfer_over_an_idle_link_does_not_pay_for_the_idle_time(accelerator):
+    accelerator.transfer(1000)
+    first = accelerator.link_end
+    streams.sleep_until(first + 0.005)
+    accelerator.transfer(1000)
+    assert accelerator.link_end >= first + 0.005
+
+
+def test_the_trace_says_what_was_launched_and_how_long_nothing_was(accelerator, tmp_path):
+    accelerator.trace = Trace(str(tmp_path / "trace"), "decode")
+    with StreamContext(Stream()) as stream:
+        accelerator.prefill([Chunk(16, 8), Chunk(0, 4)])
+        accelerator.decode([25, 5])
+        streams.sleep_until(stream.end + 0.002)
+        accelerator.decode([26, 6])
+    prefill, queued, late = read_trace(tmp_path / "trace")
+    assert (prefill.kind, prefill.batch, prefill.tokens, prefill.context) == ("prefill", 2, 12, 16)
+    assert (queued.kind, queued.batch, queued.tokens, queued.context) == ("decode", 2, 2, 30)
+    assert prefill.bubble_s == queued.bubble_s == 0.0
+    assert queued.end_s - prefill.end_s == pytest.approx(queued.duration_s)
+    assert late.bubble_s >= 0.002 - streams.WAKE_UP_S
+    assert prefill.role == "decode"
+
+
+def test_start_takes_the_schedule_and_the_trace_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "_device", None)
+    monkeypatch.setenv("KAIROS_EMULATION_PROFILE", "tiny-fast")
+    monkeypatch.setenv("KAIROS_EMULATION_TRACE", str(tmp_path / "trace"))
+    device.configure()
+    device.start("prefill", blocking=True)
+    device.transfer(10)
+    assert device.current().blocking
+    assert [record.role for record in read_trace(tmp_path / "trace")] == ["prefill"]
+
+
+def test_a_trace_file_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "_device", Device(load_profile("tiny-fast")))
+    monkeypatch.setenv("KAIROS_EMULATION_TRACE", str(tmp_path))
+    with pytest.raises(InputError, match="KAIROS_EMULATION_TRACE"):
+        device.start("prefill", blocking=False)
+
+
+def test_the_default_profile_is_used_when_none_is_named(monkeypatch):
+    monkeypatch.setattr(device, "_device", None)
+    monkeypatch.delenv("KAIROS_EMULATION_PROFILE", raising=False)
+    device.configure()
+    assert device.current().profile.name == "minimax-m2.5-tp4-h200"
+
+
+def test_without_the_platform_there_is_no_accelerator(monkeypatch):
+    monkeypatch.setattr(device, "_device", None)
+    with pytest.raises(RuntimeError, match="kairos-emulated"):
+        device.current()

@@ -1,0 +1,114 @@
+"""Registration of the emulation's hooks, with upstream's own registry but without its engine."""
+
+import gc
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from kairos.latency import load_profile
+from kairos_emulation import device, hooks
+from kairos_emulation.hooks import Hook
+
+_REGISTRY = "sglang.srt.plugins.hook_registry"
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """Upstream's HookRegistry, loaded by path: importing its package takes seconds."""
+    package = importlib.util.find_spec("sglang")
+    if package is None:
+        pytest.skip("SGLang is not installed")
+    path = Path(package.submodule_search_locations[0]) / "srt/plugins/hook_registry.py"
+    spec = importlib.util.spec_from_file_location(_REGISTRY, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, _REGISTRY, module)
+    spec.loader.exec_module(module)
+    monkeypatch.setenv("SGLANG_PLATFORM", "kairos-cpu")
+    return module.HookRegistry
+
+
+@pytest.fixture
+def upstream(monkeypatch):
+    """A module with something to hook."""
+    module = types.ModuleType("upstream_module")
+    module.function = lambda: "upstream"
+    monkeypatch.setitem(sys.modules, "upstream_module", module)
+    return module
+
+
+@pytest.fixture
+def scheduler_process(monkeypatch):
+    monkeypatch.setitem(sys.modules, hooks._SCHEDULER, types.ModuleType(hooks._SCHEDULER))
+
+
+HOOKS = (Hook("upstream_module.function", lambda: "hooked", "REPLACE"),)
+
+
+def test_hooks_apply_in_a_scheduler_process(registry, upstream, scheduler_process):
+    hooks.install(HOOKS)
+    registry.apply_hooks()
+    assert upstream.function() == "hooked"
+    hooks.verify(HOOKS)
+
+
+def test_hooks_stay_out_of_other_processes(registry, upstream, monkeypatch):
+    monkeypatch.delitem(sys.modules, hooks._SCHEDULER, raising=False)
+    hooks.install(HOOKS)
+    registry.apply_hooks()
+    assert upstream.function() == "upstream"
+    assert not registry._hooks
+
+
+def test_hooks_of_others_are_applied_too_and_ours_only_once(registry, upstream, scheduler_process):
+    upstream.other = lambda: "upstream"
+    hooks.install(HOOKS)
+    registry.register("upstream_module.other", lambda r: r + ", after", registry_kind("AFTER"))
+    registry.apply_hooks()
+    registry.apply_hooks()
+    assert upstream.other() == "upstream, after"
+    assert len(registry._hooks["upstream_module.function"]) == 1
+
+
+def test_a_hook_whose_target_was_renamed_is_an_error(registry, upstream, scheduler_process):
+    gone = (*HOOKS, Hook("upstream_module.renamed", lambda: None, "AFTER"))
+    hooks.install(gone)
+    registry.apply_hooks()  # upstream only logs
+    with pytest.raises(RuntimeError, match=r"upstream_module\.renamed"):
+        hooks.verify(gone)
+
+
+def test_garbage_collection_is_on_again_once_hooks_are_applied(registry):
+    hooks.install(HOOKS)
+    gc.disable()
+    try:
+        registry.apply_hooks()
+        assert gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("fully_idle", "naps"), [(True, 0), (False, 1)])
+def test_only_a_scheduler_with_waiting_work_naps(monkeypatch, fully_idle, naps):
+    slept = []
+    monkeypatch.setattr(hooks.time, "sleep", slept.append)
+    hooks.nap_when_waiting(None, SimpleNamespace(is_fully_idle=lambda: fully_idle))
+    assert len(slept) == naps
+
+
+def test_blocks_are_counted_in_tokens_whatever_the_pools_layout(monkeypatch):
+    monkeypatch.setattr(device, "_device", device.Device(load_profile("tiny-fast")))
+    moved = []
+    monkeypatch.setattr(device.Device, "transfer", lambda _, tokens: moved.append(tokens))
+    # Two buffers (K and V) of 16 bytes a token in pages of 4: three pages, then one.
+    manager = SimpleNamespace(kv_args=SimpleNamespace(kv_item_lens=[64, 64], page_size=4))
+    blocks = [(0, 0, 192), (0, 0, 64), (0, 0, 192), (0, 0, 64)]
+    assert hooks.modelled_transfer(manager, "peer", blocks) == 0
+    assert moved == [16]
+
+
+def registry_kind(name):
+    return sys.modules[_REGISTRY].HookType[name]
