@@ -18,7 +18,8 @@ from kairos.policy.jobs import PlannedChunk, PrefillJob, PrefillPlan
 @dataclass(frozen=True, slots=True)
 class UrgencyParams:
     """Attributes:
-    slice_s: a batch that serves the most urgent job is cut at this duration, seconds.
+    slice_s: a batch is cut at this duration, seconds, so that arrivals need not wait longer.
+    spare_slice_s: the same for work that is not going to be on time anyway.
     min_chunk: a chunk is at least this long, tokens; smaller ones pay the fixed cost too often.
     tail_s: what follows prefill before the client sees the first token, seconds.
     starve_share: share of engine time for jobs given up that wait too long, 0 disables.
@@ -27,15 +28,17 @@ class UrgencyParams:
     """
 
     slice_s: float = 0.25
-    min_chunk: int = 256
+    spare_slice_s: float = 0.1
+    min_chunk: int = 512
     tail_s: float = 0.0
-    starve_share: float = 0.05
-    starve_after: float = 10.0
+    starve_share: float = 0.02
+    starve_after: float = 8.0
     starve_credit_s: float = 2.0
 
     def __post_init__(self) -> None:
         allowed = {
             "slice_s": (self.slice_s, 1e-3, math.inf),
+            "spare_slice_s": (self.spare_slice_s, 1e-3, math.inf),
             "min_chunk": (self.min_chunk, 1, 1_000_000),
             "tail_s": (self.tail_s, 0.0, 60.0),
             "starve_share": (self.starve_share, 0.0, 1.0),
@@ -132,6 +135,7 @@ class UrgencyQueue:
             model,
             p.tail_s,
             p.slice_s,
+            p.spare_slice_s,
             p.min_chunk,
             p.starve_after,
             self._credit_s,

@@ -149,6 +149,17 @@ def _oldest_starved(rows: Rows, state: Any, start: float, after: float) -> int:
 
 
 @compiled
+def _tokens_within(model: Tuple4, done: int, seconds: float) -> int:
+    """Most tokens after `done` whose marginal work fits into `seconds`."""
+    if seconds <= 0.0:
+        return 0
+    slope = model[2] + model[3] * done
+    seconds = min(seconds, 1e6)
+    # work_s solved for tokens, in the form that neither cancels nor divides by zero.
+    return int(2.0 * seconds / (slope + math.sqrt(slope**2 + 2.0 * model[3] * seconds)))
+
+
+@compiled
 def pack(
     rows: Rows,
     state: Any,
@@ -159,6 +170,7 @@ def pack(
     model: Tuple4,
     tail: float,
     slice_s: float,
+    spare_slice_s: float,
     min_chunk: int,
     starve_after: float,
     credit: float,
@@ -169,13 +181,11 @@ def pack(
     Returns:
         number of chunks, predicted batch seconds, credit left.
     """
-    fixed, floor, per_token, per_token_context = model
-    new = 0
-    attention = 0.0
-    count = 0
+    fixed, floor, per_token, _ = model
+    count, new, attention = 0, 0, 0.0
+    batch = 0.0
+    due = math.inf  # earliest deadline of the prompts that this batch completes
     cursor = 0
-    due = math.inf
-    batch = fixed + floor
     while budget > 0 and count < out.shape[0]:
         chosen = _oldest_starved(rows, state, start, starve_after) if credit > 0.0 else -1
         starved = chosen >= 0
@@ -188,31 +198,33 @@ def pack(
         if kept:
             cursor = chosen + 1
         state[chosen] = CHOSEN
-        remaining = row.total - row.done
+
         used = fixed + max(floor, per_token * new) + attention
-        room = slice_s - used
-        if room <= 0.0 and count > 0:
+        room = (slice_s if kept else spare_slice_s) - used
+        if count > 0 and room <= 0.0:
             break
-        marginal = per_token + per_token_context * row.done
-        tokens = min(remaining, budget, max(min_chunk, int(room / marginal)))
+        remaining = row.total - row.done
+        fits = max(min_chunk, _tokens_within(model, row.done, room))
+        # The guard: a prompt completed by this batch must not become late by what joins it. What
+        # hides under the weight floor costs it nothing.
+        hidden = int(floor / per_token) - new
+        on_time = max(hidden, _tokens_within(model, row.done, due - start - tail - used))
+        tokens = min(remaining, budget, fits, on_time)
         if tokens < remaining:
             tokens -= tokens % page
+            if count > 0 and tokens < min(min_chunk, budget):
+                break
         if tokens <= 0:
-            break
-        area = per_token_context * tokens * (row.done + 0.5 * tokens)
-        linear = per_token * (new + tokens)
-        longer = fixed + max(floor, linear) + attention + area
-        if count > 0 and linear > floor and start + tail + longer > due:
             break
         out[count, 0] = row.id
         out[count, 1] = tokens
         count += 1
         new += tokens
-        attention += area
         budget -= tokens
-        batch = longer
+        attention += work_s(model, row.done, tokens) - per_token * tokens
+        batch = fixed + max(floor, per_token * new) + attention
         if starved:
             credit -= work_s(model, row.done, tokens)
         if kept and tokens == remaining:
             due = min(due, row.deadline)
-    return count, (batch if count else 0.0), credit
+    return count, batch, credit
