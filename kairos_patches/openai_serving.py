@@ -28,6 +28,10 @@ HOOKS = [
 ]
 RELIES_ON = [
     Reliance(
+        "sglang.srt.utils.json_response.model_json_response",
+        "serializes a plain answer as upstream's routes do, so that it can carry the echo header",
+    ),
+    Reliance(
         "sglang.srt.entrypoints.openai.protocol.ChatCompletionRequest.to_sampling_params",
         "carries custom_params of a chat request into its sampling parameters",
     ),

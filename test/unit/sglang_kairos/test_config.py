@@ -102,6 +102,7 @@ SUPPORTED = {
     "tokenizer_worker_num": 1,
     "grpc_mode": False,
     "smg_grpc_mode": False,
+    "grpc_port": None,
     "encoder_only": False,
     "use_ray": False,
 }
@@ -122,6 +123,7 @@ def test_supported_modes_pass() -> None:
         ("tokenizer_worker_num", 2, "--tokenizer-worker-num 2"),
         ("grpc_mode", True, "--grpc-mode"),
         ("smg_grpc_mode", True, "--grpc-mode"),
+        ("grpc_port", 50051, "--grpc-port 50051"),
         ("encoder_only", True, "--encoder-only"),
         ("use_ray", True, "--use-ray"),
     ],

@@ -8,6 +8,7 @@ from fastapi import Request, Response
 from fastapi.responses import ORJSONResponse
 from sglang.srt.kairos.config import active_config
 from sglang.srt.kairos.request_slo import KEY, RequestSlo, asked_in, resolve
+from sglang.srt.utils.json_response import model_json_response
 
 from kairos.errors import InputError
 from kairos.slo import APPLIED_HEADER, SloClasses, SloRequest, from_headers, from_mapping
@@ -83,8 +84,10 @@ def _with_slo(params: dict[str, Any] | None, slo: RequestSlo) -> dict[str, Any]:
     return {**params, "custom_params": {**custom, KEY: slo.wire()}}
 
 
-def _echo(response: Any, applied: list[RequestSlo]) -> Any:
-    if isinstance(response, Response):
-        distinct = {request.slo.header() for request in applied}
-        response.headers[APPLIED_HEADER] = distinct.pop() if len(distinct) == 1 else "mixed"
+def _echo(response: Any, applied: list[RequestSlo]) -> Response:
+    """Add the header with the applied SLO. A plain OpenAI answer comes as a model, which upstream's
+    route turns into a response with the same function."""
+    response = model_json_response(response)
+    distinct = {request.slo.header() for request in applied}
+    response.headers[APPLIED_HEADER] = distinct.pop() if len(distinct) == 1 else "mixed"
     return response

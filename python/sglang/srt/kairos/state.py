@@ -22,15 +22,17 @@ class KairosState:
         prefill: orders the waiting queue; None on a decode server.
     """
 
-    def __init__(self, config: KairosConfig, role: str) -> None:
+    def __init__(self, config: KairosConfig, scheduler: Any) -> None:
         """Args:
         config: the validated flags.
-        role: upstream's disaggregation mode: "null", "prefill" or "decode".
+        scheduler: the upstream `Scheduler`, just constructed and idle.
         """
         self.config = config
-        self.role = role
+        self.role: str = scheduler.disaggregation_mode.value
+        self._rows = scheduler.req_to_token_pool
+        self._all_rows = self._rows.available_size()
         profile = load_profile(config.profile)
-        self.prefill = PrefillScheduler(profile) if role != "decode" else None
+        self.prefill = PrefillScheduler(profile) if self.role != "decode" else None
         self.classes: Counter[str] = Counter()
         self.invalid = 0
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
@@ -61,6 +63,7 @@ class KairosState:
         """For /server_info: plain values only."""
         return {
             "role": self.role,
+            "rows_in_use": self._all_rows - self._rows.available_size(),
             "flags": list(self.config.flags),
             "requests_by_class": dict(self.classes),
             "invalid_slos": self.invalid,

@@ -33,6 +33,7 @@ def refuse_unsupported(server_args: Any) -> None:
             "SGLang loads no plugins in extra tokenizer workers, so SLO headers would be ignored",
         ),
         ("--grpc-mode", True, a.grpc_mode or a.smg_grpc_mode, "the gRPC server has no SLO fields"),
+        ("--grpc-port", a.grpc_port, a.grpc_port is not None, "the gRPC server has no SLO fields"),
         ("--encoder-only", True, a.encoder_only, "an encoder has neither prefill nor decode"),
         ("--use-ray", True, a.use_ray, "Ray workers are not started with Kairos' environment"),
     ):

@@ -1,0 +1,86 @@
+"""Scheduling changes when a token is computed, never which one: real weights, temperature 0."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import httpx
+import numpy as np
+import pytest
+
+from kairos.cluster import Cluster
+from support.clusters import ClusterPool, Config, on
+
+# The servers' chunk is 256 tokens: prompts of one, two and four chunks, two with a shared prefix.
+LENGTHS = (30, 90, 200, 255, 300, 520, 700, 900)
+NEW_TOKENS = 40
+
+CHUNKS = ("--chunked-prefill-size", "256")
+# A list of allowed plugins without `kairos`: the package is installed and SGLang ignores it.
+WITHOUT_PLUGIN = (("SGLANG_PLUGINS", "kairos-cpu"),)
+OFF = Config(platform="cpu", args=CHUNKS)
+UPSTREAM = replace(OFF, env=WITHOUT_PLUGIN)
+UPSTREAM_SINGLE = replace(UPSTREAM, prefill=0, decode=0)
+KAIROS = replace(OFF, kairos=True)
+KAIROS_NO_OVERLAP = replace(KAIROS, args=(*CHUNKS, "--disable-overlap-schedule"))
+KAIROS_SINGLE = replace(KAIROS, prefill=0, decode=0)
+
+Outputs = list[list[int]]
+
+
+def prompts() -> list[list[int]]:
+    random = np.random.default_rng(7)
+    made = [random.integers(10, 1000, size=length).tolist() for length in LENGTHS]
+    made[-1][:400] = made[-2][:400]
+    return made
+
+
+def generate(cluster: Cluster, ids: list[int]) -> list[int]:
+    body = {
+        "input_ids": ids,
+        "sampling_params": {"temperature": 0, "max_new_tokens": NEW_TOKENS, "ignore_eos": True},
+    }
+    response = httpx.post(f"{cluster.url}/generate", json=body, timeout=120)
+    assert response.status_code == 200, response.text
+    output = response.json()["output_ids"]
+    assert len(output) == NEW_TOKENS
+    return output
+
+
+def outputs(cluster: Cluster) -> tuple[Outputs, Outputs]:
+    """Outputs of one request after the other, then of all at once.
+
+    The first pass fills the radix cache, so that the second splits every prompt into the same
+    chunks however the requests happen to share batches: chunk boundaries change the order of
+    floating-point sums, and with it near-ties.
+    """
+    alone = [generate(cluster, ids) for ids in prompts()]
+    with ThreadPoolExecutor(len(LENGTHS)) as pool:
+        together = list(pool.map(lambda ids: generate(cluster, ids), prompts()))
+    return alone, together
+
+
+@pytest.fixture(scope="session")
+def reference() -> list[Outputs]:
+    """The outputs of a single upstream server, once they are known."""
+    return []
+
+
+@on(UPSTREAM_SINGLE)
+def test_the_reference_is_worth_comparing_with(cluster: Cluster, reference: list[Outputs]) -> None:
+    alone, together = outputs(cluster)
+    assert alone == together
+    assert len({tuple(output) for output in alone}) == len(LENGTHS)
+    assert all(len(set(output)) > NEW_TOKENS // 2 for output in alone), "degenerate weights"
+    reference.append(alone)
+
+
+@on(UPSTREAM, OFF, KAIROS, KAIROS_NO_OVERLAP, KAIROS_SINGLE)
+def test_tokens_equal_those_of_a_single_upstream_server(
+    cluster: Cluster, clusters: ClusterPool, reference: list[Outputs]
+) -> None:
+    if not reference:
+        with clusters.beside(UPSTREAM_SINGLE) as single:
+            reference.append(outputs(single)[0])
+    alone, together = outputs(cluster)
+    assert alone == reference[0]
+    assert together == reference[0]
