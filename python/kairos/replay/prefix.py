@@ -1,0 +1,35 @@
+"""Which part of each prompt a prefix cache would hold already."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from kairos.replay.trace import BLOCK_TOKENS, TraceRequest
+
+CACHE_TOKENS = 4_000_000
+"""Capacity of the modelled prefix cache, part of the definition of load."""
+
+
+def expected_cached_tokens(
+    requests: Sequence[TraceRequest], capacity_tokens: int = CACHE_TOKENS
+) -> list[int]:
+    """Cached tokens per request in an initially empty LRU cache, visited in arrival order.
+
+    Only whole leading blocks count, and at least one token of a prompt is always computed.
+    """
+    cache: OrderedDict[int, None] = OrderedDict()
+    capacity_blocks = capacity_tokens // BLOCK_TOKENS
+    cached = []
+    for request in requests:
+        hits = 0
+        for block in request.hash_ids:
+            if block not in cache:
+                break
+            hits += 1
+        # Leaves first, so that a root is never older than what hangs on it.
+        for block in reversed(request.hash_ids):
+            cache[block] = None
+            cache.move_to_end(block)
+        while len(cache) > capacity_blocks:
+            cache.popitem(last=False)
+        cached.append(min(hits * BLOCK_TOKENS, request.input_tokens - 1))
+    return cached

@@ -1,0 +1,99 @@
+"""SLO sets: which TTFT and TPOT each request of a replay has to meet.
+
+| set   | TTFT                               | TPOT         |
+|-------|------------------------------------|--------------|
+| L3    | 0.5 s + 3 x own prefill            | as asked for |
+| F5    | 5 s                                | as asked for |
+| F2    | 2 s                                | as asked for |
+| LC    | max(1 s, prompt tokens / 8000 s)   | as asked for |
+| tiers | 50 % interactive 1 s + 2 x own, 30 % standard 3 s + 4 x own, 20 % batch 20 s + 8 x own |
+|       |                                    | 25, 50 and 150 ms |
+
+Own prefill is the time the prompt takes alone on an idle prefill instance, in full chunks, behind
+the prefix that the cache is expected to hold.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kairos.errors import InputError
+from kairos.latency import Chunk, Profile
+from kairos.replay.trace import TraceRequest
+from kairos.slo import Slo, tpot_ms
+
+SLO_SETS = ("L3", "F5", "F2", "LC", "tiers")
+DEFAULT_TPOT_MS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One class of the tiers set: its share of requests, TTFT = base + factor x own prefill."""
+
+    name: str
+    share: float
+    base_s: float
+    factor: float
+    tpot_ms: float
+
+
+TIERS = (
+    Tier("interactive", 0.5, 1.0, 2.0, 25.0),
+    Tier("standard", 0.3, 3.0, 4.0, 50.0),
+    Tier("batch", 0.2, 20.0, 8.0, 150.0),
+)
+
+
+def own_prefill_s(input_tokens: int, cached_tokens: int, profile: Profile) -> float:
+    """Seconds from dispatch to the end of prefill for a prompt that has an instance to itself."""
+    seconds, done, chunk = 0.0, cached_tokens, profile.limits.chunk_tokens
+    while done < input_tokens:
+        new = min(chunk, input_tokens - done)
+        seconds += profile.prefill.batch_s([Chunk(done, new)])
+        done += new
+    return seconds
+
+
+def assign_slos(
+    requests: Sequence[TraceRequest],
+    cached_tokens: Sequence[int],
+    profile: Profile,
+    slo_set: str,
+    *,
+    tpot: float = DEFAULT_TPOT_MS,
+    seed: int = 0,
+) -> list[Slo]:
+    """The SLO of every request.
+
+    Args:
+        cached_tokens: expected prefix hit of each request.
+        slo_set: one of SLO_SETS.
+        tpot: TPOT objective in milliseconds; tiers have their own.
+        seed: draws the tier of each request.
+
+    Raises:
+        InputError: unknown set, or a TPOT out of range.
+    """
+    if slo_set not in SLO_SETS:
+        raise InputError(f"SLO set {slo_set!r}: allowed are {', '.join(SLO_SETS)}")
+    tpot_ms(tpot, "--tpot-ms")
+    own = [
+        own_prefill_s(r.input_tokens, hit, profile)
+        for r, hit in zip(requests, cached_tokens, strict=True)
+    ]
+    if slo_set == "tiers":
+        shares = [tier.share for tier in TIERS]
+        drawn = np.random.default_rng(seed).choice(len(TIERS), size=len(own), p=shares)
+        picked = [TIERS[i] for i in drawn]
+        return [
+            Slo(1e3 * (tier.base_s + tier.factor * seconds), tier.tpot_ms, tier.name)
+            for tier, seconds in zip(picked, own, strict=True)
+        ]
+    ttft_s = {
+        "L3": [0.5 + 3.0 * seconds for seconds in own],
+        "F5": [5.0] * len(own),
+        "F2": [2.0] * len(own),
+        "LC": [max(1.0, r.input_tokens / 8000.0) for r in requests],
+    }[slo_set]
+    return [Slo(1e3 * seconds, tpot) for seconds in ttft_s]
