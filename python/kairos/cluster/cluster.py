@@ -18,6 +18,7 @@ from kairos.cluster.spec import ClusterSpec, Role
 from kairos.cluster.stats import ClusterStats, ServerStats, tree_pss
 from kairos.cluster.termination import TerminationAsExit
 from kairos.cluster.watcher import Watcher
+from kairos.errors import InputError
 
 _log = logging.getLogger(__name__)
 
@@ -81,14 +82,19 @@ class Cluster:
         """Starts everything and returns when it is ready; on failure nothing is left running.
 
         Raises:
-            InputError: a port in use, a missing system library.
+            InputError: a port in use, a missing system library, no place for logs.
             ClusterError: a process died, with its last log lines; or not ready in time.
         """
         if self._processes:
             raise RuntimeError("already running")
-        if self.spec.disaggregated and uses_mooncake(self.spec.args):
+        spec = self.spec
+        args = (*spec.args, *spec.prefill_args, *spec.decode_args)
+        if spec.disaggregated and uses_mooncake(args):
             check_libraries(MOONCAKE_LIBRARIES)
-        self._log_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self._log_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"log directory {self._log_dir}: {error.strerror}") from None
         try:
             self._start_once()
         except ServerDiedError as died:

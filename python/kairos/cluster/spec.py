@@ -9,6 +9,10 @@ from typing import Literal
 
 from kairos.errors import InputError
 
+# The KV handshake listens on the machine's address otherwise. What Mooncake and torch listen on
+# for themselves (any address, random ports) cannot be set.
+_LOOPBACK_ENV = {"SGLANG_HOST_IP": "127.0.0.1"}
+
 Role = Literal["prefill", "decode", "single", "router"]
 
 
@@ -81,7 +85,7 @@ class ClusterSpec:
 
     def process_env(self) -> dict[str, str]:
         """Environment of every process."""
-        env = {**os.environ, **self.env}
+        env = {**os.environ, **_LOOPBACK_ENV, **self.env}
         # Without .pyc files each of the three processes of a server compiles all of SGLang anew.
         env.pop("PYTHONDONTWRITEBYTECODE", None)
         # A crash must not swallow the last lines, which are the reason.

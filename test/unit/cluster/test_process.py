@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+import subprocess
 import sys
 import time
 
@@ -18,6 +19,20 @@ TREE = (
     "subprocess.Popen([sys.executable, '-S', '-c', sys.argv[1], 'child', sys.argv[1]])\n"
     "time.sleep(600)\n"
 )
+
+FORKING_LAUNCHER = """
+import os, pathlib, sys, time
+from kairos.cluster.process import SupervisedProcess
+
+command = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+process = SupervisedProcess("single", command, os.environ, pathlib.Path(sys.argv[1]), 0.2)
+fork = os.fork()
+if fork:
+    print(fork, flush=True)
+else:
+    os.close(1)
+time.sleep(600)
+"""
 
 
 @pytest.fixture
@@ -71,6 +86,11 @@ def test_the_exit_code_is_told(run, code, expected):
     assert await_report(run(code)) == (True, expected)
 
 
+def test_a_server_that_kills_its_own_group_does_not_take_the_supervisor_along(run):
+    # What upstream's scheduler does under SGLANG_KILLPG_ON_SCHEDULER_EXCEPTION.
+    assert await_report(run("import os; os.killpg(0, 9)")) == (True, -signal.SIGKILL)
+
+
 def test_output_goes_to_the_log_and_stdin_is_empty(run, tmp_path):
     code = "import sys; print('out', repr(sys.stdin.read())); print('err', file=sys.stderr)"
     log = tmp_path / "a b" / "c d.log"
@@ -118,6 +138,7 @@ def test_stop_ends_the_whole_tree(run, mark):
     assert marked(mark) == {}
 
 
+@pytest.mark.slow
 def test_death_of_the_server_ends_its_tree(run, mark):
     process = run(TREE, CHILD)
     await_tree(mark)
@@ -126,6 +147,7 @@ def test_death_of_the_server_ends_its_tree(run, mark):
     assert wait_none(mark) == {}
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_supervisor_ends_the_tree(run, mark):
     process = run(TREE, CHILD)
     await_tree(mark)
@@ -157,3 +179,21 @@ def test_children_left_by_a_killed_supervisor_are_killed_by_session(run, mark):
     assert await_report(process) == (True, None)
     process.kill_session()
     assert marked(mark) == {}
+
+
+@pytest.mark.slow
+def test_a_forked_copy_of_the_launcher_does_not_keep_the_server_alive(tmp_path, mark):
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", FORKING_LAUNCHER, str(tmp_path / "log")],
+        env={**os.environ, MARK: mark},
+        stdout=subprocess.PIPE,
+    )
+    fork = int(launcher.stdout.readline())
+    launcher.kill()
+    launcher.communicate()
+    deadline = time.monotonic() + 20
+    while set(marked(mark)) != {fork} and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert set(marked(mark)) == {fork}
+    os.kill(fork, signal.SIGKILL)
+    wait_none(mark)
