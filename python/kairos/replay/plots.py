@@ -84,7 +84,7 @@ def _legend_below(axes: Any, distance: float) -> None:
 def _slo_line(axes: Any, at: float) -> None:
     axes.axvline(at, color=_SLO, linewidth=1, linestyle="--")
     axes.annotate(
-        "SLO", (at, 1.0), (4, -2), ha="left", va="top", fontsize=10,
+        "SLO", (at, 0.0), (4, 4), ha="left", va="bottom", fontsize=10,
         xycoords=("data", "axes fraction"), textcoords="offset points",
     )  # fmt: skip
 
