@@ -9,9 +9,32 @@ def calc_priority(
     result: None, policy: Any, waiting_queue: list[Any], *args: Any, **kwargs: Any
 ) -> None:
     """Reorder the queue that upstream has just ordered, in place. Decode servers keep theirs."""
-    prefill = getattr(policy, "kairos", None)
-    if prefill is not None:
-        prefill.order(waiting_queue, policy)
+    state = getattr(policy, "kairos", None)
+    if state is not None:
+        state.order(waiting_queue, policy)
+
+
+def shortest_prefill_chunk_limit(
+    original: Any, policy: Any, *args: Any, **kwargs: Any
+) -> int | None:
+    """Leave room beside the continued prompt for what is planned with it."""
+    state = getattr(policy, "kairos", None)
+    if state is not None and state.planner is not None:
+        limit: int | None = state.planner.lead_limit()
+        return limit
+    return original(policy, *args, **kwargs)
+
+
+def select_prefill_admission(
+    original: Any, adder: Any, req: Any, *, has_chunked_req: bool = False, **kwargs: Any
+) -> Any:
+    """Refuse a second unfinished prompt in a batch, which the scheduler cannot track."""
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    admission = original(adder, req, has_chunked_req=has_chunked_req, **kwargs)
+    if has_chunked_req and getattr(admission, "is_chunked", False):
+        return AddReqResult.OTHER
+    return admission
 
 
 HOOKS = [
@@ -25,6 +48,27 @@ HOOKS = [
         "--enable-priority-scheduling, within equal priorities.",
         why="Policies are a closed enum, validated by name.",
         test="test/engine/test_prefill_order.py",
+    ),
+    Hook(
+        module="sglang.srt.managers.schedule_policy",
+        name="SchedulePolicy.shortest_prefill_chunk_limit",
+        kind=Kind.AROUND,
+        process=Process.SCHEDULER,
+        call=shortest_prefill_chunk_limit,
+        changes="The continued prompt gets the tokens planned for it instead of the whole chunk.",
+        why="The one value between the chunk size and the continued prompt.",
+        test="test/engine/test_prefill_planner.py",
+    ),
+    Hook(
+        module="sglang.srt.managers.schedule_policy",
+        name="PrefillAdder._select_prefill_admission",
+        kind=Kind.AROUND,
+        process=Process.SCHEDULER,
+        call=select_prefill_admission,
+        changes="A request that no longer fits whole beside a continued prompt waits.",
+        why="Upstream has the rule, for its shortest-prefill-first policy only; without it the "
+        "scheduler stops on an assertion.",
+        test="test/engine/test_prefill_planner.py",
     ),
 ]
 RELIES_ON = [

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kairos_patches._hook import Hook, Kind, Process
+from kairos_patches._hook import Hook, Kind, Process, Reliance
 
 
 def init(result: None, scheduler: Any, server_args: Any, *args: Any, **kwargs: Any) -> None:
@@ -15,7 +15,7 @@ def init(result: None, scheduler: Any, server_args: Any, *args: Any, **kwargs: A
     assert config is not None, "the scheduler's hooks are installed only under --kairos"
     refuse_unsupported(server_args)
     scheduler.kairos = KairosState(config, scheduler)
-    scheduler.policy.kairos = scheduler.kairos.prefill
+    scheduler.policy.kairos = scheduler.kairos
 
 
 def create_generation_req(
@@ -28,6 +28,34 @@ def create_generation_req(
 def get_internal_state(output: Any, scheduler: Any, recv_req: Any) -> None:
     """Show Kairos' state in /server_info."""
     output.internal_state["kairos"] = scheduler.kairos.snapshot()
+
+
+def get_new_batch_prefill_raw(original: Any, scheduler: Any, **kwargs: Any) -> Any:
+    """Plan the batch, then let upstream form it."""
+    planner = scheduler.kairos.planner
+    if planner is None:
+        return original(scheduler, **kwargs)
+    return planner.next_batch(original, scheduler, **kwargs)
+
+
+def abort_request(result: None, scheduler: Any, recv_req: Any) -> None:
+    """Find the request among the parked prompts too."""
+    if scheduler.kairos.planner is not None:
+        scheduler.kairos.planner.abort(recv_req)
+
+
+def process_pending_chunked_abort(original: Any, scheduler: Any) -> None:
+    """End aborted parked prompts where upstream ends its own started one."""
+    if scheduler.kairos.planner is None:
+        original(scheduler)
+    else:
+        scheduler.kairos.planner.process_aborts(original, scheduler)
+
+
+def is_fully_idle(idle: bool, scheduler: Any, *args: Any, **kwargs: Any) -> bool:
+    """A scheduler with a parked prompt is not idle."""
+    planner = scheduler.kairos.planner
+    return idle and not (planner is not None and planner.parked)
 
 
 HOOKS = [
@@ -61,5 +89,54 @@ HOOKS = [
         why="Upstream assembles the answer from a fixed list of contributors.",
         test="test/engine/test_request_slo.py",
     ),
+    Hook(
+        module="sglang.srt.managers.scheduler",
+        name="Scheduler._get_new_batch_prefill_raw",
+        kind=Kind.AROUND,
+        process=Process.SCHEDULER,
+        call=get_new_batch_prefill_raw,
+        changes="A prefill server plans every batch by urgency; a started prompt may be parked "
+        "between its chunks so that more urgent ones overtake it.",
+        why="Batch forming continues the started prompt before it looks at the queue.",
+        test="test/engine/test_prefill_planner.py",
+    ),
+    Hook(
+        module="sglang.srt.managers.scheduler",
+        name="Scheduler.abort_request",
+        kind=Kind.AFTER,
+        process=Process.SCHEDULER,
+        call=abort_request,
+        changes="An abort reaches parked prompts.",
+        why="Upstream looks for started prompts in one attribute.",
+        test="test/engine/test_prefill_planner.py",
+    ),
+    Hook(
+        module="sglang.srt.managers.scheduler",
+        name="Scheduler.process_pending_chunked_abort",
+        kind=Kind.AROUND,
+        process=Process.SCHEDULER,
+        call=process_pending_chunked_abort,
+        changes="Aborted parked prompts are ended where it is safe.",
+        why="As for abort_request.",
+        test="test/engine/test_prefill_planner.py",
+    ),
+    Hook(
+        module="sglang.srt.managers.scheduler",
+        name="Scheduler.is_fully_idle",
+        kind=Kind.AFTER,
+        process=Process.SCHEDULER,
+        call=is_fully_idle,
+        changes="A scheduler with parked prompts does not count as idle, so its cache is not "
+        "flushed under them.",
+        why="As for abort_request.",
+        test="test/engine/test_prefill_planner.py",
+    ),
 ]
-RELIES_ON = []
+RELIES_ON = [
+    Reliance(
+        "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin."
+        "process_prefill_chunk",
+        "has published the KV of the started prompt before a batch is formed, so that it can be "
+        "parked then",
+    ),
+]

@@ -1,9 +1,12 @@
 """Talk to the two legs of a disaggregated pair as a router does, headers included."""
 
 import secrets
+import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +55,82 @@ def send(
         return Answer(*(leg.result() for leg in legs))
 
 
+class Streaming:
+    """One streaming request on both legs; leaving the block closes both connections."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        tokens: int,
+        new_tokens: int,
+        slo: Mapping[str, float] | None = None,
+    ) -> None:
+        self.rid = f"{room():032x}"
+        self.events = 0
+        self._stack = ExitStack()
+        self._legs = (cluster.prefill[0].url, cluster.decode[0].url)
+        self._body: dict[str, Any] = {
+            "input_ids": fresh_prompt(tokens),
+            "sampling_params": {"max_new_tokens": new_tokens, "ignore_eos": True},
+            "stream": True,
+            "rid": self.rid,
+            "bootstrap_host": "127.0.0.1",
+            "bootstrap_port": cluster.prefill[0].bootstrap_port,
+            "bootstrap_room": room(),
+        }
+        if slo is not None:
+            self._body["kairos"] = slo
+        self._threads: list[threading.Thread] = []
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> "Streaming":
+        for leg in self._legs:
+            stream = httpx.stream("POST", f"{leg}/generate", json=self._body, timeout=TIMEOUT_S)
+            response = self._stack.enter_context(stream)
+            assert response.status_code == 200
+            network = response.extensions["network_stream"]
+            self._sockets.append(network.get_extra_info("socket"))
+            if leg == self._legs[1]:
+                reader = threading.Thread(target=self._read, args=(response,), daemon=True)
+                reader.start()
+                self._threads.append(reader)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.disconnect()
+        self._stack.close()
+
+    def disconnect(self) -> None:
+        """Close both connections without a word."""
+        for connection in self._sockets:
+            with suppress(OSError):  # the server may have closed it first
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(TIMEOUT_S)
+
+    def abort(self) -> None:
+        """By rid, the decode leg first: it tells the prefill leg."""
+        for leg in reversed(self._legs):
+            httpx.post(f"{leg}/abort_request", json={"rid": self.rid}, timeout=TIMEOUT_S)
+
+    def wait_finished(self) -> None:
+        for thread in self._threads:
+            thread.join(TIMEOUT_S)
+            assert not thread.is_alive(), "an aborted request must end its stream"
+
+    def _read(self, response: httpx.Response) -> None:
+        try:
+            for line in response.iter_lines():
+                self.events += line.startswith("data: {")
+        except (httpx.HTTPError, httpx.StreamError):
+            return
+
+
+def fresh_prompt(tokens: int) -> list[int]:
+    """Token ids of which no server has anything cached."""
+    return [*(20 + secrets.randbelow(60) for _ in range(8)), *[20] * (tokens - 8)]
+
+
 def batch_size(body: Mapping[str, Any]) -> int | None:
     """Requests in a native batch body; None for a single request."""
     ids = body.get("input_ids")
@@ -94,6 +173,14 @@ def occupancy(server: Server) -> dict[str, int]:
     if state is not None:
         counts["rows_in_use"] = state["rows_in_use"]
     return counts
+
+
+def wait_for(condition: Callable[[], bool], what: str = "it", limit_s: float = 30.0) -> None:
+    """Return once `condition` holds; fail after `limit_s`."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {limit_s} s for {what}"
+        time.sleep(0.02)
 
 
 def wait_idle(cluster: Cluster, limit_s: float = 30.0) -> None:

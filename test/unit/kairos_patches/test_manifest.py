@@ -1,6 +1,7 @@
 """Every upstream symbol relied on is recorded, and a drifted upstream is noticed."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -134,3 +135,62 @@ def test_manifest_lists_nothing_stale() -> None:
 
 def test_scheduler_hooks_are_the_schedulers() -> None:
     assert all(symbol.startswith("sglang.srt.managers.") for symbol in symbols(Process.SCHEDULER))
+
+
+def overlay(folder: Path, file: str, old: str, new: str) -> None:
+    """A copy of the installed package in `folder`, of symbolic links but for one edited file."""
+    target, source = folder / "sglang", ROOT
+    for part in Path(file).parts:
+        target.mkdir(parents=True)
+        for entry in source.iterdir():
+            if entry.name not in (part, "__pycache__"):
+                (target / entry.name).symlink_to(entry)
+        target, source = target / part, source / part
+    text = source.read_text()
+    assert old in text
+    target.write_text(text.replace(old, new))
+
+
+@pytest.mark.slow
+def test_a_server_refuses_to_start_on_a_drifted_upstream(tmp_path: Path) -> None:
+    renamed = ("def _create_generation_req(", "def _create_request(")
+    overlay(tmp_path, "srt/managers/scheduler.py", *renamed)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "SGLANG_PLATFORM": "kairos-cpu"}
+    done = subprocess.run(
+        [sys.executable, "-m", "sglang.launch_server", "--model-path", "none", "--kairos"],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr[-2000:]
+    lines = [line for line in done.stderr.splitlines() if "kairos: error" in line]
+    assert len(lines) == 1
+    assert SEAM in lines[0]
+
+
+@pytest.mark.slow
+def test_a_drifted_command_line_offers_no_kairos_and_serves_upstream(tmp_path: Path) -> None:
+    changed = ("def from_cli_args(cls, args:", "def from_cli_args(cls, args, *_:")
+    overlay(tmp_path, "srt/server_args.py", *changed)
+    probe = (
+        "from sglang.srt.plugins import load_plugins; load_plugins()\n"
+        "from sglang.srt.server_args import prepare_server_args\n"
+        "print(prepare_server_args(['--model-path', 'none']).model_path)\n"
+        "prepare_server_args(['--model-path', 'none', '--kairos'])"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1] == "none"
+    assert done.returncode == 2
+    assert "kairos: not available: sglang.srt.server_args.ServerArgs.from_cli_args" in done.stderr
+    assert "unrecognized arguments: --kairos" in done.stderr

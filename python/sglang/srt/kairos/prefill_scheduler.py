@@ -1,9 +1,8 @@
 """Order of the prefill waiting queue."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
-
-from sglang.srt.mem_cache.common import match_kv_cache
 
 from kairos.latency import Profile
 
@@ -33,7 +32,8 @@ class PrefillScheduler:
         if len(waiting) < 2:
             return
         now = time.monotonic()
-        self._match(waiting, policy)
+        if not policy.waiting_queue_prefix_matched(waiting):
+            match_prefixes(waiting, policy.tree_cache)
         sign = policy.priority_sign if policy.enable_priority_scheduling else 0
         keys = {req.rid: (sign * (req.priority or 0), *self._key(req, now)) for req in waiting}
         waiting.sort(key=lambda req: keys[req.rid])
@@ -62,15 +62,18 @@ class PrefillScheduler:
         # Rooms are the same on both servers of a pair; rids need not be.
         return late, remaining if late else deadline, req.bootstrap_room or 0
 
-    def _match(self, waiting: list[Any], policy: Any) -> None:
-        """Look requests up that upstream's policy has left unmatched, each once."""
-        if policy.waiting_queue_prefix_matched(waiting):
+
+def match_prefixes(waiting: Iterable[Any], tree_cache: Any) -> None:
+    """Look waiting requests up in the radix cache, each once, `MATCHES_PER_PASS` at most."""
+    # Here, because importing it takes seconds and needs a platform; a scheduler has it loaded.
+    from sglang.srt.mem_cache.common import match_kv_cache
+
+    budget = MATCHES_PER_PASS
+    for req in waiting:
+        if req.kairos.matched:
+            continue
+        match_kv_cache(req, tree_cache)
+        req.kairos.matched = True
+        budget -= 1
+        if budget == 0:
             return
-        budget = MATCHES_PER_PASS
-        for req in waiting:
-            if budget == 0:
-                return
-            if not req.kairos.matched:
-                match_kv_cache(req, policy.tree_cache)
-                req.kairos.matched = True
-                budget -= 1

@@ -18,11 +18,13 @@ class RequestSlo:
     Attributes:
         slo: the objectives.
         arrival_s: arrival at the first Kairos process, CLOCK_MONOTONIC seconds of this host.
+        number: order in which the scheduler received its requests; the same on every rank.
         matched: the scheduler has looked the prompt up in its radix cache.
     """
 
     slo: Slo
     arrival_s: float
+    number: int = 0
     matched: bool = False
 
     @property

@@ -1,10 +1,12 @@
 """What one scheduler process knows about its requests' SLOs."""
 
+import logging
 import time
 from collections import Counter, deque
 from typing import Any
 
 from sglang.srt.kairos.config import KairosConfig
+from sglang.srt.kairos.prefill_planner import PrefillPlanner, planning_refusal
 from sglang.srt.kairos.prefill_scheduler import PrefillScheduler
 from sglang.srt.kairos.request_slo import RequestSlo, of_request
 
@@ -14,12 +16,15 @@ from kairos.latency import load_profile
 # Requests shown in /server_info: enough to see what arrives, too few to cost anything.
 RECENT = 32
 
+_log = logging.getLogger(__name__)
+
 
 class KairosState:
     """Kairos' side of one upstream `Scheduler`.
 
     Attributes:
         prefill: orders the waiting queue; None on a decode server.
+        planner: decides prefill batches; None where only the order is Kairos'.
     """
 
     def __init__(self, config: KairosConfig, scheduler: Any) -> None:
@@ -33,8 +38,15 @@ class KairosState:
         self._all_rows = self._rows.available_size()
         profile = load_profile(config.profile)
         self.prefill = PrefillScheduler(profile) if self.role != "decode" else None
+        self.planner: PrefillPlanner | None = None
+        self._unplanned = planning_refusal(scheduler)
+        if self._unplanned is None:
+            self.planner = PrefillPlanner(profile, scheduler)
+        elif self.role == "prefill":
+            _log.warning("Kairos orders the prefill queue only: %s", self._unplanned)
         self.classes: Counter[str] = Counter()
         self.invalid = 0
+        self._received = 0
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
 
     def admit(self, req: Any) -> None:
@@ -46,6 +58,8 @@ class KairosState:
         except InputError:
             self.invalid += 1
             request = RequestSlo(self.config.classes.default, now)
+        self._received += 1
+        request.number = self._received
         req.kairos = request
         self.classes[request.slo.slo_class] += 1
         self._recent.append(
@@ -59,6 +73,14 @@ class KairosState:
             }
         )
 
+    def order(self, waiting: list[Any], policy: Any) -> None:
+        """Reorder a waiting queue in place; `policy` is the upstream `SchedulePolicy`."""
+        planned = None if self.planner is None else self.planner.ordered()
+        if planned is not None:
+            waiting[:] = planned
+        elif self.prefill is not None:
+            self.prefill.order(waiting, policy)
+
     def snapshot(self) -> dict[str, Any]:
         """For /server_info: plain values only."""
         return {
@@ -68,5 +90,6 @@ class KairosState:
             "requests_by_class": dict(self.classes),
             "invalid_slos": self.invalid,
             "prefill": None if self.prefill is None else self.prefill.snapshot(),
+            "planner": self._unplanned if self.planner is None else self.planner.snapshot(),
             "recent": list(self._recent),
         }

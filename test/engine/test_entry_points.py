@@ -1,0 +1,128 @@
+"""Every way to start a server knows --kairos, and refuses what it cannot serve."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kairos.cluster import Cluster, ClusterSpec
+from kairos_emulation.cluster import platform_model, with_platform
+from kairos_emulation.launch import settings
+from support.pair import kairos_state
+
+SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
+LAUNCH = (sys.executable, "-m", "sglang.launch_server")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def test_sglang_serve_with_a_config_file(models: Path, tmp_path: Path) -> None:
+    config = tmp_path / "kairos.yaml"
+    config.write_text(
+        "kairos: true\nkairos-ttft-slo-ms: 900\nkairos-slo-class: ['a=1000,20', 'b=2000,40']\n"
+    )
+    spec = ClusterSpec(
+        model=platform_model("emulated", models),
+        prefill=0,
+        decode=0,
+        args=("--config", str(config)),
+        server_command=SERVE,
+    )
+    with Cluster(with_platform(spec, "emulated", "tiny-fast"), tmp_path / "logs") as cluster:
+        body = {"input_ids": [30] * 20, "sampling_params": {"max_new_tokens": 2}}
+        headers = {"x-kairos-slo-class": "b"}
+        answer = httpx.post(f"{cluster.url}/generate", json=body, headers=headers, timeout=60)
+        assert answer.headers["x-kairos-slo-applied"] == "ttft-ms=2000, tpot-ms=40, class=b"
+        state = kairos_state(cluster.servers[0])
+        assert state is not None
+        assert state["role"] == "null"
+
+
+ENGINE = """
+import json, sys
+from sglang.srt.entrypoints.engine import Engine
+
+if __name__ == "__main__":
+    engine = Engine(**json.loads(sys.argv[1]))
+    slo = {"custom_params": {"kairos": {"ttft_ms": 700}}}
+    bad = {"custom_params": {"kairos": {"ttft_ms": "soon"}}}
+    for params in (slo, bad):
+        out = engine.generate(input_ids=[30] * 20, sampling_params={"max_new_tokens": 2, **params})
+    print(json.dumps(engine.get_server_info()["internal_states"][0]["kairos"]))
+    engine.shutdown()
+"""
+
+
+def test_engine_by_environment_variable(models: Path, tmp_path: Path) -> None:
+    script = tmp_path / "engine.py"
+    script.write_text(ENGINE)
+    model = platform_model("emulated", models)
+    arguments = {
+        "model_path": str(model),
+        "device": "cpu",
+        "attention_backend": "torch_native",
+        "max_total_tokens": 10_000,
+        "max_running_requests": 8,
+        "context_length": 4096,
+        "log_level": "error",
+    }
+    env = {
+        **os.environ,
+        **settings("emulated", "single", "tiny-fast", model).env,
+        "SGLANG_KAIROS": "--kairos-tpot-slo-ms 33",
+    }
+    done = subprocess.run(
+        [sys.executable, script, json.dumps(arguments)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    slos = [(item["ttft_ms"], item["tpot_ms"]) for item in state["recent"]]
+    assert slos == [(700, 33), (2000, 33)], "a malformed SLO falls back to the default"
+    assert state["invalid_slos"] == 1
+
+
+@pytest.mark.parametrize("command", [LAUNCH, SERVE], ids=["launch_server", "serve"])
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--kairos-tpot-slo-ms", "30"], "--kairos-tpot-slo-ms has no effect without --kairos"),
+        (["--kairos", "--kairos-ttft-slo-ms", "1e99"], "--kairos-ttft-slo-ms: '1e99'"),
+        (["--kairos", "--pp-size", "2"], "--pp-size 2 is not supported with --kairos"),
+    ],
+    ids=["without the flag", "absurdly large", "unsupported"],
+)
+def test_wrong_flags_are_one_line_and_nothing_is_left_running(
+    models: Path, command: tuple[str, ...], flags: list[str], named: str
+) -> None:
+    model = platform_model("emulated", models)
+    launch = settings("emulated", "single", "tiny-fast", model)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    done = subprocess.run(
+        [*command, *launch.args, "--port", port, *flags],
+        env={**os.environ, **launch.env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert [line for line in done.stderr.splitlines() if "kairos: error" in line] == [
+        line for line in done.stderr.splitlines() if named in line
+    ]
+    assert "Traceback" not in done.stderr
+    with socket.create_server(("127.0.0.1", int(port))):
+        pass  # nobody listens there

@@ -1,0 +1,159 @@
+"""Batches planned by urgency: overtaking between chunks, and nothing lost or changed by it."""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kairos.cluster import Cluster
+from support.clusters import Config, on
+from support.configs import KAIROS, OFF
+from support.pair import (
+    Answer,
+    Streaming,
+    fresh_prompt,
+    kairos_state,
+    occupancy,
+    send,
+    wait_for,
+    wait_idle,
+)
+
+# 20,000 tokens/s and attention: about seven seconds, hopeless against one.
+LONG = 80_000
+HOPELESS = {"ttft_ms": 1000}
+URGENT = {"ttft_ms": 60_000}
+
+NO_OVERLAP = replace(KAIROS, args=(*KAIROS.args, "--disable-overlap-schedule"))
+# Real weights, chunks of 256 tokens.
+KAIROS_CPU = Config(platform="cpu", kairos=True, args=("--chunked-prefill-size", "256"))
+
+
+def body(ids: list[int], slo: dict[str, float], new_tokens: int = 2) -> dict[str, Any]:
+    params = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
+    return {"input_ids": ids, "sampling_params": params, "kairos": slo}
+
+
+def planner(cluster: Cluster) -> dict[str, Any]:
+    state = kairos_state(cluster.prefill[0])
+    assert state is not None
+    assert isinstance(state["planner"], dict), state["planner"]
+    return state["planner"]
+
+
+def started(cluster: Cluster) -> bool:
+    return occupancy(cluster.prefill[0])["num_used_tokens"] > 0
+
+
+def race(cluster: Cluster, tokens: int) -> tuple[float, float]:
+    """Seconds until a hopeless long prompt, and one of `tokens` tokens sent later, are answered."""
+
+    def timed(future: "Future[Answer]") -> float:
+        assert future.result().decode.status_code == 200
+        return time.monotonic() - begin
+
+    with ThreadPoolExecutor(4) as pool:
+        begin = time.monotonic()
+        long = pool.submit(send, cluster, body(fresh_prompt(LONG), HOPELESS))
+        long_s = pool.submit(timed, long)
+        wait_for(lambda: started(cluster))
+        short_s = pool.submit(timed, pool.submit(send, cluster, body(fresh_prompt(tokens), URGENT)))
+        return long_s.result(), short_s.result()
+
+
+@on(KAIROS, NO_OVERLAP)
+def test_a_short_request_joins_the_batches_of_a_long_prompt(cluster: Cluster) -> None:
+    long_s, short_s = race(cluster, 100)
+    assert short_s < long_s
+    wait_idle(cluster)
+
+
+@on(KAIROS, NO_OVERLAP)
+def test_an_urgent_request_of_ten_chunks_overtakes_a_long_prompt(cluster: Cluster) -> None:
+    before = planner(cluster)["overtakes"]
+    long_s, short_s = race(cluster, 20_000)
+    assert short_s < long_s
+    assert planner(cluster)["overtakes"] > before
+    wait_idle(cluster)
+
+
+@on(OFF)
+def test_upstream_serves_it_last(cluster: Cluster) -> None:
+    long_s, short_s = race(cluster, 100)
+    assert long_s < short_s
+
+
+@on(KAIROS)
+def test_overtaking_nests(cluster: Cluster) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(send, cluster, body(fresh_prompt(LONG), HOPELESS))]
+        wait_for(lambda: started(cluster))
+        for ttft_ms in (50_000, 20_000):
+            prompt = fresh_prompt(40_000)
+            answers.append(pool.submit(send, cluster, body(prompt, {"ttft_ms": ttft_ms})))
+            wait_for(lambda: planner(cluster)["parked"] >= len(answers) - 1)
+        assert all(answer.result().decode.status_code == 200 for answer in answers)
+    assert planner(cluster)["most_parked"] >= 2
+    wait_idle(cluster)
+
+
+@on(KAIROS, NO_OVERLAP)
+@pytest.mark.parametrize("by", ["rid", "disconnect"])
+def test_a_parked_prompt_can_be_aborted(cluster: Cluster, by: str) -> None:
+    with Streaming(cluster, LONG, 2, slo=HOPELESS) as long:
+        wait_for(lambda: started(cluster))
+        with Streaming(cluster, 40_000, 2, slo=URGENT) as urgent:
+            wait_for(lambda: planner(cluster)["parked"] == 1)
+            if by == "rid":
+                long.abort()
+                long.wait_finished()
+            else:
+                long.disconnect()
+            wait_for(lambda: planner(cluster)["parked"] == 0, "the parked prompt to end", 5)
+            assert urgent.events == 0, "it was aborted while parked"
+            urgent.wait_finished()
+            assert urgent.events >= 2
+    wait_idle(cluster)
+
+
+@on(KAIROS)
+def test_everything_is_given_back_after_a_burst(cluster: Cluster) -> None:
+    random = np.random.default_rng(3)
+    with ThreadPoolExecutor(24) as pool:
+        answers = [
+            pool.submit(send, cluster, body(fresh_prompt(int(tokens)), {"ttft_ms": float(ttft)}, 3))
+            for tokens, ttft in zip(
+                random.integers(50, 12_000, 24), random.integers(200, 20_000, 24), strict=True
+            )
+        ]
+        for answer in answers:
+            assert len(answer.result().decode.json()["output_ids"]) == 3
+    wait_idle(cluster)
+    assert planner(cluster)["parked"] == 0
+
+
+@on(KAIROS_CPU)
+def test_tokens_of_overtaken_and_overtaking_are_those_of_an_undisturbed_run(
+    cluster: Cluster,
+) -> None:
+    random = np.random.default_rng(11)
+    long = random.integers(10, 1000, 3000).tolist()
+    short = random.integers(10, 1000, 700).tolist()
+
+    def tokens(ids: list[int], slo: dict[str, float]) -> list[int]:
+        answer = send(cluster, body(ids, slo, 24))
+        assert answer.decode.status_code == 200
+        return answer.decode.json()["output_ids"]
+
+    with ThreadPoolExecutor(2) as pool:
+        overtaken = pool.submit(tokens, long, HOPELESS)
+        wait_for(lambda: started(cluster))
+        overtaking = pool.submit(tokens, short, URGENT)
+        disturbed = overtaken.result(), overtaking.result()
+    assert planner(cluster)["overtakes"] > 0
+    wait_idle(cluster)
+    # The same chunks again, from the radix cache.
+    assert (tokens(long, URGENT), tokens(short, URGENT)) == disturbed

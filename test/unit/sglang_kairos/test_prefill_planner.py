@@ -1,0 +1,227 @@
+"""What the planner lets upstream do in one batch, against a stand-in for upstream's scheduler."""
+
+import time
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sglang.srt.kairos import prefill_planner
+from sglang.srt.kairos.prefill_planner import MAX_STARTED, PrefillPlanner
+from sglang.srt.kairos.request_slo import RequestSlo
+
+from kairos.latency import load_profile
+from kairos.slo import Slo
+
+PROFILE = load_profile("tiny-fast")
+CHUNK = PROFILE.limits.chunk_tokens
+# Less than the prompts here take; not so little that they would count as starved at once.
+HOPELESS_MS = 100
+
+
+@dataclass(eq=False)
+class Req:
+    """The fields of an upstream request that the planner reads."""
+
+    rid: str
+    origin_input_ids: list[int]
+    kairos: RequestSlo
+    num_matched_prefix_tokens: int = 0
+    output_ids: list[int] = field(default_factory=list)
+    prefix_len: int = 0
+    extend_end: int = 0
+    pending_bootstrap: bool = False
+    to_finish: object = None
+
+    def finished(self) -> bool:
+        return False
+
+
+class Scheduler:
+    """Forms batches by upstream's rules: the started prompt first, then the queue in order, cut at
+    the budget; one unfinished prompt at most, or upstream's assertion."""
+
+    def __init__(self) -> None:
+        self.page_size = 1
+        self.chunked_prefill_size = CHUNK
+        self.max_total_num_tokens = 200_000
+        self.tree_cache = None
+        self.waiting_queue: list[Req] = []
+        self.chunked_req: Req | None = None
+        self._pending_chunked_abort_req: Req | None = None
+        self.planner = PrefillPlanner(PROFILE, self)
+        self.out_of_memory = False
+        self.ended: list[str] = []
+
+    def step(self) -> list[Req]:
+        if self.chunked_req is not None:  # upstream publishes the last chunk first
+            self.chunked_req.prefix_len = self.chunked_req.extend_end
+        for req in self.planner.parked:
+            assert req.prefix_len == req.extend_end
+        batch, _ = self.planner.next_batch(form, self, running_batch=None)
+        return [] if batch is None else batch.reqs
+
+
+def form(scheduler: Scheduler, running_batch: object) -> tuple[Any, object]:
+    budget = scheduler.chunked_prefill_size
+    assert 0 < budget <= CHUNK
+    taken: list[Req] = []
+    if (lead := scheduler.chunked_req) is not None:
+        lead.prefix_len = lead.extend_end
+        limit = scheduler.planner.lead_limit()
+        tokens = min(budget, len(lead.origin_input_ids) - lead.prefix_len, limit or budget)
+        lead.extend_end = lead.prefix_len + tokens
+        budget -= tokens
+        taken.append(lead)
+        if lead.extend_end == len(lead.origin_input_ids):
+            scheduler.chunked_req = None
+    for req in scheduler.waiting_queue:
+        if budget == 0 or scheduler.out_of_memory:
+            break
+        req.prefix_len = req.num_matched_prefix_tokens
+        tokens = min(budget, len(req.origin_input_ids) - req.prefix_len)
+        if req.prefix_len + tokens < len(req.origin_input_ids):
+            assert scheduler.chunked_req is None, "two unfinished prompts"
+            scheduler.chunked_req = req
+        req.extend_end = req.prefix_len + tokens
+        budget -= tokens
+        taken.append(req)
+    scheduler.waiting_queue = [req for req in scheduler.waiting_queue if req not in taken]
+    return (SimpleNamespace(reqs=taken) if taken else None), running_batch
+
+
+@pytest.fixture(autouse=True)
+def no_radix_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill_planner, "match_prefixes", lambda *_: None)
+
+
+def request(number: int, tokens: int, ttft_ms: float = 60_000, cached: int = 0) -> Req:
+    slo = RequestSlo(Slo(ttft_ms, 50), time.monotonic(), number)
+    return Req(f"r{number}", [0] * tokens, slo, min(cached, tokens - 1))
+
+
+def run_dry(scheduler: Scheduler, limit: int = 2000) -> list[str]:
+    """Step until nothing is left; rids in order of completion."""
+    finished = []
+    for _ in range(limit):
+        batch = scheduler.step()
+        finished += [r.rid for r in batch if r.extend_end == len(r.origin_input_ids)]
+        if not (scheduler.waiting_queue or scheduler.chunked_req or scheduler.planner.parked):
+            return finished
+        assert batch, "work is left and nothing runs"
+    raise AssertionError("not finished")
+
+
+LENGTHS = st.integers(1, 12_000)
+SLOS = st.sampled_from([1.0, 300.0, 1_000.0, 5_000.0, 60_000.0])
+ARRIVALS = st.lists(
+    st.lists(st.tuples(LENGTHS, SLOS, st.integers(0, 4_000)), max_size=4), min_size=1, max_size=8
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(ARRIVALS)
+def test_every_request_is_prefilled_once_whatever_arrives(
+    arrivals: list[list[tuple[int, float, int]]],
+) -> None:
+    scheduler = Scheduler()
+    number = 0
+    finished: list[str] = []
+    for wave in arrivals:
+        for tokens, ttft_ms, cached in wave:
+            number += 1
+            scheduler.waiting_queue.append(request(number, tokens, ttft_ms, cached))
+        batch = scheduler.step()
+        assert bool(batch) == bool(number > len(finished))
+        finished += [r.rid for r in batch if r.extend_end == len(r.origin_input_ids)]
+    finished += run_dry(scheduler) if number > len(finished) else []
+    assert sorted(finished) == sorted(f"r{n}" for n in range(1, number + 1))
+    assert scheduler.planner._jobs == {}
+    assert len(scheduler.planner._queue) == 0
+    assert scheduler.chunked_prefill_size == CHUNK
+
+
+def test_an_urgent_request_parks_a_long_prompt_and_it_resumes() -> None:
+    scheduler = Scheduler()
+    scheduler.waiting_queue = [request(1, 10 * CHUNK, ttft_ms=HOPELESS_MS)]
+    scheduler.step()
+    scheduler.waiting_queue.append(request(2, 3 * CHUNK))
+    scheduler.step()
+    assert [req.rid for req in scheduler.planner.parked] == ["r1"]
+    assert run_dry(scheduler) == ["r2", "r1"]
+
+
+def test_started_prompts_are_bounded() -> None:
+    scheduler = Scheduler()
+    scheduler.max_total_num_tokens = 10**9
+    scheduler.planner = PrefillPlanner(PROFILE, scheduler)
+    for number in range(1, 3 * MAX_STARTED):
+        # Each more urgent than the one before, and none finished by one batch.
+        scheduler.waiting_queue.append(request(number, 5 * CHUNK, 900_000 - 10_000 * number))
+        scheduler.step()
+        started = [*scheduler.planner.parked, scheduler.chunked_req]
+        assert len([req for req in started if req]) <= MAX_STARTED
+    run_dry(scheduler)
+
+
+def test_kv_held_by_started_prompts_is_bounded() -> None:
+    scheduler = Scheduler()
+    scheduler.max_total_num_tokens = 8 * CHUNK
+    scheduler.planner = PrefillPlanner(PROFILE, scheduler)
+    for number in range(1, 12):
+        scheduler.waiting_queue.append(request(number, 3 * CHUNK, 900_000 - 10_000 * number))
+        scheduler.step()
+        parked = sum(req.extend_end for req in scheduler.planner.parked)
+        assert parked <= scheduler.max_total_num_tokens / 2
+    run_dry(scheduler)
+
+
+def test_out_of_memory_for_the_urgent_one_lets_the_parked_one_finish() -> None:
+    scheduler = Scheduler()
+    scheduler.waiting_queue = [request(1, 4 * CHUNK, ttft_ms=HOPELESS_MS)]
+    scheduler.step()
+    scheduler.out_of_memory = True
+    scheduler.waiting_queue.append(request(2, 100))
+    for _ in range(20):
+        assert scheduler.step(), "the parked prompt must go on, it is what frees memory"
+        if scheduler.chunked_req is None:
+            break
+    assert scheduler.chunked_req is None
+    assert scheduler.planner.parked == []
+    scheduler.out_of_memory = False
+    assert run_dry(scheduler) == ["r2"]
+
+
+@pytest.mark.parametrize("field", ["pending_bootstrap", "to_finish"])
+def test_a_prompt_that_upstream_must_go_on_with_is_not_parked(field: str) -> None:
+    scheduler = Scheduler()
+    scheduler.waiting_queue = [request(1, 4 * CHUNK, ttft_ms=HOPELESS_MS)]
+    scheduler.step()
+    assert scheduler.chunked_req is not None
+    setattr(scheduler.chunked_req, field, True)
+    scheduler.waiting_queue.append(request(2, 100))
+    scheduler.step()
+    assert scheduler.planner.parked == []
+
+
+def test_aborts_end_parked_prompts_and_leave_the_running_one() -> None:
+    scheduler = Scheduler()
+    scheduler.waiting_queue = [request(1, 10 * CHUNK, ttft_ms=HOPELESS_MS)]
+    scheduler.step()
+    scheduler.waiting_queue.append(request(2, 9 * CHUNK))
+    scheduler.step()
+    running = scheduler.chunked_req
+
+    def end(upstream: Scheduler) -> None:
+        if (req := upstream._pending_chunked_abort_req) is not None:
+            upstream.ended.append(req.rid)
+            upstream.chunked_req = upstream._pending_chunked_abort_req = None
+
+    scheduler.planner.abort(SimpleNamespace(abort_all=False, rid="r1"))
+    scheduler.planner.process_aborts(end, scheduler)
+    assert scheduler.ended == ["r1"]
+    assert scheduler.planner.parked == []
+    assert scheduler.chunked_req is running
+    assert run_dry(scheduler) == ["r2"]
