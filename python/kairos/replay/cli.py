@@ -14,6 +14,7 @@ from kairos.cluster import ClusterError, ClusterSpec
 from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.replay.arms import ARMS, ArmSpec, arm_spec, parse_arms
+from kairos.replay.client import Options
 from kairos.replay.plan import make_plan
 from kairos.replay.readers import FORMATS, read_trace
 from kairos.replay.slo_sets import DEFAULT_TPOT_MS, SLO_SETS
@@ -108,6 +109,9 @@ def _replay(options: argparse.Namespace, cluster_of: Callable[[LocalCluster], Cl
     names = parse_arms(options.arms)
     if options.url is not None:
         _reachable(options.url)
+    budget_s = options.budget_s
+    if budget_s is None:
+        budget_s = plan.workload.trace.span_s + _DRAIN_S
     console = Console()
     replay = Replay(
         plan=plan,
@@ -115,8 +119,7 @@ def _replay(options: argparse.Namespace, cluster_of: Callable[[LocalCluster], Cl
         profile=profile.name,
         emulated=options.url is None,
         start_s=options.start_s,
-        timeout_s=options.timeout_s,
-        budget_s=options.budget_s or plan.workload.trace.span_s + _DRAIN_S,
+        limits=Options(timeout_s=options.timeout_s, budget_s=budget_s),
         out=_folder(options.out),
         console=console,
     )

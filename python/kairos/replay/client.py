@@ -5,7 +5,7 @@ import gc
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import aiohttp
@@ -19,7 +19,7 @@ from kairos.replay.record import Outcome, Record, make_record
 from kairos.replay.target import Target
 
 _PREPARED = 32  # prompts made ahead, so that none is made when it is due
-_LEAD_S = 0.3  # between the start and the first arrival
+_LEAD_S = 0.02  # between the start and the first arrival
 _TIMER_GRAIN_S = 1.2e-3  # timers of the event loop wake up to a millisecond late
 
 
@@ -121,6 +121,7 @@ class Client:
             prepared: deque[Future[bytes]] = deque(
                 maker.submit(self._prompt, planned) for planned in requests[:_PREPARED]
             )
+            wait(prepared)
             self._start = time.monotonic() + _LEAD_S
             for planned in requests:
                 prompt = await asyncio.wrap_future(prepared.popleft())
@@ -173,8 +174,8 @@ class Client:
 async def _sleep_until(due: float) -> None:
     """Return within a fraction of a millisecond of `due`: the last grain of the timer is spent on
     other events of the loop."""
-    wait = due - time.monotonic() - _TIMER_GRAIN_S
-    if wait > 0:
-        await asyncio.sleep(wait)
+    pause = due - time.monotonic() - _TIMER_GRAIN_S
+    if pause > 0:
+        await asyncio.sleep(pause)
     while time.monotonic() < due:
         await asyncio.sleep(0)

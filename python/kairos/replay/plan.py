@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kairos.errors import InputError
 from kairos.latency import Profile
 from kairos.replay.load import Workload, scale_to_load
 from kairos.replay.slo_sets import DEFAULT_TPOT_MS, assign_slos
@@ -53,6 +54,8 @@ def make_plan(
     Raises:
         InputError: an argument is out of range, or the trace has too little at that place.
     """
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed: {seed} is out of range, allowed are 0 to 2^63 - 1")
     workload = scale_to_load(
         trace, load, profile, instances=instances, start_s=start_s, duration_s=duration_s
     )

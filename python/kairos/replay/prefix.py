@@ -14,7 +14,9 @@ def expected_cached_tokens(
 ) -> list[int]:
     """Cached tokens per request in an initially empty LRU cache, visited in arrival order.
 
-    Only whole leading blocks count, and at least one token of a prompt is always computed.
+    Only whole leading blocks count, and at least one token of a prompt is always computed. An id
+    stands for its block and all before it, as in the traces that have them, so an id that is in
+    the cache is a prefix there too.
     """
     cache: OrderedDict[int, None] = OrderedDict()
     capacity_blocks = capacity_tokens // BLOCK_TOKENS

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +38,7 @@ class Replay:
         profile: latency profile of load, SLOs and predictions.
         emulated: whether it also drives the servers' clock.
         start_s: where in the trace the plan begins, seconds.
+        limits: of a request and of an arm.
         out: folder of records and logs.
     """
 
@@ -46,8 +47,7 @@ class Replay:
     profile: str
     emulated: bool
     start_s: float
-    timeout_s: float
-    budget_s: float
+    limits: Options
     out: Path
     console: "Console"
 
@@ -86,7 +86,7 @@ class Replay:
         check: Callable[[], None],
     ) -> Arm:
         started = datetime.now(UTC)
-        options = Options(send_slo=send_slo, timeout_s=self.timeout_s, budget_s=self.budget_s)
+        options = replace(self.limits, send_slo=send_slo)
         run_id = f"{name}-{started:%H%M%S}"
         client = Client(target, Prompts(VOCABULARY, self.plan.seed), options, run_id)
         records, note = asyncio.run(self._watched(name, client, check))

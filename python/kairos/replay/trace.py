@@ -18,8 +18,9 @@ class TraceRequest(msgspec.Struct, frozen=True, gc=False):
         arrival_s: seconds from the start of the trace.
         input_tokens: prompt length, at least 1.
         output_tokens: tokens to generate, at least 1.
-        hash_ids: ids of the prompt's blocks of 512 tokens. Two prompts share the prefix that their
-            equal leading ids cover. Empty where the trace knows nothing about sharing.
+        hash_ids: ids of the prompt's blocks of 512 tokens, each standing for its block and all
+            before it. Two prompts share the prefix that their equal leading ids cover. Empty where
+            the trace knows nothing about sharing.
     """
 
     arrival_s: float

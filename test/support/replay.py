@@ -1,0 +1,63 @@
+"""Requests, headers and arms for tests of the replay."""
+
+from collections.abc import Sequence
+
+from kairos.replay.plan import PlannedRequest
+from kairos.replay.record import Header, Outcome, Record, make_record
+from kairos.replay.report import Arm
+from kairos.replay.summary import summarise
+from kairos.replay.trace import TraceRequest
+from kairos.slo import Slo
+
+
+def planned(
+    index: int = 0,
+    arrival_s: float = 0.0,
+    input_tokens: int = 10,
+    output_tokens: int = 3,
+    ttft_ms: float = 500.0,
+    tpot_ms: float = 25.0,
+    slo_class: str = "default",
+) -> PlannedRequest:
+    request = TraceRequest(arrival_s, input_tokens, output_tokens)
+    return PlannedRequest(index, request, 0, Slo(ttft_ms, tpot_ms, slo_class))
+
+
+def header(arm: str = "fcfs", **changes: object) -> Header:
+    fields: dict[str, object] = {
+        "servers": {"all": ["--schedule-policy", arm]},
+        "trace": "t.jsonl.gz",
+        "trace_sha256": "0" * 64,
+        "load": 0.9,
+        "instances": "1P1D",
+        "time_scale": 1.25,
+        "start_s": 0.0,
+        "span_s": 60.0,
+        "slo_set": "L3",
+        "tpot_ms": 30.0,
+        "seed": 0,
+        "profile": "tiny-fast",
+        "emulated": True,
+        "versions": {"python": "3.11"},
+        "started": "2026-01-01T00:00:00Z",
+    }
+    return Header(arm=arm, **(fields | changes))  # type: ignore[arg-type]
+
+
+def record(
+    index: int = 0, times_s: Sequence[float] = (0.1, 0.12), outcome: Outcome = Outcome.OK, **request
+) -> Record:
+    """A record with tokens at `times_s` after it was due."""
+    return make_record(
+        planned(index, output_tokens=max(1, len(times_s)), **request),
+        f"r-{index:07d}",
+        outcome,
+        token_times_s=times_s,
+        send_lag_s=0.001,
+        cached_tokens=0,
+    )
+
+
+def arm(name: str, records: Sequence[Record], **changes: object) -> Arm:
+    head = header(name, **changes)
+    return Arm(head, records, summarise(head, records))

@@ -1,0 +1,154 @@
+"""The command line of a replay on fake servers: files, exit codes, nothing left running."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kairos.latency import load_profile
+from kairos.replay.arms import arm_spec
+from kairos.replay.plan import make_plan
+from kairos.replay.record import Outcome, read_records
+from kairos.replay.synthetic import generate
+from support import replay_fake
+from support.processes import marked, new_mark, wait_none
+
+TRACE = "".join(
+    json.dumps({"arrival_s": 0.02 * i, "input_tokens": 2000, "output_tokens": 4}) + "\n"
+    for i in range(12)
+)
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(TRACE)
+    return path
+
+
+@pytest.mark.slow
+def test_1_two_arms_end_to_end(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, mark = tmp_path / "out", new_mark()
+    code = replay_fake.replay(
+        ["--trace", str(trace), "--load", "1", "--slo", "F5", "--out", str(out)], mark
+    )
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    assert wait_none(mark) == {}
+    report = json.loads((out / "report.json").read_text())
+    assert set(report["arms"]) == {"fcfs", "kairos"}
+    for arm in report["arms"].values():
+        assert (arm["requests"], arm["failures"], arm["ttft_attainment"]) == (12, 0, 100.0)
+    assert {p.name for p in out.iterdir() if p.is_file()} == {
+        "report.json",
+        "report.html",
+        "report.png",
+        "requests-fcfs.jsonl",
+        "requests-kairos.jsonl",
+    }
+    assert "TTFT attainment" in shown.out
+    assert "report.html" in shown.out
+    header, records = read_records(out / "requests-kairos.jsonl")
+    assert header.servers["kairos"] == ["--kairos"]
+    assert header.load == 1.0
+    assert len(records) == 12
+
+
+@pytest.mark.slow
+def test_2_a_server_that_dies_is_reported_and_the_rest_is_cut(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark = new_mark()
+    flags = ["--trace", str(trace), "--load", "0.2", "--arms", "fcfs", "--out", str(tmp_path)]
+    code = replay_fake.replay(flags, mark, ["--fake-die-after", "5"])
+    assert code == 1
+    assert wait_none(mark) == {}
+    assert "decode-0 died" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "report.json").read_text())["arms"]["fcfs"]
+    assert "decode-0 died" in summary["note"]
+    assert summary["requests"] == 12
+    assert 0 < summary["failures"] <= 7
+    _, records = read_records(tmp_path / "requests-fcfs.jsonl")
+    assert {r.outcome for r in records} <= {Outcome.OK, Outcome.CUT, Outcome.CONNECTION_ERROR}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_3_interrupted_in_mid_run(trace: Path, tmp_path: Path, number: signal.Signals) -> None:
+    mark = new_mark()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, replay_fake.__file__, mark, "--fake-hang"),
+            *("--trace", str(trace), "--arms", "fcfs", "--out", str(tmp_path)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "ready" in line:
+            break
+    assert marked(mark)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else 143), errors
+    assert "Traceback" not in errors
+    assert wait_none(mark) == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--trace", "missing.jsonl"], "missing.jsonl: No such file"),
+        (["--trace", "synthetic:nothing"], "preset 'nothing': allowed are"),
+        (["--load", "0"], "load: 0.0 is out of range"),
+        (["--load", "nan"], "load: nan is out of range"),
+        (["--load", "much"], "argument --load: invalid float value: 'much'"),
+        (["--duration-s", "-1"], "duration-s: -1.0"),
+        (["--slo", "L9"], "argument --slo: invalid choice"),
+        (["--tpot-ms", "-3"], "--tpot-ms"),
+        (["--arms", "fcfs,magic"], "--arms: 'magic' is not one of fcfs,"),
+        (["--arms", "fcfs,fcfs"], "named twice"),
+        (["--arms", ""], "--arms: ''"),
+        (["--instances", "0P1D"], "--instances: '0P1D'"),
+        (["--instances", "PD"], "must look like 1P1D"),
+        (["--profile", "nothing"], "unknown profile 'nothing'"),
+        (["--timeout-s", "0"], "--timeout-s"),
+        (["--budget-s", "-5"], "--budget-s"),
+        (["--url", "localhost"], "--url"),
+        (["--url", "http://127.0.0.1:1"], "nothing answers at http://127.0.0.1:1"),
+        (["--seed", "-1"], "seed"),
+        (["--out", "/dev/null/x"], "--out: cannot write"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_4_bad_input_is_one_line_and_code_2(
+    flags: list[str], says: str, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = replay_fake.replay(["--trace", str(trace), "--out", str(tmp_path / "o"), *flags])
+    shown = capsys.readouterr()
+    assert code == 2
+    assert says in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.err.startswith("replay: ")
+
+
+def test_5_kairos_arm_knows_the_classes_of_the_tiers() -> None:
+    plan = make_plan(
+        generate("servegen-r1", 10, 0), load_profile("tiny-fast"), load=0.5, slo_set="tiers"
+    )
+    arm = arm_spec("kairos", plan, "tiny-fast")
+    assert arm.kairos
+    assert "interactive=1000,25" in arm.args
+    assert arm.args[:2] == ("--kairos-profile", "tiny-fast")
+    upstream = arm_spec("sjf", plan, "tiny-fast")
+    assert not upstream.kairos
+    assert upstream.args[:2] == ("--schedule-policy", "shortest-prefill-first")

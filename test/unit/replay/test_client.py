@@ -1,0 +1,335 @@
+"""The client against a server that misbehaves in every way: one outcome per request, no lag."""
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer, unused_port
+
+from kairos.errors import InputError
+from kairos.replay.client import Client, Options
+from kairos.replay.plan import PlannedRequest
+from kairos.replay.prompts import Prompts
+from kairos.replay.record import Outcome, Record
+from kairos.replay.target import Leg, PairTarget, Target, UrlTarget
+from support.replay import planned
+
+Behaviour = Callable[["Engine", web.Request, web.StreamResponse, dict], Awaitable[None]]
+
+
+class Engine:
+    """Answers /generate; what it does depends on `behaviours`, by index of the request.
+
+    Attributes:
+        bodies: what was received, in order.
+        gone: indexes of requests whose client hung up.
+    """
+
+    def __init__(self) -> None:
+        self.bodies: list[dict] = []
+        self.behaviours: dict[int, Behaviour] = {}
+        self.gone: set[int] = set()
+        self.url = ""
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        self.bodies.append(body)
+        index = int(body["rid"].rpartition("-")[2])
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        try:
+            await self.behaviours.get(index, tokens)(self, request, response, body)
+        except asyncio.CancelledError:
+            self.gone.add(index)
+            raise
+        return response
+
+
+def event(count: int, finish: object = None) -> bytes:
+    meta = {"completion_tokens": count, "finish_reason": finish, "cached_tokens": 2}
+    return b"data: " + json.dumps({"output_ids": [5], "meta_info": meta}).encode() + b"\n\n"
+
+
+async def tokens(
+    _engine: Engine, request: web.Request, response: web.StreamResponse, body: dict
+) -> None:
+    await response.prepare(request)
+    count = body["sampling_params"]["max_new_tokens"]
+    for i in range(1, count + 1):
+        await response.write(event(i, {"type": "length"} if i == count else None))
+    await response.write(b"data: [DONE]\n\n")
+
+
+async def refuse(_e: Engine, _r: web.Request, response: web.StreamResponse, _b: dict) -> None:
+    raise web.HTTPBadRequest(text='{"error": "ttft_ms: -1 is not allowed"}')
+
+
+async def hang(_e: Engine, _r: web.Request, response: web.StreamResponse, _b: dict) -> None:
+    await asyncio.Event().wait()
+
+
+async def first_then_hang(
+    _e: Engine, request: web.Request, response: web.StreamResponse, _b: dict
+) -> None:
+    await response.prepare(request)
+    await response.write(event(1))
+    await asyncio.Event().wait()
+
+
+async def break_off(
+    _e: Engine, request: web.Request, response: web.StreamResponse, _b: dict
+) -> None:
+    await response.prepare(request)
+    await response.write(event(1))
+    assert request.transport is not None
+    request.transport.abort()
+
+
+async def stop_early(
+    _e: Engine, request: web.Request, response: web.StreamResponse, _b: dict
+) -> None:
+    await response.prepare(request)
+    await response.write(event(1) + b"data: [DONE]\n\n")
+
+
+async def abort(_e: Engine, request: web.Request, response: web.StreamResponse, _b: dict) -> None:
+    await response.prepare(request)
+    reason = {"type": "abort", "message": "KV transfer failed", "status_code": 500}
+    await response.write(event(0, reason) + b"data: [DONE]\n\n")
+
+
+async def error_event(
+    _e: Engine, request: web.Request, response: web.StreamResponse, _b: dict
+) -> None:
+    await response.prepare(request)
+    await response.write(b'data: {"error": {"message": "too long"}}\n\n')
+
+
+async def no_stream(
+    _e: Engine, request: web.Request, response: web.StreamResponse, _b: dict
+) -> None:
+    await response.prepare(request)
+    await response.write(b'{"error": "a router put this here"}')
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    engine = Engine()
+    app = web.Application(client_max_size=1 << 24)
+    app.router.add_post("/generate", engine.handle)
+    server = TestServer(app)
+    await server.start_server()
+    engine.url = str(server.make_url("")).rstrip("/")
+    yield engine
+    await server.close()
+
+
+async def replay(requests: list[PlannedRequest], target: Target, **options: object) -> list[Record]:
+    client = Client(target, Prompts(1024), Options(**options), "t")  # type: ignore[arg-type]
+    return await client.run(requests)
+
+
+def plan(count: int, gap_s: float = 0.0, output_tokens: int = 3) -> list[PlannedRequest]:
+    return [planned(i, i * gap_s, output_tokens=output_tokens) for i in range(count)]
+
+
+async def test_1_a_good_stream(engine: Engine) -> None:
+    (record,) = await replay([planned(0, input_tokens=700, output_tokens=5)], UrlTarget(engine.url))
+    assert (record.outcome, record.got_tokens, record.cached_tokens) == (Outcome.OK, 5, 2)
+    assert record.ttft_ms is not None
+    assert record.ttft_ms > 0
+    assert len(record.token_gaps_ms) == 4
+    body = engine.bodies[0]
+    assert len(body["input_ids"]) == 700
+    assert body["sampling_params"]["max_new_tokens"] == 5
+    assert body["sampling_params"]["ignore_eos"] is True
+    assert body["stream"] is True
+    assert body["rid"] == record.rid == "t-0000000"
+    assert "bootstrap_room" not in body
+
+
+async def test_2_slo_travels_when_asked_for(engine: Engine) -> None:
+    request = planned(0, ttft_ms=750, tpot_ms=40, slo_class="batch")
+    await replay([request], UrlTarget(engine.url), send_slo=True)
+    await replay([request], UrlTarget(engine.url), send_slo=False)
+    sent = engine.bodies[0]["sampling_params"]["custom_params"]["kairos"]
+    elapsed = sent.pop("elapsed_ms")
+    assert sent == {"ttft_ms": 750, "tpot_ms": 40, "class": "batch"}
+    assert 0 <= elapsed < 1000
+    assert "custom_params" not in engine.bodies[1]["sampling_params"]
+
+
+FAILURES: list[tuple[Behaviour, Outcome, str, int]] = [
+    (refuse, Outcome.HTTP_ERROR, "status 400: .*-1 is not allowed", 0),
+    (hang, Outcome.TIMEOUT, "no end after 0.4 s", 0),
+    (first_then_hang, Outcome.TIMEOUT, "no end after 0.4 s", 1),
+    (break_off, Outcome.CONNECTION_ERROR, ".", 1),
+    (stop_early, Outcome.INCOMPLETE, "1 of 3 tokens", 1),
+    (abort, Outcome.ABORTED, "KV transfer failed", 0),
+    (error_event, Outcome.STREAM_ERROR, "too long", 0),
+    (no_stream, Outcome.STREAM_ERROR, "a router put this here", 0),
+]
+
+
+async def test_3_every_failure_has_its_outcome_and_reason_and_spares_the_others(
+    engine: Engine,
+) -> None:
+    engine.behaviours = {2 * i + 1: behaviour for i, (behaviour, *_) in enumerate(FAILURES)}
+    records = await replay(plan(2 * len(FAILURES) + 1), UrlTarget(engine.url), timeout_s=0.4)
+    for i, (_, outcome, reason, got) in enumerate(FAILURES):
+        record = records[2 * i + 1]
+        assert (record.outcome, record.got_tokens) == (outcome, got), record.reason
+        assert re.search(reason, record.reason), record.reason
+    assert Counter(r.outcome for r in records)[Outcome.OK] == len(FAILURES) + 1
+    assert len({r.rid for r in records}) == len(records)
+
+
+async def test_4_nothing_listens() -> None:
+    records = await replay(plan(3), UrlTarget(f"http://127.0.0.1:{unused_port()}"))
+    assert [r.outcome for r in records] == [Outcome.CONNECTION_ERROR] * 3
+    assert all(r.send_lag_ms is None for r in records)
+    assert "Connect" in records[0].reason
+
+
+async def test_5_a_server_that_never_answers_delays_no_send(engine: Engine) -> None:
+    """60 requests, 5 ms apart, none ever answered: a client with a connection limit or any
+    back-pressure would still be sending when the first times out."""
+    engine.behaviours = dict.fromkeys(range(60), hang)
+    records = await replay(plan(60, gap_s=0.005), UrlTarget(engine.url), timeout_s=1.0)
+    assert {r.outcome for r in records} == {Outcome.TIMEOUT}
+    assert len(engine.bodies) == 60
+    lags = sorted(r.send_lag_ms for r in records if r.send_lag_ms is not None)
+    assert len(lags) == 60
+    assert lags[30] < 300  # of a second of silence; generous for a busy machine
+
+
+async def test_6_requests_leave_in_order_and_not_before_they_are_due(engine: Engine) -> None:
+    records = await replay(plan(20, gap_s=0.004), UrlTarget(engine.url))
+    assert [r.arrival_s for r in records] == pytest.approx([0.004 * i for i in range(20)])
+    assert all(r.send_lag_ms is not None and r.send_lag_ms >= 0 for r in records)
+
+
+async def test_7_budget_cuts_what_is_left_sent_or_not(engine: Engine) -> None:
+    engine.behaviours = {0: hang}
+    requests = [planned(0, 0.0), planned(1, 0.1), planned(2, 30.0)]
+    records = await replay(requests, UrlTarget(engine.url), budget_s=0.5)
+    assert [r.outcome for r in records] == [Outcome.CUT, Outcome.OK, Outcome.CUT]
+    assert "budget of 0.5 s" in records[0].reason
+    assert records[2].reason == "never sent"
+    assert records[2].send_lag_ms is None
+
+
+async def test_8_stop_ends_the_run_and_says_why(engine: Engine) -> None:
+    engine.behaviours = {1: first_then_hang}
+    requests = [planned(0, 0.0), planned(1, 0.0), planned(2, 60.0)]
+    client = Client(UrlTarget(engine.url), Prompts(1024), Options(), "t")
+    running = asyncio.create_task(client.run(requests))
+    while client.counts.done < 1 or len(engine.bodies) < 2:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    client.stop("decode-0 died")
+    client.stop("a second reason")
+    records = await running
+    assert [r.outcome for r in records] == [Outcome.OK, Outcome.CUT, Outcome.CUT]
+    assert [r.reason for r in records] == ["", "decode-0 died", "decode-0 died"]
+    assert records[1].got_tokens == 1
+    assert (client.counts.sent, client.counts.done, client.counts.failed) == (2, 2, 1)
+
+
+async def test_9_giving_up_hangs_up(engine: Engine) -> None:
+    """The server must see the disconnect, or it would generate on for nobody."""
+    engine.behaviours = {0: hang}
+    await replay(plan(1), UrlTarget(engine.url), timeout_s=0.2)
+    for _ in range(100):
+        if engine.gone:
+            break
+        await asyncio.sleep(0.02)
+    assert engine.gone == {0}
+
+
+def pair(prefill: Engine, decode: Engine) -> PairTarget:
+    left = Leg("prefill-0", prefill.url, False, "127.0.0.1", 8998)
+    return PairTarget([left], [Leg("decode-0", decode.url)])
+
+
+@pytest.fixture
+async def other(engine: Engine) -> AsyncIterator[Engine]:
+    second = Engine()
+    app = web.Application(client_max_size=1 << 24)
+    app.router.add_post("/generate", second.handle)
+    server = TestServer(app)
+    await server.start_server()
+    second.url = str(server.make_url("")).rstrip("/")
+    yield second
+    await server.close()
+
+
+async def test_10_both_legs_of_a_pair_get_the_same_body(engine: Engine, other: Engine) -> None:
+    records = await replay(plan(3), pair(engine, other))
+    assert [r.outcome for r in records] == [Outcome.OK] * 3
+    assert [r.got_tokens for r in records] == [3] * 3  # decode's tokens, counted once
+    by_rid = {body["rid"]: body for body in engine.bodies}
+    assert by_rid == {body["rid"]: body for body in other.bodies}
+    rooms = {body["bootstrap_room"] for body in engine.bodies}
+    assert len(rooms) == 3
+    assert all(0 <= room < 2**63 for room in rooms)
+    assert {(b["bootstrap_host"], b["bootstrap_port"]) for b in engine.bodies} == {
+        ("127.0.0.1", 8998)
+    }
+
+
+async def test_11_a_failed_prefill_leg_ends_the_pair(engine: Engine, other: Engine) -> None:
+    engine.behaviours = {0: refuse, 1: break_off}
+    other.behaviours = {0: hang, 1: hang}
+    records = await replay(plan(3), pair(engine, other), timeout_s=30.0)
+    outcomes = [r.outcome for r in records]
+    assert outcomes == [Outcome.HTTP_ERROR, Outcome.CONNECTION_ERROR, Outcome.OK]
+    assert "prefill-0" in records[0].reason
+    for _ in range(100):
+        if other.gone == {0, 1}:
+            break
+        await asyncio.sleep(0.02)
+    assert other.gone == {0, 1}
+
+
+async def test_12_a_prefill_leg_that_hangs_does_not_outlive_the_decode_leg(
+    engine: Engine, other: Engine
+) -> None:
+    engine.behaviours = {0: hang}
+    (record,) = await replay(plan(1), pair(engine, other), timeout_s=30.0)
+    assert record.outcome is Outcome.OK
+
+
+async def test_13_a_bug_in_the_client_costs_one_request(engine: Engine) -> None:
+    class Broken(UrlTarget):
+        def legs(self, index: int) -> tuple[Leg, ...]:
+            return (Leg("x", f"ftp://{index}"),) if index == 1 else tuple(super().legs(index))
+
+    records = await replay(plan(3), Broken(engine.url))
+    assert [r.outcome for r in records][::2] == [Outcome.OK, Outcome.OK]
+    assert records[1].outcome is not Outcome.OK
+
+
+def test_14_pairs_take_turns_and_all_occur() -> None:
+    target = PairTarget(
+        [Leg(f"p{i}", "", False) for i in range(2)], [Leg(f"d{i}", "") for i in range(2)]
+    )
+    seen = Counter(tuple(leg.name for leg in target.legs(i)) for i in range(8))
+    assert seen == {("p0", "d0"): 2, ("p1", "d1"): 2, ("p0", "d1"): 2, ("p1", "d0"): 2}
+
+
+@pytest.mark.parametrize("url", ["", "localhost:3000", "ftp://h:1", "http://", "http://h/?x=1"])
+def test_15_bad_urls(url: str) -> None:
+    with pytest.raises(InputError, match="--url"):
+        UrlTarget(url)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_16_bad_limits(value: float) -> None:
+    with pytest.raises(InputError, match="--timeout-s"):
+        Options(timeout_s=value)
+    with pytest.raises(InputError, match="--budget-s"):
+        Options(budget_s=value)

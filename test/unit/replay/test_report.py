@@ -1,0 +1,134 @@
+"""The report: what is shown, what is refused, and that the page stands alone."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kairos.errors import InputError
+from kairos.replay.record import Outcome
+from kairos.replay.report import ROWS, check_comparable, subtitle, terminal_table, write_report
+from support.replay import arm, record
+
+SLOW = [record(i, [0.4 + 0.2 * i, 0.45 + 0.2 * i]) for i in range(10)]
+FAST = [record(i, [0.1 + 0.05 * i, 0.12 + 0.05 * i]) for i in range(10)]
+
+
+class Page(HTMLParser):
+    """Collects what the page would load, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of two arms, one of them with hostile text, a note and a failure."""
+    folder = tmp_path_factory.mktemp("report")
+    lost = record(10, [], Outcome.TIMEOUT)
+    hostile = "<script>alert(1)</script>"
+    arms = [
+        arm("fcfs", [*SLOW, lost], trace=hostile),
+        arm("kairos", [*FAST, record(10, slo_class="batch")], trace=hostile),
+    ]
+    write_report(arms, folder)
+    return folder
+
+
+def table(arms: list) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(terminal_table(arms))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_1_table_has_both_arms_and_every_row() -> None:
+    text = table([arm("fcfs", SLOW), arm("kairos", FAST)])
+    assert "fcfs" in text
+    assert "kairos" in text
+    for row in ROWS:
+        assert row.label in text
+    ttft = next(line for line in text.splitlines() if "TTFT attainment " in line)
+    assert "10.0 %" in ttft
+    assert "90.0 %" in ttft
+
+
+def test_2_missing_figures_are_a_dash_not_a_zero() -> None:
+    text = table([arm("fcfs", [record(0, [], Outcome.TIMEOUT)])])
+    assert re.search(r"TTFT p99 +│ +– ", text)
+
+
+def test_3_json_has_the_contract_keys_per_arm(folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    assert list(report["arms"]) == ["fcfs", "kairos"]
+    assert report["arms"]["fcfs"]["requests"] == 11
+    assert report["arms"]["fcfs"]["outcomes"] == {"ok": 10, "timeout": 1}
+    assert report["arms"]["kairos"]["e2e_attainment"] == pytest.approx(100 * 10 / 11)
+    assert report["emulated"] is True
+    assert report["headers"]["kairos"]["seed"] == 0
+
+
+def test_4_page_stands_alone(folder: Path) -> None:
+    page = Page((folder / "report.html").read_text())
+    assert "script" not in page.tags
+    assert all(value.startswith("data:") for value in page.loads)
+    assert "http" not in page.words
+    assert "<script>alert(1)</script>" in page.words  # as text
+    assert "Emulated." in page.words
+    assert "timeout" in page.words
+    assert "Per class" in page.words
+
+
+def test_5_picture_is_a_png(folder: Path) -> None:
+    data = (folder / "report.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert len(data) > 20_000
+
+
+def test_6_runs_without_a_single_first_token_can_be_reported(tmp_path: Path) -> None:
+    dead = [record(i, [], Outcome.CONNECTION_ERROR) for i in range(3)]
+    one_token = [record(0, [0.1])]
+    write_report([arm("fcfs", dead), arm("kairos", one_token)], tmp_path)
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trace_sha256": "1" * 64},
+        {"load": 0.8},
+        {"slo_set": "F5"},
+        {"seed": 1},
+        {"profile": "other"},
+        {"emulated": False},
+    ],
+)
+def test_7_arms_with_other_work_are_not_compared(change: dict[str, object]) -> None:
+    arms = [arm("fcfs", SLOW), arm("kairos", FAST, **change)]
+    with pytest.raises(InputError, match=next(iter(change))):
+        check_comparable(arms)
+
+
+def test_8_no_arms() -> None:
+    with pytest.raises(InputError, match="at least one arm"):
+        check_comparable([])
+
+
+def test_9_subtitle_says_what_was_emulated() -> None:
+    assert "emulated with profile tiny-fast" in subtitle([arm("fcfs", SLOW)])
+    assert "emulated" not in subtitle([arm("fcfs", SLOW, emulated=False)])
+    assert "25/50/150" in subtitle([arm("fcfs", SLOW, slo_set="tiers")])
