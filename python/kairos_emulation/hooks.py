@@ -49,8 +49,8 @@ def modelled_transfer(manager: Any, _session_id: str, blocks: list[tuple[int, in
     return 0
 
 
-COMMON = (Hook(f"{_SCHEDULER}.Scheduler.on_idle", nap_when_waiting, "AFTER"),)
-EMULATED = (
+COMMON: tuple[Hook, ...] = (Hook(f"{_SCHEDULER}.Scheduler.on_idle", nap_when_waiting, "AFTER"),)
+EMULATED: tuple[Hook, ...] = (
     Hook(
         "sglang.srt.disaggregation.mooncake.conn.MooncakeKVManager._transfer_data",
         modelled_transfer,

@@ -139,7 +139,7 @@ def _pieces() -> tuple[list[str], list[tuple[str, str]]]:
     space = "Ġ"
     merges = [
         *((space, letter) for letter in string.ascii_letters),
-        *itertools.product(string.ascii_lowercase, repeat=2),
+        *itertools.product(string.ascii_lowercase, string.ascii_lowercase),
     ]
     alphabet = sorted(ByteLevel.alphabet())
     return ["<s>", "</s>", *alphabet, *(a + b for a, b in merges)], merges

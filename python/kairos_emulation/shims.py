@@ -41,7 +41,7 @@ def _unpin_torch_empty() -> None:
     def empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> "torch.Tensor":  # noqa: ARG001
         return original(*args, **kwargs)
 
-    torch.empty = empty
+    torch.empty = empty  # type: ignore[assignment]
 
 
 def _alias_cuda_events() -> None:
