@@ -12,7 +12,9 @@ the server writes into.
 
 The supervisor is a child subreaper, so processes whose parent died become its own children and
 cannot leave the tree. PR_SET_PDEATHSIG covers the reverse case, a killed supervisor, for the
-server's main process; the launcher ends whatever else is left of the session then.
+server's main process; the launcher ends whatever else is left of the session then. What remains
+uncovered: launcher and supervisor killed at the same time, while the server's children are still
+importing and have not yet asked to die with their parent, as upstream's do afterwards.
 """
 
 import contextlib
