@@ -10,6 +10,19 @@ from kairos.latency.calibration import Calibration
 from kairos.latency.table import StepTable
 from kairos.policy.residents import Rows
 
+KV_SHARE = 0.96
+"""Share of KV that admission may fill; the rest is room for residents to grow."""
+
+
+def first_come(waiting: Rows, held: float, room: float, slots: int) -> npt.NDArray[np.int64]:
+    """Indices of the waiting rows to admit in order of arrival, until one does not fit."""
+    order = np.lexsort((waiting["id"], waiting["first"]))[: max(0, slots)]
+    total = held + np.cumsum(waiting["context"][order])
+    fits = total <= room
+    if held == 0.0 and len(fits):
+        fits[0] = True
+    return order[: len(fits) if fits.all() else int(np.argmin(fits))]
+
 
 @dataclass(slots=True)
 class ContinuousPolicy:
@@ -17,15 +30,20 @@ class ContinuousPolicy:
 
     Attributes:
         max_batch: a static cap on the batch.
-        kv_share: share of KV capacity that admission may fill.
     """
 
     table: StepTable
     max_batch: int
-    kv_share: float = 1.0
 
-    def admission_order(self, waiting: Rows, now_s: float) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        return np.lexsort((waiting["id"], waiting["first"]))
+    def admit(
+        self,
+        waiting: Rows,
+        now_s: float,  # noqa: ARG002
+        kv_tokens: int,
+        kv_capacity: int,
+        slots: int,
+    ) -> npt.NDArray[np.int64]:
+        return first_come(waiting, kv_tokens, KV_SHARE * kv_capacity, slots)
 
     def select(self, residents: Rows, now_s: float) -> float:  # noqa: ARG002
         residents["runs"] = True
@@ -35,13 +53,14 @@ class ContinuousPolicy:
     def observe(self, predicted_s: float, measured_s: float) -> None:
         """Nothing depends on predictions here."""
 
+    def completed(self, group: int, output_tokens: int) -> None:
+        """Nor on lengths."""
+
 
 class GreedyPolicy:
     """The literal reading of the paper's abstract: pack short requests first as long as the step
     stays within the tightest slack of those packed. Fails in sustained overload, see BASELINES.md.
     """
-
-    kv_share = 0.96
 
     def __init__(self, table: StepTable, max_batch: int) -> None:
         from kairos.policy import slack_kernel
@@ -51,12 +70,19 @@ class GreedyPolicy:
         self._kernel = slack_kernel
         self._table = table
 
-    def admission_order(self, waiting: Rows, now_s: float) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        return np.lexsort((waiting["id"], waiting["first"]))
+    def admit(
+        self,
+        waiting: Rows,
+        now_s: float,  # noqa: ARG002
+        kv_tokens: int,
+        kv_capacity: int,
+        slots: int,
+    ) -> npt.NDArray[np.int64]:
+        return first_come(waiting, kv_tokens, KV_SHARE * kv_capacity, slots)
 
     def select(self, residents: Rows, now_s: float) -> float:
         slack: Any = residents["first"] + residents["tau"] * (residents["tokens"] + 1) - now_s
-        table = (*self._table, self.calibration.factor)
+        table, factor = self._table, self.calibration.factor
         residents["runs"] = False
         tightest = np.inf
         batch, total, longest = 0, 0.0, 0.0
@@ -64,11 +90,17 @@ class GreedyPolicy:
             context = float(residents["context"][at])
             bound = min(tightest, max(float(slack[at]), float(residents["tau"][at])))
             larger = max(longest, context)
-            if batch and self._kernel.step_s(table, batch + 1, total + context, larger) > bound:
+            if (
+                batch
+                and self._kernel.step_s(table, factor, batch + 1, total + context, larger) > bound
+            ):
                 continue
             residents["runs"][at] = True
             batch, total, longest, tightest = batch + 1, total + context, larger, bound
-        return float(self._kernel.running_step_s(residents, table))
+        return float(self._kernel.running_step_s(residents, table, factor))
 
     def observe(self, predicted_s: float, measured_s: float) -> None:
         self.calibration.observe(predicted_s / self.calibration.factor, measured_s)
+
+    def completed(self, group: int, output_tokens: int) -> None:
+        """Nothing depends on lengths here."""

@@ -20,8 +20,7 @@ ROW = np.dtype(
         ("last", np.float64),
         ("hold", np.float64),
         ("tau", np.float64),
-        ("horizon", np.float64),
-        ("weight", np.float64),
+        ("limit", np.float64),
         ("group", np.int64),
         ("victim", np.bool_),
         ("runs", np.bool_),
@@ -41,9 +40,8 @@ class Resident:
         last_s: when the newest token was made; `first_s` before the second one.
         tpot_s: its TPOT objective, seconds.
         hold_until_s: a first token that is ready may be held back until then; 0: not at all.
-        horizon: tokens over which lost time can be caught up: predicted remaining output.
-        weight: what meeting the objective is worth, relative to other requests.
-        group: index into a length estimator's groups.
+        group: row of a length estimator's table, see `length.group_of`.
+        max_new_tokens: output ends there at the latest.
     """
 
     id: int
@@ -53,9 +51,8 @@ class Resident:
     last_s: float
     tpot_s: float
     hold_until_s: float = 0.0
-    horizon: float = 128.0
-    weight: float = 1.0
     group: int = 0
+    max_new_tokens: float = math.inf
 
     def check(self) -> None:
         """Raise `InputError` for values under which slack means nothing."""
@@ -68,10 +65,10 @@ class Resident:
                 f"resident {self.id}: context_tokens {self.context_tokens} and tokens "
                 f"{self.tokens} must be at least 1 and 0"
             )
-        if not (self.horizon >= 1.0 and 0.0 < self.weight < math.inf):
+        if self.group < 0 or not self.max_new_tokens >= 1:
             raise InputError(
-                f"resident {self.id}: horizon {self.horizon!r} must be at least 1 and weight "
-                f"{self.weight!r} finite and positive"
+                f"resident {self.id}: group {self.group} and max_new_tokens "
+                f"{self.max_new_tokens!r} must be at least 0 and 1"
             )
 
 
@@ -109,8 +106,7 @@ class Residents:
         row["last"] = resident.last_s
         row["hold"] = resident.hold_until_s
         row["tau"] = resident.tpot_s
-        row["horizon"] = resident.horizon
-        row["weight"] = resident.weight
+        row["limit"] = resident.max_new_tokens
         row["group"] = resident.group
         row["runs"] = True
         self.add_row(row[()])

@@ -4,8 +4,7 @@ The method and why each part is there: SLACK.md beside this file.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from kairos.errors import InputError
 from kairos.latency.calibration import Calibration
 from kairos.latency.table import StepTable
+from kairos.policy.length import LengthEstimator
 from kairos.policy.residents import Rows
 
 
@@ -20,10 +20,16 @@ class DecodePolicy(Protocol):
     """What the engine and the simulator need of a decode policy."""
 
     max_batch: int
-    kv_share: float
 
-    def admission_order(self, waiting: Rows, now_s: float) -> npt.NDArray[np.int64]:
-        """Indices of `waiting` in the order in which they should be admitted."""
+    def admit(
+        self, waiting: Rows, now_s: float, kv_tokens: int, kv_capacity: int, slots: int
+    ) -> npt.NDArray[np.int64]:
+        """Indices of the `waiting` rows to admit now, most urgent first.
+
+        Args:
+            kv_tokens: tokens of KV in use, of `kv_capacity`.
+            slots: requests that may be admitted at most.
+        """
 
     def select(self, residents: Rows, now_s: float) -> float:
         """Set the `runs` field of every row; returns the predicted step time in seconds."""
@@ -31,36 +37,54 @@ class DecodePolicy(Protocol):
     def observe(self, predicted_s: float, measured_s: float) -> None:
         """Learn from a step that ran: what `select` returned and what it took."""
 
+    def completed(self, group: int, output_tokens: int) -> None:
+        """Learn from a request that ended after so many tokens."""
 
-@dataclass(frozen=True, slots=True)
-class SlackParams:
+
+class SlackParams(NamedTuple):
     """Attributes:
     give_up: a request becomes a victim when the pace it may take falls below this share of its
         TPOT objective; it stops being one when the pace reaches the objective again.
     floor: a step is planned no shorter than this share of the tightest TPOT objective.
     guard_tokens: slack that is never spent, in tokens.
+    horizon_min: tokens over which a fresh request has to catch up; grows with its output.
+    horizon_max: up to this. A length estimator replaces both.
+    express_tokens: a request that is behind before its so-many-th token gets short steps while
+        the others can sit out; 0 disables.
     starve_s: a victim gets a token at least this often, seconds.
     period: steps between two selections; between them everybody who joined runs.
     kv_share: share of KV capacity that admission may fill.
+    late_kv_share: the same for requests that are late already. Without it they fill the memory,
+        and new requests, which could be on time, wait for it.
     """
 
     give_up: float = 0.7
-    floor: float = 0.9
+    floor: float = 0.8
     guard_tokens: float = 2.0
+    horizon_min: float = 16.0
+    horizon_max: float = 128.0
+    express_tokens: float = 4.0
     starve_s: float = 5.0
     period: int = 1
     kv_share: float = 0.96
+    late_kv_share: float = 0.6
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise `InputError` for a value out of range."""
         allowed = {
-            "give_up": (self.give_up, 0.0, 1.0),
-            "floor": (self.floor, 0.0, 1.0),
-            "guard_tokens": (self.guard_tokens, 0.0, 1000.0),
-            "starve_s": (self.starve_s, 0.0, math.inf),
-            "period": (self.period, 1, 10_000),
-            "kv_share": (self.kv_share, 0.01, 1.0),
+            "give_up": (0.0, 1.0),
+            "floor": (0.0, 1.0),
+            "guard_tokens": (0.0, 1e3),
+            "horizon_min": (1.0, 1e6),
+            "horizon_max": (self.horizon_min, 1e6),
+            "express_tokens": (0.0, 1e3),
+            "starve_s": (0.0, math.inf),
+            "period": (1, 10_000),
+            "kv_share": (0.01, 1.0),
+            "late_kv_share": (0.01, self.kv_share),
         }
-        for name, (value, low, high) in allowed.items():
+        for name, (low, high) in allowed.items():
+            value = getattr(self, name)
             if not low <= value <= high:
                 raise InputError(f"slack: {name} = {value!r}; allowed are {low:g} to {high:g}")
 
@@ -69,38 +93,52 @@ class SlackPolicy:
     """Args:
     table: predicts step times.
     max_batch: most requests in a step.
+    lengths: predicts how much output remains; None: as much as there is already.
     """
 
-    def __init__(self, table: StepTable, max_batch: int, params: SlackParams | None = None) -> None:
+    def __init__(
+        self,
+        table: StepTable,
+        max_batch: int,
+        params: SlackParams | None = None,
+        lengths: LengthEstimator | None = None,
+    ) -> None:
         from kairos.policy import slack_kernel
 
         self.params = params or SlackParams()
+        self.params.check()
         self.max_batch = max_batch
-        self.kv_share = self.params.kv_share
         self.calibration = Calibration()
         self._kernel = slack_kernel
         self._table = table
+        self._lengths = lengths
+        self._unknown = np.zeros((1, 1))
         self._steps = 0
 
-    def admission_order(self, waiting: Rows, now_s: float) -> npt.NDArray[np.int64]:
-        p = self.params
-        order: Any = self._kernel.admission_order(waiting, now_s, p.give_up, p.guard_tokens)
-        return np.asarray(order)
+    def admit(
+        self, waiting: Rows, now_s: float, kv_tokens: int, kv_capacity: int, slots: int
+    ) -> npt.NDArray[np.int64]:
+        admitted: Any = self._kernel.admit(
+            waiting, now_s, self.params, self._horizons, float(kv_tokens), kv_capacity, slots
+        )
+        return np.asarray(admitted)
 
     def select(self, residents: Rows, now_s: float) -> float:
-        p = self.params
         self._steps += 1
-        if self._steps % p.period:
-            return float(self._kernel.running_step_s(residents, self._scaled()))
+        factor = self.calibration.factor
+        if self._steps % self.params.period:
+            return float(self._kernel.running_step_s(residents, self._table, factor))
         return float(
-            self._kernel.select(
-                residents, now_s, self._scaled(), p.give_up, p.floor, p.guard_tokens, p.starve_s
-            )
+            self._kernel.select(residents, now_s, self._table, factor, self.params, self._horizons)
         )
 
     def observe(self, predicted_s: float, measured_s: float) -> None:
         self.calibration.observe(predicted_s / self.calibration.factor, measured_s)
 
-    def _scaled(self) -> tuple[npt.NDArray[np.float64], float, float, float]:
-        t = self._table
-        return (t.seconds, t.knot_tokens, t.straggler, self.calibration.factor)
+    def completed(self, group: int, output_tokens: int) -> None:
+        if self._lengths is not None:
+            self._lengths.observe(group, output_tokens)
+
+    @property
+    def _horizons(self) -> npt.NDArray[np.float64]:
+        return self._unknown if self._lengths is None else self._lengths.horizons

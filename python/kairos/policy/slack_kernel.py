@@ -1,4 +1,4 @@
-"""Compiled inner loops of the slack policy."""
+"""Compiled inner loops of the slack policy. SLACK.md has the method; names are the same."""
 
 import math
 from typing import Any
@@ -7,31 +7,71 @@ import numpy as np
 
 from kairos.policy.compiled import compiled
 
-
-@compiled
-def step_s(table: Any, batch: int, total: float, longest: float) -> float:
-    """Predicted seconds of a step; `table`: a `StepTable` and the calibration factor."""
-    seconds, knot, straggler, factor = table
-    context = (1.0 - straggler) * total + straggler * batch * longest
-    if batch >= seconds.shape[0]:
-        batch = seconds.shape[0] - 1
-    x = context / knot
-    left = min(int(x), seconds.shape[1] - 2)
-    low = seconds[batch, left]
-    return float(factor * (low + (x - left) * (seconds[batch, left + 1] - low)))
+FAR = 1e12  # added to a sort key: after everything without it
+EXPRESS_HORIZON = 32.0  # where no output ends that early, there is time to catch up
+EXPRESS_CATCH_UP = 2.0  # tokens in which a fresh request should catch up
+EXPRESS_FLOOR = 0.25  # shortest express step, as a share of its TPOT objective
+SIT_OUT = 2.0  # full steps of slack with which a request can sit out
+CONTEXT_OFFSET = 1_500.0  # tokens of context that cost as much as a row's share of the weights
 
 
 @compiled
-def select(
-    rows: Any,
-    now: float,
-    table: Any,
-    give_up: float,
-    floor: float,
-    guard: float,
-    starve_s: float,
-) -> float:
-    """Who runs in the next step: fills `runs` and updates `victim`.
+def step_s(table: Any, factor: float, batch: float, total: float, longest: float) -> float:
+    """Predicted seconds of a step. `table`: a `StepTable`; `factor`: its calibration."""
+    if batch < 1.0:
+        return 0.0
+    context = (1.0 - table.straggler) * total + table.straggler * batch * longest
+    row = table.seconds[min(int(batch), table.seconds.shape[0] - 1)]
+    x = context / table.knot_tokens
+    left = min(int(x), row.shape[0] - 2)
+    return float(factor * (row[left] + (x - left) * (row[left + 1] - row[left])))
+
+
+@compiled
+def _step_with(table: Any, factor: float, load: Any, context: float) -> float:
+    """Step time of the batch `load` = (rows, total context, longest context) and one row more."""
+    return step_s(table, factor, load[0] + 1.0, load[1] + context, max(load[2], context))
+
+
+@compiled
+def _add(load: Any, row: Any) -> None:
+    row.runs = True
+    load[0] += 1.0
+    load[1] += row.context
+    load[2] = max(load[2], row.context)
+
+
+@compiled
+def running_step_s(rows: Any, table: Any, factor: float) -> float:
+    """Predicted seconds of a step of the rows that run."""
+    load = np.zeros(3)
+    for i in range(rows.shape[0]):
+        if rows[i].runs:
+            _add(load, rows[i])
+    return step_s(table, factor, load[0], load[1], load[2])
+
+
+@compiled
+def horizon_of(row: Any, p: Any, horizons: Any) -> float:
+    """Tokens over which a request has to catch up: a low quantile of what is predicted to remain;
+    while nothing is known, as many as it has made already."""
+    at = min(int(4.0 * math.log2(row.tokens + 1.0)), horizons.shape[1] - 1)
+    predicted = horizons[row.group, at]
+    if predicted == 0.0:
+        predicted = min(p.horizon_max, p.horizon_min + row.tokens)
+    return float(max(1.0, min(predicted, row.limit - row.tokens)))
+
+
+@compiled
+def _hopeless(tau: float, slack: float, horizon: float, p: Any) -> bool:
+    """Whether the pace that a request may take is out of reach. Not judged over fewer tokens than
+    `horizon_min`: most requests make more than the low quantile that sets their pace."""
+    return bool(tau + slack / max(horizon, p.horizon_min) < p.give_up * tau)
+
+
+@compiled
+def select(rows: Any, now: float, table: Any, factor: float, p: Any, horizons: Any) -> float:
+    """Who runs in the next step: fills `runs` and updates `victim`. `p`: the `SlackParams`.
 
     Returns:
         predicted seconds of the selected step.
@@ -39,90 +79,160 @@ def select(
     n = rows.shape[0]
     slack = np.empty(n)
     pace = np.empty(n)
-    batch, total, longest = 0, 0.0, 0.0
+    load = np.zeros(3)
     tightest = math.inf
-    limit = math.inf
-    loosest_victim = 0.0
     for i in range(n):
         row = rows[i]
-        slack[i] = row.first + row.tau * (row.tokens + 1 - guard) - now
-        pace[i] = row.tau + slack[i] / row.horizon
-        if pace[i] < give_up * row.tau:
+        slack[i] = row.first + row.tau * (row.tokens + 1 - p.guard_tokens) - now
+        horizon = horizon_of(row, p, horizons)
+        pace[i] = row.tau + slack[i] / horizon
+        if _hopeless(row.tau, slack[i], horizon, p):
             row.victim = True
         elif pace[i] >= row.tau:
             row.victim = False
-        row.runs = not row.victim
-        if row.victim:
-            loosest_victim = max(loosest_victim, row.tau)
-            continue
-        batch += 1
-        total += row.context
-        longest = max(longest, row.context)
-        tightest = min(tightest, max(pace[i], floor * row.tau))
-        limit = min(limit, max(min(pace[i], row.tau), min(0.5 * slack[i], 3.0 * row.tau)))
-    if batch == 0:
-        limit = loosest_victim
-    step = step_s(table, batch, total, longest) if batch else 0.0
+        row.runs = False
+        if not row.victim:
+            _add(load, row)
+            tightest = min(tightest, max(pace[i], p.floor * row.tau))
+    whole = step_s(table, factor, load[0], load[1], load[2])
 
-    if batch and step > tightest:
-        batch, total, longest = 0, 0.0, 0.0
-        tightest = math.inf
-        whole = step
-        key = np.empty(n)
-        for i in range(n):
-            row = rows[i]
-            if row.victim:
-                key[i] = math.inf
-                continue
-            row.runs = False
-            # Those that can sit this step out come second, shortest first.
-            optional = slack[i] > row.tau + whole
-            key[i] = row.context + 1e12 if optional else (row.context + 1500.0) / row.tau
-        order = _order(key, rows)
-        for at in order:
-            row = rows[at]
-            if row.victim:
-                break
-            own = math.inf if key[at] >= 1e12 else max(pace[at], floor * row.tau)
-            bound = min(tightest, own)
-            larger = max(longest, row.context)
-            step_with = step_s(table, batch + 1, total + row.context, larger)
-            if (batch == 0 and key[at] < 1e12) or step_with <= bound:
-                row.runs = True
-                batch, total, longest = batch + 1, total + row.context, larger
-                tightest = bound
-
-    if loosest_victim > 0.0:
-        key = np.empty(n)
-        for i in range(n):
-            row = rows[i]
-            key[i] = row.context if row.victim else math.inf
-            if row.victim and now - row.last > starve_s:
-                key[i] -= 1e12
-        for at in _order(key, rows):
-            row = rows[at]
-            if not row.victim:
-                break
-            larger = max(longest, row.context)
-            step_with = step_s(table, batch + 1, total + row.context, larger)
-            if batch == 0 or key[at] < 0.0 or step_with <= limit:
-                row.runs = True
-                batch, total, longest = batch + 1, total + row.context, larger
-    return step_s(table, batch, total, longest) if batch else 0.0
+    express = _express_target(rows, slack, whole, table, factor, p, horizons)
+    if express < min(whole, tightest):
+        _pack(rows, slack, pace, whole, express, True, load, table, factor, p)
+    elif whole > tightest:
+        _pack(rows, slack, pace, whole, math.inf, False, load, table, factor, p)
+    _serve_victims(rows, now, slack, pace, load, table, factor, p)
+    return step_s(table, factor, load[0], load[1], load[2])
 
 
 @compiled
-def admission_order(rows: Any, now: float, give_up: float, guard: float) -> Any:
-    """Indices of waiting rows: those that can still keep their pace first, short ones first."""
+def _express_target(
+    rows: Any, slack: Any, whole: float, table: Any, factor: float, p: Any, horizons: Any
+) -> float:
+    """Length of a step in which fresh requests that are behind catch up while those with banked
+    slack sit out; infinite when nobody is fresh and behind."""
+    load = np.zeros(3)
+    target = math.inf
+    for i in range(rows.shape[0]):
+        row = rows[i]
+        if row.victim or slack[i] > row.tau + SIT_OUT * whole:
+            continue
+        load[0] += 1.0
+        load[1] += row.context
+        load[2] = max(load[2], row.context)
+        fresh = row.tokens < p.express_tokens and horizon_of(row, p, horizons) < EXPRESS_HORIZON
+        if fresh and slack[i] < (0.9 - p.guard_tokens) * row.tau:
+            wanted = row.tau + slack[i] / EXPRESS_CATCH_UP
+            target = min(target, max(wanted, EXPRESS_FLOOR * row.tau))
+    return max(target, step_s(table, factor, load[0], load[1], load[2]))
+
+
+@compiled
+def _pack(
+    rows: Any,
+    slack: Any,
+    pace: Any,
+    whole: float,
+    target: float,
+    express: bool,
+    load: Any,
+    table: Any,
+    factor: float,
+    p: Any,
+) -> None:
+    """Choose among those that are no victims: first who cannot sit out, cheap ones first and as
+    long as the step keeps everybody's pace, then who can, as long as the step gets no longer."""
+    n = rows.shape[0]
+    load[:] = 0.0
+    key = np.empty(n)
+    spare = SIT_OUT * whole if express else whole
+    for i in range(n):
+        row = rows[i]
+        row.runs = False
+        if row.victim:
+            key[i] = math.inf
+        elif slack[i] > row.tau + spare:
+            key[i] = row.context + FAR
+        else:
+            key[i] = (row.context + CONTEXT_OFFSET) / row.tau
+    for at in _order(key, rows):
+        row = rows[at]
+        if row.victim:
+            break
+        bound = target
+        if key[at] < FAR and not express:
+            bound = min(target, max(pace[at], p.floor * row.tau))
+        needed = key[at] < FAR and (express or load[0] == 0.0)
+        if needed or _step_with(table, factor, load, row.context) <= bound:
+            _add(load, row)
+            target = bound
+
+
+@compiled
+def _serve_victims(
+    rows: Any, now: float, slack: Any, pace: Any, load: Any, table: Any, factor: float, p: Any
+) -> None:
+    """Fill the step with victims, the starved first, up to a length that costs nobody his pace."""
+    n = rows.shape[0]
+    limit = math.inf
+    loosest = 0.0
+    key = np.full(n, math.inf)
+    for i in range(n):
+        row = rows[i]
+        if row.victim:
+            loosest = max(loosest, row.tau)
+            key[i] = row.context
+            if now - row.last > p.starve_s:
+                key[i] -= FAR
+        else:
+            banked = min(0.5 * slack[i], 3.0 * row.tau)
+            limit = min(limit, max(min(pace[i], row.tau), banked))
+    if loosest == 0.0:
+        return
+    if limit == math.inf:
+        limit = loosest
+    for at in _order(key, rows):
+        row = rows[at]
+        if not row.victim:
+            break
+        needed = load[0] == 0.0 or key[at] < 0.0
+        if needed or _step_with(table, factor, load, row.context) <= limit:
+            _add(load, row)
+
+
+@compiled
+def admit(
+    rows: Any,
+    now: float,
+    p: Any,
+    horizons: Any,
+    held: float,
+    capacity: float,
+    slots: int,
+) -> Any:
+    """Indices of the waiting rows to admit: those that can keep their pace first, short ones first.
+
+    Args:
+        held: tokens of KV in use, of `capacity`.
+        slots: requests that may be admitted.
+    """
     n = rows.shape[0]
     key = np.empty(n)
     for i in range(n):
         row = rows[i]
         first = max(row.first, min(row.hold, now))
-        slack = first + row.tau * (row.tokens + 1 - guard) - now
-        late = row.tau + slack / row.horizon < give_up * row.tau
-        key[i] = row.context + (1e12 if late else 0.0)
-    return _order(key, rows)
+        slack = first + row.tau * (row.tokens + 1 - p.guard_tokens) - now
+        late = _hopeless(row.tau, slack, horizon_of(row, p, horizons), p)
+        key[i] = row.context + (FAR if late else 0.0)
+    order = _order(key, rows)
+    count = 0
+    for at in order:
+        share = p.late_kv_share if key[at] >= FAR else p.kv_share
+        if count == slots or (held > 0.0 and held + rows[at].context > share * capacity):
+            break
+        held += rows[at].context
+        count += 1
+    return order[:count]
 
 
 @compiled
@@ -130,25 +240,3 @@ def _order(key: Any, rows: Any) -> Any:
     """Indices by (key, id)."""
     order = np.argsort(rows["id"])
     return order[np.argsort(key[order], kind="mergesort")]
-
-
-@compiled
-def running_step_s(rows: Any, table: Any) -> float:
-    """Predicted seconds of a step of the rows that run."""
-    batch, total, longest = 0, 0.0, 0.0
-    for i in range(rows.shape[0]):
-        row = rows[i]
-        if row.runs:
-            batch, total, longest = batch + 1, total + row.context, max(longest, row.context)
-    return step_s(table, batch, total, longest) if batch else 0.0
-
-
-@compiled
-def advance(rows: Any, now: float) -> None:
-    """Give one token, made at `now`, to every row that runs."""
-    for i in range(rows.shape[0]):
-        row = rows[i]
-        if row.runs:
-            row.tokens += 1
-            row.context += 1
-            row.last = now

@@ -31,7 +31,7 @@ class UrgencyParams:
     spare_slice_s: float = 0.1
     min_chunk: int = 512
     tail_s: float = 0.0
-    starve_share: float = 0.02
+    starve_share: float = 0.01
     starve_after: float = 8.0
     starve_credit_s: float = 2.0
 

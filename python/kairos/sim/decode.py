@@ -37,7 +37,7 @@ class DecodeServer:
         self.busy_s = 0.0
         self.steps = 0
         self.retractions = 0
-        self._table = (*table, 1.0)
+        self._table = table
         self._limits = limits
         self._records = records
         self._noise = noise
@@ -91,29 +91,24 @@ class DecodeServer:
         for request in self._finished[:count].tolist():
             row = self.running.remove(request)
             self.kv_tokens -= int(row["context"])
+            self.policy.completed(int(row["group"]), int(row["tokens"]) + 1)
             records.last_s[request] = now_s
             records.first_s[request] = row["first"]
 
     def _admit(self, now_s: float) -> None:
-        room = self.policy.kv_share * self._limits.kv_tokens
+        slots = self.policy.max_batch - len(self.running)
         waiting = self.waiting.rows
-        order = self.policy.admission_order(waiting, now_s)
-        for request in waiting["id"][order].tolist():
-            if len(self.running) >= self.policy.max_batch:
-                break
-            context = int(self.waiting.row(request)["context"])
-            if self.kv_tokens + context > room and len(self.running):
-                break
+        admitted = self.policy.admit(waiting, now_s, self.kv_tokens, self._limits.kv_tokens, slots)
+        for request in waiting["id"][admitted].tolist():
             row = self.waiting.remove(request)
             if row["tokens"] == 0:
-                # The client sees the first token when the decode slot is ready.
+                # The client sees a held first token when the decode slot is ready.
                 row["first"] = max(row["first"], min(row["hold"], now_s))
                 row["last"] = row["first"]
                 self._records.admitted_s[request] = now_s
             row["runs"] = True
-            row["victim"] = False
             self.running.add_row(row)
-            self.kv_tokens += context
+            self.kv_tokens += int(row["context"])
 
     def _make_room(self) -> None:
         """Retract the newest request while the next step could overflow KV."""

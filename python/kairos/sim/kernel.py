@@ -15,7 +15,7 @@ def true_step(rows: Any, before: Any, known: int, table: Any) -> tuple[float, in
         running += rows[i].runs
         if i < known and rows[i].runs != before[i]:
             changed = True
-    return running_step_s(rows, table), running, changed
+    return running_step_s(rows, table, 1.0), running, changed
 
 
 @compiled

@@ -31,5 +31,11 @@ class Records:
     @classmethod
     def empty(cls, output_tokens: npt.NDArray[np.int64]) -> "Records":
         n = len(output_tokens)
-        nan = [np.full(n, np.nan) for _ in range(4)]
-        return cls(output_tokens, *nan, np.zeros(n))
+        return cls(
+            output_tokens,
+            prefilled_s=np.full(n, np.nan),
+            first_s=np.full(n, np.nan),
+            admitted_s=np.full(n, np.nan),
+            last_s=np.full(n, np.nan),
+            stall_s=np.zeros(n),
+        )

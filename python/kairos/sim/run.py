@@ -10,6 +10,7 @@ from kairos.latency.table import StepTable
 from kairos.policy.baselines import RankedQueue
 from kairos.policy.continuous import ContinuousPolicy, GreedyPolicy
 from kairos.policy.jobs import PrefillJob, PrefillQueue
+from kairos.policy.length import LengthEstimator, group_of
 from kairos.policy.residents import Resident
 from kairos.policy.slack import DecodePolicy, SlackPolicy
 from kairos.policy.urgency import UrgencyQueue
@@ -163,7 +164,7 @@ class _Simulation:
                 prefilled,
                 float(self.scenario.tpot_s[request]),
                 hold,
-                group=int(self.scenario.group[request]),
+                group=group_of(int(self.scenario.group[request]), self._input[request]),
             )
         )
         if self.decode[d].idle:
@@ -206,4 +207,6 @@ class _Simulation:
             return ContinuousPolicy(table, cap)
         if s.decode_policy == "greedy":
             return GreedyPolicy(table, cap)
-        return SlackPolicy(table, cap, s.slack)
+        classes = int(self.scenario.group.max()) + 1
+        lengths = LengthEstimator(classes) if s.lengths else None
+        return SlackPolicy(table, cap, s.slack, lengths)

@@ -109,7 +109,7 @@ def decode_capacity_per_s(scenario: Scenario, profile: Profile) -> float:
     model = profile.decode
 
     def step(batch: float) -> float:
-        share = 1.0 - (1.0 - model.expert_fraction) ** batch
+        share: float = 1.0 - (1.0 - model.expert_fraction) ** batch
         linear = model.per_context_token_s * mean_context + model.per_request_s
         return model.fixed_s + model.experts_s * share + linear * batch
 

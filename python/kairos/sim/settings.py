@@ -23,6 +23,7 @@ class Settings:
     routing: how arrivals are bound to prefill instances.
     decode_cap: static cap on the decode batch; 0: the profile's limit.
     stages: "both", "prefill" (nothing is decoded) or "decode" (prompts are prefilled at once).
+    lengths: the slack policy learns output lengths.
     prefill_bias: predicted / true batch time.
     decode_bias: predicted / true step time.
     noise: relative standard deviation of true batch and step times.
@@ -40,6 +41,7 @@ class Settings:
     routing: str = "late"
     decode_cap: int = 0
     stages: str = "both"
+    lengths: bool = True
     prefill_bias: float = 1.0
     decode_bias: float = 1.0
     noise: float = 0.0

@@ -1,0 +1,98 @@
+"""An online estimate of how many output tokens a request still has to make."""
+
+import numpy as np
+import numpy.typing as npt
+
+from kairos.errors import InputError
+
+BINS_PER_OCTAVE = 4
+BINS = 18 * BINS_PER_OCTAVE
+"""Bins of output length, equally wide in log2(tokens + 1), up to 262,143 tokens."""
+
+_EDGES = 2.0 ** (np.arange(BINS + 1) / BINS_PER_OCTAVE) - 1.0
+_PROMPT_EDGES = (1_000, 4_000, 16_000)
+PROMPT_BUCKETS = len(_PROMPT_EDGES) + 1
+_MIN_SAMPLES = 100
+_REFRESH = 25
+
+Floats = npt.NDArray[np.float64]
+
+
+def bin_of(tokens: int) -> int:
+    """Bin of an output length."""
+    return min(int(BINS_PER_OCTAVE * np.log2(tokens + 1.0)), BINS - 1)
+
+
+def group_of(slo_class: int, prompt_tokens: int) -> int:
+    """Group of a request: its SLO class and prompt length matter for its output length."""
+    bucket = sum(prompt_tokens >= edge for edge in _PROMPT_EDGES)
+    return slo_class * PROMPT_BUCKETS + bucket
+
+
+class LengthEstimator:
+    """Lengths of completed requests by SLO class and prompt length, and what they say about those
+    still running: the distribution of the length given that it exceeds the tokens made so far.
+
+    A group with fewer than 100 completions uses those of all groups; while these are fewer too,
+    nothing is predicted.
+
+    Args:
+        classes: number of SLO classes.
+        quantile: share of requests that end before the horizon, 0..1. Low values plan for short
+            outputs: time lost is then caught up early, which costs throughput.
+        memory: completions after which a sample counts 1/e.
+    """
+
+    def __init__(self, classes: int = 1, quantile: float = 0.05, memory: float = 2_000.0) -> None:
+        if classes < 1 or not 0.0 < quantile < 1.0 or not memory >= 1.0:
+            raise InputError(
+                f"length estimator: classes {classes}, quantile {quantile!r} and memory {memory!r} "
+                "must be at least 1, in (0, 1) and at least 1"
+            )
+        groups = classes * PROMPT_BUCKETS
+        self._quantile = quantile
+        self._keep = 1.0 - 1.0 / memory
+        self._counts = np.zeros((groups, BINS))
+        self._all = np.zeros(BINS)
+        self._seen = 0
+        self.horizons: Floats = np.zeros((groups, BINS))
+        """Per group and bin of tokens made so far: the horizon in tokens, 0 where unknown."""
+
+    def observe(self, group: int, output_tokens: int) -> None:
+        """A request of `group` ended after `output_tokens` tokens."""
+        at = bin_of(output_tokens)
+        for counts in (self._counts[group], self._all):
+            counts *= self._keep
+            counts[at] += 1.0
+        self._seen += 1
+        if self._seen % _REFRESH == 0:
+            pooled = self._horizon(self._all)
+            for row, counts in enumerate(self._counts):
+                known = counts.sum() >= _MIN_SAMPLES
+                self.horizons[row] = self._horizon(counts) if known else pooled
+
+    def expected_remaining(self, group: int, tokens: int, max_new_tokens: int) -> float | None:
+        """Mean of the tokens still to come after `tokens`, at most `max_new_tokens - tokens`; None
+        while nothing is known."""
+        counts = self._counts[group]
+        if counts.sum() < _MIN_SAMPLES:
+            counts = self._all
+        if counts.sum() < _MIN_SAMPLES:
+            return None
+        middle = (_EDGES[:-1] + _EDGES[1:]) / 2
+        longer = np.where(middle > tokens, counts, 0.0)
+        if longer.sum() < 1.0:
+            return float(min(max(tokens, 1), max(max_new_tokens - tokens, 0)))
+        remaining = np.minimum(middle, max_new_tokens) - tokens
+        return float(max(0.0, (longer * remaining).sum() / longer.sum()))
+
+    def _horizon(self, counts: Floats) -> Floats:
+        """The quantile of the remaining length for each bin of tokens made so far."""
+        if counts.sum() < _MIN_SAMPLES:
+            return np.zeros(BINS)
+        ended = np.concatenate([[0.0], np.cumsum(counts)])
+        longer = ended[-1] - ended[:-1]
+        target = ended[:-1] + self._quantile * longer
+        ends = np.interp(target, ended, _EDGES)
+        # Beyond the longest output seen: as many again as there are already.
+        return np.where(longer >= 1.0, np.maximum(ends - _EDGES[:-1], 1.0), _EDGES[:-1])
