@@ -3,12 +3,15 @@
 `Profile` bundles the three with the engine's limits and says where the numbers come from.
 """
 
+from kairos.latency.calibration import Calibration
 from kairos.latency.decode import DecodeModel
 from kairos.latency.kv import KvLink
 from kairos.latency.prefill import Chunk, PrefillModel
 from kairos.latency.profile import Limits, Profile, Provenance, load_profile
+from kairos.latency.store import merge_profiles, save_profile
 
 __all__ = [
+    "Calibration",
     "Chunk",
     "DecodeModel",
     "KvLink",
@@ -17,4 +20,6 @@ __all__ = [
     "Profile",
     "Provenance",
     "load_profile",
+    "merge_profiles",
+    "save_profile",
 ]

@@ -15,6 +15,7 @@ from kairos.policy.residents import Resident
 from kairos.policy.slack import DecodePolicy, SlackPolicy
 from kairos.policy.urgency import UrgencyQueue
 from kairos.sim.decode import DecodeServer
+from kairos.sim.preallocation import Preallocation
 from kairos.sim.prefill import PrefillServer
 from kairos.sim.records import Records
 from kairos.sim.scenario import Scenario
@@ -23,6 +24,8 @@ from kairos.sim.settings import Settings
 PREFILLED, READY, STEPPED = 0, 1, 2
 HOLD_MARGIN_S = 1e-3
 """A held first token is released this long before its deadline."""
+ROOM_SHARE = 0.9
+"""Share of a decode instance's KV that preallocation may promise; the rest is room to grow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,17 @@ class _Simulation:
             for _ in range(settings.shape[1])
         ]
 
+        self._rooms = (
+            Preallocation(
+                self.decode,
+                ROOM_SHARE * profile.limits.kv_tokens,
+                self._deadline,
+                by_deadline=settings.prefill_policy == "urgency",
+            )
+            if settings.preallocate
+            else None
+        )
+
     def run(self) -> Finished:
         n = len(self.scenario)
         arrived = 0
@@ -97,6 +111,7 @@ class _Simulation:
             if kind == STEPPED:
                 self.decode[what].finish(now)
                 self._step(what, now)
+                self._grant(now)
             elif kind == PREFILLED:
                 for request in self.prefill[what].finish():
                     self._prefilled(request, what, now)
@@ -108,9 +123,24 @@ class _Simulation:
     def _arrive(self, request: int, now: float) -> None:
         if self.settings.stages == "decode":
             self._prefilled(request, 0, now)
-            return
+        elif self._rooms is not None:
+            self._rooms.ask(request, self._input[request] + 1)
+            self._grant(now)
+        else:
+            self._queue(request, now)
+
+    def _grant(self, now: float) -> None:
+        if self._rooms is not None:
+            for request in self._rooms.grant(now):
+                self._queue(request, now)
+
+    def _queue(self, request: int, now: float) -> None:
         job = PrefillJob(
-            request, now, self._deadline[request], self._input[request], self._done[request]
+            request,
+            self._arrival[request],
+            self._deadline[request],
+            self._input[request],
+            self._done[request],
         )
         targets = self.prefill if self._shared else [self._route()]
         for server in targets:
@@ -142,6 +172,8 @@ class _Simulation:
         self.records.first_s[request] = now
         if self.settings.stages == "prefill" or self.scenario.output_tokens[request] == 1:
             self.records.last_s[request] = now
+            if self._rooms is not None:
+                self._rooms.cancel(request)
             return
         link = self.profile.kv
         tokens = self._input[request]
@@ -152,7 +184,10 @@ class _Simulation:
         self._push(begin + link.transfer_s(tokens), READY, request)
 
     def _ready(self, request: int, now: float) -> None:
-        d = min(range(len(self.decode)), key=lambda i: (self.decode[i].load_tokens, i))
+        if self._rooms is not None:
+            d = self._rooms.redeem(request)
+        else:
+            d = min(range(len(self.decode)), key=lambda i: (self.decode[i].load_tokens, i))
         prefilled = float(self.records.prefilled_s[request])
         hold = self._deadline[request] - HOLD_MARGIN_S if self.settings.hold else 0.0
         self.decode[d].receive(

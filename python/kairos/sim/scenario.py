@@ -2,17 +2,30 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from kairos.errors import InputError
 from kairos.latency import Profile
-from kairos.replay.load import Workload
 from kairos.slo import Slo
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+
+class Arrival(Protocol):
+    """A request of a trace, as `kairos.replay.trace.TraceRequest` has it."""
+
+    @property
+    def arrival_s(self) -> float: ...
+
+    @property
+    def input_tokens(self) -> int: ...
+
+    @property
+    def output_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +76,16 @@ class Scenario:
         return len(self.arrival_s)
 
     @classmethod
-    def of(cls, workload: Workload, slos: Sequence[Slo]) -> "Scenario":
-        """A scaled trace with the SLO of every request."""
-        requests = workload.trace.requests
+    def of(
+        cls, requests: Sequence[Arrival], cached_tokens: Sequence[int], slos: Sequence[Slo]
+    ) -> "Scenario":
+        """Requests of a trace, their expected prefix hits and their SLOs."""
         names = sorted({slo.slo_class for slo in slos})
         return cls(
             np.array([r.arrival_s for r in requests], np.float64),
             np.array([r.input_tokens for r in requests], np.int64),
             np.array([r.output_tokens for r in requests], np.int64),
-            np.array(workload.cached_tokens, np.int64),
+            np.array(cached_tokens, np.int64),
             np.array([slo.ttft_s for slo in slos], np.float64),
             np.array([slo.tpot_s for slo in slos], np.float64),
             np.array([names.index(slo.slo_class) for slo in slos], np.int64),
@@ -86,11 +100,9 @@ class Scenario:
         wanted = load * decode_capacity_per_s(self, profile)
         return replace(self, arrival_s=self.arrival_s * (len(self) / span / wanted))
 
-    def part(self, start: int, stop: int) -> "Scenario":
-        """Requests [start, stop) with arrivals counted from the first of them."""
-        fields = {name: getattr(self, name)[start:stop] for name in self.__slots__}
-        fields["arrival_s"] = fields["arrival_s"] - fields["arrival_s"][0]
-        return Scenario(**fields)
+    def only(self, kept: npt.NDArray[np.int64]) -> "Scenario":
+        """The requests at the ascending indices `kept`; arrivals stay."""
+        return Scenario(*(getattr(self, name)[kept] for name in self.__slots__))
 
     def _require(
         self, name: str, values: npt.NDArray[np.generic], good: npt.NDArray[np.bool_], allowed: str

@@ -1,0 +1,128 @@
+"""Coefficients of the latency models from measurements: non-negative least squares."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kairos.errors import InputError
+from kairos.latency.decode import DecodeModel
+from kairos.latency.kv import KvLink
+from kairos.latency.prefill import Chunk, PrefillModel
+
+Floats = npt.NDArray[np.float64]
+_OUTLIER_SIGMAS = 4.0
+
+
+class PrefillSample(NamedTuple):
+    """A measured prefill batch: its chunks and its seconds."""
+
+    chunks: Sequence[Chunk]
+    seconds: float
+
+
+class StepSample(NamedTuple):
+    """A measured decode step: requests, sum of contexts, seconds."""
+
+    batch: int
+    total_context: int
+    seconds: float
+
+
+class TransferSample(NamedTuple):
+    """A measured KV transfer over an idle link: tokens, seconds."""
+
+    tokens: int
+    seconds: float
+
+
+class Fit(NamedTuple):
+    """How well a model describes its samples.
+
+    Attributes:
+        relative_rms: root of the mean squared relative error.
+        outliers: samples left out, beyond four robust standard deviations.
+    """
+
+    relative_rms: float
+    outliers: int
+
+
+def fit_prefill(
+    samples: Sequence[PrefillSample], weight_floor_s: float
+) -> tuple[PrefillModel, Fit]:
+    """Fixed, linear and attention cost of a prefill batch.
+
+    Args:
+        weight_floor_s: time to stream the weights once; a maximum cannot be fitted linearly, so it
+            is given: the measured time of a batch of one token, less the fixed cost.
+
+    Raises:
+        InputError: fewer than four samples, or values that are not positive and finite.
+    """
+    new = np.array([sum(c.new for c in s.chunks) for s in samples], np.float64)
+    area = np.array(
+        [sum(c.new * (c.context + c.new / 2) for c in s.chunks) for s in samples], np.float64
+    )
+    seconds = np.array([s.seconds for s in samples], np.float64)
+    # Two rounds: which samples sit on the floor depends on the linear coefficient.
+    per_token = 0.0
+    coefficients, fit = np.zeros(3), Fit(0.0, 0)
+    for _ in range(3):
+        floored = per_token * new < weight_floor_s if per_token else np.zeros(len(new), bool)
+        columns = np.column_stack([np.ones_like(new), np.where(floored, 0.0, new), area])
+        target = seconds - np.where(floored, weight_floor_s, 0.0)
+        coefficients, fit = _robust_nnls(columns, target, seconds)
+        per_token = float(coefficients[1])
+    fixed, linear, attention = map(float, coefficients)
+    return PrefillModel(fixed, weight_floor_s, max(linear, 1e-12), attention), fit
+
+
+def fit_decode(samples: Sequence[StepSample], expert_fraction: float) -> tuple[DecodeModel, Fit]:
+    """Fixed, expert, context and per-request cost of a decode step.
+
+    Args:
+        expert_fraction: share of the experts that one token activates; 1 for a dense model.
+    """
+    batch = np.array([s.batch for s in samples], np.float64)
+    context = np.array([s.total_context for s in samples], np.float64)
+    seconds = np.array([s.seconds for s in samples], np.float64)
+    share = 1.0 - (1.0 - expert_fraction) ** batch
+    experts = share if 0.0 < expert_fraction < 1.0 else np.zeros_like(share)
+    columns = np.column_stack([np.ones_like(batch), experts, context, batch])
+    coefficients, fit = _robust_nnls(columns, seconds, seconds)
+    fixed, experts_s, per_context, per_request = map(float, coefficients)
+    return DecodeModel(fixed, experts_s, expert_fraction, per_context, per_request), fit
+
+
+def fit_kv(samples: Sequence[TransferSample], bytes_per_token: float) -> tuple[KvLink, Fit]:
+    """Fixed cost and bandwidth of KV transfers."""
+    tokens = np.array([s.tokens for s in samples], np.float64)
+    seconds = np.array([s.seconds for s in samples], np.float64)
+    columns = np.column_stack([np.ones_like(tokens), tokens * bytes_per_token])
+    (fixed, per_byte), fit = _robust_nnls(columns, seconds, seconds)
+    return KvLink(float(fixed), bytes_per_token, 1.0 / max(float(per_byte), 1e-15)), fit
+
+
+def _robust_nnls(columns: Floats, target: Floats, seconds: Floats) -> tuple[Floats, Fit]:
+    """Least squares of relative errors with coefficients >= 0; outliers are left out once."""
+    from scipy.optimize import nnls
+
+    if len(target) < columns.shape[1]:
+        raise InputError(f"fit: {len(target)} samples; at least {columns.shape[1]} are needed")
+    if not (np.isfinite(columns).all() and np.isfinite(seconds).all() and (seconds > 0.0).all()):
+        raise InputError("fit: every sample must be finite and take more than 0 seconds")
+    scale = np.maximum(np.abs(columns).max(axis=0), 1e-300)
+    weighted = columns / scale / seconds[:, None]
+    kept = np.ones(len(target), bool)
+    for _ in range(2):
+        coefficients, _ = nnls(weighted[kept], (target / seconds)[kept])
+        error = weighted @ coefficients - target / seconds
+        spread = 1.4826 * float(np.median(np.abs(error[kept]))) + 1e-9
+        kept = np.abs(error) <= _OUTLIER_SIGMAS * spread
+        if kept.sum() < columns.shape[1]:
+            kept[:] = True
+            break
+    rms = float(np.sqrt(np.mean(error[kept] ** 2)))
+    return coefficients / scale, Fit(rms, int((~kept).sum()))

@@ -1,0 +1,58 @@
+"""Writing profile files, and putting one together from several."""
+
+import os
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import msgspec
+
+from kairos.errors import InputError
+from kairos.latency.profile import Profile, Provenance, parse_profile
+
+PARTS = ("prefill", "decode", "kv", "limits")
+
+
+def save_profile(profile: Profile, path: str | Path) -> None:
+    """Write `profile` as JSON, all of it or nothing.
+
+    Raises:
+        InputError: a value out of range, or the file cannot be written.
+    """
+    text = msgspec.json.format(msgspec.json.encode(profile), indent=2).decode() + "\n"
+    parse_profile(text, str(path))
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise InputError(f"cannot write profile {path}: {error.strerror}") from error
+
+
+def merge_profiles(base: Profile, other: Profile, parts: Sequence[str], name: str) -> Profile:
+    """`base` with some of its parts taken from `other`, say a measured decode model in an assumed
+    profile. The provenance names both.
+
+    Args:
+        parts: any of "prefill", "decode", "kv", "limits".
+    """
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown or not parts:
+        raise InputError(f"merge: parts {list(parts)}; allowed are {', '.join(PARTS)}")
+    kinds = (base.provenance.kind, other.provenance.kind)
+    source = (
+        f"{', '.join(sorted(parts))} of {other.name} ({kinds[1]}: {other.provenance.source}); "
+        f"the rest of {base.name} ({kinds[0]}: {base.provenance.source})"
+    )
+    # A profile is as good as its worst part.
+    kind = next(kind for kind in ("assumed", "learned", "measured") if kind in kinds)
+    merged = msgspec.structs.replace(
+        base,
+        name=name,
+        provenance=Provenance(kind, source, date.today().isoformat()),
+        **{part: getattr(other, part) for part in parts},
+    )
+    parse_profile(msgspec.json.encode(merged).decode(), name)
+    return merged

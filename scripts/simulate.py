@@ -1,0 +1,212 @@
+"""Simulate prefill and decode scheduling of a trace. Everything it prints is simulated."""
+
+import argparse
+import itertools
+import sys
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from rich.console import Console
+
+from kairos.errors import InputError
+from kairos.latency import load_profile
+from kairos.policy.baselines import BASELINES
+from kairos.replay.load import scale_to_load
+from kairos.replay.readers import read_trace
+from kairos.replay.slo_sets import DEFAULT_TPOT_MS, SLO_SETS, assign_slos
+from kairos.replay.trace import Trace
+from kairos.sim.bounds import clairvoyant_ttft, drop_reference_tpot, lp_bound_ttft
+from kairos.sim.present import plot_attainment, table_of
+from kairos.sim.run import simulate
+from kairos.sim.scenario import Scenario
+from kairos.sim.settings import DECODE_POLICIES, ROUTINGS, Settings
+from kairos.sim.summary import summarise
+from kairos.sim.sweep import sweep
+
+EXAMPLES = """\
+examples:
+  # One run, figures to a file:
+  python scripts/simulate.py --trace trace.jsonl.gz --load 0.9 --json out.json
+
+  # A sweep over loads and policies on all cores, with a plot:
+  python scripts/simulate.py --trace trace.jsonl.gz --load 0.7,0.9,1.1 \\
+    --prefill-policy fcfs,sjf,urgency --decode-policy continuous,slack --plot out.png
+
+  # Decode alone, load relative to decode capacity; the second half of the trace only:
+  python scripts/simulate.py --trace trace.jsonl.gz --stages decode --tpot-ms 25 --load 1 --part 2/2
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One run of a sweep."""
+
+    trace: str
+    part: tuple[int, int]
+    first: int
+    profile: str
+    load: float
+    slo: str
+    tpot_ms: float
+    seed: int
+    bound: bool
+    settings: Settings
+
+
+@lru_cache(maxsize=4)
+def _trace(path: str, part: tuple[int, int], first: int) -> Trace:
+    trace = read_trace(path)
+    which, parts = part
+    n = len(trace.requests)
+    kept = trace.requests[n * (which - 1) // parts : n * which // parts]
+    return Trace(trace.name, trace.sha256, kept[: first or None])
+
+
+def scenario_of(point: Point) -> Scenario:
+    """The scaled trace with its SLOs."""
+    profile = load_profile(point.profile)
+    trace = _trace(point.trace, point.part, point.first)
+    prefill_instances, decode_instances = point.settings.shape
+    decode_only = point.settings.stages == "decode"
+    load = 1.0 if decode_only else point.load
+    workload = scale_to_load(trace, load, profile, instances=prefill_instances)
+    requests, cached = workload.trace.requests, workload.cached_tokens
+    slos = assign_slos(requests, cached, profile, point.slo, tpot=point.tpot_ms, seed=point.seed)
+    scenario = Scenario.of(requests, cached, slos)
+    if decode_only:
+        return scenario.at_decode_load(point.load * decode_instances, profile)
+    return scenario
+
+
+def run(point: Point) -> dict[str, Any]:
+    """Figures of one simulation, and what it simulated."""
+    profile = load_profile(point.profile)
+    scenario = scenario_of(point)
+    settings = point.settings
+    result = summarise(simulate(scenario, settings, profile))
+    result["lp_bound_ttft"] = None
+    if point.bound:
+        instances = settings.shape[0]
+        result["lp_bound_ttft"] = lp_bound_ttft(scenario, profile, instances)
+        result["clairvoyant_ttft"] = clairvoyant_ttft(scenario, profile, instances)
+        result["drop_reference_tpot"] = drop_reference_tpot(scenario, settings, profile)
+    described = asdict(point)
+    flat = described.pop("settings")
+    flat["slack"] = settings.slack._asdict()
+    return {"simulated": True, **result, **described, **flat}
+
+
+def _floats(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _part(text: str) -> tuple[int, int]:
+    which, _, parts = text.partition("/")
+    if not 1 <= int(which) <= int(parts):
+        raise ValueError(text)
+    return int(which), int(parts)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--trace", required=True, help="trace file, any format that replay.py reads")
+    add("--load", type=_floats, default=[0.9], help="prefill load, or a list: 0.7,0.9")
+    add("--slo", choices=SLO_SETS, default="L3")
+    add("--tpot-ms", type=float, default=DEFAULT_TPOT_MS)
+    add("--prefill-policy", default="urgency", help=f"urgency, {', '.join(BASELINES)}; or a list")
+    add("--decode-policy", default="slack", help=f"{', '.join(DECODE_POLICIES)}; or a list")
+    add("--hold", action="store_true", help="hold the first token until its decode slot is ready")
+    add("--profile", default="minimax-m2.5-tp4-h200", help="shipped name or path")
+    add("--instances", default="1P1D")
+    add("--routing", choices=ROUTINGS, default="late")
+    add("--stages", choices=("both", "prefill", "decode"), default="both")
+    add("--no-lookahead", action="store_true", help="compose a batch only when the last one ended")
+    add("--decode-cap", type=int, default=0, help="static cap on the decode batch")
+    add("--no-lengths", action="store_true", help="do not learn output lengths")
+    add("--starve-share", type=float, help="share of prefill time for starved requests")
+    add("--period", type=int, default=1, help="decode steps between two selections")
+    add("--decode-bias", type=float, default=1.0, help="predicted / true step time")
+    add("--prefill-bias", type=float, default=1.0, help="predicted / true batch time")
+    add("--noise", type=float, default=0.0, help="relative deviation of true times")
+    add("--change-cost-ms", type=float, default=0.0, help="of parking or resuming a request")
+    add("--contention", action="store_true", help="transfers share the link")
+    add("--preallocate", action="store_true", help="decode memory before prefill")
+    add("--part", type=_part, default=(1, 1), help="2/2: the second half of the trace")
+    add("--requests", type=int, default=0, help="only so many requests")
+    add("--seed", type=int, default=0, help="of the tiers and the noise")
+    add("--bound", action="store_true", help="add upper bound and clairvoyant references")
+    add("--workers", type=int, default=0, help="processes of a sweep; 0: all cores")
+    add("--json", type=Path, help="write the figures here")
+    add("--plot", type=Path, help="write a plot over load here")
+    return parser.parse_args()
+
+
+def _points(args: argparse.Namespace) -> list[Point]:
+    base = Settings(
+        instances=args.instances,
+        lookahead=not args.no_lookahead,
+        hold=args.hold,
+        routing=args.routing,
+        decode_cap=args.decode_cap,
+        stages=args.stages,
+        lengths=not args.no_lengths,
+        prefill_bias=args.prefill_bias,
+        decode_bias=args.decode_bias,
+        noise=args.noise,
+        change_cost_s=args.change_cost_ms / 1e3,
+        contention=args.contention,
+        preallocate=args.preallocate,
+        seed=args.seed,
+    )
+    base = replace(base, slack=base.slack._replace(period=args.period))
+    if args.starve_share is not None:
+        base = replace(base, urgency=replace(base.urgency, starve_share=args.starve_share))
+    pairs = itertools.product(args.prefill_policy.split(","), args.decode_policy.split(","))
+    return [
+        Point(
+            args.trace,
+            args.part,
+            args.requests,
+            args.profile,
+            load,
+            args.slo,
+            args.tpot_ms,
+            args.seed,
+            args.bound,
+            replace(base, prefill_policy=prefill, decode_policy=decode),
+        )
+        for prefill, decode in pairs
+        for load in args.load
+    ]
+
+
+def main() -> int:
+    args = _arguments()
+    try:
+        results = sweep(run, _points(args), args.workers)
+        if args.json is not None:
+            body = results[0] if len(results) == 1 else {"runs": results}
+            options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
+            args.json.write_bytes(orjson.dumps(body, option=options) + b"\n")
+        if args.plot is not None:
+            plot_attainment(results, args.plot)
+    except (InputError, OSError) as error:
+        print(f"simulate: {error}", file=sys.stderr)
+        return 2
+    title = f"simulated: {Path(args.trace).name}, {args.slo}, TPOT {args.tpot_ms:g} ms"
+    console = Console()
+    console.width = max(console.width, 110)
+    console.print(table_of(results, title))
+    return 0
+
+
+if __name__ == "__main__":
+    np.seterr(all="raise", under="ignore")
+    sys.exit(main())
