@@ -60,9 +60,9 @@ def test_in_mid_decode(cluster: Cluster, by: str) -> None:
 @on(KAIROS)
 @pytest.mark.parametrize("by", ["rid", "disconnect"])
 def test_while_waiting_behind_a_long_prompt(cluster: Cluster, by: str) -> None:
-    with Streaming(cluster, LONG_PROMPT, 2) as ahead:
+    with Streaming(cluster, LONG_PROMPT, 2, slo={"ttft_ms": 60_000}) as ahead:
         in_prefill(cluster)
-        with Streaming(cluster, 3000, 10) as waiting:
+        with Streaming(cluster, 3000, 10, slo={"ttft_ms": 600_000}) as waiting:
             wait_for(
                 lambda: occupancy(cluster.prefill[0])["num_waiting_reqs"] > 0, "a waiting request"
             )

@@ -14,19 +14,22 @@ BLOCKER_TOKENS = 80_000
 BLOCKER_TTFT_MS = 20_000
 # More than half a chunk of 2,048, and less than one: no two of them finish in the same batch.
 TOKENS = 2000
-PROMISED_MS = [60_000 - 1000 * rank for rank in range(6)]  # latest deadline first
+FEASIBLE = [(TOKENS, 60_000 - 1000 * rank) for rank in range(6)]  # latest deadline first
+# Takes longer than its SLO allows, and is not yet starved when the others are through.
+HOPELESS = (40_000, 2000)
 
 
-def prefill_order(cluster: Cluster, ttft_ms: list[float]) -> list[int]:
-    """Indexes of requests with these TTFT SLOs, queued in this order, in order of completion."""
+def prefill_order(cluster: Cluster, arrivals: list[tuple[int, float]]) -> list[int]:
+    """Indexes of requests of (prompt tokens, TTFT SLO in ms), queued in this order, in order of
+    completion."""
     finished: list[int] = []
     lock = threading.Lock()
 
     def request(index: int) -> None:
         body = {
-            "input_ids": fresh_prompt(TOKENS),
+            "input_ids": fresh_prompt(arrivals[index][0]),
             "sampling_params": {"max_new_tokens": 1, "ignore_eos": True},
-            "kairos": {"ttft_ms": ttft_ms[index]},
+            "kairos": {"ttft_ms": arrivals[index][1]},
         }
         assert send(cluster, body).decode.status_code == 200
         with lock:
@@ -37,11 +40,11 @@ def prefill_order(cluster: Cluster, ttft_ms: list[float]) -> list[int]:
         "sampling_params": {"max_new_tokens": 1},
         "kairos": {"ttft_ms": BLOCKER_TTFT_MS},
     }
-    with ThreadPoolExecutor(len(ttft_ms) + 1) as pool:
+    with ThreadPoolExecutor(len(arrivals) + 1) as pool:
         blocked = pool.submit(send, cluster, blocker)
         wait_for(lambda: occupancy(cluster.prefill[0])["num_used_tokens"] > 0)
         requests = []
-        for index in range(len(ttft_ms)):
+        for index in range(len(arrivals)):
             requests.append(pool.submit(request, index))
             wait_for(lambda: occupancy(cluster.prefill[0])["num_waiting_reqs"] == len(requests))
         assert not blocked.done(), "the blocker must outlast the arrivals"
@@ -53,16 +56,15 @@ def prefill_order(cluster: Cluster, ttft_ms: list[float]) -> list[int]:
 
 @on(KAIROS)
 def test_feasible_requests_go_by_deadline(cluster: Cluster) -> None:
-    assert prefill_order(cluster, PROMISED_MS) == [5, 4, 3, 2, 1, 0]
+    assert prefill_order(cluster, FEASIBLE) == [5, 4, 3, 2, 1, 0]
 
 
 @on(KAIROS)
 def test_a_hopeless_request_goes_behind_the_feasible_ones(cluster: Cluster) -> None:
-    hopeless_ms = 3000  # the blocker takes longer
-    assert prefill_order(cluster, [hopeless_ms, *PROMISED_MS]) == [6, 5, 4, 3, 2, 1, 0]
+    assert prefill_order(cluster, [HOPELESS, *FEASIBLE]) == [6, 5, 4, 3, 2, 1, 0]
 
 
 @on(OFF)
 def test_upstream_takes_them_as_they_came(cluster: Cluster) -> None:
     assert kairos_state(cluster.prefill[0]) is None
-    assert prefill_order(cluster, PROMISED_MS) == [0, 1, 2, 3, 4, 5]
+    assert prefill_order(cluster, FEASIBLE) == [0, 1, 2, 3, 4, 5]
