@@ -6,6 +6,7 @@ bring exactly the work that the prefill instances can do. Work counts what an LR
 in time; lengths and order stay.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import msgspec
@@ -53,8 +54,9 @@ def scale_to_load(
 ) -> Workload:
     """Take requests from `start_s` of the trace on and rescale their arrivals to offer `load`.
 
-    With `duration_s`, as many requests are taken as offer that load over that time, fewer when the
-    trace ends first; the load is exact for what is taken, whatever its mix of lengths.
+    With `duration_s`, as many requests are taken as come nearest to offering that load over that
+    time, fewer when the trace ends first. The load is exact for what is taken, whatever its mix
+    of lengths; the duration is met to half a request's work.
 
     Raises:
         InputError: the arguments are out of range, or what is left has no span to scale.
@@ -71,13 +73,13 @@ def scale_to_load(
             f"load needs 2 (the last one arrives at {trace.requests[-1].arrival_s:g} s)"
         )
     cached = expected_cached_tokens(requests)
-    wanted = load * instances * duration_s if duration_s is not None else None
-    work, taken = 0.0, 0
-    for request, hit in zip(requests, cached, strict=True):
-        work += prefill_work_s(request, hit, profile)
-        taken += 1
-        if wanted is not None and work >= wanted and taken >= 2:
-            break
+    works = [prefill_work_s(r, hit, profile) for r, hit in zip(requests, cached, strict=True)]
+    taken = len(requests)
+    if duration_s is not None:
+        wanted = load * instances * duration_s
+        offered = [0.0, *itertools.accumulate(works)]
+        taken = max(2, min(range(len(offered)), key=lambda n: abs(offered[n] - wanted)))
+    work = sum(works[:taken])
     requests, cached = requests[:taken], cached[:taken]
     first = requests[0].arrival_s
     span = requests[-1].arrival_s - first

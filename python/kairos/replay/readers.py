@@ -13,7 +13,6 @@ Any of them may be compressed with gzip; content decides, not the file's name.
 import csv
 import gzip
 import hashlib
-import io
 import json
 import math
 import zlib
@@ -148,7 +147,7 @@ def _recognise(first: str, path: Path) -> str:
         row = _json_object(first, f"{path}, line 1")
         names = set(row)
     else:
-        names = {column.strip() for column in next(csv.reader([first]), [])}
+        names = set(_cells(first, f"{path}, line 1"))
     for name, shape in FORMATS.items():
         if {shape.arrival, shape.inputs, shape.outputs} <= names:
             return name
@@ -162,7 +161,7 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         try:
             row = json.loads(line)  # takes NaN and Infinity, so that the field check can name them
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(f"{where}: not JSON: {error}") from error
     if not isinstance(row, dict):
         raise InputError(f"{where}: {line[:60]!r} is not a JSON object")
@@ -177,7 +176,7 @@ def _json_rows(lines: list[tuple[int, str]], path: Path) -> Iterator[tuple[int, 
 def _table_rows(
     lines: list[tuple[int, str]], shape: Format, path: Path
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    columns = [c.strip() for c in next(csv.reader(io.StringIO(lines[0][1])))]
+    columns = _cells(lines[0][1], f"{path}, line {lines[0][0]}")
     for field in (shape.arrival, shape.inputs, shape.outputs):
         if field not in columns:
             raise InputError(
@@ -185,12 +184,19 @@ def _table_rows(
                 f"which has {', '.join(columns)[:80]}"
             )
     for number, line in lines[1:]:
-        cells = next(csv.reader([line]))
+        cells = _cells(line, f"{path}, line {number}")
         if len(cells) != len(columns):
             raise InputError(
                 f"{path}, line {number}: {len(cells)} columns; the header line has {len(columns)}"
             )
         yield number, dict(zip(columns, cells, strict=True))
+
+
+def _cells(line: str, where: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]))]
+    except csv.Error as error:
+        raise InputError(f"{where}: not a line of CSV: {error}") from error
 
 
 def _requests(
@@ -208,7 +214,7 @@ def _requests(
             )
         previous = arrival
         if first is None:
-            # Dates are counted from the first request, numbers stay as they are.
+            # Dates are counted from the first request; numbers stay as they are.
             first = arrival if shape.seconds is _date_time else 0.0
         inputs = _tokens(row, shape.inputs, where)
         yield TraceRequest(

@@ -13,10 +13,9 @@ Own prefill is the time the prompt takes alone on an idle prefill instance, in f
 the prefix that the cache is expected to hold.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from kairos.errors import InputError
 from kairos.latency import Chunk, Profile
@@ -84,8 +83,7 @@ def assign_slos(
     ]
     if slo_set == "tiers":
         shares = [tier.share for tier in TIERS]
-        drawn = np.random.default_rng(seed).choice(len(TIERS), size=len(own), p=shares)
-        picked = [TIERS[i] for i in drawn]
+        picked = random.Random(seed).choices(TIERS, shares, k=len(own))
         return [
             Slo(1e3 * (tier.base_s + tier.factor * seconds), tier.tpot_ms, tier.name)
             for tier, seconds in zip(picked, own, strict=True)

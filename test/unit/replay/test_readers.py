@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kairos.errors import InputError
@@ -128,6 +128,7 @@ def changed(field: str, value: str) -> str:
         (AZURE.splitlines()[0], ["no request after the header"]),
         (BURSTGPT.replace(",230,", ",0,"), ["line 3", "Response tokens", "'0'"]),
         (BURSTGPT.replace("45.5", "nan"), ["line 3", "Timestamp", "'nan'"]),
+        (AZURE.replace("374", "37\r4"), ["line 2", "not a line of CSV"]),
         (b"\x1f\x8b\x08 and no more", ["damaged gzip"]),
         (b'{"arrival_s": 1}\n\xff\xfe', ["line 2", "not UTF-8"]),
     ],
@@ -170,6 +171,9 @@ def test_6_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert again.read_bytes() == path.read_bytes()
 
 
+@example(b"\r\x00")
+@example(b'{"a":' + b"[" * 100_000)
+@example(b'{"arrival_s": ' + b"9" * 5000 + b"}")
 @given(st.binary(max_size=200))
 def test_7_no_bytes_do_anything_but_read_or_raise_input_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
