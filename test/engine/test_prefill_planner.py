@@ -149,7 +149,7 @@ def test_tokens_of_overtaken_and_overtaking_are_those_of_an_undisturbed_run(
         return answer.decode.json()["output_ids"]
 
     with ThreadPoolExecutor(2) as pool:
-        overtaken = pool.submit(tokens, long, HOPELESS)
+        overtaken = pool.submit(tokens, long, {"ttft_ms": 600_000})
         wait_for(lambda: started(cluster))
         overtaking = pool.submit(tokens, short, URGENT)
         disturbed = overtaken.result(), overtaking.result()

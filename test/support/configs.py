@@ -5,8 +5,12 @@ from dataclasses import replace
 from support.clusters import EMULATED_PAIR
 
 OFF = EMULATED_PAIR
+# Predictions from the profile that the emulation follows.
 KAIROS = replace(
     EMULATED_PAIR,
     kairos=True,
-    args=("--kairos-slo-class", "interactive=500,25", "batch=20000,150"),
+    args=(
+        *("--kairos-slo-class", "interactive=500,25", "batch=20000,150"),
+        *("--kairos-profile", "tiny-fast"),
+    ),
 )
