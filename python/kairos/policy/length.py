@@ -44,10 +44,10 @@ class LengthEstimator:
     """
 
     def __init__(self, classes: int = 1, quantile: float = 0.05, memory: float = 2_000.0) -> None:
-        if classes < 1 or not 0.0 < quantile < 1.0 or not memory >= 1.0:
+        if classes < 1 or not 0.0 < quantile < 1.0 or not memory >= 2 * _MIN_SAMPLES:
             raise InputError(
                 f"length estimator: classes {classes}, quantile {quantile!r} and memory {memory!r} "
-                "must be at least 1, in (0, 1) and at least 1"
+                f"must be at least 1, in (0, 1) and at least {2 * _MIN_SAMPLES}"
             )
         groups = classes * PROMPT_BUCKETS
         self._quantile = quantile

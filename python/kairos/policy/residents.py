@@ -39,7 +39,8 @@ class Resident:
         first_s: when the client got the first token, seconds on the policy's clock.
         last_s: when the newest token was made; `first_s` before the second one.
         tpot_s: its TPOT objective, seconds.
-        hold_until_s: a first token that is ready may be held back until then; 0: not at all.
+        hold_until_s: a first token that is ready may be held back until then; minus infinity:
+            not at all.
         group: row of a length estimator's table, see `length.group_of`.
         max_new_tokens: output ends there at the latest.
     """
@@ -50,7 +51,7 @@ class Resident:
     first_s: float
     last_s: float
     tpot_s: float
-    hold_until_s: float = 0.0
+    hold_until_s: float = -math.inf
     group: int = 0
     max_new_tokens: float = math.inf
 

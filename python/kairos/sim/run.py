@@ -1,6 +1,7 @@
 """The event loop: requests arrive, are prefilled, move and are decoded."""
 
 import heapq
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,14 +105,18 @@ class _Simulation:
         events = self._events
         while arrived < n or events:
             if arrived < n and (not events or self._arrival[arrived] <= events[0][0]):
-                self._arrive(arrived, self._arrival[arrived])
-                arrived += 1
+                now = self._arrival[arrived]
+                while arrived < n and self._arrival[arrived] == now:
+                    self._arrive(arrived, now)
+                    arrived += 1
+                self._wake(now)
                 continue
             now, _, kind, what = heapq.heappop(events)
             if kind == STEPPED:
                 self.decode[what].finish(now)
                 self._step(what, now)
                 self._grant(now)
+                self._wake(now)
             elif kind == PREFILLED:
                 for request in self.prefill[what].finish():
                     self._prefilled(request, what, now)
@@ -127,14 +132,14 @@ class _Simulation:
             self._rooms.ask(request, self._input[request] + 1)
             self._grant(now)
         else:
-            self._queue(request, now)
+            self._queue(request)
 
     def _grant(self, now: float) -> None:
         if self._rooms is not None:
             for request in self._rooms.grant(now):
-                self._queue(request, now)
+                self._queue(request)
 
-    def _queue(self, request: int, now: float) -> None:
+    def _queue(self, request: int) -> None:
         job = PrefillJob(
             request,
             self._arrival[request],
@@ -145,9 +150,12 @@ class _Simulation:
         targets = self.prefill if self._shared else [self._route()]
         for server in targets:
             server.add(job)
-        idle = next((server for server in targets if server.idle), None)
-        if idle is not None:
-            self._launch(self.prefill.index(idle), now)
+
+    def _wake(self, now: float) -> None:
+        """Launch what idle prefill instances can do."""
+        for p, server in enumerate(self.prefill):
+            if server.idle and len(server.queue):
+                self._launch(p, now)
 
     def _route(self) -> PrefillServer:
         if self.settings.routing == "round-robin":
@@ -189,7 +197,7 @@ class _Simulation:
         else:
             d = min(range(len(self.decode)), key=lambda i: (self.decode[i].load_tokens, i))
         prefilled = float(self.records.prefilled_s[request])
-        hold = self._deadline[request] - HOLD_MARGIN_S if self.settings.hold else 0.0
+        hold = self._deadline[request] - HOLD_MARGIN_S if self.settings.hold else -math.inf
         self.decode[d].receive(
             Resident(
                 request,

@@ -1,0 +1,65 @@
+import math
+
+import pytest
+
+from kairos.errors import InputError
+from kairos.latency import load_profile
+from kairos.policy.admission import AdmissionParams, DecodeLoad, Outlook, Verdict, outlook
+from kairos.policy.jobs import PrefillJob
+
+PROFILE = load_profile("minimax-m2.5-tp4-h200")
+IDLE = DecodeLoad(0, 0, 1_000_000)
+FULL = DecodeLoad(80, 990_000, 1_000_000)
+
+
+def ask(queue: list[PrefillJob], decode: DecodeLoad = IDLE, tpot_s: float = 0.03) -> Outlook:
+    job = PrefillJob(10**6, 0.0, 1.0, 8_000)
+    return outlook(
+        job, tpot_s, queue, decode, 0.0, PROFILE.prefill, PROFILE.decode, 8_192, AdmissionParams()
+    )
+
+
+def backlog(jobs: int) -> list[PrefillJob]:
+    return [PrefillJob(i, 0.0, 0.9, 8_000) for i in range(jobs)]
+
+
+def test_1_an_idle_server_admits():
+    seen = ask([])
+    assert seen.verdict is Verdict.ADMIT
+    assert seen.ttft_attainment > 0.99
+    assert seen.retry_after_s == 0.0
+
+
+def test_2_a_backlog_that_is_due_earlier_delays():
+    seen = ask(backlog(12))
+    assert seen.verdict is Verdict.DEGRADE
+    assert seen.ttft_s > ask([]).ttft_s
+    assert seen.ttft_attainment < 0.5
+
+
+def test_3_work_that_is_due_later_or_late_anyway_does_not_count():
+    later = [PrefillJob(i, 0.0, 100.0, 8_000) for i in range(50)]
+    lost = [PrefillJob(i, -9.0, 0.01, 8_000) for i in range(50, 100)]
+    assert ask(later + lost).ttft_s == ask([]).ttft_s
+
+
+def test_4_neither_objective_in_reach_rejects_with_the_time_to_wait():
+    seen = ask(backlog(12), FULL)
+    assert seen.verdict is Verdict.REJECT
+    assert seen.retry_after_s == pytest.approx(seen.ttft_s - 1.0)
+
+
+def test_5_a_flood_rejects_even_with_decode_idle():
+    assert ask(backlog(100)).verdict in (Verdict.DEGRADE, Verdict.REJECT)
+    long = [PrefillJob(i, 0.0, 50.0 - 49.5 * (i == 0), 8_000) for i in range(2)]
+    assert ask(long).verdict is Verdict.ADMIT
+
+
+def test_6_full_memory_degrades():
+    assert ask([], FULL).verdict is Verdict.DEGRADE
+
+
+@pytest.mark.parametrize("tpot_s", [0.0, -1.0, math.nan, math.inf])
+def test_7_a_bad_objective_is_rejected(tpot_s):
+    with pytest.raises(InputError, match="TPOT"):
+        ask([], tpot_s=tpot_s)

@@ -1,0 +1,58 @@
+import pytest
+
+from kairos.errors import InputError
+from kairos.latency import PrefillModel
+from kairos.policy.baselines import BASELINES, RankedQueue
+from kairos.policy.jobs import PrefillJob
+
+MODEL = PrefillModel(0.008, 0.016, 1e-5, 1e-9)
+
+
+def first(name: str, jobs: list[PrefillJob], started: dict[int, int] | None = None) -> int:
+    queue = RankedQueue(MODEL, 8_192, name)
+    for job in jobs:
+        queue.add(job)
+    for job_id, done in (started or {}).items():
+        queue.progress(job_id, done)
+    return queue.plan(1.0, 8_192).chunks[0].id
+
+
+OLD_LONG = PrefillJob(1, 0.0, 30.0, 60_000)
+NEW_SHORT = PrefillJob(2, 0.9, 2.0, 500)
+CACHED = PrefillJob(3, 0.5, 9.0, 20_000, done_tokens=15_000)
+LOST = PrefillJob(4, 0.0, 1.001, 30_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("fcfs", 1),
+        ("lpm", 3),
+        ("spf", 2),
+        ("sjf", 2),
+        ("sjf-np", 2),
+        ("edf", 4),
+        ("llf", 4),
+        ("ff-edf", 2),
+        ("hrrn", 2),
+    ],
+)
+def test_1_each_baseline_serves_its_own_first(name, expected):
+    assert first(name, [OLD_LONG, NEW_SHORT, CACHED, LOST]) == expected
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_2_only_preemptive_orders_park_a_started_prompt(name):
+    chosen = first(name, [OLD_LONG, NEW_SHORT, CACHED], started={1: 8_192})
+    assert (chosen == 1) == (not BASELINES[name].preemptive)
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_3_ties_go_by_id_whatever_the_insertion(name):
+    twins = [PrefillJob(i, 0.0, 5.0, 9_000) for i in (7, 3, 5)]
+    assert first(name, twins) == first(name, twins[::-1]) == 3
+
+
+def test_4_an_unknown_baseline_names_those_there_are():
+    with pytest.raises(InputError, match="fcfs"):
+        RankedQueue(MODEL, 8_192, "fifo")

@@ -1,0 +1,227 @@
+"""Slack, by numbered behaviours of SLACK.md."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kairos.errors import InputError
+from kairos.latency import load_profile
+from kairos.latency.table import StepTable
+from kairos.policy.continuous import ContinuousPolicy
+from kairos.policy.length import LengthEstimator
+from kairos.policy.residents import Resident, Residents
+from kairos.policy.slack import SlackParams, SlackPolicy
+
+PROFILE = load_profile("minimax-m2.5-tp4-h200")
+TABLE = StepTable.from_model(PROFILE.decode, 256, PROFILE.limits.kv_tokens)
+TAU = 0.03
+
+
+def policy(**params: float) -> SlackPolicy:
+    return SlackPolicy(TABLE, 256, SlackParams()._replace(**params))
+
+
+def held(residents: list[Resident]) -> Residents:
+    table = Residents()
+    for one in residents:
+        table.add(one)
+    return table
+
+
+def at_slack(i: int, context: int, slack_s: float, tokens: int = 50, tau: float = TAU) -> Resident:
+    """A resident whose next token is due in `slack_s` at time 0."""
+    first = slack_s - tau * (tokens + 1)
+    return Resident(i, context, tokens, first, first, tau)
+
+
+def running(table: Residents) -> set[int]:
+    rows = table.rows
+    return set(rows["id"][rows["runs"]].tolist())
+
+
+residents_strategy = st.lists(
+    st.tuples(
+        st.integers(1, 120_000),
+        st.floats(-5.0, 5.0),
+        st.integers(0, 2_000),
+        st.sampled_from([0.025, 0.05, 0.15]),
+    ),
+    min_size=1,
+    max_size=60,
+).map(lambda rows: [at_slack(i, *row) for i, row in enumerate(rows)])
+
+
+@settings(max_examples=200, deadline=None)
+@given(residents_strategy)
+def test_1_a_batch_that_is_not_empty_is_never_emptied(residents):
+    table = held(residents)
+    step_s = policy().select(table.rows, 0.0)
+    assert running(table)
+    assert 0.0 < step_s < math.inf
+
+
+@settings(max_examples=100, deadline=None)
+@given(residents_strategy)
+def test_2_the_predicted_step_is_that_of_the_selected(residents):
+    table = held(residents)
+    step_s = policy().select(table.rows, 0.0)
+    context = table.rows["context"][table.rows["runs"]]
+    assert step_s == pytest.approx(TABLE.step_s(len(context), context.sum(), context.max()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(residents_strategy, st.randoms(use_true_random=False))
+def test_3_the_order_of_insertion_does_not_matter(residents, random):
+    shuffled = list(residents)
+    random.shuffle(shuffled)
+    one, other = held(residents), held(shuffled)
+    policy().select(one.rows, 0.0)
+    policy().select(other.rows, 0.0)
+    assert running(one) == running(other)
+
+
+def test_4_everybody_runs_while_the_step_keeps_every_pace():
+    table = held([at_slack(i, 2_000, 0.1) for i in range(8)])
+    policy().select(table.rows, 0.0)
+    assert running(table) == set(range(8))
+
+
+def test_5_a_request_with_banked_slack_sits_out_when_the_step_would_be_too_long():
+    tight = [at_slack(i, 10_000, 0.07) for i in range(40)]
+    rich = at_slack(99, 500_000, 4.0)
+    table = held([*tight, rich])
+    policy().select(table.rows, 0.0)
+    assert running(table) == set(range(40))
+
+
+def test_6_who_fell_behind_beyond_hope_stays_a_victim_until_back_on_pace():
+    table = held([at_slack(1, 1_000, -10.0), at_slack(2, 1_000, 0.1)])
+    chooser = policy()
+    chooser.select(table.rows, 0.0)
+    assert table.row(1)["victim"]
+    table.row(1)["first"] += 9.9
+    chooser.select(table.rows, 0.0)
+    assert table.row(1)["victim"]
+    table.row(1)["first"] += 0.2
+    chooser.select(table.rows, 0.0)
+    assert not table.row(1)["victim"]
+
+
+def test_7_a_victim_gets_a_token_within_the_starvation_bound():
+    tight = [at_slack(i, 12_000, 0.03) for i in range(40)]
+    table = held([*tight, at_slack(99, 300_000, -100.0)])
+    table.row(99)["last"] = -1.0
+    policy().select(table.rows, 0.0)
+    assert 99 not in running(table)
+    policy(starve_s=0.5).select(table.rows, 0.0)
+    assert 99 in running(table)
+
+
+def test_8_a_fresh_request_that_is_behind_gets_a_short_step():
+    settled = [at_slack(i, 20_000, 0.5, tokens=200) for i in range(30)]
+    fresh = Resident(99, 5_000, 0, -0.05, -0.05, TAU)
+    table = held([*settled, fresh])
+    step_s = policy().select(table.rows, 0.0)
+    assert 99 in running(table)
+    assert step_s < 0.5 * TABLE.step_s(31, 605_000)
+    assert policy(express_tokens=0).select(table.rows, 0.0) > 0.8 * TABLE.step_s(31, 605_000)
+
+
+def test_9_late_requests_leave_memory_free_for_those_that_can_be_on_time():
+    waiting = held([Resident(1, 9_000, 0, -60.0, -60.0, TAU), Resident(2, 9_000, 0, 0.0, 0.0, TAU)])
+    chooser = policy(late_kv_share=0.6, kv_share=0.96)
+    admitted = chooser.admit(waiting.rows, 0.0, 60_000, 100_000, 10)
+    assert waiting.rows["id"][admitted].tolist() == [2]
+    admitted = chooser.admit(waiting.rows, 0.0, 40_000, 100_000, 10)
+    assert waiting.rows["id"][admitted].tolist() == [2, 1]
+
+
+def test_10_admission_takes_at_least_one_into_an_empty_instance():
+    waiting = held([Resident(1, 200_000, 0, -60.0, -60.0, TAU)])
+    assert len(policy().admit(waiting.rows, 0.0, 0, 100_000, 10)) == 1
+    assert len(policy().admit(waiting.rows, 0.0, 0, 100_000, 0)) == 0
+    assert len(ContinuousPolicy(TABLE, 8).admit(waiting.rows, 0.0, 0, 100_000, 10)) == 1
+
+
+def test_11_a_bias_of_the_predictor_is_learned():
+    chooser = policy()
+    for _ in range(300):
+        chooser.observe(0.02 * chooser.calibration.factor, 0.025)
+    assert chooser.calibration.factor == pytest.approx(1.25, rel=0.01)
+    table = held([at_slack(1, 1_000, 0.1)])
+    assert chooser.select(table.rows, 0.0) == pytest.approx(1.25 * TABLE.step_s(1, 1_000), rel=0.01)
+
+
+def test_12_between_selections_who_joined_runs_and_who_is_parked_stays():
+    table = held([at_slack(1, 1_000, 0.1), at_slack(2, 1_000, 0.1)])
+    chooser = policy(period=4)
+    table.row(1)["runs"] = False
+    chooser.select(table.rows, 0.0)
+    assert running(table) == {2}
+
+
+@pytest.mark.parametrize("context", [1, 10_000_000])
+@pytest.mark.parametrize("tau", [1e-4, 600.0])
+@pytest.mark.parametrize("slack", [-1e6, 0.0, 1e6])
+def test_13_extremes_give_finite_steps(context, tau, slack):
+    table = held([at_slack(i, context, slack, tau=tau) for i in range(3)])
+    assert math.isfinite(policy().select(table.rows, 0.0))
+    assert running(table)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Resident(1, 10, 0, math.nan, 0.0, TAU),
+        Resident(1, 10, 0, 0.0, 0.0, 0.0),
+        Resident(1, 10, 0, 0.0, 0.0, -1.0),
+        Resident(1, 10, 0, 0.0, 0.0, math.inf),
+        Resident(1, 0, 0, 0.0, 0.0, TAU),
+        Resident(1, 10, -1, 0.0, 0.0, TAU),
+        Resident(1, 10, 0, 0.0, 0.0, TAU, max_new_tokens=0),
+    ],
+)
+def test_14_impossible_residents_are_rejected_by_name(bad):
+    with pytest.raises(InputError, match="resident 1"):
+        Residents().add(bad)
+
+
+@pytest.mark.parametrize("field", ["give_up", "floor", "period", "late_kv_share"])
+@pytest.mark.parametrize("value", [math.nan, -1])
+def test_15_parameters_out_of_range_are_rejected(field, value):
+    with pytest.raises(InputError, match=field):
+        policy(**{field: value})
+
+
+def test_16_rows_survive_removal_of_others():
+    table = held([at_slack(i, 10 + i, 0.1) for i in range(200)])
+    for i in range(0, 200, 2):
+        table.remove(i)
+    assert len(table) == 100
+    assert all(int(table.row(i)["context"]) == 10 + i for i in range(1, 200, 2))
+    assert sorted(table.rows["id"].tolist()) == list(range(1, 200, 2))
+
+
+def test_17_a_learned_length_replaces_the_horizon():
+    lengths = LengthEstimator(quantile=0.5)
+    for _ in range(200):
+        lengths.observe(0, 1_000)
+    chooser = SlackPolicy(TABLE, 256, lengths=lengths)
+    # One second behind: hopeless over 16 to 128 tokens, not over the thousand that will come.
+    table = held([at_slack(1, 1_000, -1.0, tokens=10), at_slack(2, 1_000, 0.1)])
+    chooser.select(table.rows, 0.0)
+    assert not table.row(1)["victim"]
+    policy().select(table.rows, 0.0)
+    assert table.row(1)["victim"]
+
+
+def test_18_selection_prefers_short_contexts_when_not_all_fit():
+    table = held([at_slack(i, 2_000 * (i + 1), 0.05) for i in range(60)])
+    policy().select(table.rows, 0.0)
+    chosen = running(table)
+    assert 0 < len(chosen) < 60
+    assert chosen == set(range(len(chosen)))
+    assert not np.isnan(table.rows["first"]).any()

@@ -1,0 +1,234 @@
+"""Urgency, by numbered behaviours of URGENCY.md."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kairos.errors import InputError
+from kairos.latency import Chunk, PrefillModel
+from kairos.policy.jobs import PrefillJob
+from kairos.policy.urgency import UrgencyParams, UrgencyQueue, plan_batch
+
+MODEL = PrefillModel(0.008, 0.016, 1e-5, 1e-9)
+LINEAR = PrefillModel(0.0, 0.0, 1e-4, 0.0)
+CHUNK = 8_192
+EPS = 1e-9
+
+
+def job(i: int, arrival: float, slo: float, total: int, done: int = 0) -> PrefillJob:
+    return PrefillJob(i, arrival, arrival + slo, total, done)
+
+
+def filled(
+    jobs: list[PrefillJob], model: PrefillModel = MODEL, params: UrgencyParams | None = None
+) -> UrgencyQueue:
+    queue = UrgencyQueue(model, CHUNK, params)
+    for one in jobs:
+        queue.add(one)
+    return queue
+
+
+jobs_strategy = st.lists(
+    st.tuples(st.floats(-20, 0), st.floats(0.01, 30), st.integers(1, 150_000), st.floats(0, 0.99)),
+    min_size=1,
+    max_size=30,
+).map(
+    lambda rows: [
+        job(i, arrival, slo, total, int(share * total))
+        for i, (arrival, slo, total, share) in enumerate(rows)
+    ]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9_000), st.floats(0.01, 3.0)), min_size=1, max_size=7))
+def test_1_no_larger_set_than_the_kept_one_can_be_on_time(rows):
+    jobs = [job(i, 0.0, slo, total) for i, (total, slo) in enumerate(rows)]
+    kept = _kept(jobs)
+    for size in range(len(jobs), len(kept), -1):
+        for chosen in itertools.combinations(jobs, size):
+            end, fits = 0.0, True
+            for one in sorted(chosen, key=lambda j: j.deadline_s):
+                end += LINEAR.remaining_s(0, one.total_tokens, CHUNK)
+                fits = fits and end <= one.deadline_s - EPS
+            assert not fits
+
+
+def _kept(jobs: list[PrefillJob]) -> list[int]:
+    """Ids that a server working off the queue completes in time, nothing else arriving."""
+    queue = filled(jobs, LINEAR, UrgencyParams(slice_s=1e9, spare_slice_s=1e9, starve_share=0.0))
+    left = {one.id: one for one in jobs}
+    now, done = 0.0, []
+    while left:
+        chunk = queue.plan(now, 10**9).chunks[0]
+        one = left.pop(chunk.id)
+        assert chunk.tokens == one.total_tokens
+        now += LINEAR.batch_s([Chunk(0, chunk.tokens)])
+        queue.remove(chunk.id)
+        if now <= one.deadline_s + EPS:
+            done.append(one.id)
+    return done
+
+
+@settings(max_examples=150, deadline=None)
+@given(jobs_strategy, st.integers(1, 16_384))
+def test_2_packing_makes_no_completed_prompt_late_that_could_be_on_time(jobs, budget):
+    plan = plan_batch(jobs, MODEL, 0.0, budget)
+    by_id = {one.id: one for one in jobs}
+    for k, chunk in enumerate(plan.chunks):
+        one = by_id[chunk.id]
+        if chunk.tokens < one.total_tokens - one.done_tokens:
+            continue
+        until = [Chunk(by_id[c.id].done_tokens, c.tokens) for c in plan.chunks[: k + 1]]
+        if MODEL.batch_s(until) <= one.deadline_s - EPS:
+            assert plan.batch_s <= one.deadline_s + EPS
+
+
+@settings(max_examples=150, deadline=None)
+@given(jobs_strategy, st.integers(1, 16_384), st.sampled_from([1, 16, 64]))
+def test_3_a_plan_fits_its_budget_and_its_jobs_and_predicts_its_time(jobs, budget, page):
+    plan = plan_batch(jobs, MODEL, 0.0, budget, page)
+    by_id = {one.id: one for one in jobs}
+    assert len({chunk.id for chunk in plan.chunks}) == len(plan.chunks)
+    assert sum(chunk.tokens for chunk in plan.chunks) <= budget
+    if budget >= max(page, 64):
+        assert plan.chunks
+    for chunk in plan.chunks:
+        remaining = by_id[chunk.id].total_tokens - by_id[chunk.id].done_tokens
+        assert 0 < chunk.tokens <= remaining
+        assert chunk.tokens == remaining or chunk.tokens % page == 0
+    if plan.chunks:
+        work = [Chunk(by_id[c.id].done_tokens, c.tokens) for c in plan.chunks]
+        assert plan.batch_s == pytest.approx(MODEL.batch_s(work))
+
+
+@settings(max_examples=60, deadline=None)
+@given(jobs_strategy, st.randoms(use_true_random=False), st.integers(-1_000, 1_000))
+def test_4_neither_the_order_of_arrival_nor_the_clock_matters(jobs, random, shift):
+    shuffled = list(jobs)
+    random.shuffle(shuffled)
+    assert plan_batch(jobs, MODEL, 0.0, CHUNK) == plan_batch(shuffled, MODEL, 0.0, CHUNK)
+    assert filled(jobs).order(0.0) == filled(shuffled).order(0.0)
+    # Powers of two move the clock without rounding.
+    exact = [
+        PrefillJob(j.id, math.floor(j.arrival_s), math.ceil(j.deadline_s) + 1, j.total_tokens)
+        for j in jobs
+    ]
+    moved = [
+        PrefillJob(j.id, j.arrival_s + shift, j.deadline_s + shift, j.total_tokens) for j in exact
+    ]
+    assert filled(exact).order(0.0) == filled(moved).order(float(shift))
+
+
+@settings(max_examples=40, deadline=None)
+@given(jobs_strategy, st.data())
+def test_5_updates_between_decisions_equal_a_queue_built_anew(jobs, data):
+    queue = filled(jobs)
+    current = {one.id: one for one in jobs}
+    for one in jobs:
+        action = data.draw(st.sampled_from(["keep", "remove", "progress"]))
+        if action == "remove":
+            queue.remove(one.id)
+            del current[one.id]
+        elif action == "progress":
+            done = data.draw(st.integers(one.done_tokens, one.total_tokens - 1))
+            queue.progress(one.id, done)
+            current[one.id] = PrefillJob(
+                one.id, one.arrival_s, one.deadline_s, one.total_tokens, done
+            )
+    assert len(queue) == len(current)
+    assert queue.order(0.0) == filled(list(current.values())).order(0.0)
+
+
+def test_6_a_job_that_cannot_make_it_comes_after_one_that_can():
+    late = job(1, -1.0, 1.001, 50_000)
+    fine = job(2, 0.0, 5.0, 4_000)
+    assert filled([late, fine]).order(0.0) == [2, 1]
+
+
+def test_7_an_urgent_arrival_overtakes_a_started_prompt():
+    long = job(1, 0.0, 20.0, 100_000, done=40_000)
+    short = job(2, 0.0, 0.6, 1_000)
+    assert plan_batch([long, short], MODEL, 0.0, CHUNK).chunks[0] == (2, 1_000)
+
+
+def test_8_a_batch_is_cut_at_the_slice():
+    jobs = [job(1, 0.0, 60.0, 150_000, done=100_000)]
+    plan = plan_batch(jobs, MODEL, 0.0, CHUNK, params=UrgencyParams(slice_s=0.1))
+    assert 0.09 < plan.batch_s <= 0.1 + EPS
+
+
+def test_9_a_heavier_class_is_dropped_last():
+    light = PrefillJob(1, 0.0, 0.5, 30_000)
+    heavy = PrefillJob(2, 0.0, 0.5, 40_000, weight=10.0)
+    alone = PrefillModel(0.0, 0.0, 1e-5, 0.0)
+    assert UrgencyQueue(alone, CHUNK).order(0.0) == []
+    assert filled([light, heavy], alone).order(0.0) == [2, 1]
+
+
+def test_10_what_was_given_up_is_served_within_a_bound_under_endless_urgent_work():
+    victim = job(0, -1_000.0, 1.0, 2_000)
+    queue = filled([victim], params=UrgencyParams(starve_share=0.05))
+    now, number = 0.0, 0
+    while now < 60.0:
+        number += 1
+        queue.add(job(number, now, 0.5, 4_000))
+        plan = queue.plan(now, CHUNK)
+        now += plan.batch_s
+        for chunk in plan.chunks:
+            if chunk.id == 0:
+                return
+            queue.remove(chunk.id)
+    pytest.fail("the victim got no chunk in 60 s")
+
+
+def test_11_without_a_share_urgent_work_starves_it():
+    queue = filled([job(0, -1_000.0, 1.0, 2_000)], params=UrgencyParams(starve_share=0.0))
+    for number in range(1, 50):
+        queue.add(job(number, 0.1 * number, 0.5, 8_192))
+        plan = queue.plan(0.1 * number, CHUNK)
+        assert [chunk.id for chunk in plan.chunks] == [number]
+        queue.remove(number)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 500])
+def test_12_equal_huge_and_tiny_inputs_give_finite_plans(count):
+    for total, slo in ((1, 1e-6), (10_000_000, 1e6), (4_096, 1.0)):
+        jobs = [job(i, 0.0, slo, total) for i in range(count)]
+        plan = plan_batch(jobs, MODEL, 0.0, CHUNK)
+        assert math.isfinite(plan.batch_s)
+        assert bool(plan.chunks) == bool(count)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        PrefillJob(1, 0.0, math.nan, 10),
+        PrefillJob(1, math.inf, 1.0, 10),
+        PrefillJob(1, 0.0, 0.0, 10),
+        PrefillJob(1, 1.0, 0.5, 10),
+        PrefillJob(1, 0.0, 1.0, 0),
+        PrefillJob(1, 0.0, 1.0, 10, 10),
+        PrefillJob(1, 0.0, 1.0, 10, -1),
+        PrefillJob(1, 0.0, 1.0, 10, weight=0.0),
+        PrefillJob(1, 0.0, 1.0, 10, weight=math.nan),
+    ],
+)
+def test_13_impossible_jobs_are_rejected_by_name(bad):
+    with pytest.raises(InputError, match="job 1"):
+        filled([bad])
+
+
+def test_14_a_job_is_queued_once():
+    with pytest.raises(InputError, match="queued already"):
+        filled([job(1, 0.0, 1.0, 10), job(1, 0.0, 2.0, 10)])
+
+
+@pytest.mark.parametrize("field", ["slice_s", "spare_slice_s", "tail_s", "starve_share"])
+@pytest.mark.parametrize("value", [math.nan, -1.0])
+def test_15_parameters_out_of_range_are_rejected(field, value):
+    with pytest.raises(InputError, match=field):
+        UrgencyParams(**{field: value})

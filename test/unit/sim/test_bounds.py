@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from unit.sim.scenarios import flat_profile, poisson
+
+from kairos.latency import load_profile
+from kairos.sim.bounds import clairvoyant_ttft, drop_reference_tpot, lp_bound_ttft
+from kairos.sim.run import simulate
+from kairos.sim.scenario import Scenario
+from kairos.sim.settings import Settings
+from kairos.sim.summary import summarise
+from kairos.sim.sweep import sweep
+
+SMALL = load_profile("tiny-fast")
+
+
+def burst(requests: int, deadline_s: float) -> Scenario:
+    """`requests` of one second's work each at the same instant."""
+    zeros = np.zeros(requests, np.int64)
+    tokens = np.full(requests, 100, np.int64)
+    due = np.full(requests, deadline_s)
+    return Scenario(np.zeros(requests), tokens, zeros + 1, zeros, due, due, zeros)
+
+
+def test_1_references_keep_what_fits_before_the_deadline():
+    profile = flat_profile(1.0)
+    scenario = burst(10, 4.5)
+    scenario.arrival_s[-1] = 1e-6  # a span
+    assert clairvoyant_ttft(scenario, profile) == pytest.approx(40.0)
+    assert clairvoyant_ttft(scenario, profile, instances=2) == pytest.approx(90.0)
+    assert lp_bound_ttft(scenario, profile) >= 45.0 - 1e-6
+
+
+def test_2_no_simulated_policy_beats_the_bound():
+    scenario = poisson(600, 14.0, None, 1, seed=5)
+    bound = lp_bound_ttft(scenario, SMALL)
+    for policy in ("fcfs", "sjf", "urgency"):
+        done = simulate(scenario, Settings(policy, stages="prefill", lookahead=False), SMALL)
+        assert summarise(done)["ttft_attainment"] <= bound + 1e-9
+    assert bound < 100.0
+
+
+def test_3_an_idle_server_is_bounded_by_nothing():
+    assert lp_bound_ttft(poisson(20, 0.1, 100, 1), SMALL) == 100.0
+
+
+def test_4_the_drop_reference_is_at_least_the_policy_itself():
+    scenario = poisson(300, 20.0, None, 60).at_decode_load(1.3, SMALL)
+    settings = Settings(stages="decode")
+    own = summarise(simulate(scenario, settings, SMALL))["tpot_attainment"]
+    assert drop_reference_tpot(scenario, settings, SMALL) >= own
+
+
+def test_5_a_sweep_keeps_the_order_of_its_points():
+    assert sweep(_square, [3, 1, 2], workers=2) == [9, 1, 4]
+    assert sweep(_square, [5]) == [25]
+
+
+def _square(x: int) -> int:
+    return x * x

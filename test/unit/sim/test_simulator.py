@@ -1,0 +1,235 @@
+"""Conservation, determinism and analytic cases of the simulator."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from unit.sim.scenarios import flat_profile, poisson
+
+from kairos.errors import InputError
+from kairos.latency import load_profile
+from kairos.policy.baselines import BASELINES
+from kairos.sim import decode as decode_module
+from kairos.sim.run import Finished, simulate
+from kairos.sim.scenario import Scenario, decode_capacity_per_s
+from kairos.sim.settings import Settings
+from kairos.sim.summary import summarise
+
+PROFILE = load_profile("minimax-m2.5-tp4-h200")
+SMALL = load_profile("tiny-fast")
+
+VARIANTS = {
+    "default": Settings(),
+    "upstream": Settings("fcfs", "continuous"),
+    "no look-ahead, hold": Settings(lookahead=False, hold=True),
+    "two by two": Settings(instances="2P2D"),
+    "early binding": Settings(instances="3P2D", routing="round-robin"),
+    "least loaded": Settings(instances="2P1D", routing="least-loaded"),
+    "back-pressure": Settings(preallocate=True),
+    "contention, noise, bias": Settings(contention=True, noise=0.2, decode_bias=0.8),
+    "greedy": Settings("sjf", "greedy", change_cost_s=5e-4),
+}
+
+
+@pytest.fixture(scope="module")
+def scenario() -> Scenario:
+    return poisson(400, 8.0, None, 40)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_1_every_token_is_made_once_and_in_order_of_time(name, scenario):
+    done = simulate(scenario, VARIANTS[name], SMALL)
+    records = done.records
+    computed = sum(server.tokens for server in done.prefill)
+    assert computed == (scenario.input_tokens - scenario.cached_tokens).sum()
+    assert all(len(server.queue) == 0 for server in done.prefill)
+    for server in done.decode:
+        assert len(server.running) == len(server.waiting) == 0
+        assert server.kv_tokens == server.reserved_tokens == 0
+    decoded = scenario.output_tokens > 1
+    assert (records.prefilled_s > scenario.arrival_s).all()
+    assert (records.first_s >= records.prefilled_s).all()
+    assert (records.admitted_s >= records.prefilled_s)[decoded].all()
+    assert (records.last_s > records.first_s)[decoded].all()
+    assert np.isnan(records.admitted_s[~decoded]).all()
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_2_every_baseline_serves_everybody(name, scenario):
+    done = simulate(scenario, Settings(name, "continuous", stages="prefill"), SMALL)
+    assert np.isfinite(done.records.prefilled_s).all()
+
+
+@pytest.mark.parametrize("name", ["default", "contention, noise, bias"])
+def test_3_the_same_seed_gives_the_same_bytes(name, scenario):
+    one, other = (simulate(scenario, VARIANTS[name], SMALL).records for _ in range(2))
+    for field in ("prefilled_s", "first_s", "last_s", "stall_s"):
+        assert getattr(one, field).tobytes() == getattr(other, field).tobytes()
+
+
+@pytest.mark.parametrize("policy", ["continuous", "slack"])
+def test_4_kv_never_exceeds_capacity_even_when_outputs_overrun_it(policy, monkeypatch):
+    profile = flat_profile(0.01, kv_tokens=2_000)
+    peak = []
+    original = decode_module.DecodeServer.start
+
+    def watched(server, now_s):
+        end = original(server, now_s)
+        held = int(server.running.rows["context"].sum() + server.running.rows["runs"].sum())
+        assert server.kv_tokens == held
+        peak.append(held)
+        return end
+
+    monkeypatch.setattr(decode_module.DecodeServer, "start", watched)
+    done = simulate(poisson(120, 30.0, 90, 150), Settings("fcfs", policy), profile)
+    assert max(peak) <= 2_000
+    assert done.decode[0].retractions > 0
+    assert np.isfinite(done.records.last_s).all()
+
+
+def test_5_slack_accounting_equals_a_replay_of_token_times(monkeypatch, scenario):
+    times: dict[int, list[float]] = {}
+    original = decode_module.DecodeServer.finish
+
+    def watched(server, now_s):
+        rows = server.running.rows
+        for request in rows["id"][rows["runs"]].tolist():
+            times.setdefault(request, []).append(now_s)
+        for row in rows:
+            seen = times.get(int(row["id"]), [])
+            assert row["tokens"] + bool(row["runs"]) == len(seen)
+        original(server, now_s)
+
+    monkeypatch.setattr(decode_module.DecodeServer, "finish", watched)
+    done = simulate(scenario, Settings(), SMALL)
+    for request, seen in times.items():
+        assert len(seen) == scenario.output_tokens[request] - 1
+        assert done.records.last_s[request] == seen[-1]
+        gaps = np.diff([done.records.first_s[request], *seen])
+        assert done.records.stall_s[request] == pytest.approx(gaps.max())
+
+
+def constant_service(rho: float, seed: int) -> tuple[np.ndarray, Scenario]:
+    """Waits of one server whose every prompt takes 0.1 s, load rho."""
+    # Prompts as long as a chunk: one request per batch.
+    scenario = poisson(20_000, rho / 0.1, 100, 1, seed)
+    settings = Settings("fcfs", stages="prefill", lookahead=False)
+    done = simulate(scenario, settings, flat_profile(0.1))
+    return done.records.prefilled_s - scenario.arrival_s - 0.1, scenario
+
+
+def test_6_one_server_with_constant_service_waits_as_m_d_1_says():
+    rho = 0.5
+    waits = np.concatenate([constant_service(rho, seed)[0] for seed in range(8)])
+    assert waits.mean() == pytest.approx(rho * 0.1 / (2 * (1 - rho)), rel=0.02)
+
+
+def test_6b_and_each_request_as_lindleys_recursion_says():
+    waits, scenario = constant_service(0.9, seed=9)
+    expected = np.zeros(len(waits))
+    for i, gap in enumerate(np.diff(scenario.arrival_s), start=1):
+        expected[i] = max(0.0, expected[i - 1] + 0.1 - gap)
+    assert waits == pytest.approx(expected, abs=1e-6)
+
+
+def test_7_decode_without_contention_takes_one_step_per_token():
+    scenario = replace(poisson(50, 1.0, 50, 100), arrival_s=10.0 * np.arange(50))
+    done = simulate(scenario, Settings(lookahead=False), flat_profile(0.01))
+    expected = scenario.arrival_s + 0.01 + 99 * 0.01
+    assert done.records.last_s == pytest.approx(expected, rel=1e-6)
+
+
+def test_8_lookahead_makes_an_arrival_wait_for_the_batch_that_is_composed_already():
+    # Three prompts of a batch each at 0 s; a short urgent one during the first batch.
+    scenario = Scenario(
+        np.array([0.0, 0.0, 0.0, 0.05]),
+        np.array([100, 100, 100, 1]),
+        np.ones(4, np.int64),
+        np.zeros(4, np.int64),
+        np.array([9.0, 9.0, 9.0, 0.4]),
+        np.full(4, 0.03),
+        np.zeros(4, np.int64),
+    )
+    settings = Settings(stages="prefill")
+    ends = {
+        lookahead: simulate(scenario, replace(settings, lookahead=lookahead), flat_profile(0.1))
+        for lookahead in (False, True)
+    }
+    assert ends[False].records.prefilled_s[3] == pytest.approx(0.2)
+    assert ends[True].records.prefilled_s[3] == pytest.approx(0.3)
+
+
+def test_9_holding_the_first_token_moves_its_time_but_not_past_the_deadline(scenario):
+    plain = simulate(scenario, Settings(), SMALL)
+    held = simulate(scenario, Settings(hold=True), SMALL)
+    assert (held.records.first_s >= plain.records.prefilled_s.min()).all()
+    deadline = scenario.arrival_s + scenario.ttft_s
+    moved = held.records.first_s > held.records.prefilled_s + 1e-12
+    assert moved.any()
+    assert (held.records.first_s[moved] < deadline[moved]).all()
+
+
+def test_10_urgency_and_slack_beat_first_come_first_served_when_it_is_busy():
+    scenario = poisson(1_500, 11.0, None, 60, seed=3)
+    figures = {
+        name: summarise(simulate(scenario, settings, SMALL))["e2e_attainment"]
+        for name, settings in (("base", VARIANTS["upstream"]), ("kairos", Settings()))
+    }
+    assert figures["kairos"] > figures["base"] + 10
+
+
+def test_11_a_part_of_the_requests_can_be_counted(scenario):
+    done = simulate(scenario, Settings(), SMALL)
+    mask = np.arange(len(scenario)) < 100
+    parts = [summarise(done, chosen) for chosen in (mask, ~mask)]
+    whole = summarise(done)
+    mean = (100 * parts[0]["e2e_attainment"] + 300 * parts[1]["e2e_attainment"]) / 400
+    assert [part["requests"] for part in parts] == [100, 300]
+    assert whole["e2e_attainment"] == pytest.approx(mean)
+
+
+def test_12_one_request_gives_finite_figures():
+    done: Finished = simulate(poisson(1, 1.0, 10, 1), Settings(), SMALL)
+    figures = summarise(done)
+    assert figures["e2e_attainment"] == 100.0
+    assert all(value == value for value in figures.values() if isinstance(value, float))
+
+
+def test_13_decode_load_one_is_littles_law(scenario):
+    rate = decode_capacity_per_s(scenario, PROFILE)
+    scaled = scenario.at_decode_load(0.5, PROFILE)
+    span = scaled.arrival_s[-1] - scaled.arrival_s[0]
+    assert len(scaled) / span == pytest.approx(0.5 * rate)
+
+
+@pytest.mark.parametrize("field", ["ttft_s", "tpot_s", "input_tokens", "output_tokens"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_14_impossible_values_are_rejected_with_their_place(field, value, scenario):
+    bad = getattr(scenario, field).astype(float).copy()
+    bad[7] = value
+    if field.endswith("tokens") and not np.isfinite(value):
+        bad = np.where(np.isfinite(bad), bad, -1)
+    with pytest.raises(InputError, match=f"request 7: {field}"):
+        replace(scenario, **{field: bad})
+
+
+def test_15_arrivals_out_of_order_are_rejected(scenario):
+    with pytest.raises(InputError, match="request 1: arrival_s"):
+        replace(scenario, arrival_s=scenario.arrival_s[::-1].copy())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"instances": "0P1D"},
+        {"instances": "P"},
+        {"prefill_policy": "best"},
+        {"decode_policy": "best"},
+        {"noise": float("nan")},
+        {"decode_bias": 0.0},
+        {"stages": "none"},
+    ],
+)
+def test_16_impossible_settings_are_rejected(bad):
+    with pytest.raises(InputError, match=r"allowed|write"):
+        Settings(**bad)
