@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+import psutil
 
 from kairos.latency import load_profile
 from kairos.latency.table import StepTable
@@ -99,6 +100,32 @@ def simulator_seconds() -> float:
     return time.perf_counter() - start
 
 
+def soak(requests: int) -> dict[str, float]:
+    """Pass `requests` through every policy's state; resident memory before and after, MiB."""
+    queue = UrgencyQueue(PROFILE.prefill, PROFILE.limits.chunk_tokens)
+    lengths = LengthEstimator()
+    table = StepTable.from_model(PROFILE.decode, 256, PROFILE.limits.kv_tokens)
+    policy = SlackPolicy(table, 256, lengths=lengths)
+    residents = Residents()
+    process = psutil.Process()
+    started = 0.0
+    for i in range(requests):
+        now = 1e-3 * i
+        queue.add(PrefillJob(i, now, now + 1.0, 1_000))
+        residents.add(Resident(i, 1_000, 0, now, now, 0.03))
+        if i % 64 == 63:
+            queue.plan(now, PROFILE.limits.chunk_tokens)
+            policy.observe(policy.select(residents.rows, now), 0.02)
+        if i >= 64:
+            queue.remove(i - 64)
+            residents.remove(i - 64)
+            policy.completed(0, i % 997 + 1)
+        if i == requests // 10:
+            started = process.memory_info().rss / 2**20
+    ended = process.memory_info().rss / 2**20
+    return {"soak_requests": requests, "soak_start_mib": started, "soak_end_mib": ended}
+
+
 def plot(figures: dict[str, float], path: Path) -> None:
     """p50 and p99 over size, with n log n through the largest size."""
     import matplotlib
@@ -129,6 +156,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--plot", type=Path, help="write the growth plot here")
     parser.add_argument("--no-simulator", action="store_true", help="leave the simulator out")
+    parser.add_argument("--soak", type=int, default=0, help="pass so many requests, watch memory")
     args = parser.parse_args()
 
     figures: dict[str, float] = {}
@@ -141,6 +169,8 @@ def main() -> int:
         figures[f"slack_p50_us_{size}"], figures[f"slack_p99_us_{size}"] = p50, p99
     if not args.no_simulator:
         figures["simulator_8927_requests_s"] = min(simulator_seconds() for _ in range(2))
+    if args.soak:
+        figures.update(soak(args.soak))
     if args.plot is not None:
         plot(figures, args.plot)
     if args.json:
