@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from kairos.errors import InputError
-from kairos.replay.synthetic import PRESETS, generate, write_trace
+from kairos.workload.synthetic import PRESETS, generate, write_trace
 
 
 def main(argv: list[str]) -> int:

@@ -15,10 +15,6 @@ from rich.console import Console
 from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.policy.baselines import BASELINES
-from kairos.replay.load import scale_to_load
-from kairos.replay.readers import read_trace
-from kairos.replay.slo_sets import DEFAULT_TPOT_MS, SLO_SETS, assign_slos
-from kairos.replay.trace import Trace
 from kairos.sim.bounds import clairvoyant_ttft, drop_reference_tpot, lp_bound_ttft
 from kairos.sim.present import plot_attainment, table_of
 from kairos.sim.run import simulate
@@ -26,6 +22,10 @@ from kairos.sim.scenario import Scenario
 from kairos.sim.settings import DECODE_POLICIES, ROUTINGS, Settings
 from kairos.sim.summary import summarise
 from kairos.sim.sweep import sweep
+from kairos.workload.load import scale_to_load
+from kairos.workload.readers import read_trace
+from kairos.workload.slo_sets import DEFAULT_TPOT_MS, SLO_SETS, assign_slos
+from kairos.workload.trace import Trace
 
 EXAMPLES = """\
 examples:

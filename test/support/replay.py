@@ -6,8 +6,8 @@ from kairos.replay.plan import PlannedRequest
 from kairos.replay.record import Header, Outcome, Record, make_record
 from kairos.replay.report import Arm
 from kairos.replay.summary import summarise
-from kairos.replay.trace import TraceRequest
 from kairos.slo import Slo
+from kairos.workload.trace import TraceRequest
 
 
 def planned(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from kairos.errors import InputError
 from kairos.replay.plan import Plan
-from kairos.replay.slo_sets import TIERS
+from kairos.workload.slo_sets import TIERS
 
 # Upstream's orders of the prefill waiting queue, by the name of the arm.
 _UPSTREAM = {

@@ -16,11 +16,11 @@ from kairos.latency import load_profile
 from kairos.replay.arms import ARMS, ArmSpec, arm_spec, parse_arms
 from kairos.replay.client import Options
 from kairos.replay.plan import make_plan
-from kairos.replay.readers import FORMATS, read_trace
-from kairos.replay.slo_sets import DEFAULT_TPOT_MS, SLO_SETS
-from kairos.replay.synthetic import PRESETS, generate
 from kairos.replay.target import UrlTarget
-from kairos.replay.trace import Trace
+from kairos.workload.readers import FORMATS, read_trace
+from kairos.workload.slo_sets import DEFAULT_TPOT_MS, SLO_SETS
+from kairos.workload.synthetic import PRESETS, generate
+from kairos.workload.trace import Trace
 
 SYNTHETIC = "synthetic:"
 _SYNTHETIC_REQUESTS = 20_000  # more than a load of 2 over half an hour takes of any preset

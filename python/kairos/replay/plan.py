@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from kairos.errors import InputError
 from kairos.latency import Profile
-from kairos.replay.load import Workload, scale_to_load
-from kairos.replay.slo_sets import DEFAULT_TPOT_MS, assign_slos
-from kairos.replay.trace import Trace, TraceRequest
 from kairos.slo import Slo
+from kairos.workload.load import Workload, scale_to_load
+from kairos.workload.slo_sets import DEFAULT_TPOT_MS, assign_slos
+from kairos.workload.trace import Trace, TraceRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kairos.errors import InputError
-from kairos.replay.trace import BLOCK_TOKENS, TraceRequest
+from kairos.workload.trace import BLOCK_TOKENS, TraceRequest
 
 _PRIVATE = np.uint64(1 << 63)  # keeps blocks of unshared prompts apart from any hash id
 

@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Arrival(Protocol):
-    """A request of a trace, as `kairos.replay.trace.TraceRequest` has it."""
+    """A request of a trace, as `kairos.workload.trace.TraceRequest` has it."""
 
     @property
     def arrival_s(self) -> float: ...

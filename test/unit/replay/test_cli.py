@@ -13,7 +13,7 @@ from kairos.latency import load_profile
 from kairos.replay.arms import arm_spec
 from kairos.replay.plan import make_plan
 from kairos.replay.record import Outcome, read_records
-from kairos.replay.synthetic import generate
+from kairos.workload.synthetic import generate
 from support import replay_fake
 from support.processes import marked, new_mark, wait_none
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kairos.errors import InputError
 from kairos.replay.prompts import Prompts
-from kairos.replay.trace import TraceRequest
+from kairos.workload.trace import TraceRequest
 
 
 def shared_prefix(a: np.ndarray, b: np.ndarray) -> int:

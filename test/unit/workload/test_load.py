@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from kairos.errors import InputError
 from kairos.latency import Profile, load_profile
-from kairos.replay.load import prefill_work_s, scale_to_load
-from kairos.replay.prefix import expected_cached_tokens
-from kairos.replay.synthetic import generate
-from kairos.replay.trace import Trace, TraceRequest
+from kairos.workload.load import prefill_work_s, scale_to_load
+from kairos.workload.prefix import expected_cached_tokens
+from kairos.workload.synthetic import generate
+from kairos.workload.trace import Trace, TraceRequest
 
 PROFILE: Profile = load_profile("minimax-m2.5-tp4-h200")
 

@@ -6,9 +6,9 @@ import pytest
 
 from kairos.errors import InputError
 from kairos.latency import load_profile
-from kairos.replay.slo_sets import TIERS, assign_slos, own_prefill_s
-from kairos.replay.trace import TraceRequest
 from kairos.slo import Slo
+from kairos.workload.slo_sets import TIERS, assign_slos, own_prefill_s
+from kairos.workload.trace import TraceRequest
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
 REQUESTS = [TraceRequest(0, 8192, 1), TraceRequest(1, 20_000, 1)]

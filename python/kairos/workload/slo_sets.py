@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from kairos.errors import InputError
 from kairos.latency import Chunk, Profile
-from kairos.replay.trace import TraceRequest
 from kairos.slo import Slo, tpot_ms
+from kairos.workload.trace import TraceRequest
 
 SLO_SETS = ("L3", "F5", "F2", "LC", "tiers")
 DEFAULT_TPOT_MS = 30.0

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kairos.errors import InputError
-from kairos.replay.trace import BLOCK_TOKENS, Trace, TraceRequest
+from kairos.workload.trace import BLOCK_TOKENS, Trace, TraceRequest
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

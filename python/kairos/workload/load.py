@@ -13,8 +13,8 @@ import msgspec
 
 from kairos.errors import InputError
 from kairos.latency import Profile
-from kairos.replay.prefix import expected_cached_tokens
-from kairos.replay.trace import Trace, TraceRequest
+from kairos.workload.prefix import expected_cached_tokens
+from kairos.workload.trace import Trace, TraceRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from kairos.errors import InputError
-from kairos.replay.prefix import expected_cached_tokens
-from kairos.replay.synthetic import generate
-from kairos.replay.trace import Trace
+from kairos.workload.prefix import expected_cached_tokens
+from kairos.workload.synthetic import generate
+from kairos.workload.trace import Trace
 
 # mean, p50, p99, maximum of the public trace.
 PUBLISHED = {

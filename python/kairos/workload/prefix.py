@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from kairos.replay.trace import BLOCK_TOKENS, TraceRequest
+from kairos.workload.trace import BLOCK_TOKENS, TraceRequest
 
 CACHE_TOKENS = 4_000_000
 """Capacity of the modelled prefix cache, part of the definition of load."""

@@ -25,7 +25,7 @@ from typing import Any
 import orjson
 
 from kairos.errors import InputError
-from kairos.replay.trace import BLOCK_TOKENS, Trace, TraceRequest
+from kairos.workload.trace import BLOCK_TOKENS, Trace, TraceRequest
 
 MAX_TOKENS = 100_000_000
 MAX_TIME_S = 1e10  # beyond any Unix time in seconds; catches milliseconds and nanoseconds

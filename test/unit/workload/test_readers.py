@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kairos.errors import InputError
-from kairos.replay.readers import read_trace
-from kairos.replay.synthetic import generate, write_trace
-from kairos.replay.trace import Trace, TraceRequest
+from kairos.workload.readers import read_trace
+from kairos.workload.synthetic import generate, write_trace
+from kairos.workload.trace import Trace, TraceRequest
 
 NORMALISED = (
     '{"arrival_s": 0.5, "input_tokens": 600, "output_tokens": 3, "hash_ids": [4, 9]}\n'

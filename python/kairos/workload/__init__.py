@@ -1,0 +1,1 @@
+"""Traces and what a replay or a simulation makes of them: prefixes, load, SLOs."""
