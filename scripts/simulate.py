@@ -3,29 +3,20 @@
 import argparse
 import itertools
 import sys
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 from rich.console import Console
 
 from kairos.errors import InputError
-from kairos.latency import load_profile
 from kairos.policy.baselines import BASELINES
-from kairos.sim.bounds import clairvoyant_ttft, drop_reference_tpot, lp_bound_ttft
+from kairos.sim.point import Point, run
 from kairos.sim.present import plot_attainment, table_of
-from kairos.sim.run import simulate
-from kairos.sim.scenario import Scenario
 from kairos.sim.settings import DECODE_POLICIES, ROUTINGS, Settings
-from kairos.sim.summary import summarise
 from kairos.sim.sweep import sweep
-from kairos.workload.load import scale_to_load
-from kairos.workload.readers import read_trace
-from kairos.workload.slo_sets import DEFAULT_TPOT_MS, SLO_SETS, assign_slos
-from kairos.workload.trace import Trace
+from kairos.workload.slo_sets import DEFAULT_TPOT_MS, SLO_SETS
 
 EXAMPLES = """\
 examples:
@@ -39,65 +30,6 @@ examples:
   # Decode alone, load relative to decode capacity; the second half of the trace only:
   python scripts/simulate.py --trace trace.jsonl.gz --stages decode --tpot-ms 25 --load 1 --part 2/2
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One run of a sweep."""
-
-    trace: str
-    part: tuple[int, int]
-    first: int
-    profile: str
-    load: float
-    slo: str
-    tpot_ms: float
-    seed: int
-    bound: bool
-    settings: Settings
-
-
-@lru_cache(maxsize=4)
-def _trace(path: str, part: tuple[int, int], first: int) -> Trace:
-    trace = read_trace(path)
-    which, parts = part
-    n = len(trace.requests)
-    kept = trace.requests[n * (which - 1) // parts : n * which // parts]
-    return Trace(trace.name, trace.sha256, kept[: first or None])
-
-
-def scenario_of(point: Point) -> Scenario:
-    """The scaled trace with its SLOs."""
-    profile = load_profile(point.profile)
-    trace = _trace(point.trace, point.part, point.first)
-    prefill_instances, decode_instances = point.settings.shape
-    decode_only = point.settings.stages == "decode"
-    load = 1.0 if decode_only else point.load
-    workload = scale_to_load(trace, load, profile, instances=prefill_instances)
-    requests, cached = workload.trace.requests, workload.cached_tokens
-    slos = assign_slos(requests, cached, profile, point.slo, tpot=point.tpot_ms, seed=point.seed)
-    scenario = Scenario.of(requests, cached, slos)
-    if decode_only:
-        return scenario.at_decode_load(point.load * decode_instances, profile)
-    return scenario
-
-
-def run(point: Point) -> dict[str, Any]:
-    """Figures of one simulation, and what it simulated."""
-    profile = load_profile(point.profile)
-    scenario = scenario_of(point)
-    settings = point.settings
-    result = summarise(simulate(scenario, settings, profile))
-    result["lp_bound_ttft"] = None
-    if point.bound:
-        instances = settings.shape[0]
-        result["lp_bound_ttft"] = lp_bound_ttft(scenario, profile, instances)
-        result["clairvoyant_ttft"] = clairvoyant_ttft(scenario, profile, instances)
-        result["drop_reference_tpot"] = drop_reference_tpot(scenario, settings, profile)
-    described = asdict(point)
-    flat = described.pop("settings")
-    flat["slack"] = settings.slack._asdict()
-    return {"simulated": True, **result, **described, **flat}
 
 
 def _floats(text: str) -> list[float]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,22 +9,10 @@ import numpy.typing as npt
 from kairos.errors import InputError
 from kairos.latency import Profile
 from kairos.slo import Slo
+from kairos.workload.trace import TraceRequest
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-
-
-class Arrival(Protocol):
-    """A request of a trace, as `kairos.workload.trace.TraceRequest` has it."""
-
-    @property
-    def arrival_s(self) -> float: ...
-
-    @property
-    def input_tokens(self) -> int: ...
-
-    @property
-    def output_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +64,7 @@ class Scenario:
 
     @classmethod
     def of(
-        cls, requests: Sequence[Arrival], cached_tokens: Sequence[int], slos: Sequence[Slo]
+        cls, requests: Sequence[TraceRequest], cached_tokens: Sequence[int], slos: Sequence[Slo]
     ) -> "Scenario":
         """Requests of a trace, their expected prefix hits and their SLOs."""
         names = sorted({slo.slo_class for slo in slos})

@@ -1,0 +1,90 @@
+"""One simulation, described so that it can be repeated: what `scripts/simulate.py` runs."""
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+from kairos.errors import InputError
+from kairos.latency import load_profile
+from kairos.sim.bounds import clairvoyant_ttft, drop_reference_tpot, lp_bound_ttft
+from kairos.sim.run import simulate
+from kairos.sim.scenario import Scenario
+from kairos.sim.settings import Settings
+from kairos.sim.summary import summarise
+from kairos.workload.load import scale_to_load
+from kairos.workload.readers import read_trace
+from kairos.workload.slo_sets import assign_slos
+from kairos.workload.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+        trace: trace file.
+        part: (k, n): the k-th of n equal parts of the trace.
+        first: only so many requests of it; 0: all.
+        profile: shipped name or path.
+        load: prefill load; of the decode stage where only that is simulated.
+        slo: SLO set.
+        tpot_ms: TPOT objective, milliseconds; tiers have their own.
+        seed: of the tiers.
+        bound: add the upper bound and the clairvoyant references.
+    """
+
+    trace: str
+    part: tuple[int, int]
+    first: int
+    profile: str
+    load: float
+    slo: str
+    tpot_ms: float
+    seed: int
+    bound: bool
+    settings: Settings
+
+
+@lru_cache(maxsize=4)
+def _trace(path: str, part: tuple[int, int], first: int) -> Trace:
+    trace = read_trace(path)
+    which, parts = part
+    n = len(trace.requests)
+    if n < parts:
+        raise InputError(f"{path}: {n} requests cannot be cut into {parts} parts")
+    kept = trace.requests[n * (which - 1) // parts : n * which // parts]
+    return Trace(trace.name, trace.sha256, kept[: first or None])
+
+
+def scenario_of(point: Point) -> Scenario:
+    """The scaled trace with its SLOs."""
+    profile = load_profile(point.profile)
+    trace = _trace(point.trace, point.part, point.first)
+    prefill_instances, decode_instances = point.settings.shape
+    decode_only = point.settings.stages == "decode"
+    load = 1.0 if decode_only else point.load
+    workload = scale_to_load(trace, load, profile, instances=prefill_instances)
+    requests, cached = workload.trace.requests, workload.cached_tokens
+    slos = assign_slos(requests, cached, profile, point.slo, tpot=point.tpot_ms, seed=point.seed)
+    scenario = Scenario.of(requests, cached, slos)
+    if decode_only:
+        return scenario.at_decode_load(point.load * decode_instances, profile)
+    return scenario
+
+
+def run(point: Point) -> dict[str, Any]:
+    """Figures of one simulation, and what it simulated."""
+    profile = load_profile(point.profile)
+    scenario = scenario_of(point)
+    settings = point.settings
+    result = summarise(simulate(scenario, settings, profile))
+    result["lp_bound_ttft"] = None
+    if point.bound:
+        instances = settings.shape[0]
+        result["lp_bound_ttft"] = lp_bound_ttft(scenario, profile, instances)
+        result["clairvoyant_ttft"] = clairvoyant_ttft(scenario, profile, instances)
+        result["drop_reference_tpot"] = drop_reference_tpot(scenario, settings, profile)
+    described = asdict(point)
+    flat = described.pop("settings")
+    flat["slack"] = settings.slack._asdict()
+    return {"simulated": True, **result, **described, **flat}
