@@ -1,0 +1,83 @@
+"""The contract of scripts/simulate.py."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from kairos.errors import InputError
+from kairos.sim.point import Point, run
+from kairos.sim.settings import Settings
+
+CONTRACT = {
+    "ttft_attainment",
+    "tpot_attainment",
+    "tpot_attainment_engine_clock",
+    "e2e_attainment",
+    "goodput_tokens_per_s",
+    "tokens_per_s",
+    "longest10_ttft_attainment",
+    "ttft_p99_s",
+    "max_stall_s",
+    "lp_bound_ttft",
+    "requests",
+    "load",
+}
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory):
+    rng = np.random.default_rng(2)
+    path = tmp_path_factory.mktemp("trace") / "small.jsonl.gz"
+    arrival = np.cumsum(rng.exponential(0.3, 120))
+    with gzip.open(path, "wt") as file:
+        for at, tokens, made in zip(
+            arrival, rng.integers(10, 20_000, 120), rng.integers(1, 60, 120), strict=True
+        ):
+            row = {"arrival_s": at, "input_tokens": int(tokens), "output_tokens": int(made)}
+            file.write(json.dumps(row) + "\n")
+    return str(path)
+
+
+def point(trace: str, **changed) -> Point:
+    fields = {
+        "trace": trace,
+        "part": (1, 1),
+        "first": 0,
+        "profile": "tiny-fast",
+        "load": 0.9,
+        "slo": "L3",
+        "tpot_ms": 30.0,
+        "seed": 0,
+        "bound": False,
+        "settings": Settings(),
+    }
+    return Point(**{**fields, **changed})
+
+
+def test_1_every_promised_figure_is_there_and_serialises(trace):
+    result = run(point(trace, bound=True))
+    assert result.keys() >= CONTRACT
+    assert result["lp_bound_ttft"] >= result["ttft_attainment"] - 1e-9
+    assert json.loads(json.dumps(result))["requests"] == 120
+
+
+def test_2_parts_and_first_cut_the_trace(trace):
+    assert run(point(trace, part=(2, 3)))["requests"] == 40
+    assert run(point(trace, first=25))["requests"] == 25
+    with pytest.raises(InputError, match="parts"):
+        run(point(trace, part=(1, 500)))
+
+
+@pytest.mark.parametrize("slo", ["L3", "F5", "LC", "tiers"])
+@pytest.mark.parametrize("stages", ["both", "prefill", "decode"])
+def test_3_every_slo_set_and_stage_runs(trace, slo, stages):
+    result = run(point(trace, slo=slo, settings=Settings(stages=stages)))
+    assert 0.0 <= result["e2e_attainment"] <= 100.0
+
+
+@pytest.mark.parametrize("bad", [{"load": float("nan")}, {"slo": "L9"}, {"profile": "none"}])
+def test_4_bad_arguments_are_input_errors(trace, bad):
+    with pytest.raises(InputError):
+        run(point(trace, **bad))
