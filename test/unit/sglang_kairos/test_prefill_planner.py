@@ -219,7 +219,8 @@ def test_aborts_end_parked_prompts_and_leave_the_running_one() -> None:
             upstream.ended.append(req.rid)
             upstream.chunked_req = upstream._pending_chunked_abort_req = None
 
-    scheduler.planner.abort(SimpleNamespace(abort_all=False, rid="r1"))
+    for _ in range(2):  # by rid, and by the disconnect that follows
+        scheduler.planner.abort(SimpleNamespace(abort_all=False, rid="r1"))
     scheduler.planner.process_aborts(end, scheduler)
     assert scheduler.ended == ["r1"]
     assert scheduler.planner.parked == []

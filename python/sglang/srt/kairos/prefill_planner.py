@@ -131,7 +131,8 @@ class PrefillPlanner:
         """Around `Scheduler.process_pending_chunked_abort`: have upstream end the parked prompts as
         it ends its own started one."""
         original(scheduler)
-        aborted, self._aborted = self._aborted, []
+        # A client that disconnects after its abort asks for it twice.
+        aborted, self._aborted = dict.fromkeys(self._aborted), []
         for req in aborted:
             kept = scheduler.chunked_req, scheduler._pending_chunked_abort_req
             scheduler.chunked_req = scheduler._pending_chunked_abort_req = req
