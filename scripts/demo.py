@@ -1,6 +1,6 @@
 """Serve a long-tailed trace on real SGLang servers, first come first served and under Kairos.
 
-No GPU is needed: the servers' time is modelled after 4 H200 per instance. Takes about five minutes.
+No GPU is needed: the servers' time is modelled after 4 H200 per instance. Takes about four minutes.
 """
 
 import sys
