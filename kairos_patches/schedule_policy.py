@@ -47,7 +47,7 @@ HOOKS = [
         changes="Prefill takes waiting requests feasible-first by deadline; with "
         "--enable-priority-scheduling, within equal priorities.",
         why="Policies are a closed enum, validated by name.",
-        test="test/engine/test_prefill_order.py",
+        test="test/unit/sglang_kairos/test_prefill_scheduler.py",
     ),
     Hook(
         module="sglang.srt.managers.schedule_policy",

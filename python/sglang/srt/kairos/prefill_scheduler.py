@@ -26,12 +26,13 @@ class PrefillScheduler:
         self._late = 0
         self._longest_s = 0.0
 
-    def order(self, waiting: list[Any], policy: Any) -> None:
+    def order(self, waiting: list[Any], policy: Any, now: float) -> None:
         """Sort upstream `Req`s in place. `policy` is the upstream `SchedulePolicy`: its radix cache
-        is asked for cached prefixes, its priorities (if enabled) come before urgency."""
+        is asked for cached prefixes, its priorities (if enabled) come before urgency. `now` is
+        CLOCK_MONOTONIC, seconds."""
         if len(waiting) < 2:
             return
-        now = time.monotonic()
+        begin = time.perf_counter()
         if not policy.waiting_queue_prefix_matched(waiting):
             match_prefixes(waiting, policy.tree_cache)
         sign = policy.priority_sign if policy.enable_priority_scheduling else 0
@@ -39,7 +40,7 @@ class PrefillScheduler:
         waiting.sort(key=lambda req: keys[req.rid])
         self._passes += 1
         self._late = sum(late for _, late, *_ in keys.values())
-        self._longest_s = max(self._longest_s, time.monotonic() - now)
+        self._longest_s = max(self._longest_s, time.perf_counter() - begin)
 
     def remaining_s(self, req: Any) -> float:
         """Predicted engine time that the rest of the prompt takes, seconds."""

@@ -79,7 +79,10 @@ class KairosState:
         if planned is not None:
             waiting[:] = planned
         elif self.prefill is not None:
-            self.prefill.order(waiting, policy)
+            for req in waiting:
+                if not hasattr(req, "kairos"):  # embeddings are made without the hook
+                    self.admit(req)
+            self.prefill.order(waiting, policy, time.monotonic())
 
     def snapshot(self) -> dict[str, Any]:
         """For /server_info: plain values only."""

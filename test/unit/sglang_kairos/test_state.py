@@ -1,0 +1,87 @@
+"""What a scheduler knows of its requests, against a stand-in for upstream's scheduler."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang.srt.kairos.config import KairosConfig
+from sglang.srt.kairos.state import RECENT, KairosState
+
+from kairos.slo import Slo, SloClasses
+
+CONFIG = KairosConfig(SloClasses(Slo(2000, 50)), "tiny-fast", ("--kairos",))
+POLICY = SimpleNamespace(
+    enable_priority_scheduling=False, waiting_queue_prefix_matched=lambda _: True
+)
+
+
+def state(role: str) -> KairosState:
+    scheduler = SimpleNamespace(
+        disaggregation_mode=SimpleNamespace(value=role),
+        req_to_token_pool=SimpleNamespace(available_size=lambda: 8),
+        chunked_prefill_size=2048,
+        page_size=1,
+        max_total_num_tokens=10_000,
+        enable_priority_scheduling=False,
+        enable_lora=False,
+        enable_hierarchical_cache=False,
+        is_hybrid_swa=False,
+        spec_algorithm=SimpleNamespace(is_none=lambda: True),
+        is_mixed_chunk=False,
+        prefill_delayer=None,
+        dllm_config=None,
+    )
+    return KairosState(CONFIG, scheduler)
+
+
+def request(rid: str, custom_params: Any = None) -> Any:
+    return SimpleNamespace(
+        rid=rid,
+        bootstrap_room=None,
+        origin_input_ids=[0] * 100,
+        output_ids=[],
+        num_matched_prefix_tokens=0,
+        priority=None,
+        sampling_params=SimpleNamespace(custom_params=custom_params),
+    )
+
+
+@pytest.mark.parametrize(("role", "plans"), [("prefill", True), ("decode", False), ("null", False)])
+def test_only_a_prefill_server_plans(role: str, plans: bool) -> None:
+    made = state(role)
+    assert (made.planner is not None) is plans
+    assert (made.prefill is not None) is (role != "decode")
+    assert isinstance(made.snapshot()["planner"], dict if plans else str)
+
+
+def test_embeddings_are_ordered_with_the_default_slo() -> None:
+    made = state("null")
+    hurried = request("hurried", {"kairos": {"ttft_ms": 900}})
+    made.admit(hurried)
+    waiting = [request("embedding"), hurried]
+    made.order(waiting, POLICY)
+    assert [req.rid for req in waiting] == ["hurried", "embedding"]
+
+
+def test_a_malformed_slo_from_an_engine_falls_back_and_is_counted() -> None:
+    made = state("decode")
+    req = request("r", {"kairos": {"ttft_ms": "soon"}})
+    made.admit(req)
+    assert req.kairos.slo == Slo(2000, 50)
+    assert made.snapshot()["invalid_slos"] == 1
+
+
+def test_an_arrival_by_another_hosts_clock_is_not_believed() -> None:
+    made = state("decode")
+    req = request("r", {"kairos": {"ttft_ms": 700, "arrival_s": 1e12}})
+    made.admit(req)
+    assert req.kairos.arrival_s < 1e12
+
+
+def test_requests_are_numbered_and_the_recent_ones_shown() -> None:
+    made = state("decode")
+    requests = [request(f"r{n}") for n in range(RECENT + 5)]
+    for req in requests:
+        made.admit(req)
+    assert [req.kairos.number for req in requests] == list(range(1, RECENT + 6))
+    assert len(made.snapshot()["recent"]) == RECENT
