@@ -7,7 +7,7 @@ what goes wrong.
 import argparse
 import json
 import os
-import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
     parser.add_argument("--fake-die-after", type=int, help="generations, then exit with code 3")
-    parser.add_argument("--fake-hang", action="store_true", help="never answer a streamed one")
+    parser.add_argument("--fake-gap-s", type=float, default=0.0, help="between two tokens")
     args, _ = parser.parse_known_args()
     streamed = 0
 
@@ -31,8 +31,6 @@ def main() -> None:
                 self._whole(json.dumps(event(count, count)).encode())
                 return
             streamed += 1
-            if args.fake_hang:
-                threading.Event().wait()
             if args.fake_die_after is not None and streamed > args.fake_die_after:
                 os._exit(3)
             self.send_response(200)
@@ -40,6 +38,7 @@ def main() -> None:
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             for i in range(1, count + 1):
+                time.sleep(args.fake_gap_s)
                 self._chunk(f"data: {json.dumps(event(i, count))}\n\n")
             self._chunk("data: [DONE]\n\n")
             self._chunk("")

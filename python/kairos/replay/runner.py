@@ -19,6 +19,7 @@ from kairos.replay.record import Header, Record, write_records
 from kairos.replay.report import Arm
 from kairos.replay.summary import summarise
 from kairos.replay.target import Leg, PairTarget, Target, UrlTarget
+from kairos.replay.termination import until_sigterm
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,7 +90,7 @@ class Replay:
         options = replace(self.limits, send_slo=send_slo)
         run_id = f"{name}-{started:%H%M%S}"
         client = Client(target, Prompts(VOCABULARY, self.plan.seed), options, run_id)
-        records, note = asyncio.run(self._watched(name, client, check))
+        records, note = asyncio.run(until_sigterm(self._watched(name, client, check)))
         header = self._header(name, servers, started)
         write_records(self.out / f"requests-{name}.jsonl", header, records)
         return Arm(header, records, summarise(header, records, note))

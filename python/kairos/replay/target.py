@@ -49,7 +49,7 @@ class UrlTarget:
             raise InputError(f"--url: {url!r} is not allowed; it must look like http://HOST:PORT")
         self._leg = Leg("server", url.rstrip("/"))
 
-    def legs(self, index: int) -> Sequence[Leg]:  # noqa: ARG002
+    def legs(self, index: int) -> Sequence[Leg]:
         return (self._leg,)
 
     def describe(self) -> list[str]:

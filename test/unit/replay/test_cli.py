@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,12 +81,14 @@ def test_2_a_server_that_dies_is_reported_and_the_rest_is_cut(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_3_interrupted_in_mid_run(trace: Path, tmp_path: Path, number: signal.Signals) -> None:
-    mark = new_mark()
+def test_3_interrupted_in_mid_run(tmp_path: Path, number: signal.Signals) -> None:
+    """With the event loop busy: an exit raised between its steps once got lost."""
+    mark, trace = new_mark(), tmp_path / "busy.jsonl"
+    trace.write_text(TRACE.replace('"output_tokens": 4', '"output_tokens": 5000'))
     process = subprocess.Popen(
         [
-            *(sys.executable, replay_fake.__file__, mark, "--fake-hang"),
-            *("--trace", str(trace), "--arms", "fcfs", "--out", str(tmp_path)),
+            *(sys.executable, replay_fake.__file__, mark, "--fake-gap-s 0.002"),
+            *("--trace", str(trace), "--load", "9", "--arms", "fcfs", "--out", str(tmp_path)),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -97,6 +100,7 @@ def test_3_interrupted_in_mid_run(trace: Path, tmp_path: Path, number: signal.Si
         if "ready" in line:
             break
     assert marked(mark)
+    time.sleep(0.5)  # until tokens flow
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else 143), errors
