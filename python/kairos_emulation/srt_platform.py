@@ -22,10 +22,10 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):
     def get_default_attention_backend(self) -> str:
         return "torch_native"
 
-    def is_pin_memory_available(self, device: "torch.device | None" = None) -> bool:  # noqa: ARG002
+    def is_pin_memory_available(self, device: "torch.device | None" = None) -> bool:
         return False
 
-    def post_load_model(self, model: "torch.nn.Module") -> None:  # noqa: ARG002
+    def post_load_model(self, model: "torch.nn.Module") -> None:
         """Runs in every scheduler process once its model is built: the place to fail early."""
         hooks.verify(self.expected_hooks)
 

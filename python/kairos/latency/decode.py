@@ -27,7 +27,7 @@ class DecodeModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     per_request_s: float
     straggler: float = 0.0
 
-    def step_s(self, batch: int, total_context: int, max_context: int = 0) -> float:
+    def step_s(self, batch: int, total_context: float, max_context: float = 0) -> float:
         """Predicted duration in seconds of one decode step.
 
         Args:

@@ -106,4 +106,4 @@ def _step_at(model: DecodeModel, batch: int, context: float) -> float:
         model.per_context_token_s,
         model.per_request_s,
     )
-    return flat.step_s(batch, context)  # type: ignore[arg-type]
+    return flat.step_s(batch, context)

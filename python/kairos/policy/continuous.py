@@ -38,14 +38,14 @@ class ContinuousPolicy:
     def admit(
         self,
         waiting: Rows,
-        now_s: float,  # noqa: ARG002
+        now_s: float,
         kv_tokens: int,
         kv_capacity: int,
         slots: int,
     ) -> npt.NDArray[np.int64]:
         return first_come(waiting, kv_tokens, KV_SHARE * kv_capacity, slots)
 
-    def select(self, residents: Rows, now_s: float) -> float:  # noqa: ARG002
+    def select(self, residents: Rows, now_s: float) -> float:
         residents["runs"] = True
         context = residents["context"]
         return self.table.step_s(len(residents), float(context.sum()), float(context.max()))
@@ -73,7 +73,7 @@ class GreedyPolicy:
     def admit(
         self,
         waiting: Rows,
-        now_s: float,  # noqa: ARG002
+        now_s: float,
         kv_tokens: int,
         kv_capacity: int,
         slots: int,

@@ -7,12 +7,17 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kairos.errors import InputError
 from kairos.latency.prefill import PrefillModel
 from kairos.policy.jobs import PlannedChunk, PrefillJob, PrefillPlan
+
+# The coefficients of a PrefillModel, as the kernels take them.
+_Model = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +166,10 @@ class UrgencyQueue:
         ids: list[int] = rows["id"][np.lexsort((rows["id"], key, state))].tolist()
         return ids
 
-    def _classified(self, start_s: float):  # type: ignore[no-untyped-def]
+    def _classified(
+        self, start_s: float
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int8], npt.NDArray[np.float64], _Model]:
+        """Rows of the queue, the state and remaining seconds of each, and the calibrated model."""
         n = len(self._keys)
         rows = self._rows[:n]
         m, c = self.model, self.calibration

@@ -1,10 +1,9 @@
 """Tokens of the emulated model."""
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from kairos_emulation.codes import LOGIT_SCALE, binary_codes, successors  # noqa: E402
+from kairos_emulation.codes import LOGIT_SCALE, binary_codes, successors
 
 FIRST, LAST = 2, 95
 

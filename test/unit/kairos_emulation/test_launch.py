@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_sizes_of_an_emulated_server_come_from_the_profile():
 def test_a_profile_file_is_found_from_any_directory(tmp_path, monkeypatch):
     source = tmp_path / "mine.json"
     profiles = sys.modules["kairos.latency"].__path__[0]
-    source.write_text(open(f"{profiles}/profiles/tiny-fast.json").read())  # noqa: PTH123, SIM115
+    source.write_text(Path(profiles, "profiles/tiny-fast.json").read_text())
     monkeypatch.chdir(tmp_path)
     env = settings("emulated", "single", "mine.json", "m").env
     assert env["KAIROS_EMULATION_PROFILE"] == str(source)
