@@ -22,7 +22,6 @@ class Exchange:
     Attributes:
         rid: id of the request.
         due: monotonic time at which it has to leave; all its times count from there.
-        first_token: whether a token has arrived.
     """
 
     def __init__(self, planned: PlannedRequest, rid: str, due: float) -> None:
@@ -31,10 +30,6 @@ class Exchange:
         self._planned = planned
         self._sent: float | None = None
         self._stream = TokenStream(planned.request.output_tokens)
-
-    @property
-    def first_token(self) -> bool:
-        return len(self._stream.times) > 0
 
     async def run(
         self,
