@@ -18,6 +18,7 @@ def emulated(local: LocalCluster) -> ClusterSpec:
         prefill=local.prefill,
         decode=local.decode,
         args=local.arm.args,
+        prefill_args=local.arm.prefill_args,
         kairos=local.arm.kairos,
         router="mini_lb" if local.router else None,
     )

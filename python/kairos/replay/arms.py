@@ -26,12 +26,15 @@ class ArmSpec:
     """Attributes:
     name: as in the report.
     args: server flags, the same on prefill and decode servers.
+    prefill_args: flags of prefill servers only. A decode server has no prefix cache, without which
+        some of upstream's orders refuse to start.
     kairos: whether the servers run with `--kairos` and get each request's SLO.
     """
 
     name: str
     args: tuple[str, ...]
     kairos: bool
+    prefill_args: tuple[str, ...] = ()
 
 
 def arm_spec(name: str, plan: Plan, profile: str) -> ArmSpec:
@@ -45,7 +48,7 @@ def arm_spec(name: str, plan: Plan, profile: str) -> ArmSpec:
         InputError: unknown name.
     """
     if name in _UPSTREAM:
-        return ArmSpec(name, ("--schedule-policy", _UPSTREAM[name], *_COMMON), False)
+        return ArmSpec(name, _COMMON, False, ("--schedule-policy", _UPSTREAM[name]))
     if name != "kairos":
         raise InputError(f"--arms: {name!r} is not one of {', '.join(ARMS)}")
     args = ["--kairos-profile", profile, *_COMMON]

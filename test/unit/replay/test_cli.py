@@ -155,4 +155,6 @@ def test_5_kairos_arm_knows_the_classes_of_the_tiers() -> None:
     assert arm.args[:2] == ("--kairos-profile", "tiny-fast")
     upstream = arm_spec("sjf", plan, "tiny-fast")
     assert not upstream.kairos
-    assert upstream.args[:2] == ("--schedule-policy", "shortest-prefill-first")
+    # Decode servers have no prefix cache, and refuse to start with this order.
+    assert upstream.prefill_args == ("--schedule-policy", "shortest-prefill-first")
+    assert "--schedule-policy" not in upstream.args
