@@ -77,4 +77,8 @@ RELIES_ON = [
         "finds how much of a waiting prompt is cached; upstream matches before batch forming only "
         "under its cache-aware policies",
     ),
+    Reliance(
+        "sglang.srt.managers.schedule_policy.PrefillAdder.add_chunked_req",
+        "continues the started prompt by as many tokens as the limit allows",
+    ),
 ]

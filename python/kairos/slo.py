@@ -179,7 +179,6 @@ _OBJECTIVES: dict[str, tuple[str, Callable[[object, str], float]]] = {
     "x-sgl-ttft-slo-ms": ("TTFT", ttft_ms),
     "x-sgl-tps-slo": ("TPOT", _tpot_ms_of_rate),
 }
-SLO_HEADERS = frozenset([*_OBJECTIVES, CLASS_HEADER])
 
 
 def from_mapping(fields: object, where: str) -> SloRequest:

@@ -87,7 +87,8 @@ def test_environment_on(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["yes", "--kairos-ttft-slo-ms", "--kairos-nope 3", "--kairos-tpot-slo-ms -1"]
+    "text",
+    ["yes", "--kairos-ttft-slo-ms", "--kairos-nope 3", "--kairos-tpot-slo-ms -1", "--kairos '"],
 )
 def test_environment_malformed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV, text)

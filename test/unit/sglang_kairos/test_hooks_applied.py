@@ -60,18 +60,20 @@ if __name__ == "__main__":
 """
 
 
-def changed_attributes(tmp_path_factory: pytest.TempPathFactory, **env: str) -> list[str]:
-    script = tmp_path_factory.mktemp("probe") / "probe.py"
+def scheduler_process(
+    factory: pytest.TempPathFactory, kairos: str
+) -> subprocess.CompletedProcess[str]:
+    script = factory.mktemp("probe") / "probe.py"
     script.write_text(PROBE)
-    done = subprocess.run(
-        [sys.executable, script],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        # The platform stands in for the GPU packages that the scheduler imports.
-        env={**os.environ, "SGLANG_PLATFORM": "kairos-cpu", **env},
+    # The platform stands in for the GPU packages that the scheduler imports.
+    env = {**os.environ, "SGLANG_PLATFORM": "kairos-cpu", "SGLANG_KAIROS": kairos}
+    return subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=240, check=False, env=env
     )
+
+
+def changed_attributes(factory: pytest.TempPathFactory, kairos: str) -> list[str]:
+    done = scheduler_process(factory, kairos)
     assert done.returncode == 0, done.stderr
     changed = json.loads(done.stdout.splitlines()[-1])
     changed.remove("sglang.srt.managers.scheduler.Scheduler.on_idle")  # the platform's own hook
@@ -82,7 +84,7 @@ def changed_attributes(tmp_path_factory: pytest.TempPathFactory, **env: str) -> 
 def test_without_the_flag_every_attribute_is_upstreams(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    assert changed_attributes(tmp_path_factory, SGLANG_KAIROS="") == []
+    assert changed_attributes(tmp_path_factory, "") == []
 
 
 @pytest.mark.slow
@@ -90,4 +92,14 @@ def test_with_the_flag_exactly_the_hooked_attributes_change(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     hooked = sorted(hook.symbol for hook in HOOKS if hook.process is Process.SCHEDULER)
-    assert changed_attributes(tmp_path_factory, SGLANG_KAIROS="--kairos") == hooked
+    assert changed_attributes(tmp_path_factory, "--kairos") == hooked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kairos", ["--kairos '", "--kairos-tpot-slo-ms -1"])
+def test_a_scheduler_that_cannot_read_its_flags_does_not_start(
+    tmp_path_factory: pytest.TempPathFactory, kairos: str
+) -> None:
+    done = scheduler_process(tmp_path_factory, kairos)
+    assert done.returncode != 0
+    assert "kairos: error: " in done.stderr

@@ -1,5 +1,6 @@
 """What Kairos runs inside SGLang's processes.
 
-`config` and `http` live in the process that serves HTTP, `request_slo`, `state` and
-`prefill_scheduler` in the scheduler. The hooks that call them are in `kairos_patches`.
+`config` and `http` live in the process that serves HTTP, `state`, `prefill_planner` and
+`prefill_scheduler` in the scheduler, `request_slo` in both. The hooks that call them are in
+`kairos_patches`.
 """

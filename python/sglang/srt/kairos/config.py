@@ -135,12 +135,12 @@ def config_from_env() -> KairosConfig | None:
     text = os.environ.get(ENV, "").strip()
     if text in ("", "0"):
         return None
-    words = [] if text == "1" else shlex.split(text)
     parser = argparse.ArgumentParser(prog=ENV, add_help=False, exit_on_error=False)
     add_arguments(parser)
     try:
+        words = [] if text == "1" else shlex.split(text)
         args, unknown = parser.parse_known_args(words)
-    except argparse.ArgumentError as error:
+    except (ValueError, argparse.ArgumentError) as error:  # an unclosed quote is a ValueError
         raise InputError(f"{ENV}={text!r}: {error}") from error
     if unknown:
         raise InputError(f"{ENV}={text!r}: unknown option {unknown[0]!r}")

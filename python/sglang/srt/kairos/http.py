@@ -19,29 +19,20 @@ async def serve_generate(
 ) -> Response:
     """`/generate`: `sampling_params` is one object, or a list of them for a batch."""
     now = time.monotonic()
-    classes = _classes()
+    batch = isinstance(obj.sampling_params, list)
+    sampling = obj.sampling_params if batch else [obj.sampling_params]
     try:
         outer = await _outer_request(request)
-        if isinstance(obj.sampling_params, list):
-            applied = []
-            for index, params in enumerate(obj.sampling_params):
-                where = f"sampling_params[{index}].custom_params"
-                asked = outer.over(asked_in((params or {}).get("custom_params"), where))
-                applied.append(resolve(asked, classes, now))
-            obj.sampling_params = [
-                _with_slo(params, slo)
-                for params, slo in zip(obj.sampling_params, applied, strict=True)
-            ]
-        else:
-            params = obj.sampling_params or {}
-            asked = outer.over(
-                asked_in(params.get("custom_params"), "sampling_params.custom_params")
-            )
-            applied = [resolve(asked, classes, now)]
-            obj.sampling_params = _with_slo(params, applied[0])
+        applied = []
+        for index, params in enumerate(sampling):
+            where = f"sampling_params{f'[{index}]' if batch else ''}.custom_params"
+            asked = outer.over(asked_in((params or {}).get("custom_params"), where))
+            applied.append(resolve(asked, _classes(), now))
     except InputError as error:
         body = {"message": str(error), "type": "invalid_request_error", "code": 400}
         return ORJSONResponse({"error": {**body, "retryable": False}}, status_code=400)
+    filled = [_with_slo(params, slo) for params, slo in zip(sampling, applied, strict=True)]
+    obj.sampling_params = filled if batch else filled[0]
     return _echo(await original(obj, request), applied)
 
 
