@@ -49,17 +49,15 @@ def activate() -> None:
     # Unpickling its entry point has imported the scheduler module by now, in that process only.
     if "sglang.srt.managers.scheduler" not in sys.modules:
         return
-    from sglang.srt.kairos.config import active_config
-
-    from kairos.errors import InputError
-
     try:
-        config = active_config()
-    except InputError as error:
+        from sglang.srt.kairos.config import active_config
+
+        if active_config() is not None:
+            verify()
+            install(Process.SCHEDULER)
+    except Exception as error:
+        # Upstream would log it and serve un-hooked.
         _refuse(str(error))
-    if config is not None:
-        verify()
-        install(Process.SCHEDULER)
 
 
 def verify() -> None:

@@ -103,3 +103,15 @@ def test_a_scheduler_that_cannot_read_its_flags_does_not_start(
     done = scheduler_process(tmp_path_factory, kairos)
     assert done.returncode != 0
     assert "kairos: error: " in done.stderr
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_cannot_load_kairos_does_not_start(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path_factory.mktemp("broken")
+    (broken / "sitecustomize.py").write_text("import sys\nsys.modules['kairos.slo'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    done = scheduler_process(tmp_path_factory, "--kairos")
+    assert done.returncode != 0
+    assert "kairos: error: import of kairos.slo halted" in done.stderr
