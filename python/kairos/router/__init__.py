@@ -1,0 +1,1 @@
+"""The disaggregation router: an urgency queue in front of prefill/decode pairs."""
