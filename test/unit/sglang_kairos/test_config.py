@@ -45,6 +45,8 @@ def test_classes_may_be_repeated_and_listed() -> None:
     ("flags", "message"),
     [
         (["--kairos-ttft-slo-ms", "5"], "--kairos-ttft-slo-ms has no effect without --kairos"),
+        (["--kairos-hold"], "--kairos-hold has no effect without --kairos"),
+        (["--kairos", "--kairos-state-dir", "/dev/null/x"], "--kairos-state-dir /dev/null/x: Not"),
         (["--kairos-slo-class", "a=1,2"], "--kairos-slo-class has no effect without --kairos"),
         (["--kairos", "--kairos-ttft-slo-ms", "-5"], "--kairos-ttft-slo-ms: '-5' is not allowed"),
         (["--kairos", "--kairos-tpot-slo-ms", "nan"], "--kairos-tpot-slo-ms: 'nan'"),
@@ -60,12 +62,17 @@ def test_bad_flags_are_refused_with_the_flag(flags: list[str], message: str) -> 
     assert message in str(error.value)
 
 
-def test_config_survives_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_survives_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV, "")
     config = config_from_args(
-        parse("--kairos", "--kairos-tpot-slo-ms", "30", "--kairos-slo-class", "a=1,2", "b=3,4")
+        parse(
+            *("--kairos", "--kairos-tpot-slo-ms", "30", "--kairos-slo-class", "a=1,2", "b=3,4"),
+            *("--kairos-hold", "--kairos-state-dir", str(tmp_path / "new" / "folder")),
+        )
     )
     assert config is not None
+    assert config.hold
+    assert config.state_dir == str(tmp_path / "new" / "folder")
     activate(config)
     assert kairos_config.active_config() == config
     monkeypatch.undo()

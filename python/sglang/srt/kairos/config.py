@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kairos.errors import InputError
@@ -31,11 +32,15 @@ class KairosConfig:
         classes: the SLO classes this server offers.
         profile: name or path of the latency profile behind predictions.
         flags: the flags these values came from, canonical spelling, for child processes.
+        state_dir: where learned latencies are kept between runs; None: nowhere.
+        hold: hold a first token back until its decode slot is ready.
     """
 
     classes: SloClasses
     profile: str
     flags: tuple[str, ...]
+    state_dir: str | None = None
+    hold: bool = False
 
 
 class _Collect(argparse._StoreAction):
@@ -90,6 +95,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Latency profile behind predictions: a shipped name "
         f"({', '.join(builtin_profiles())}) or a JSON file (default: {DEFAULT_PROFILE}).",
     )
+    group.add_argument(
+        "--kairos-state-dir",
+        metavar="DIR",
+        help="Keep what is learned about latencies in this folder, so that a restart begins with "
+        "it (default: nothing is kept).",
+    )
+    group.add_argument(
+        "--kairos-hold",
+        action="store_true",
+        default=None,
+        help="Decode servers hold a first token back until its decode slot is ready, at most until "
+        "the TTFT deadline. Moves waiting from the TPOT clock to unused TTFT slack.",
+    )
 
 
 def config_from_args(args: argparse.Namespace) -> KairosConfig | None:
@@ -101,7 +119,7 @@ def config_from_args(args: argparse.Namespace) -> KairosConfig | None:
     """
     given = {
         flag: value
-        for flag in ("ttft-slo-ms", "tpot-slo-ms", "slo-class", "profile")
+        for flag in ("ttft-slo-ms", "tpot-slo-ms", "slo-class", "profile", "state-dir", "hold")
         if (value := getattr(args, f"kairos_{flag.replace('-', '_')}", None)) is not None
     }
     if not getattr(args, "kairos", False):
@@ -119,10 +137,31 @@ def config_from_args(args: argparse.Namespace) -> KairosConfig | None:
         named[slo.slo_class] = slo
     profile = given.get("profile", DEFAULT_PROFILE)
     load_profile(profile)  # refuse a bad one here, before the model is loaded
+    state_dir = given.get("state-dir")
+    if state_dir is not None:
+        state_dir = given["state-dir"] = _writable_folder(state_dir, "--kairos-state-dir")
     flags = ["--kairos"]
     for flag, value in given.items():
-        flags += [f"--kairos-{flag}", *(value if isinstance(value, list) else [value])]
-    return KairosConfig(SloClasses(default, named), profile, tuple(flags))
+        values = [] if value is True else value if isinstance(value, list) else [value]
+        flags += [f"--kairos-{flag}", *values]
+    hold = bool(given.get("hold", False))
+    return KairosConfig(SloClasses(default, named), profile, tuple(flags), state_dir, hold)
+
+
+def _writable_folder(text: str, flag: str) -> str:
+    """The absolute path of folder `text`, made when missing.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
+    folder = Path(text).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{flag} {text}: {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{flag} {text}: not writable")
+    return str(folder)
 
 
 def config_from_env() -> KairosConfig | None:
