@@ -8,14 +8,28 @@ import importlib
 import multiprocessing
 import sys
 
-from kairos_patches import http_server, openai_serving, schedule_policy, scheduler, server_args
+from kairos_patches import (
+    http_server,
+    openai_serving,
+    request_receiver,
+    schedule_policy,
+    scheduler,
+    server_args,
+)
 from kairos_patches._fingerprint import MissingSymbolError, upstream_root
 from kairos_patches._hook import Hook, Kind, Process, Reliance
 from kairos_patches._manifest import UPSTREAM_VERSION, Drift, drifts
 
 __all__ = ["HOOKS", "RELIES_ON", "Hook", "Kind", "Process", "activate", "install", "verify"]
 
-_MODULES = (server_args, http_server, openai_serving, scheduler, schedule_policy)
+_MODULES = (
+    server_args,
+    http_server,
+    openai_serving,
+    request_receiver,
+    scheduler,
+    schedule_policy,
+)
 HOOKS: list[Hook] = [hook for module in _MODULES for hook in module.HOOKS]
 RELIES_ON: list[Reliance] = [
     *(item for module in _MODULES for item in module.RELIES_ON),

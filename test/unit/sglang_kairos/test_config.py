@@ -107,6 +107,7 @@ SUPPORTED = {
     "disaggregation_mode": "prefill",
     "pp_size": 1,
     "tp_size": 1,
+    "enable_dp_attention": False,
     "tokenizer_worker_num": 1,
     "grpc_mode": False,
     "smg_grpc_mode": False,
@@ -118,16 +119,14 @@ SUPPORTED = {
 
 def test_supported_modes_pass() -> None:
     refuse_unsupported(argparse.Namespace(**SUPPORTED))
-    refuse_unsupported(
-        argparse.Namespace(**{**SUPPORTED, "disaggregation_mode": "decode", "tp_size": 4})
-    )
+    refuse_unsupported(argparse.Namespace(**{**SUPPORTED, "tp_size": 4}))
 
 
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
         ("pp_size", 2, "--pp-size 2"),
-        ("tp_size", 4, "--tp-size 4"),
+        ("enable_dp_attention", True, "--enable-dp-attention"),
         ("tokenizer_worker_num", 2, "--tokenizer-worker-num 2"),
         ("grpc_mode", True, "--grpc-mode"),
         ("smg_grpc_mode", True, "--grpc-mode"),

@@ -21,6 +21,7 @@ OWNERS = [
     "sglang.srt.managers.schedule_policy.PrefillAdder",
     "sglang.srt.managers.schedule_batch.Req",
     "sglang.srt.managers.schedule_batch.ScheduleBatch",
+    "sglang.srt.managers.scheduler_components.request_receiver.SchedulerRequestReceiver",
     "sglang.srt.disaggregation.prefill.PrefillBootstrapQueue",
     "sglang.srt.disaggregation.decode.DecodePreallocQueue",
 ]

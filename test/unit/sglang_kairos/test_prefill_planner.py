@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sglang.srt.kairos import prefill_planner
 from sglang.srt.kairos.prefill_planner import MAX_STARTED, PrefillPlanner
 from sglang.srt.kairos.request_slo import RequestSlo
+from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import load_profile
 from kairos.slo import Slo
@@ -51,7 +52,7 @@ class Scheduler:
         self.waiting_queue: list[Req] = []
         self.chunked_req: Req | None = None
         self._pending_chunked_abort_req: Req | None = None
-        self.planner = PrefillPlanner(PROFILE, self)
+        self.planner = PrefillPlanner(PROFILE, self, SharedClock(1))
         self.out_of_memory = False
         self.ended: list[str] = []
 
@@ -156,7 +157,7 @@ def test_an_urgent_request_parks_a_long_prompt_and_it_resumes() -> None:
 def test_started_prompts_are_bounded() -> None:
     scheduler = Scheduler()
     scheduler.max_total_num_tokens = 10**9
-    scheduler.planner = PrefillPlanner(PROFILE, scheduler)
+    scheduler.planner = PrefillPlanner(PROFILE, scheduler, SharedClock(1))
     for number in range(1, 3 * MAX_STARTED):
         # Each more urgent than the one before, and none finished by one batch.
         scheduler.waiting_queue.append(request(number, 5 * CHUNK, 900_000 - 10_000 * number))
@@ -169,7 +170,7 @@ def test_started_prompts_are_bounded() -> None:
 def test_kv_held_by_started_prompts_is_bounded() -> None:
     scheduler = Scheduler()
     scheduler.max_total_num_tokens = 8 * CHUNK
-    scheduler.planner = PrefillPlanner(PROFILE, scheduler)
+    scheduler.planner = PrefillPlanner(PROFILE, scheduler, SharedClock(1))
     for number in range(1, 12):
         scheduler.waiting_queue.append(request(number, 3 * CHUNK, 900_000 - 10_000 * number))
         scheduler.step()

@@ -19,6 +19,7 @@ def state(role: str) -> KairosState:
     scheduler = SimpleNamespace(
         disaggregation_mode=SimpleNamespace(value=role),
         req_to_token_pool=SimpleNamespace(available_size=lambda: 8),
+        tp_size=1,
         chunked_prefill_size=2048,
         page_size=1,
         max_total_num_tokens=10_000,

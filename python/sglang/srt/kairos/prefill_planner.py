@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang.srt.kairos.prefill_scheduler import match_prefixes
+from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import Chunk, Profile
 from kairos.policy.jobs import PrefillJob, PrefillPlan
@@ -67,8 +68,9 @@ class PrefillPlanner:
         parked: started prompts that the scheduler does not know as its `chunked_req`.
     """
 
-    def __init__(self, profile: Profile, scheduler: Any) -> None:
+    def __init__(self, profile: Profile, scheduler: Any, clock: SharedClock) -> None:
         self.parked: list[Any] = []
+        self._clock = clock
         self._model = profile.prefill
         self._page = scheduler.page_size
         self._budget = scheduler.chunked_prefill_size
@@ -90,15 +92,15 @@ class PrefillPlanner:
             return original(scheduler, **kwargs)
         if running is not None and _pinned(running):
             return original(scheduler, **kwargs)
-        now = time.monotonic()
+        begin = time.perf_counter()
         started = self.parked if running is None else [running, *self.parked]
         match_prefixes(scheduler.waiting_queue, scheduler.tree_cache)
         self._sync([*started, *scheduler.waiting_queue])
         # Under the overlap schedule this batch is formed while the previous one runs.
-        start = max(now, self._busy_until_s)
+        start = max(self._clock.now(), self._busy_until_s)
         plan = self._queue.plan(start, self._budget, self._page)
         batch = self._choose(plan, started)
-        self._longest_plan_s = max(self._longest_plan_s, time.monotonic() - now)
+        self._longest_plan_s = max(self._longest_plan_s, time.perf_counter() - begin)
         self._overtakes += running is not None and batch.lead is not running
         formed, running_batch = self._carry_out(batch, started, original, scheduler, kwargs)
         if formed is None:
@@ -222,6 +224,7 @@ class PrefillPlanner:
         """Take in what upstream put into the batch, which may be less than planned."""
         chunks = [Chunk(req.prefix_len, req.extend_end - req.prefix_len) for req in formed.reqs]
         self._busy_until_s = start + self._model.batch_s(chunks)
+        self._clock.decided(*(req.kairos.number for req in formed.reqs))
         for req in formed.reqs:
             number = req.kairos.number
             if number not in self._jobs:

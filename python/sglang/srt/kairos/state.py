@@ -1,7 +1,6 @@
 """What one scheduler process knows about its requests' SLOs."""
 
 import logging
-import time
 from collections import Counter, deque
 from typing import Any
 
@@ -9,6 +8,7 @@ from sglang.srt.kairos.config import KairosConfig
 from sglang.srt.kairos.prefill_planner import PrefillPlanner, planning_refusal
 from sglang.srt.kairos.prefill_scheduler import PrefillScheduler
 from sglang.srt.kairos.request_slo import RequestSlo, of_request
+from sglang.srt.kairos.shared_clock import SharedClock, install
 
 from kairos.errors import InputError
 from kairos.latency import load_profile
@@ -23,6 +23,7 @@ class KairosState:
     """Kairos' side of one upstream `Scheduler`.
 
     Attributes:
+        clock: time and learned values for decisions, the same on every tensor-parallel rank.
         prefill: orders the waiting queue; None on a decode server.
         planner: decides prefill batches; None where only the order is Kairos'.
     """
@@ -34,6 +35,8 @@ class KairosState:
         """
         self.config = config
         self.role: str = scheduler.disaggregation_mode.value
+        self.clock = SharedClock(scheduler.tp_size)
+        install(self.clock)
         self._rows = scheduler.req_to_token_pool
         self._all_rows = self._rows.available_size()
         profile = load_profile(config.profile)
@@ -41,7 +44,7 @@ class KairosState:
         self.planner: PrefillPlanner | None = None
         self._unplanned = planning_refusal(scheduler)
         if self._unplanned is None:
-            self.planner = PrefillPlanner(profile, scheduler)
+            self.planner = PrefillPlanner(profile, scheduler, self.clock)
         elif self.role == "prefill":
             _log.warning("Kairos orders the prefill queue only: %s", self._unplanned)
         self.classes: Counter[str] = Counter()
@@ -51,7 +54,7 @@ class KairosState:
 
     def admit(self, req: Any) -> None:
         """Attach its SLO to a new upstream `Req` as `req.kairos`."""
-        now = time.monotonic()
+        now = self.clock.now()
         custom_params = getattr(req.sampling_params, "custom_params", None)
         try:
             request = of_request(custom_params, self.config.classes, now)
@@ -82,12 +85,13 @@ class KairosState:
             for req in waiting:
                 if not hasattr(req, "kairos"):  # embeddings are made without the hook
                     self.admit(req)
-            self.prefill.order(waiting, policy, time.monotonic())
+            self.prefill.order(waiting, policy, self.clock.now())
 
     def snapshot(self) -> dict[str, Any]:
         """For /server_info: plain values only."""
         return {
             "role": self.role,
+            "decisions": self.clock.decisions,
             "rows_in_use": self._all_rows - self._rows.available_size(),
             "flags": list(self.config.flags),
             "requests_by_class": dict(self.classes),

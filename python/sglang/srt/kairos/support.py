@@ -12,7 +12,6 @@ def refuse_unsupported(server_args: Any) -> None:
         InputError: naming the option, its value and the reason.
     """
     a = server_args
-    prefills = a.disaggregation_mode != "decode"
     for option, value, refused, reason in (
         (
             "--pp-size",
@@ -21,10 +20,10 @@ def refuse_unsupported(server_args: Any) -> None:
             "pipeline stages would each order by their own clock",
         ),
         (
-            "--tp-size",
-            a.tp_size,
-            a.tp_size > 1 and prefills,
-            "tensor-parallel ranks must order requests identically and do not share a clock yet",
+            "--enable-dp-attention",
+            True,
+            a.enable_dp_attention,
+            "the data-parallel ranks of a step must agree on it, and Kairos decides for each alone",
         ),
         (
             "--tokenizer-worker-num",

@@ -1,0 +1,34 @@
+"""`sglang.srt.managers.scheduler_components.request_receiver`: what all ranks hear."""
+
+from typing import Any
+
+from kairos_patches._hook import Hook, Kind, Process, Reliance
+
+
+def recv_requests(original: Any, receiver: Any, local_reqs: Any = None) -> Any:
+    """Send the first rank's clock along, take it out again."""
+    from sglang.srt.kairos.shared_clock import installed
+
+    return installed().receive(original, receiver, local_reqs)
+
+
+HOOKS = [
+    Hook(
+        module="sglang.srt.managers.scheduler_components.request_receiver",
+        name="SchedulerRequestReceiver.recv_requests",
+        kind=Kind.AROUND,
+        process=Process.SCHEDULER,
+        call=recv_requests,
+        changes="With several tensor-parallel ranks, the first one's clock and learned values "
+        "reach the others with the requests of each pass.",
+        why="The one broadcast that every pass makes, before anything is decided in it.",
+        test="test/engine/test_prefill_ranks.py",
+    ),
+]
+RELIES_ON = [
+    Reliance(
+        "sglang.srt.managers.scheduler_components.request_receiver.SchedulerRequestReceiver."
+        "_broadcast_reqs_across_ranks",
+        "sends what the first rank adds to all ranks that share its waiting queue",
+    ),
+]
