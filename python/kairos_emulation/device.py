@@ -5,7 +5,9 @@ One scheduler process drives one accelerator, so its state is the module's.
 
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kairos.errors import InputError
 from kairos.latency import Chunk, Profile, load_profile
@@ -28,26 +30,38 @@ class Device:
     trace: Trace | None = None
     link_end: float = 0.0
     link_lock: threading.Lock = field(default_factory=threading.Lock)
+    _decoding: set[str] = field(default_factory=set)
 
-    def prefill(self, chunks: list[Chunk]) -> None:
-        """Queue one prefill batch on the current stream."""
+    def prefill(self, chunks: list[Chunk], rids: Sequence[str] = ()) -> None:
+        """Queue one prefill batch on the current stream. `rids` go into the trace."""
         self._launch(
             "prefill",
             self.profile.prefill.batch_s(chunks),
             batch=len(chunks),
             tokens=sum(chunk.new for chunk in chunks),
             context=sum(chunk.context for chunk in chunks),
+            rids=list(rids),
+            new=[chunk.new for chunk in chunks] if rids else [],
         )
 
-    def decode(self, contexts: list[int]) -> None:
-        """Queue one decode step over requests with these context lengths, in tokens."""
+    def decode(self, contexts: list[int], rids: Sequence[str] = ()) -> None:
+        """Queue one decode step over requests with these context lengths, in tokens. What changes
+        in `rids` from step to step goes into the trace."""
         total = sum(contexts)
+        joined: list[str] = []
+        left: list[str] = []
+        if self.trace and rids:
+            now = set(rids)
+            joined, left = sorted(now - self._decoding), sorted(self._decoding - now)
+            self._decoding = now
         self._launch(
             "decode",
             self.profile.decode.step_s(len(contexts), total, max(contexts)),
             batch=len(contexts),
             tokens=len(contexts),
             context=total,
+            joined=joined,
+            left=left,
         )
 
     def transfer(self, tokens: int) -> None:
@@ -74,7 +88,9 @@ class Device:
                 bubble_s=bubble,
             )
 
-    def _launch(self, kind: str, duration: float, batch: int, tokens: int, context: int) -> None:
+    def _launch(
+        self, kind: str, duration: float, batch: int, tokens: int, context: int, **who: list[Any]
+    ) -> None:
         stream = streams.current_stream()
         launched = streams.now()
         bubble = _idle_s(stream.end, launched)
@@ -91,6 +107,7 @@ class Device:
                 duration_s=duration,
                 end_s=end,
                 bubble_s=bubble,
+                **who,
             )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 
-class Record(msgspec.Struct):
+class Record(msgspec.Struct, omit_defaults=True):
     """One forward or KV transfer. Times are monotonic seconds of this machine.
 
     Attributes:
@@ -21,6 +21,9 @@ class Record(msgspec.Struct):
         duration_s: what the profile says.
         end_s: when the accelerator is done with it.
         bubble_s: how long the stream or link had nothing to do before; 0 for the first record.
+        rids, new: prefill: the requests of the batch and the tokens computed of each.
+        joined, left: decode: requests that were not in this server's step before, and those of it
+            that are not in this one.
     """
 
     role: str
@@ -33,6 +36,10 @@ class Record(msgspec.Struct):
     duration_s: float
     end_s: float
     bubble_s: float
+    rids: list[str] = []
+    new: list[int] = []
+    joined: list[str] = []
+    left: list[str] = []
 
 
 class Trace:

@@ -45,13 +45,16 @@ def _late(jobs: Jobs, start_s: float) -> npt.NDArray[np.bool_]:
     return np.asarray(start_s + jobs["left_s"] > jobs["deadline"])
 
 
+def _response_ratio(jobs: Jobs, start_s: float) -> Floats:
+    return np.asarray(-(start_s - jobs["arrival"]) / jobs["left_s"])
+
+
 BASELINES = {
     "fcfs": Baseline(lambda jobs, _: jobs["arrival"], preemptive=False),
     "lpm": Baseline(lambda jobs, _: -jobs["cached"].astype(float), preemptive=False),
     "spf": Baseline(lambda jobs, _: jobs["total"] - jobs["cached"].astype(float), preemptive=False),
-    "hrrn": Baseline(
-        lambda jobs, start_s: -(start_s - jobs["arrival"]) / jobs["left_s"], preemptive=True
-    ),
+    "hrrn": Baseline(_response_ratio, preemptive=True),
+    "hrrn-np": Baseline(_response_ratio, preemptive=False),
     "sjf": Baseline(lambda jobs, _: jobs["left_s"], preemptive=True),
     "sjf-np": Baseline(lambda jobs, _: jobs["left_s"], preemptive=False),
     "edf": Baseline(lambda jobs, _: jobs["deadline"], preemptive=True),

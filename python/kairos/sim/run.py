@@ -93,7 +93,8 @@ class _Simulation:
                 self.decode,
                 ROOM_SHARE * profile.limits.kv_tokens,
                 self._deadline,
-                by_deadline=settings.prefill_policy == "urgency",
+                by_deadline=settings.grants == "deadline"
+                or (not settings.grants and settings.prefill_policy == "urgency"),
             )
             if settings.preallocate
             else None

@@ -30,6 +30,7 @@ class Settings:
     change_cost_s: added to a step in which a resident is parked or resumed.
     contention: transfers of one prefill instance share its link, one after the other.
     preallocate: a prompt is prefilled only once a decode instance has room for it.
+    grants: who gets that room first, by "arrival" or by "deadline"; "": as prefill is ordered.
     seed: of the noise.
     """
 
@@ -48,6 +49,7 @@ class Settings:
     change_cost_s: float = 0.0
     contention: bool = False
     preallocate: bool = False
+    grants: str = ""
     seed: int = 0
     urgency: UrgencyParams = field(default_factory=UrgencyParams)
     slack: SlackParams = field(default_factory=SlackParams)
@@ -57,6 +59,7 @@ class Settings:
             "prefill policy": (self.prefill_policy, ("urgency", *BASELINES)),
             "decode policy": (self.decode_policy, DECODE_POLICIES),
             "routing": (self.routing, ROUTINGS),
+            "grants": (self.grants, ("", "arrival", "deadline")),
             "stages": (self.stages, ("both", "prefill", "decode")),
         }
         for name, (value, allowed) in choices.items():

@@ -45,12 +45,14 @@ class KairosEmulatedForCausalLM(nn.Module):
     ) -> LogitsProcessorOutput:
         mode = forward_batch.forward_mode
         if mode.is_decode():
-            device.current().decode(forward_batch.seq_lens_cpu.tolist())
+            device.current().decode(forward_batch.seq_lens_cpu.tolist(), forward_batch.rids or ())
         elif mode.is_extend():
             chunks = zip(
                 forward_batch.extend_prefix_lens_cpu, forward_batch.extend_seq_lens_cpu, strict=True
             )
-            device.current().prefill([Chunk(context, new) for context, new in chunks])
+            device.current().prefill(
+                [Chunk(context, new) for context, new in chunks], forward_batch.rids or ()
+            )
         hidden = self.codes[successors(input_ids, positions, self.first, self.last)]
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
 

@@ -112,3 +112,19 @@ def test_without_the_platform_there_is_no_accelerator(monkeypatch):
     monkeypatch.setattr(device, "_device", None)
     with pytest.raises(RuntimeError, match="kairos-emulated"):
         device.current()
+
+
+def test_the_trace_says_who_was_in_a_batch(accelerator, tmp_path):
+    accelerator.trace = Trace(str(tmp_path / "trace"), "decode")
+    with StreamContext(Stream()):
+        accelerator.prefill([Chunk(16, 8), Chunk(0, 4)], ["a", "b"])
+        accelerator.decode([25, 5], ["a", "b"])
+        accelerator.decode([26, 6], ["b", "a"])
+        accelerator.decode([7, 1], ["b", "c"])
+    prefill, *steps = read_trace(tmp_path / "trace")
+    assert (prefill.rids, prefill.new) == (["a", "b"], [8, 4])
+    assert [(step.joined, step.left) for step in steps] == [
+        (["a", "b"], []),
+        ([], []),
+        (["c"], ["a"]),
+    ]

@@ -35,6 +35,7 @@ LOST = PrefillJob(4, 0.0, 1.001, 30_000)
         ("llf", 4),
         ("ff-edf", 2),
         ("hrrn", 2),
+        ("hrrn-np", 2),
     ],
 )
 def test_1_each_baseline_serves_its_own_first(name, expected):
