@@ -12,6 +12,7 @@ from typing import Any
 from kairos.errors import InputError
 from kairos.router.endpoint import Endpoint, Pattern, Role, allowed, parse_endpoint, parse_pattern
 from kairos.router.knobs import check, choice, count, file, knob, real, seconds, shown, switch, word
+from kairos.router.scheduling.params import Infeasible
 from kairos.slo import TPOT_RANGE_MS, TTFT_RANGE_MS, Slo, SloClasses, parse_class
 
 MIB = 1 << 20
@@ -58,9 +59,9 @@ class Listen:
 class Limits:
     """What the router holds at most; more is answered with 413, 429 or 431."""
 
-    max_queued_requests: int = count(2048, "requests that wait for a pair", 1, 1_000_000)
-    max_queued_sequences: int = count(8192, "sequences that wait (n, prompt lists)", 1, 1_000_000)
-    max_queued_mib: int = count(1024, "memory of waiting bodies, MiB", 1, 1_000_000, "MIB")
+    max_queued_requests: int = count(4096, "requests that wait for a pair", 1, 1_000_000)
+    max_queued_sequences: int = count(16_384, "sequences that wait (n, prompt lists)", 1, 1_000_000)
+    max_queued_mib: int = count(512, "memory of waiting bodies, MiB", 1, 1_000_000, "MIB")
     max_body_mib: int = count(32, "size of one body, MiB", 1, 4096, "MIB")
     max_sequences: int = count(128, "sequences of one request (n, prompt lists)", 1, 100_000)
     max_headers: int = count(100, "header lines of a request", 8, 1000)
@@ -81,19 +82,19 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long anything may take, seconds."""
+    """How long the router waits at most, seconds."""
 
-    header_timeout_s: float = seconds(10.0, "a client's header lines must arrive within")
-    body_timeout_s: float = seconds(60.0, "a client's body must arrive within")
-    write_timeout_s: float = seconds(60.0, "a client may leave its answer unread for")
-    queue_timeout_s: float = seconds(60.0, "a request may wait for a pair; then 504")
-    request_timeout_s: float = seconds(3600.0, "a request may run, waiting included; then 504")
+    header_timeout_s: float = seconds(10.0, "for a client's header lines to arrive")
+    body_timeout_s: float = seconds(60.0, "for a client's body to arrive")
+    write_timeout_s: float = seconds(60.0, "for a client to go on reading its answer")
+    queue_timeout_s: float = seconds(60.0, "for a request to get a pair; then 504")
+    request_timeout_s: float = seconds(3600.0, "for a request to end, waiting included; then 504")
     first_byte_timeout_s: float = seconds(
-        300.0, "a pair may take to its first token, after dispatch"
+        300.0, "for a pair to send its first byte, from dispatch; then 504"
     )
-    stream_idle_timeout_s: float = seconds(120.0, "a stream of a pair may be silent")
-    connect_timeout_s: float = seconds(2.0, "connecting to a server may take", high=60.0)
-    drain_timeout_s: float = seconds(60.0, "running requests may take after SIGTERM")
+    stream_idle_timeout_s: float = seconds(120.0, "for a pair to send the next byte of a stream")
+    connect_timeout_s: float = seconds(2.0, "for a connection to a server to open", high=60.0)
+    drain_timeout_s: float = seconds(60.0, "for running requests to end after SIGTERM")
 
     def __post_init__(self) -> None:
         check(self)
@@ -104,11 +105,11 @@ class Overload:
     """What happens to a request when there is no room, or no hope, for it."""
 
     overload_status: int = choice(429, (429, 503, 529), "status of a refusal under overload")
-    infeasible: str = choice(
-        "serve",
-        ("serve", "degrade", "reject"),
-        "a request predicted to miss its SLO: serve it as asked, degrade it to best effort, "
-        "or reject it early",
+    infeasible: Infeasible = choice(
+        Infeasible.BEST_EFFORT,
+        tuple(Infeasible),
+        "a request predicted to miss its TTFT objective is served after all others, or with a "
+        "longer objective, or rejected at once",
     )
     retries: int = count(1, "further pairs tried while no byte was sent", 0, 8)
 
@@ -128,8 +129,9 @@ def _endpoints(role: Role, text: str) -> Any:
             raise InputError(f"{where}: {shown(value)} is not {allowed}")
         return parse_endpoint(role, words[0], words[1] if len(words) == 2 else None, where)
 
-    metavar = "URL [BOOTSTRAP_PORT]" if prefill else "URL"
-    return knob((), read, text, metavar, words="+", many=True)
+    if prefill:
+        return knob((), read, text, "URL BOOTSTRAP_PORT", words="+", many=True)
+    return knob((), read, text, "URL", many=True)
 
 
 def _patterns(text: str) -> Any:
@@ -158,9 +160,11 @@ class Workers:
         "repeatable"
     )
     health_interval_s: float = seconds(2.0, "between two health checks of a server", low=0.05)
-    health_timeout_s: float = seconds(5.0, "a health check may take", low=0.05)
+    health_timeout_s: float = seconds(5.0, "for a health check to be answered", low=0.05)
     breaker_failures: int = count(3, "failures in a row that take a server out", 1, 1000)
-    breaker_open_s: float = seconds(5.0, "a server that was taken out rests", low=0.05)
+    breaker_open_s: float = seconds(
+        5.0, "until a server that was taken out is tried again", low=0.05
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -221,12 +225,6 @@ class Scheduling:
         50.0, "TPOT objective of requests that name none", *TPOT_RANGE_MS, "MS", "milliseconds"
     )
     slo_class: tuple[Slo, ...] = _classes()
-    dispatch: str = choice(
-        "urgency",
-        ("urgency", "least-loaded", "round-robin"),
-        "order and pair of a request: by deadline and predicted completion, or, for comparison, "
-        "first come first served to the least loaded pair or to each in turn",
-    )
     profile: str = word("minimax-m2.5-tp4-h200", "latency profile, shipped name or file", "NAME")
     tokenizer_path: str | None = word(
         None,

@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,11 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def check(group: Any) -> None:
+def check(group: Any, label: Callable[[str], str] = flag_of) -> None:
     """Check every field of a configuration group and store what `read` makes of it.
+
+    Args:
+        label: what errors call a field, from its name.
 
     Raises:
         InputError: the first value that is not allowed.
@@ -57,7 +61,7 @@ def check(group: Any) -> None:
         value = getattr(group, field.name)
         if knob is None or (value is None and field.default is None):
             continue
-        where = flag_of(field.name)
+        where = label(field.name)
         read = tuple(knob.read(v, where) for v in value) if knob.many else knob.read(value, where)
         object.__setattr__(group, field.name, read)  # the group is frozen
 
@@ -94,7 +98,7 @@ def real(default: float | None, text: str, low: float, high: float, metavar: str
         if number is None or not low <= number <= high:
             raise InputError(
                 f"{where}: {shown(value)} is not allowed; allowed are {low:.10g} to {high:.10g} "
-                f"{unit}"
+                f"{unit}".rstrip()
             )
         return number
 
@@ -107,16 +111,17 @@ def seconds(default: float, text: str, low: float = 0.01, high: float = 86_400.0
 
 
 def choice(default: object, options: tuple[Any, ...], text: str) -> Any:
-    """One of `options`, which are all strings or all integers."""
+    """One of `options`: strings, integers, or members of an enumeration, which go by value."""
+    names = [str(option.value if isinstance(option, Enum) else option) for option in options]
 
     def read(value: object, where: str) -> Any:
-        for option in options:
-            if not isinstance(value, bool) and str(value) == str(option):
-                return option
-        names = ", ".join(map(str, options))
-        raise InputError(f"{where}: {shown(value)} is not one of {names}")
+        if value in options and not isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value in names:
+            return options[names.index(value)]
+        raise InputError(f"{where}: {shown(value)} is not one of {', '.join(names)}")
 
-    return knob(default, read, text, "{" + ",".join(map(str, options)) + "}")
+    return knob(default, read, text, "{" + ",".join(names) + "}")
 
 
 def switch(text: str) -> Any:
