@@ -17,6 +17,7 @@ from typing import Protocol
 from kairos.errors import InputError
 from kairos.router.config import RouterConfig
 from kairos.router.documents import read_document, refuse_unknown
+from kairos.router.refusal import unauthorized
 from kairos.router.tenant import ANONYMOUS, Tenant, parse_classes, parse_tenants
 
 _log = logging.getLogger(__name__)
@@ -29,20 +30,6 @@ class Headers(Protocol):
     """What is asked of request headers; aiohttp's and other multi-dicts have it."""
 
     def getall(self, name: str, default: list[str]) -> Iterable[str]: ...
-
-
-class RefusedError(Exception):
-    """The caller may not do this.
-
-    Attributes:
-        status: 401 without a valid key, 403 where a valid key is not enough.
-        reason: a sentence for the client; tells nothing about other keys.
-    """
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +85,7 @@ class Keyring:
         digest = _digest(_bearer(headers))
         tenant = by_key.get(digest)
         if tenant is None:
-            raise RefusedError(401, "this API key is not known")
+            raise unauthorized("this API key is not known")
         return tenant
 
     def authorize_admin(self, headers: Headers, *, changes: bool = True) -> None:
@@ -116,12 +103,10 @@ class Keyring:
         if not keys.admin:
             if not changes and keys.tenants is None:
                 return
-            raise RefusedError(
-                403, "this needs an admin key, and the router has no --admin-key-file"
-            )
+            raise unauthorized("this needs an admin key; the router has no --admin-key-file", 403)
         digest = _digest(_bearer(headers))
         if not any(hmac.compare_digest(known, digest) for known in keys.admin):
-            raise RefusedError(401, "this is not the admin key")
+            raise unauthorized("this is not the admin key")
 
     def authorize_metrics(self, headers: Headers) -> None:
         """Let whoever may read /metrics pass.
@@ -222,10 +207,10 @@ def _bearer(headers: Headers) -> str:
     values = list(headers.getall("Authorization", []))
     if len(values) != 1:
         problem = "no" if not values else "more than one"
-        raise RefusedError(401, f"{problem} Authorization header; send Authorization: Bearer KEY")
+        raise unauthorized(f"{problem} Authorization header; send Authorization: Bearer KEY")
     scheme, _, key = values[0].partition(" ")
     if scheme.lower() != "bearer" or not key.strip() or len(key) > _MAX_KEY:
-        raise RefusedError(401, "the Authorization header is not Bearer KEY")
+        raise unauthorized("the Authorization header is not Bearer KEY")
     return key.strip()
 
 
