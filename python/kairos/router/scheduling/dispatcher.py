@@ -1,20 +1,43 @@
 """Who goes next, to which pair, and when: the router's one queue and its model of the instances."""
 
-from enum import Enum
+import math
+from dataclasses import replace
 from typing import Any
 
+from kairos.errors import InputError
 from kairos.latency import Profile
+from kairos.policy.length import LengthEstimator, group_of
+from kairos.router.endpoint import Role
+from kairos.router.scheduling.bounds import QueueBounds
+from kairos.router.scheduling.decode_instance import DecodeInstance
+from kairos.router.scheduling.dispatched import Dispatched
 from kairos.router.scheduling.load import InstanceLoad
-from kairos.router.scheduling.params import DispatchParams
-from kairos.router.scheduling.verdict import Verdict
+from kairos.router.scheduling.params import Binding, DispatchParams, Infeasible
+from kairos.router.scheduling.placement import Pair, Wait, cached_tokens, choose, in_turn
+from kairos.router.scheduling.prefill_instance import PrefillInstance
+from kairos.router.scheduling.shares import Shares
+from kairos.router.scheduling.verdict import Decision, Reason, Verdict
+from kairos.router.scheduling.waiting import Entry, WaitingQueue
 from kairos.router.scheduling.work import Assignment, Work
+from kairos.slo import TTFT_RANGE_MS
 
-
-class Role(Enum):
-    """What an instance does."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
+TAIL_S = 0.05
+"""From the end of prefill to the client's first token, beyond the link's fixed cost, seconds."""
+POLL_S = 0.1
+"""While requests wait, `dispatch` is due at least this often: predictions may be wrong."""
+UNKNOWN_OUTPUT = 1024
+"""Tokens of KV held free for a sequence's output while no lengths are known."""
+MOST_PASSED = 64
+"""Requests that find no room and are passed over in one decision."""
+RETRY_S = (1.0, 60.0)
+"""Least and most seconds that a rejected client is asked to wait."""
+DEGRADE_SPARE = 1.25
+"""A degraded request gets so many times its predicted TTFT as its objective."""
+_REFRESH = 25
+"""Expected lengths are computed anew after so many completions."""
+_MOST_EXPECTED = 4096
+_CREDIT_S = 2.0
+_CLASSES = 16
 
 
 class Dispatcher:
@@ -23,18 +46,36 @@ class Dispatcher:
     ended requests do no harm.
 
     A request is queued (`offer`, `requeue`), then dispatched (`dispatch`), then gone (`finished`,
-    `cancelled`). The owner calls `dispatch` after every event and at `next_wake_s`.
+    `cancelled`). The owner calls `dispatch` after every event and at `next_wake_s`. The same calls
+    give the same decisions.
 
     Args:
         params: bounds and shares; `configure` changes them later.
+
+    The first construction in a process compiles or loads the kernels (seconds, once per machine).
     """
 
     def __init__(self, params: DispatchParams | None = None) -> None:
-        raise NotImplementedError
+        self.params = params or DispatchParams()
+        self._prefill: dict[str, PrefillInstance] = {}
+        self._decode: dict[str, DecodeInstance] = {}
+        self._queue = WaitingQueue()
+        self._bounds = QueueBounds()
+        self._shares = Shares()
+        self._sent: dict[int, Dispatched] = {}
+        self._lengths = LengthEstimator(classes=_CLASSES)
+        self._lengths_seen = 0
+        self._expected: dict[tuple[int, int], float] = {}  # (group, most tokens) -> tokens
+        self._classes: dict[str, int] = {}
+        self._epochs: dict[str, str] = {}
+        self._tail_s = TAIL_S
+        self._credit_s = 0.0
+        self._turn = 0
+        self._door: tuple[int, str] | None = None
 
     def configure(self, params: DispatchParams) -> None:
         """Apply new bounds and shares; what waits already stays."""
-        raise NotImplementedError
+        self.params = params
 
     def add_instance(
         self,
@@ -61,24 +102,48 @@ class Dispatcher:
         Raises:
             InputError: the key is known already, or a limit is not positive.
         """
-        raise NotImplementedError
+        if key in self._prefill or key in self._decode:
+            raise InputError(f"instance {key} is known already")
+        for name, limit in (("kv_tokens", kv_tokens), ("max_running", max_running)):
+            if limit is not None and limit < 1:
+                raise InputError(f"instance {key}: {name} = {limit}; must be at least 1")
+        if role is Role.DECODE:
+            self._decode[key] = DecodeInstance(key, profile, kv_tokens, max_running)
+            return
+        limit = self.params.block_limit
+        self._prefill[key] = PrefillInstance(key, profile, preemptive, kv_tokens, limit)
+        if profile is not None:
+            self._tail_s = TAIL_S + profile.kv.fixed_s
 
     def remove_instance(self, key: str) -> list[int]:
-        """Forget an instance; ids of the requests that were dispatched to it (either leg). The
-        owner ends or requeues these. KeyError if it is not known."""
-        raise NotImplementedError
+        """Forget an instance; ids of the requests that were dispatched to it (either leg) and have
+        not ended. The owner ends or requeues these. KeyError if it is not known."""
+        if key in self._prefill:
+            del self._prefill[key]
+        else:
+            del self._decode[key]
+        self._epochs.pop(key, None)
+        if self._door is not None and self._door[1] == key:
+            self._door = None
+        return [id for id, sent in self._sent.items() if key in (sent.prefill, sent.decode)]
 
     def set_available(self, key: str, available: bool) -> None:
-        """Nothing is dispatched to an instance that is not available; what it holds stays."""
-        raise NotImplementedError
+        """Nothing is dispatched to an instance that is not available; what it holds stays.
+        KeyError if it is not known."""
+        self._instance(key).available = available
+        if not available and self._door is not None and self._door[1] == key:
+            self._door = None
 
     def forget_cache(self, key: str) -> None:
         """The instance was restarted or its prefix cache flushed."""
-        raise NotImplementedError
+        if key in self._prefill:
+            self._prefill[key].cache.clear()
 
     def has_pair(self) -> bool:
         """Whether a prefill and a decode instance are available."""
-        raise NotImplementedError
+        return any(p.available for p in self._prefill.values()) and any(
+            d.available for d in self._decode.values()
+        )
 
     def offer(self, work: Work, now_s: float) -> Verdict:
         """Queue a request, or reject it.
@@ -86,49 +151,363 @@ class Dispatcher:
         Raises:
             InputError: its id is known already, or a number in it makes no sense.
         """
-        raise NotImplementedError
+        self._check(work)
+        refused = self._refused(work)
+        if refused is not None:
+            reason, detail = refused
+            never = reason is Reason.TOO_LARGE
+            retry_s = 0.0 if never else self._retry_s()
+            return Verdict(Decision.REJECT, work.slo, reason, detail, retry_s)
+        entry = Entry(work, 0.0, -1)
+        entry.work_s = min(
+            instance.work_s(cached_tokens(entry, instance), work.input_tokens)
+            for instance in self._prefill.values()
+        )
+        ttft_s = self._predicted_ttft_s(entry, now_s)
+        left_s = max(work.deadline_s - now_s, 0.0)
+        # A NaN is not infeasible: nothing is known.
+        if work.best_effort or not ttft_s > self.params.infeasible_after * left_s:
+            self._enqueue(entry)
+            return Verdict(Decision.ADMIT, work.slo, predicted_ttft_s=ttft_s)
+        return self._infeasible(entry, ttft_s, left_s, now_s)
 
     def dispatch(self, now_s: float) -> list[Assignment]:
         """Requests to send now, most urgent first; they count as sent when this returns."""
-        raise NotImplementedError
+        prefill = [p for p in self._prefill.values() if p.available]
+        decode = [d for d in self._decode.values() if d.available]
+        if not len(self._queue) or not prefill or not decode:
+            return []
+        if self.params.binding is not Binding.URGENCY:
+            return self._dispatch_in_turn(prefill, decode, now_s)
+        self._classify(prefill, now_s)
+        assignments: list[Assignment] = []
+        barred: set[str] = set()  # classes in which a tenant that fell behind waits for prefill
+        too_large = math.inf  # KV that no instance has now
+        passed = 0
+        while passed < MOST_PASSED:
+            entry, owed = self._next(now_s)
+            if entry is None:
+                break
+            if entry.work.slo.slo_class in barred or entry.work.input_tokens >= too_large:
+                self._queue.pass_over(entry)
+                passed += 1
+                continue
+            pair = choose(
+                entry,
+                self._queue.on_time(entry),
+                prefill,
+                decode,
+                self._output_tokens(entry.work),
+                self._tail_s,
+                now_s,
+                self.params.stale_s,
+                self._door,
+            )
+            if isinstance(pair, Pair):
+                assignments.append(self._send(entry, pair, now_s))
+                continue
+            if pair is Wait.BUSY and not owed:
+                break  # whoever comes next is less urgent
+            if pair is Wait.BUSY and owed == "share":
+                barred.add(entry.work.slo.slo_class)
+            if pair is Wait.MEMORY:
+                too_large = min(too_large, self._tokens(entry.work))
+                self._hold_door(entry, decode, now_s)
+            self._queue.pass_over(entry)
+            passed += 1
+        return assignments
 
     def next_wake_s(self, now_s: float) -> float | None:
         """When `dispatch` should be called again if nothing happens before; None: only events
         matter."""
-        raise NotImplementedError
+        if not len(self._queue) or not self.has_pair():
+            return None
+        dry = [p.dry_at_s(now_s) for p in self._prefill.values() if p.available]
+        wake_s = min([at for at in dry if at > now_s] + [now_s + POLL_S])
+        return max(wake_s, now_s + 1e-3)
 
     def prefill_done(self, id: int, now_s: float) -> None:
         """The prefill leg answered: the prompt is computed."""
-        raise NotImplementedError
+        sent = self._sent.get(id)
+        if sent is not None and sent.prefill in self._prefill:
+            self._prefill[sent.prefill].done(id, now_s)
 
     def first_token(self, id: int, now_s: float) -> None:
         """The decode leg sent its first token; implies `prefill_done`."""
-        raise NotImplementedError
+        self.prefill_done(id, now_s)
 
     def finished(self, id: int, now_s: float, output_tokens: int | None = None) -> None:
-        """The request ended normally. `output_tokens`: as counted, None where not known."""
-        raise NotImplementedError
+        """The request ended normally. `output_tokens`: of all sequences, None where not known."""
+        self.prefill_done(id, now_s)
+        sent = self._release(id, now_s)
+        if sent is not None and output_tokens is not None and output_tokens > 0:
+            work = sent.entry.work
+            self._lengths.observe(self._group(work), max(1, output_tokens // work.sequences))
+            if self._lengths_seen % _REFRESH == 0:
+                self._expected.clear()
+            self._lengths_seen += 1
 
     def cancelled(self, id: int, now_s: float) -> None:
         """The request is gone: withdrawn, failed or expired. Call it when its legs have ended; what
         it holds counts as free then."""
-        raise NotImplementedError
+        if id in self._queue.entries:
+            self._dequeue(id)
+        self._release(id, now_s)
 
     def requeue(self, id: int, now_s: float) -> bool:
         """A dispatched request waits again, as if it had never been sent; bounds do not apply.
         False if it is not dispatched."""
-        raise NotImplementedError
+        sent = self._release(id, now_s)
+        if sent is None:
+            return False
+        entry = sent.entry
+        self._enqueue(entry)
+        self._shares.charge(entry.flow, -entry.charged_s, self.params.tenant_weights)
+        return True
 
     def loads(self, key: str, load: InstanceLoad, now_s: float) -> None:
-        """A report of an instance."""
-        raise NotImplementedError
+        """A report of an instance. One that is stale already, or of an unknown key, is ignored."""
+        if now_s - load.measured_s > self.params.stale_s:
+            return
+        if load.epoch is not None:
+            if self._epochs.setdefault(key, load.epoch) != load.epoch:
+                self.forget_cache(key)
+            self._epochs[key] = load.epoch
+        if key in self._prefill:
+            self._prefill[key].report(load, now_s, self.params.stale_s)
+        elif key in self._decode:
+            self._decode[key].report(load)
 
     def waiting(self) -> int:
         """Requests that are queued."""
-        raise NotImplementedError
+        return len(self._queue)
 
     def snapshot(self, now_s: float) -> dict[str, Any]:
-        """Plain values for /workers, /metrics and logs: queue (requests, sequences, bytes, work_s)
-        and per instance key: role, available, dispatched, backlog_s, kv_reserved_tokens,
-        kv_capacity_tokens, report_age_s, stale."""
-        raise NotImplementedError
+        """Plain values for /workers, /metrics and logs: queue and, by key, instances."""
+        instances: dict[str, dict[str, Any]] = {}
+        for key, prefill in self._prefill.items():
+            instances[key] = {
+                "role": Role.PREFILL.value,
+                "available": prefill.available,
+                "dispatched": len(prefill),
+                "backlog_s": prefill.backlog_s(now_s),
+                "window_s": prefill.window_s,
+                "speed_factor": prefill.speed.factor if prefill.speed.known else None,
+                "handover_s": prefill.speed.handover_s,
+                "prefix_blocks": len(prefill.cache),
+            }
+        for key, decode in self._decode.items():
+            instances[key] = {
+                "role": Role.DECODE.value,
+                "available": decode.available,
+                "dispatched": len(decode),
+                "kv_reserved_tokens": decode.reserved,
+                "kv_capacity_tokens": decode.kv_tokens,
+                "step_s": decode.step_s(0.0, 0, decode.fresh(now_s, self.params.stale_s)),
+                "report_age_s": decode.age_s(now_s),
+                "stale": not decode.fresh(now_s, self.params.stale_s),
+            }
+        return {
+            "queue": {
+                "requests": len(self._queue),
+                "sequences": self._queue.sequences,
+                "bytes": self._queue.bytes,
+                "work_s": self._queue.work_s() * self._factor(list(self._prefill.values())),
+            },
+            "dispatched": len(self._sent),
+            "instances": instances,
+        }
+
+    def _check(self, work: Work) -> None:
+        if work.id in self._queue.entries or work.id in self._sent:
+            raise InputError(f"request {work.id} is known already")
+        for name, value, least in (
+            ("input_tokens", work.input_tokens, 1),
+            ("max_output_tokens", work.max_output_tokens, 0),
+            ("sequences", work.sequences, 1),
+            ("body_bytes", work.body_bytes, 0),
+            ("block_tokens", work.block_tokens, 1),
+        ):
+            if value < least:
+                raise InputError(f"request {work.id}: {name} = {value}; must be at least {least}")
+        if not (math.isfinite(work.arrival_s) and 0.0 < work.slo.ttft_s < math.inf):
+            raise InputError(f"request {work.id}: arrival and TTFT objective must be finite")
+
+    def _refused(self, work: Work) -> tuple[Reason, str] | None:
+        """Why `work` cannot be queued, whatever its objectives; None if it can."""
+        if not self._prefill or not self._decode:
+            return Reason.NO_PAIR, "no prefill or no decode server is known"
+        # The longest of several prompts is at least as long as their mean.
+        tokens = work.input_tokens // work.sequences + 1
+        if not any(instance.could_hold(tokens) for instance in self._decode.values()):
+            most = max(instance.kv_tokens or 0 for instance in self._decode.values())
+            return Reason.TOO_LARGE, f"a prompt of {tokens - 1} tokens; servers hold {most}"
+        return self._bounds.refuses(work, self.params)
+
+    def _infeasible(self, entry: Entry, ttft_s: float, left_s: float, now_s: float) -> Verdict:
+        """What `params.infeasible` says of a request that is expected after `ttft_s` seconds, but
+        due in `left_s`."""
+        work, reason = entry.work, Reason.INFEASIBLE
+        detail = f"the first token is expected in {ttft_s:.1f} s and due in {left_s:.1f} s"
+        if self.params.infeasible is Infeasible.REJECT:
+            retry_s = min(max(ttft_s - left_s, RETRY_S[0]), RETRY_S[1])
+            return Verdict(Decision.REJECT, work.slo, reason, detail, retry_s, ttft_s)
+        if self.params.infeasible is Infeasible.DEGRADE:
+            decision = Decision.DEGRADE
+            longer_s = now_s - work.arrival_s + DEGRADE_SPARE * ttft_s
+            slo = replace(work.slo, ttft_ms=min(longer_s * 1e3, TTFT_RANGE_MS[1]))
+            entry.work = replace(work, slo=slo)
+        else:
+            decision = Decision.BEST_EFFORT
+            entry.work = replace(work, best_effort=True)
+        self._enqueue(entry)
+        return Verdict(decision, entry.work.slo, reason, detail, 0.0, ttft_s)
+
+    def _retry_s(self) -> float:
+        """When an eighth of the queue is served."""
+        servers = max(1, sum(p.available for p in self._prefill.values()))
+        work_s = self._queue.work_s() * self._factor(list(self._prefill.values()))
+        return min(max(work_s / servers / 8.0, RETRY_S[0]), RETRY_S[1])
+
+    def _predicted_ttft_s(self, entry: Entry, now_s: float) -> float:
+        """Work that is more urgent and can be on time, then its own; NaN where nothing is known.
+        Later arrivals that are more urgent are not foreseen."""
+        known = [p for p in self._prefill.values() if p.available and p.speed.known]
+        if not known:
+            return math.nan
+        factor = self._factor(known)
+        lone_s = min(p.lone_s for p in known) + self._tail_s
+        due_s = entry.work.deadline_s
+        queued_s = self._queue.work_ahead(due_s, now_s, factor, lone_s) / len(known)
+        ahead_s = min(p.ahead_s(now_s, due_s) for p in known)
+        return ahead_s + queued_s + lone_s + entry.work_s * factor
+
+    def _classify(self, prefill: list[PrefillInstance], now_s: float) -> None:
+        start_s = now_s + sum(p.backlog_s(now_s) for p in prefill) / len(prefill)
+        lone_s = min(p.lone_s for p in prefill) + self._tail_s
+        self._queue.classify(now_s, start_s, len(prefill), self._factor(prefill), lone_s)
+
+    def _next(self, now_s: float) -> tuple[Entry | None, str]:
+        """Who is next, and whether out of turn: a "door" is held for it, its "share" is owed, or it
+        "starved"."""
+        if self._door is not None:
+            held = self._queue.entries.get(self._door[0])
+            if held is None:
+                self._door = None
+            elif not self._queue.passed_over(held):
+                return held, "door"
+        if self._credit_s > 0.0:
+            starved = self._queue.oldest_starved(now_s, self.params.starve_after)
+            if starved is not None:
+                return starved, "starved"
+        entry = self._queue.pick(now_s)
+        if entry is None:
+            return None, ""
+        behind = self._shares.behind(entry.flow, self.params.fair_slack_s)
+        if behind >= 0:
+            other = self._queue.pick(now_s, behind)
+            if other is not None:
+                return other, "share"
+        return entry, ""
+
+    def _hold_door(self, entry: Entry, decode: list[DecodeInstance], now_s: float) -> None:
+        """A request that waited too long and needs much KV gets the roomiest decode instance to
+        itself: others that need less would pass it for ever."""
+        work = entry.work
+        waited_s = now_s - work.arrival_s
+        if self._door is not None or waited_s <= self.params.starve_after * work.slo.ttft_s:
+            return
+        able = [d for d in decode if d.could_hold(work.input_tokens // work.sequences + 1)]
+        if able:
+            stale_s = self.params.stale_s
+            widest = max(able, key=lambda d: (d.free(d.fresh(now_s, stale_s)), d.key))
+            self._door = (work.id, widest.key)
+
+    def _dispatch_in_turn(
+        self, prefill: list[PrefillInstance], decode: list[DecodeInstance], now_s: float
+    ) -> list[Assignment]:
+        assignments = []
+        for entry in self._queue.in_order_of_arrival():
+            binding = self.params.binding.value
+            pair = in_turn(entry, binding, self._turn, prefill, decode, now_s)
+            self._turn += 1
+            assignments.append(self._send(entry, pair, now_s))
+        return assignments
+
+    def _send(self, entry: Entry, pair: Pair, now_s: float) -> Assignment:
+        work = entry.work
+        entry.charged_s = pair.work_s * pair.prefill.speed.factor
+        self._charge_starved(entry, now_s)
+        self._shares.charge(entry.flow, entry.charged_s, self.params.tenant_weights)
+        self._dequeue(work.id)
+        if self._door is not None and self._door[0] == work.id:
+            self._door = None
+        pair.prefill.send(work.id, work.deadline_s, pair.work_s, work.input_tokens, now_s)
+        pair.prefill.cache.insert(work.blocks)
+        fresh = pair.decode.fresh(now_s, self.params.stale_s)
+        context = work.input_tokens + self._output_tokens(work) / 2.0
+        pair.decode.send(work.id, self._tokens(work), context, work.sequences, now_s, fresh)
+        self._sent[work.id] = Dispatched(entry, pair.prefill.key, pair.decode.key)
+        return Assignment(work.id, pair.prefill.key, pair.decode.key, pair.cached)
+
+    def _charge_starved(self, entry: Entry, now_s: float) -> None:
+        """Requests given up earn a small share of what is served, and pay when they get it."""
+        earned = self.params.starve_share * entry.charged_s
+        self._credit_s = min(self._credit_s + earned, _CREDIT_S)
+        work = entry.work
+        if now_s - work.arrival_s > self.params.starve_after * work.slo.ttft_s:
+            self._credit_s = max(self._credit_s - entry.charged_s, -_CREDIT_S)
+
+    def _enqueue(self, entry: Entry) -> None:
+        work = entry.work
+        entry.flow = self._shares.enter(work.slo.slo_class, work.tenant)
+        self._queue.add(entry)
+        self._bounds.add(work)
+
+    def _dequeue(self, id: int) -> None:
+        entry = self._queue.remove(id)
+        self._bounds.remove(entry.work)
+        self._shares.leave(entry.flow)
+
+    def _release(self, id: int, now_s: float) -> Dispatched | None:
+        """Free what a dispatched request holds."""
+        sent = self._sent.pop(id, None)
+        if sent is None:
+            return None
+        if sent.prefill in self._prefill:
+            self._prefill[sent.prefill].drop(id, now_s)
+        if sent.decode in self._decode:
+            self._decode[sent.decode].end(id)
+        return sent
+
+    def _output_tokens(self, work: Work) -> float:
+        """Expected output of all its sequences."""
+        key = self._group(work), work.max_output_tokens // work.sequences
+        expected = self._expected.get(key)
+        if expected is None:
+            expected = self._lengths.expected_remaining(key[0], 0, key[1])
+            if expected is None:
+                expected = float(min(key[1], UNKNOWN_OUTPUT))
+            if len(self._expected) >= _MOST_EXPECTED:
+                self._expected.clear()
+            self._expected[key] = expected
+        return expected * work.sequences
+
+    def _tokens(self, work: Work) -> int:
+        """KV that it is expected to hold in the end."""
+        return work.input_tokens + int(self._output_tokens(work))
+
+    def _group(self, work: Work) -> int:
+        name = work.slo.slo_class
+        known = self._classes
+        index = known.setdefault(name, len(known)) if len(known) < _CLASSES else known.get(name, 0)
+        return group_of(index, work.input_tokens)
+
+    @staticmethod
+    def _factor(prefill: list[PrefillInstance]) -> float:
+        if not prefill:
+            return 1.0
+        return sum(p.speed.factor for p in prefill) / len(prefill)
+
+    def _instance(self, key: str) -> PrefillInstance | DecodeInstance:
+        return self._prefill[key] if key in self._prefill else self._decode[key]

@@ -9,11 +9,23 @@ from kairos.errors import InputError
 
 
 class Infeasible(Enum):
-    """What happens to a request whose TTFT objective cannot be met."""
+    """What happens to a request whose TTFT objective cannot be met. BEST_EFFORT: it is served after
+    all others. DEGRADE: it gets an objective that can be met. REJECT: try again later."""
 
     BEST_EFFORT = "best_effort"
     DEGRADE = "degrade"
     REJECT = "reject"
+
+
+class Binding(Enum):
+    """How requests get to pairs. URGENCY: late, the most urgent first, where it is predicted to be
+    done first. The others are for comparison, first come first served and at once: EARLY to where
+    it is predicted to be done first, LEAST_LOADED by outstanding tokens, ROUND_ROBIN in turn."""
+
+    URGENCY = "urgency"
+    EARLY = "early"
+    LEAST_LOADED = "least-loaded"
+    ROUND_ROBIN = "round-robin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +47,7 @@ class DispatchParams:
     starve_after: "too long" is this many times the request's own TTFT objective.
     stale_s: a report older than this is not used any more.
     block_limit: prefix blocks remembered per prefill instance.
+    binding: how requests get to pairs.
     """
 
     max_requests: int = 4096
@@ -49,6 +62,7 @@ class DispatchParams:
     starve_after: float = 8.0
     stale_s: float = 2.0
     block_limit: int = 131_072
+    binding: Binding = Binding.URGENCY
 
     def __post_init__(self) -> None:
         allowed = {

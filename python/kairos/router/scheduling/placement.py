@@ -1,0 +1,131 @@
+"""Which pair takes a request, if any does now."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from math import inf
+
+from kairos.router.scheduling.decode_instance import DecodeInstance
+from kairos.router.scheduling.prefill_instance import PrefillInstance
+from kairos.router.scheduling.waiting import Entry
+
+PATIENCE = 0.25
+"""A request waits for a faster decode instance only while this share of its TTFT is to spare."""
+
+
+class Wait(Enum):
+    """Why a request is not sent now."""
+
+    BUSY = "no prefill instance runs dry"
+    CACHE = "an instance that has its prefix is soon free"
+    MEMORY = "no decode instance has KV for it"
+    STEP = "decode steps are too long, and it can wait"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Where a request goes; `work_s` is its predicted prefill time there, uncalibrated."""
+
+    prefill: PrefillInstance
+    decode: DecodeInstance
+    cached: int
+    work_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A prefill instance for one request; `done_s` is when it would be done, from now."""
+
+    done_s: float
+    instance: PrefillInstance
+    cached: int
+    work_s: float
+
+
+def cached_tokens(entry: Entry, instance: PrefillInstance) -> int:
+    """Tokens of the prompt that the instance probably has; at least one is left to compute."""
+    work = entry.work
+    known = instance.cache.match(work.blocks) * work.block_tokens
+    return min(known, work.input_tokens - 1)
+
+
+def options(
+    entry: Entry, instances: Sequence[PrefillInstance], now_s: float, deadline_s: float
+) -> list[Option]:
+    """All prefill instances, the one that is done first at the front; ties by key."""
+    found = []
+    for instance in instances:
+        cached = cached_tokens(entry, instance)
+        work_s = instance.work_s(cached, entry.work.input_tokens)
+        ahead_s = instance.ahead_s(now_s, deadline_s)
+        done_s = ahead_s + instance.lone_s + work_s * instance.speed.factor
+        found.append(Option(done_s, instance, cached, work_s))
+    found.sort(key=lambda option: (option.done_s, option.instance.key))
+    return found
+
+
+def choose(
+    entry: Entry,
+    on_time: bool,
+    prefill: Sequence[PrefillInstance],
+    decode: Sequence[DecodeInstance],
+    output_tokens: float,
+    tail_s: float,
+    now_s: float,
+    stale_s: float,
+    door: tuple[int, str] | None,
+) -> Pair | Wait:
+    """Late binding of one request.
+
+    Args:
+        on_time: it can still meet its deadline, and overtakes what is less urgent.
+        output_tokens: expected of it, all sequences.
+        tail_s: from the end of prefill to the first token, seconds.
+        door: (id, key): this decode instance takes nobody else before that request.
+    """
+    work = entry.work
+    deadline_s = work.deadline_s if on_time else inf
+    found = options(entry, prefill, now_s, deadline_s)
+    ready = [o for o in found if o.instance.ready(now_s, deadline_s)]
+    if not ready:
+        return Wait.BUSY
+    chosen = ready[0]
+    if chosen is not found[0] and on_time and chosen.cached < found[0].cached:
+        return Wait.CACHE
+    context = work.input_tokens + output_tokens / 2.0
+    tokens = work.input_tokens + int(output_tokens)
+    rooms = []
+    for instance in decode:
+        if door is not None and door[1] == instance.key and door[0] != work.id:
+            continue
+        fresh = instance.fresh(now_s, stale_s)
+        if instance.has_room(work.input_tokens + 1, tokens, work.sequences, fresh):
+            step_s = instance.step_s(context, work.sequences, fresh) or 0.0
+            rooms.append((step_s, -instance.free(fresh), len(instance), instance.key, instance))
+    if not rooms:
+        return Wait.MEMORY
+    step_s, *_, roomiest = min(rooms, key=lambda room: room[:4])
+    spare_s = work.deadline_s - now_s - chosen.done_s - tail_s
+    if step_s > work.slo.tpot_s and on_time and spare_s > PATIENCE * work.slo.ttft_s:
+        return Wait.STEP
+    return Pair(chosen.instance, roomiest, chosen.cached, chosen.work_s)
+
+
+def in_turn(
+    entry: Entry,
+    binding: str,
+    turn: int,
+    prefill: Sequence[PrefillInstance],
+    decode: Sequence[DecodeInstance],
+    now_s: float,
+) -> Pair:
+    """The rules for comparison; see `Binding`. Decode memory is not looked at."""
+    if binding == "round-robin":
+        first, second = prefill[turn % len(prefill)], decode[turn % len(decode)]
+    else:
+        first = min(prefill, key=lambda p: (p.tokens, p.key))
+        if binding == "early":
+            first = options(entry, prefill, now_s, inf)[0].instance
+        second = min(decode, key=lambda d: (d.reserved, d.key))
+    cached = cached_tokens(entry, first)
+    return Pair(first, second, cached, first.work_s(cached, entry.work.input_tokens))

@@ -1,0 +1,227 @@
+"""What the router believes of one prefill instance."""
+
+import math
+from bisect import insort
+from dataclasses import dataclass, field
+
+from kairos.latency import Chunk, Profile
+from kairos.router.scheduling.load import InstanceLoad
+from kairos.router.scheduling.prefix_index import PrefixIndex
+from kairos.router.scheduling.speed import Speed
+
+TOKEN_S = 2e-5
+"""Unit of work without a profile: what a token is taken to cost until its cost is learned."""
+EARLY_REQUESTS = 32
+"""Requests an instance of unknown speed is given at once."""
+_UNFINISHED = 0.05
+"""A prompt that is not done keeps this share of its work, however late it is."""
+_PERIOD_S = 2.0
+"""Busy periods are cut after this long, so that a saturated instance teaches something."""
+_BLOCK_TOKENS = 64
+
+
+@dataclass(slots=True, order=True)
+class Prompt:
+    """One prompt at the instance, ordered as the instance is taken to serve it."""
+
+    rank: float
+    id: int
+    deadline_s: float = field(compare=False)
+    work_s: float = field(compare=False)  # uncalibrated
+    rest_s: float = field(compare=False)  # calibrated
+    tokens: int = field(compare=False)
+
+
+class PrefillInstance:
+    """Backlog, speed and prefix cache of one instance, by the router's own account: what was sent,
+    what came back, and reports where there are any.
+
+    Between events the prompts are taken to be served one after the other at the predicted speed.
+    A prompt that should be done but is not keeps a small rest: the instance is never believed idle
+    while it holds work.
+
+    Args:
+        profile: None: speed is learned.
+        preemptive: it serves by deadline; otherwise in the order sent.
+        block_limit: prefix blocks remembered, at most what its KV cache can hold.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        profile: Profile | None,
+        preemptive: bool,
+        kv_tokens: int | None,
+        block_limit: int,
+    ) -> None:
+        self.key = key
+        self.available = True
+        self.preemptive = preemptive
+        self.speed = Speed(trusted=profile is not None)
+        self._model = None if profile is None else profile.prefill
+        self._chunk_tokens = 8192 if profile is None else profile.limits.chunk_tokens
+        tokens = kv_tokens or (None if profile is None else profile.limits.kv_tokens)
+        if tokens is not None:
+            block_limit = min(block_limit, tokens // _BLOCK_TOKENS)
+        self.cache = PrefixIndex(block_limit)
+        self._order: list[Prompt] = []
+        self._prompts: dict[int, Prompt] = {}
+        self._clock_s = -math.inf
+        self._sent = 0
+        self._others_until_s = -math.inf
+        self._period: tuple[float, bool] | None = None  # its begin, whether it started idle
+        self._period_work_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __contains__(self, id: int) -> bool:
+        return id in self._prompts
+
+    @property
+    def ids(self) -> list[int]:
+        return list(self._prompts)
+
+    def work_s(self, cached: int, tokens: int) -> float:
+        """Marginal prefill time of a prompt, uncalibrated, seconds."""
+        if self._model is None:
+            return max(tokens - cached, 1) * TOKEN_S
+        return self._model.remaining_s(min(cached, tokens - 1), tokens, self._chunk_tokens)
+
+    @property
+    def lone_s(self) -> float:
+        """What a prompt needs beside its work: hand-over and the fixed cost of its batch."""
+        fixed = 0.0 if self._model is None else self._model.fixed_s + self._model.weight_floor_s
+        return self.speed.handover_s + fixed * self.speed.factor
+
+    @property
+    def window_s(self) -> float:
+        """A new request is sent when what must run before it ends within this time: the hand-over
+        of the request, and two batches, since an engine composes one while another runs."""
+        batch_s = self._chunk_tokens * TOKEN_S
+        if self._model is not None:
+            batch_s = self._model.batch_s([Chunk(0, self._chunk_tokens)])
+        return self.speed.handover_s + 2.0 * batch_s * self.speed.factor
+
+    def ahead_s(self, now_s: float, deadline_s: float) -> float:
+        """Seconds of work that would run before a request with this deadline; infinite: all."""
+        self._advance(now_s)
+        ahead = max(0.0, self._others_until_s - now_s)
+        running = True
+        for prompt in self._order:
+            if (
+                not self.preemptive
+                or (prompt.deadline_s <= deadline_s and now_s + prompt.rest_s <= prompt.deadline_s)
+                or deadline_s == math.inf
+            ):
+                ahead += prompt.rest_s
+            elif running:  # its current batch cannot be interrupted
+                ahead += min(prompt.rest_s, self._slice_s)
+            running = False
+        return ahead
+
+    def backlog_s(self, now_s: float) -> float:
+        """Seconds of work it holds."""
+        return self.ahead_s(now_s, math.inf)
+
+    def ready(self, now_s: float, deadline_s: float) -> bool:
+        """Whether a request with this deadline should be sent now: it runs dry otherwise."""
+        if not self.speed.known:
+            return len(self._prompts) < EARLY_REQUESTS
+        return self.ahead_s(now_s, deadline_s) < self.window_s
+
+    def dry_at_s(self, now_s: float) -> float:
+        """When all of its backlog ends within the window, if nothing happens before."""
+        if not self.speed.known:
+            return now_s if len(self._prompts) < EARLY_REQUESTS else math.inf
+        return now_s + self.backlog_s(now_s) - self.window_s
+
+    @property
+    def tokens(self) -> int:
+        """Prompt tokens it holds, computed or not."""
+        return sum(prompt.tokens for prompt in self._order)
+
+    def send(self, id: int, deadline_s: float, work_s: float, tokens: int, now_s: float) -> None:
+        """A request was dispatched to it; `work_s` is uncalibrated."""
+        self._advance(now_s)
+        if not self._prompts:
+            self._period, self._period_work_s = (now_s, True), 0.0
+        self._sent += 1
+        rest = work_s * self.speed.factor
+        rank = float(self._sent)
+        if self.preemptive and now_s + rest <= deadline_s:
+            rank = deadline_s - 1e12  # before those that came too late
+        prompt = Prompt(rank, id, deadline_s, work_s, rest, tokens)
+        self._prompts[id] = prompt
+        insort(self._order, prompt)
+
+    def done(self, id: int, now_s: float) -> bool:
+        """A prompt is computed; False if it is not here (any more)."""
+        prompt = self._remove(id, now_s)
+        if prompt is None:
+            return False
+        self._period_work_s += prompt.work_s
+        if self._period is not None:
+            begin, started = self._period
+            if not self._prompts or now_s - begin > _PERIOD_S:
+                self.speed.observe(started, self._period_work_s, now_s - begin)
+                self._period, self._period_work_s = (now_s, False), 0.0
+        return True
+
+    def drop(self, id: int, now_s: float) -> bool:
+        """A prompt is gone, computed or not; the current busy period teaches nothing."""
+        if self._remove(id, now_s) is None:
+            return False
+        self._period = (now_s, False) if self._period is not None else None
+        self._period_work_s = 0.0
+        return True
+
+    def report(self, load: InstanceLoad, now_s: float, stale_s: float) -> None:
+        """What the instance says of its backlog replaces what is believed of it: less shortens the
+        prompts it holds, more is work of others and is believed for `stale_s`."""
+        backlog = load.backlog_s
+        if backlog is None and load.uncached_tokens is not None:
+            backlog = load.uncached_tokens * TOKEN_S * self.speed.factor
+            if self._model is not None:
+                backlog = self.work_s(0, load.uncached_tokens + 1) * self.speed.factor
+            # A plain report counts what waits, not what runs: it can only lengthen.
+            backlog = max(backlog, self._held_s(now_s))
+        if backlog is None:
+            return
+        held = self._held_s(now_s)
+        believed = max(0.0, backlog - max(0.0, now_s - load.measured_s))
+        self._others_until_s = now_s + min(max(0.0, believed - held), stale_s)
+        if held > 0.0 and believed < held:
+            # Prompts on their way are not in the report: leave the hand-over's worth.
+            keep = max(believed, min(held, self.speed.handover_s)) / held
+            for prompt in self._order:
+                prompt.rest_s *= keep
+
+    @property
+    def _slice_s(self) -> float:
+        return (self.window_s - self.speed.handover_s) / 2.0
+
+    def _held_s(self, now_s: float) -> float:
+        self._advance(now_s)
+        return sum(prompt.rest_s for prompt in self._order)
+
+    def _remove(self, id: int, now_s: float) -> Prompt | None:
+        self._advance(now_s)
+        prompt = self._prompts.pop(id, None)
+        if prompt is not None:
+            self._order.remove(prompt)
+        return prompt
+
+    def _advance(self, now_s: float) -> None:
+        """Serve what time allowed since the last call."""
+        passed = now_s - self._clock_s
+        if passed <= 0.0:
+            return
+        self._clock_s = now_s
+        for prompt in self._order:
+            least = min(prompt.rest_s, _UNFINISHED * prompt.work_s * self.speed.factor)
+            served = min(passed, prompt.rest_s - least)
+            prompt.rest_s -= served
+            passed -= served
+            if passed <= 0.0:
+                return

@@ -1,0 +1,137 @@
+"""The requests that wait for a pair, sorted by deadline."""
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kairos.router.scheduling.work import Work
+
+
+@dataclass(slots=True)
+class Entry:
+    """A request and what the dispatcher adds to it.
+
+    Attributes:
+        work_s: predicted marginal prefill time with the best prefix hit, uncalibrated, seconds.
+        flow: index of its (class, tenant) in `Shares`.
+        charged_s: what its flow was charged for it, seconds.
+    """
+
+    work: Work
+    work_s: float
+    flow: int
+    charged_s: float = 0.0
+
+
+class WaitingQueue:
+    """Entries sorted by (deadline, id). Adding and removing move memory: some tens of microseconds
+    among 10,000.
+
+    The first construction in a process compiles or loads the kernels (seconds, once per machine).
+    """
+
+    def __init__(self) -> None:
+        from kairos.router.scheduling import order_kernel
+
+        self.entries: dict[int, Entry] = {}
+        self.sequences = 0
+        self.bytes = 0
+        self._kernel = order_kernel
+        self._keys: list[tuple[float, int]] = []
+        self._rows = np.zeros(64, order_kernel.ROW)
+        self._state = np.zeros(64, np.int8)
+        # Compiles.
+        self.classify(0.0, 0.0, 1, 1.0, 0.0)
+        self.pick(0.0)
+        self.oldest_starved(0.0, 1.0)
+        self.work_ahead(0.0, 0.0, 1.0, 0.0)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, entry: Entry) -> None:
+        work = entry.work
+        n = len(self._keys)
+        if n == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+            self._state = np.zeros(len(self._rows), np.int8)
+        key = (work.deadline_s, work.id)
+        at = bisect_left(self._keys, key)
+        insort(self._keys, key)
+        self._rows[at + 1 : n + 1] = self._rows[at:n]
+        self._rows[at] = (
+            work.deadline_s,
+            work.id,
+            work.arrival_s,
+            entry.work_s,
+            entry.flow,
+            work.best_effort,
+        )
+        self.entries[work.id] = entry
+        self.sequences += work.sequences
+        self.bytes += work.body_bytes
+
+    def remove(self, id: int) -> Entry:
+        """KeyError if it is not queued. States of `classify` are void afterwards."""
+        entry = self.entries.pop(id)
+        at = self._find(entry.work)
+        n = len(self._keys)
+        self._rows[at : n - 1] = self._rows[at + 1 : n]
+        self._state[at : n - 1] = self._state[at + 1 : n]
+        del self._keys[at]
+        self.sequences -= entry.work.sequences
+        self.bytes -= entry.work.body_bytes
+        return entry
+
+    def classify(
+        self, now_s: float, start_s: float, servers: int, factor: float, lone_s: float
+    ) -> None:
+        """Decide who can be on time; `pick` follows it. See `order_kernel.classify`."""
+        rows, state = self._live()
+        self._kernel.classify(rows, now_s, start_s, servers, factor, lone_s, state)
+
+    def pick(self, now_s: float, flow: int = -1) -> Entry | None:
+        """The most urgent request that was not passed over."""
+        return self._at(self._kernel.pick(*self._live(), now_s, flow))
+
+    def oldest_starved(self, now_s: float, after: float) -> Entry | None:
+        """The oldest request given up that waits longer than `after` times its TTFT objective."""
+        return self._at(self._kernel.oldest_starved(*self._live(), now_s, after))
+
+    def pass_over(self, entry: Entry) -> None:
+        """Do not pick it again before the next `classify`."""
+        self._state[self._find(entry.work)] = self._kernel.CHOSEN
+
+    def passed_over(self, entry: Entry) -> bool:
+        """Whether it was passed over since the last `classify`."""
+        return bool(self._state[self._find(entry.work)] == self._kernel.CHOSEN)
+
+    def on_time(self, entry: Entry) -> bool:
+        """Whether the last `classify` kept it."""
+        return bool(self._state[self._find(entry.work)] == self._kernel.KEPT)
+
+    def work_ahead(self, deadline_s: float, now_s: float, factor: float, lone_s: float) -> float:
+        """Seconds of work that is due before `deadline_s` and can be on time."""
+        count = bisect_left(self._keys, (deadline_s, -1))
+        return float(self._kernel.work_ahead(self._live()[0], count, now_s, factor, lone_s))
+
+    def work_s(self) -> float:
+        """Predicted work of all, uncalibrated, seconds."""
+        return float(self._live()[0]["work"].sum())
+
+    def in_order_of_arrival(self) -> list[Entry]:
+        """For comparison: first come, first served."""
+        return sorted(self.entries.values(), key=lambda e: (e.work.arrival_s, e.work.id))
+
+    def _live(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.int8]]:
+        n = len(self._keys)
+        return self._rows[:n], self._state[:n]
+
+    def _at(self, index: int) -> Entry | None:
+        return None if index < 0 else self.entries[int(self._rows["id"][index])]
+
+    def _find(self, work: Work) -> int:
+        return bisect_left(self._keys, (work.deadline_s, work.id))
