@@ -12,7 +12,7 @@ from typing import Any
 from kairos.errors import InputError
 from kairos.router.endpoint import Endpoint, Pattern, Role, allowed, parse_endpoint, parse_pattern
 from kairos.router.knobs import check, choice, count, file, knob, real, seconds, shown, switch, word
-from kairos.router.scheduling.params import Binding, Infeasible
+from kairos.router.scheduling.params import Binding, DispatchParams, Infeasible
 from kairos.slo import TPOT_RANGE_MS, TTFT_RANGE_MS, Slo, SloClasses, parse_class
 
 MIB = 1 << 20
@@ -106,10 +106,10 @@ class Overload:
 
     overload_status: int = choice(429, (429, 503, 529), "status of a refusal under overload")
     infeasible: Infeasible = choice(
-        Infeasible.SERVE,
+        DispatchParams().infeasible,
         tuple(Infeasible),
-        "a request predicted to miss its TTFT objective is served in its turn, served after all "
-        "others, or rejected at once",
+        "what happens to a request that is predicted to miss its TTFT objective; reject answers "
+        "it at once",
     )
     retries: int = count(1, "further pairs tried while no byte was sent", 0, 8)
 
@@ -226,7 +226,7 @@ class Scheduling:
     )
     slo_class: tuple[Slo, ...] = _classes()
     binding: Binding = choice(
-        Binding.URGENCY,
+        DispatchParams().binding,
         tuple(Binding),
         "when and to which pair requests go; all but urgency are for comparison",
     )
