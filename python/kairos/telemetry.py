@@ -1,0 +1,51 @@
+"""What a Kairos engine tells a router about itself: one msgpack map per message."""
+
+import msgspec
+
+VERSION = 1
+MOST_BYTES = 4096
+"""A message is never longer; longer ones are not received."""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """One message; None where it does not apply. Fields may be added: receivers ignore what they do
+    not know. `version` changes when a field changes its meaning.
+
+    Attributes:
+        epoch: random, new after every start of the engine.
+        sequence: counts the messages of an epoch.
+        role: "prefill", "decode" or "null".
+        running: requests in its batch, parked ones included.
+        waiting: requests in its queues.
+        max_running: requests it runs at most.
+        kv_used_tokens: KV tokens in use or asked for by queued requests.
+        kv_capacity_tokens: KV tokens there are.
+        uncached_tokens: prompt tokens still to be computed.
+        backlog_s: predicted time to compute them, seconds.
+        calibration: measured / predicted time of the latency model.
+        step_s: recent decode step, seconds.
+        parked: requests that sit out decode steps.
+        parked_kv_tokens: KV they hold.
+        slack_s: smallest slack of the residents, seconds.
+    """
+
+    epoch: str
+    sequence: int
+    role: str
+    running: int
+    waiting: int
+    max_running: int
+    kv_used_tokens: int
+    kv_capacity_tokens: int
+    version: int = VERSION
+    uncached_tokens: int | None = None
+    backlog_s: float | None = None
+    calibration: float | None = None
+    step_s: float | None = None
+    parked: int | None = None
+    parked_kv_tokens: int | None = None
+    slack_s: float | None = None
+
+
+encoder = msgspec.msgpack.Encoder()
+decoder = msgspec.msgpack.Decoder(Report)
