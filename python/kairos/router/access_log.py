@@ -6,8 +6,8 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 import orjson
 
@@ -68,11 +68,12 @@ class AccessLog:
             return
         self._thread.join(timeout_s)
 
-    def _open(self) -> TextIO:
+    def _open(self) -> FileIO:
+        # Unbuffered: a batch is one write, so that processes can share a file.
         if self._path is None:
-            return sys.stdout
+            return FileIO(sys.stdout.fileno(), "w", closefd=False)
         try:
-            return self._path.open("a", encoding="utf-8")
+            return FileIO(self._path, "a")
         except OSError as error:
             raise InputError(
                 f"--access-log: cannot write to {self._path}: {error.strerror}"
@@ -90,13 +91,13 @@ class AccessLog:
                 self._reopen.clear()
                 self._rotate()
             try:
-                self._file.write(b"".join(lines).decode())
-                self._file.flush()
-            except (OSError, ValueError) as error:
+                rest = memoryview(b"".join(lines))
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError as error:
                 self._dropped(len(lines))
                 _log.error("access log: %d lines lost: %s", len(lines), error)
-        if self._path is not None:
-            self._file.close()
+        self._file.close()
 
     def _rotate(self) -> None:
         try:
@@ -104,8 +105,7 @@ class AccessLog:
         except InputError as error:
             _log.error("%s; the old file stays open", error)
             return
-        if self._path is not None:
-            self._file.close()
+        self._file.close()
         self._file = fresh
 
 

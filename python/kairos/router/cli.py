@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kairos.errors import InputError
+from kairos.router.cells import stop_with_parent, supervise
 from kairos.router.config import RouterConfig
 from kairos.router.documents import mapping, read_document, refuse_unknown
 from kairos.router.keys import hash_key, load_keys, new_key
@@ -113,9 +114,9 @@ def _run(config: RouterConfig, argv: list[str]) -> int:
         stream=sys.stderr,
     )
     if config.listen.cells > 1 and config.listen.cell is None:
-        from kairos.router.cells import supervise
-
         return supervise(config, argv)
+    if config.listen.cell is not None:
+        stop_with_parent()
     from kairos.router.router import run
 
     return run(config)

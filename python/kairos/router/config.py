@@ -44,6 +44,14 @@ class Listen:
             raise InputError(f"cell {self.cell}: allowed are 0 to {self.cells - 1}")
         if self.cells > 1 and self.port == 0:
             raise InputError("--cells: needs a --port, which all of them share")
+        if self.cells > 1 and self.port + self.cells > 65535:
+            raise InputError(f"--cells: each has a port of its own after {self.port}; too high")
+
+    @property
+    def cell_port(self) -> int | None:
+        """Port of this cell alone, for scraping and for draining it: the shared port, plus 1, plus
+        the cell's number."""
+        return None if self.cell is None else self.port + 1 + self.cell
 
     @property
     def loopback(self) -> bool:
