@@ -26,6 +26,10 @@ class UrgencyParams:
     slice_s: a batch is cut at this duration, seconds, so that arrivals need not wait longer.
     spare_slice_s: the same for work that is not going to be on time anyway.
     min_chunk: a chunk is at least this long, tokens; smaller ones pay the fixed cost too often.
+    reserve: share of the time before a deadline, beyond the first `reserve_after_s`, that a kept
+        job leaves to more urgent ones yet to arrive.
+    reserve_after_s: so many seconds need no reserve; never shorter than the shortest SLO seen:
+        where all SLOs are alike no arrival is more urgent.
     tail_s: what follows prefill before the client sees the first token, seconds.
     starve_share: share of engine time for jobs given up that wait too long, 0 disables.
     starve_after: "too long" is this many times the job's own TTFT SLO.
@@ -34,7 +38,9 @@ class UrgencyParams:
 
     slice_s: float = 0.25
     spare_slice_s: float = 0.1
-    min_chunk: int = 512
+    min_chunk: int = 256
+    reserve: float = 0.6
+    reserve_after_s: float = 2.0
     tail_s: float = 0.0
     starve_share: float = 0.01
     starve_after: float = 8.0
@@ -45,6 +51,8 @@ class UrgencyParams:
             "slice_s": (self.slice_s, 1e-3, math.inf),
             "spare_slice_s": (self.spare_slice_s, 1e-3, math.inf),
             "min_chunk": (self.min_chunk, 1, 1_000_000),
+            "reserve": (self.reserve, 0.0, 0.99),
+            "reserve_after_s": (self.reserve_after_s, 0.0, math.inf),
             "tail_s": (self.tail_s, 0.0, 60.0),
             "starve_share": (self.starve_share, 0.0, 1.0),
             "starve_after": (self.starve_after, 1.0, 1e6),
@@ -62,6 +70,12 @@ class UrgencyQueue:
         model: predicts batch times.
         chunk_tokens: new tokens of a full batch; spreads the fixed cost of a batch.
 
+    Attributes:
+        calibration: measured / predicted batch time.
+        demotions: jobs that one plan was going to have on time and the next one was not.
+        grants: plans that served a starved job out of the bounded share.
+    shortest_slo_s: the shortest TTFT SLO of all jobs so far.
+
     The first construction in a process compiles or loads the kernels (seconds, once per machine).
     """
 
@@ -72,7 +86,10 @@ class UrgencyQueue:
 
         self.model = model
         self.params = params or UrgencyParams()
-        self.calibration = 1.0  # measured / predicted batch time
+        self.calibration = 1.0
+        self.shortest_slo_s = math.inf
+        self.demotions = 0
+        self.grants = 0
         self._kernel = urgency_kernel
         self._chunk_tokens = chunk_tokens
         self._keys: list[tuple[float, int]] = []
@@ -94,6 +111,7 @@ class UrgencyQueue:
         n = len(self._keys)
         if n == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        self.shortest_slo_s = min(self.shortest_slo_s, job.deadline_s - job.arrival_s)
         key = (job.deadline_s, job.id)
         at = bisect_left(self._keys, key)
         insort(self._keys, key)
@@ -106,6 +124,7 @@ class UrgencyQueue:
             job.total_tokens,
             job.done_tokens,
             job.weight,
+            False,
         )
 
     def progress(self, job_id: int, done_tokens: int) -> None:
@@ -119,6 +138,11 @@ class UrgencyQueue:
         self._rows[at : n - 1] = self._rows[at + 1 : n]
         del self._keys[at], self._deadline_of[job_id]
 
+    def job(self, job_id: int) -> tuple[float, int, int]:
+        """Deadline, total and computed tokens of a queued job; KeyError if it is not queued."""
+        row = self._rows[self._find(job_id)]
+        return float(row["deadline"]), int(row["total"]), int(row["done"])
+
     def plan(self, start_s: float, budget_tokens: int, page_tokens: int = 1) -> PrefillPlan:
         """The next batch.
 
@@ -128,6 +152,9 @@ class UrgencyQueue:
             page_tokens: chunks that do not finish their prompt are multiples of this.
         """
         rows, state, left, model = self._classified(start_s)
+        kept = state == self._kernel.KEPT
+        self.demotions += int(np.count_nonzero(rows["kept"] & ~kept))
+        rows["kept"] = kept
         p = self.params
         out = np.empty((min(len(rows), budget_tokens), 2), np.int64)
         count, batch_s, credit = self._kernel.pack(
@@ -146,21 +173,23 @@ class UrgencyQueue:
             self._credit_s,
             out,
         )
+        self.grants += credit < self._credit_s
         self._credit_s = min(credit + p.starve_share * batch_s, p.starve_credit_s)
         return PrefillPlan([PlannedChunk(*chunk) for chunk in out[:count].tolist()], batch_s)
 
     def order(self, start_s: float) -> list[int]:
         """Ids of all jobs, most urgent first: those that will be on time by deadline, then those
-        given up by remaining work, then those late already by response ratio."""
+        given up by remaining work, then those late already by how many of their SLOs they took."""
         rows, state, left, _ = self._classified(start_s)
         weight = rows["weight"]
+        slo = rows["deadline"] - rows["arrival"]
         key = np.where(
             state == self._kernel.KEPT,
             rows["deadline"],
             np.where(
                 state == self._kernel.DROPPED,
                 left / weight,
-                -(start_s - rows["arrival"]) * weight / left,
+                -(start_s + left - rows["arrival"]) * weight / slo,
             ),
         )
         ids: list[int] = rows["id"][np.lexsort((rows["id"], key, state))].tolist()
@@ -181,8 +210,17 @@ class UrgencyQueue:
         )
         state = np.empty(n, np.int8)
         left = np.empty(n)
+        p = self.params
         self._kernel.classify(
-            rows, start_s, model, self._chunk_tokens, self.params.tail_s, state, left
+            rows,
+            start_s,
+            model,
+            self._chunk_tokens,
+            p.tail_s,
+            p.reserve,
+            max(p.reserve_after_s, self.shortest_slo_s),
+            state,
+            left,
         )
         return rows, state, left, model
 

@@ -23,6 +23,7 @@ ROW = np.dtype(
         ("total", np.int64),
         ("done", np.int64),
         ("weight", np.float64),
+        ("kept", np.bool_),  # by the last plan
     ]
 )
 
@@ -71,12 +72,24 @@ def _pop(keys: Any, members: Any, size: int) -> int:
 
 @compiled
 def classify(
-    rows: Rows, start: float, model: Tuple4, chunk_tokens: int, tail: float, state: Any, left: Any
+    rows: Rows,
+    start: float,
+    model: Tuple4,
+    chunk_tokens: int,
+    tail: float,
+    reserve: float,
+    reserve_after: float,
+    state: Any,
+    left: Any,
 ) -> None:
-    """Moore-Hodgson over the jobs that can still make it.
+    """Moore-Hodgson over the jobs that can still make it, with room for jobs yet to arrive.
 
     Fills state[i] with KEPT, DROPPED or LATE and left[i] with the remaining work in seconds,
     the fixed batch cost spread over chunks of `chunk_tokens`.
+
+    Args:
+        reserve: share of the time beyond `reserve_after` seconds from `start` that is left to
+            arrivals with earlier deadlines.
     """
     n = rows.shape[0]
     keys = np.empty(n)
@@ -90,6 +103,7 @@ def classify(
         linear = model[2] * tokens
         work = work_s(model, row.done, tokens)
         left[i] = work + per_token_fixed * tokens
+        due = row.deadline - reserve * max(0.0, row.deadline - start - reserve_after)
         alone = model[0] + max(0.0, model[1] - linear) + work
         if start + tail + alone > row.deadline:
             state[i] = LATE
@@ -98,7 +112,7 @@ def classify(
         _push(keys, members, size, left[i] / row.weight, i)
         size += 1
         end += left[i]
-        while end > row.deadline and size > 0:
+        while end > due and size > 0:
             worst = _pop(keys, members, size)
             size -= 1
             state[worst] = DROPPED
@@ -109,8 +123,8 @@ def classify(
 def _next(rows: Rows, state: Any, left: Any, start: float, cursor: int) -> int:
     """Index of the most urgent job not chosen yet, -1 when none is left.
 
-    Kept jobs by deadline, then dropped ones by remaining work, then late ones by response ratio
-    (wait + work) / work. `cursor` skips rows known to hold no kept job.
+    Kept jobs by deadline, then dropped ones by remaining work, then late ones by the multiple of
+    their SLO at which they can be done. `cursor` skips rows known to hold no kept job.
     """
     n = rows.shape[0]
     for i in range(cursor, n):
@@ -123,7 +137,8 @@ def _next(rows: Rows, state: Any, left: Any, start: float, cursor: int) -> int:
         if state[i] == DROPPED:
             key = -left[i] / rows[i].weight
         else:
-            key = (start - rows[i].arrival) * rows[i].weight / left[i]
+            waited = start + left[i] - rows[i].arrival
+            key = waited * rows[i].weight / (rows[i].deadline - rows[i].arrival)
         if (
             state[i] < best_state
             or key > best_key
