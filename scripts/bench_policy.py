@@ -100,30 +100,32 @@ def simulator_seconds() -> float:
     return time.perf_counter() - start
 
 
-def soak(requests: int) -> dict[str, float]:
-    """Pass `requests` through every policy's state; resident memory before and after, MiB."""
+def soak(requests: int) -> dict[str, list[float]]:
+    """Pass `requests` through every policy's state; resident memory in MiB at every tenth of them.
+
+    What the first tenth allocates, compiled kernels among it, is not growth.
+    """
     queue = UrgencyQueue(PROFILE.prefill, PROFILE.limits.chunk_tokens)
     lengths = LengthEstimator()
     table = StepTable.from_model(PROFILE.decode, 256, PROFILE.limits.kv_tokens)
     policy = SlackPolicy(table, 256, lengths=lengths)
     residents = Residents()
     process = psutil.Process()
-    started = 0.0
-    for i in range(requests):
+    memory = []
+    for i in range(1, requests + 1):
         now = 1e-3 * i
         queue.add(PrefillJob(i, now, now + 1.0, 1_000))
         residents.add(Resident(i, 1_000, 0, now, now, 0.03))
-        if i % 64 == 63:
+        if i % 64 == 0:
             queue.plan(now, PROFILE.limits.chunk_tokens)
             policy.observe(policy.select(residents.rows, now), 0.02)
-        if i >= 64:
+        if i > 64:
             queue.remove(i - 64)
             residents.remove(i - 64)
             policy.completed(0, i % 997 + 1)
-        if i == requests // 10:
-            started = process.memory_info().rss / 2**20
-    ended = process.memory_info().rss / 2**20
-    return {"soak_requests": requests, "soak_start_mib": started, "soak_end_mib": ended}
+        if i % max(1, requests // 10) == 0:
+            memory.append(round(process.memory_info().rss / 2**20, 1))
+    return {"soak_requests": [float(requests)], "soak_rss_mib": memory}
 
 
 def plot(figures: dict[str, float], path: Path) -> None:
@@ -156,8 +158,11 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--plot", type=Path, help="write the growth plot here")
     parser.add_argument("--no-simulator", action="store_true", help="leave the simulator out")
-    parser.add_argument("--soak", type=int, default=0, help="pass so many requests, watch memory")
+    parser.add_argument("--soak", type=int, default=0, help="only this: so many requests")
     args = parser.parse_args()
+    if args.soak:
+        print(orjson.dumps(soak(args.soak)).decode())
+        return 0
 
     figures: dict[str, float] = {}
     for size in URGENCY_SIZES:
@@ -169,8 +174,6 @@ def main() -> int:
         figures[f"slack_p50_us_{size}"], figures[f"slack_p99_us_{size}"] = p50, p99
     if not args.no_simulator:
         figures["simulator_8927_requests_s"] = min(simulator_seconds() for _ in range(2))
-    if args.soak:
-        figures.update(soak(args.soak))
     if args.plot is not None:
         plot(figures, args.plot)
     if args.json:
