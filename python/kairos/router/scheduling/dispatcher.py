@@ -383,9 +383,9 @@ class Dispatcher:
         return ahead_s + queued_s + lone_s + entry.work_s * factor
 
     def _classify(self, prefill: list[PrefillInstance], now_s: float) -> None:
-        start_s = now_s + sum(p.backlog_s(now_s) for p in prefill) / len(prefill)
+        held = [work for p in prefill for work in p.held(now_s)]
         lone_s = min(p.lone_s for p in prefill) + self._tail_s
-        self._queue.classify(now_s, start_s, len(prefill), self._factor(prefill), lone_s)
+        self._queue.classify(now_s, held, len(prefill), self._factor(prefill), lone_s)
 
     def _next(self, now_s: float) -> tuple[Entry | None, str]:
         """Who is next, and whether out of turn: a "door" is held for it, its "share" is owed, or it

@@ -30,12 +30,19 @@ KEPT, DROPPED, LATE, YIELDS, CHOSEN = 0, 1, 2, 3, 4
 
 @compiled
 def classify(
-    rows: Rows, now: float, start: float, servers: int, factor: float, lone: float, state: Any
+    rows: Rows,
+    now: float,
+    held: npt.NDArray[np.float64],
+    servers: int,
+    factor: float,
+    lone: float,
+    state: Any,
 ) -> None:
     """Moore-Hodgson over the requests that can still make it, on `servers` instances.
 
     Args:
-        start: when the instances get to what waits here, on average.
+        held: (deadline, seconds) of the work that the instances hold already, by deadline; it goes
+            before what is due later and is not given up.
         factor: measured / predicted time of the work.
         lone: what a request needs beside its work until its first token, seconds.
         state: filled with KEPT, DROPPED, LATE or YIELDS.
@@ -44,7 +51,8 @@ def classify(
     keys = np.empty(n)
     members = np.empty(n, np.int64)
     size = 0
-    end = start + lone
+    end = now + lone
+    next_held = 0
     for i in range(n):
         row = rows[i]
         work = row.work * factor
@@ -54,6 +62,9 @@ def classify(
         if now + lone + work > row.deadline:
             state[i] = LATE
             continue
+        while next_held < held.shape[0] and held[next_held, 0] <= row.deadline:
+            end += held[next_held, 1] / servers
+            next_held += 1
         state[i] = KEPT
         _push(keys, members, size, work, i)
         size += 1

@@ -120,6 +120,18 @@ class PrefillInstance:
             running = False
         return ahead
 
+    def held(self, now_s: float) -> list[tuple[float, float]]:
+        """(deadline, seconds) of the work in it that a request cannot pass unless it is due
+        earlier; what cannot be passed at all is due at minus infinity."""
+        self._advance(now_s)
+        work = [(-math.inf, max(0.0, self._others_until_s - now_s))]
+        for prompt in self._order:
+            if not self.preemptive:
+                work.append((-math.inf, prompt.rest_s))
+            elif now_s + prompt.rest_s <= prompt.deadline_s:
+                work.append((prompt.deadline_s, prompt.rest_s))
+        return work
+
     def backlog_s(self, now_s: float) -> float:
         """Seconds of work it holds."""
         return self.ahead_s(now_s, math.inf)

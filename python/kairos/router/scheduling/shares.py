@@ -66,7 +66,7 @@ class Shares:
         waiting = self._waiting[slo_class]
         if len(waiting) < 2:
             return -1
-        last = min(waiting, key=lambda other: (self._virtual[other], other))
+        last = min(waiting, key=lambda other: (self._virtual[other], self._flows[other]))
         return last if self._virtual[flow] - self._virtual[last] > slack_s else -1
 
     def _forget_idle(self) -> None:

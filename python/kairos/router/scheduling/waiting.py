@@ -1,6 +1,7 @@
 """The requests that wait for a pair, sorted by deadline."""
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,7 @@ class WaitingQueue:
         self._rows = np.zeros(64, order_kernel.ROW)
         self._state = np.zeros(64, np.int8)
         # Compiles.
-        self.classify(0.0, 0.0, 1, 1.0, 0.0)
+        self.classify(0.0, [], 1, 1.0, 0.0)
         self.pick(0.0)
         self.oldest_starved(0.0, 1.0)
         self.work_ahead(0.0, 0.0, 1.0, 0.0)
@@ -87,11 +88,18 @@ class WaitingQueue:
         return entry
 
     def classify(
-        self, now_s: float, start_s: float, servers: int, factor: float, lone_s: float
+        self,
+        now_s: float,
+        held: Sequence[tuple[float, float]],
+        servers: int,
+        factor: float,
+        lone_s: float,
     ) -> None:
-        """Decide who can be on time; `pick` follows it. See `order_kernel.classify`."""
+        """Decide who can be on time; `pick` follows it. See `order_kernel.classify`; `held` need
+        not be sorted."""
         rows, state = self._live()
-        self._kernel.classify(rows, now_s, start_s, servers, factor, lone_s, state)
+        before = np.array(sorted(held), np.float64).reshape(-1, 2)
+        self._kernel.classify(rows, now_s, before, servers, factor, lone_s, state)
 
     def pick(self, now_s: float, flow: int = -1) -> Entry | None:
         """The most urgent request that was not passed over."""
