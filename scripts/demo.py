@@ -14,7 +14,8 @@ if __name__ == "__main__":
             [
                 *("--trace", "synthetic:mooncake-conversation", "--load", "0.9"),
                 *("--duration-s", "65", "--budget-s", "110"),
-                *("--slo", "L3", "--arms", "fcfs,kairos", "--out", str(OUT / "demo")),
+                *("--slo", "L3", "--arms", "fcfs,kairos", "--goodput", "none"),
+                *("--out", str(OUT / "demo"), "--overwrite", "--allow-disturbed"),
                 *sys.argv[1:],
             ]
         )

@@ -18,9 +18,15 @@ def emulated(local: LocalCluster) -> ClusterSpec:
         prefill=local.prefill,
         decode=local.decode,
         args=local.arm.args,
-        prefill_args=local.arm.prefill_args,
-        kairos=local.arm.kairos,
-        router="mini_lb" if local.router else None,
+        # The cache that the load assumes, and room for prompts in work beside it. An instance of
+        # the profile holds less: the rest stands for a cache in host memory that costs nothing.
+        prefill_args=(
+            "--max-total-tokens",
+            str(local.cache_tokens + local.kv_tokens // 4),
+            *local.arm.prefill_args,
+        ),
+        decode_args=local.arm.decode_args,
+        router=local.arm.router or ("mini_lb" if local.mini_lb else None),
     )
     return with_platform(spec, "emulated", local.profile)
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from kairos.latency import load_profile
 from kairos.replay.plan import PlannedRequest
 from kairos.replay.record import Header, Outcome, Record, make_record
-from kairos.replay.report import Arm
-from kairos.replay.summary import summarise
+from kairos.replay.results import Arm, RunResult
 from kairos.slo import Slo
 from kairos.workload.trace import TraceRequest
 
@@ -29,14 +29,16 @@ def header(arm: str = "fcfs", **changes: object) -> Header:
         "trace": "t.jsonl.gz",
         "trace_sha256": "0" * 64,
         "load": 0.9,
+        "cache_tokens": 4_000_000,
         "instances": "1P1D",
         "time_scale": 1.25,
         "start_s": 0.0,
         "span_s": 60.0,
+        "requests": 10,
         "slo_set": "L3",
         "tpot_ms": 30.0,
         "seed": 0,
-        "profile": "tiny-fast",
+        "profile": load_profile("tiny-fast"),
         "emulated": True,
         "versions": {"python": "3.11"},
         "started": "2026-01-01T00:00:00Z",
@@ -58,6 +60,9 @@ def record(
     )
 
 
-def arm(name: str, records: Sequence[Record], **changes: object) -> Arm:
-    head = header(name, **changes)
-    return Arm(head, records, summarise(head, records))
+def arm(name: str, records: Sequence[Record], *repeats: Sequence[Record], **changes: object) -> Arm:
+    runs = [
+        RunResult(header(name, repeat=i, position=i, **changes), own)
+        for i, own in enumerate((records, *repeats), 1)
+    ]
+    return Arm(name, tuple(runs))

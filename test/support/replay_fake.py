@@ -19,15 +19,16 @@ def replay(argv: Sequence[str], mark: str = "", decode_args: Sequence[str] = ())
             prefill=local.prefill,
             decode=local.decode,
             args=(*_NO_MOONCAKE, *local.arm.args),
-            decode_args=tuple(decode_args),
+            prefill_args=local.arm.prefill_args,
+            decode_args=(*local.arm.decode_args, *decode_args),
             env={"KAIROS_TEST_MARK": mark},
-            kairos=local.arm.kairos,
             router=None,
             server_command=_SERVER,
             stop_grace_s=0.1,
         )
 
-    return main(argv, cluster_of)
+    # Tests must not depend on how busy the machine is.
+    return main([*argv, "--allow-disturbed"] if "--trace" in argv else argv, cluster_of)
 
 
 if __name__ == "__main__":

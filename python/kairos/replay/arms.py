@@ -1,62 +1,138 @@
-"""The server configurations that a replay compares."""
+"""The server configurations that a replay compares, and what the simulator runs for each."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from kairos.errors import InputError
-from kairos.replay.plan import Plan
+from kairos.sim.settings import Settings
 from kairos.workload.slo_sets import TIERS
 
-# Upstream's orders of the prefill waiting queue, by the name of the arm.
+Router = Literal["kairos"]
+
+# Upstream's orders of the prefill waiting queue by the name of the arm: its flag's value, and the
+# simulator's name of it. Upstream always finishes the prompt that it has started.
 _UPSTREAM = {
-    "fcfs": "fcfs",
-    "lpm": "lpm",
-    "hrrn": "hrrn",
-    "sjf": "shortest-prefill-first",
-    "shortest-prefill-first": "shortest-prefill-first",
+    "fcfs": ("fcfs", "fcfs"),
+    "lpm": ("lpm", "lpm"),
+    "hrrn": ("hrrn", "hrrn-np"),
+    "sjf": ("shortest-prefill-first", "spf"),
 }
-ARMS = (*_UPSTREAM, "kairos")
+_CAP = re.compile(r"(.+)-cap([1-9][0-9]{0,3})")
 
 # Cumulative streaming sends all ids of a request again with every token, which costs server and
 # client time that grows with the square of its length. Upstream's own flag, the same on all arms.
 _COMMON = ("--incremental-streaming-output",)
+
+# How emulated servers differ from an ideal engine: batches are composed one ahead, a prompt waits
+# for memory on its decode server first, transfers of a prefill server share its link.
+_ENGINE = Settings(lookahead=True, preallocate=True, contention=True)
 
 
 @dataclass(frozen=True, slots=True)
 class ArmSpec:
     """Attributes:
     name: as in the report.
+    about: one line for people.
     args: server flags, the same on prefill and decode servers.
-    prefill_args: flags of prefill servers only. A decode server has no prefix cache, without which
-        some of upstream's orders refuse to start.
-    kairos: whether the servers run with `--kairos` and get each request's SLO.
+    prefill_args, decode_args: flags of one role. A decode server has no prefix cache, without
+        which some of upstream's orders refuse to start.
+    send_slo: whether requests carry their SLO.
+    router: what they go through; None: straight to both servers.
+    simulated: the simulator's settings for the same; None: it has no model of it.
     """
 
     name: str
-    args: tuple[str, ...]
-    kairos: bool
+    about: str
+    args: tuple[str, ...] = _COMMON
     prefill_args: tuple[str, ...] = ()
+    decode_args: tuple[str, ...] = ()
+    send_slo: bool = False
+    router: Router | None = None
+    simulated: Settings | None = field(default=None, compare=False)
 
 
-def arm_spec(name: str, plan: Plan, profile: str) -> ArmSpec:
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Which parts of Kairos an arm has."""
+
+    about: str
+    prefill: bool = False
+    decode: bool = False
+    hold: bool = False
+    router: bool = False
+
+
+_KAIROS = {
+    "kairos": _Parts("urgency on prefill and slack on decode servers", prefill=True, decode=True),
+    "kairos-hold": _Parts("kairos with --kairos-hold", prefill=True, decode=True, hold=True),
+    "kairos-urgency": _Parts("urgency only, decode servers are upstream's", prefill=True),
+    "kairos-slack": _Parts("slack only, prefill servers are upstream's fcfs", decode=True),
+    "kairos-router": _Parts("Kairos' router only, all servers are upstream's fcfs", router=True),
+    "kairos-all": _Parts(
+        "router, urgency, slack and hold", prefill=True, decode=True, hold=True, router=True
+    ),
+}
+ARMS = (*_UPSTREAM, *_KAIROS)
+ALLOWED = f"{', '.join(ARMS)}; upstream's with -capN (fcfs-cap32) limit the decode batch to N"
+
+
+def arm_spec(name: str, profile: str, slo_set: str = "L3") -> ArmSpec:
     """The configuration called `name`.
 
     Args:
-        plan: its SLO set decides which classes the servers have to know.
         profile: what Kairos predicts with, shipped name or path.
+        slo_set: decides which classes the servers have to know.
 
     Raises:
         InputError: unknown name.
     """
-    if name in _UPSTREAM:
-        return ArmSpec(name, _COMMON, False, ("--schedule-policy", _UPSTREAM[name]))
-    if name != "kairos":
-        raise InputError(f"--arms: {name!r} is not one of {', '.join(ARMS)}")
-    args = ["--kairos-profile", profile, *_COMMON]
-    if plan.slo_set == "tiers":
+    if name in _KAIROS:
+        return _kairos(name, _KAIROS[name], profile, slo_set)
+    capped = _CAP.fullmatch(name)
+    base = capped[1] if capped else name
+    if base not in _UPSTREAM:
+        raise InputError(f"--arms: {name!r} is not one of {ALLOWED}")
+    flag, order = _UPSTREAM[base]
+    cap = int(capped[2]) if capped else 0
+    return ArmSpec(
+        name,
+        f"upstream, {flag}" + (f", decode batch of {cap} at most" if cap else ""),
+        prefill_args=("--schedule-policy", flag),
+        decode_args=("--max-running-requests", str(cap)) if cap else (),
+        simulated=replace(
+            _ENGINE,
+            prefill_policy=order,
+            decode_policy="continuous",
+            decode_cap=cap,
+            grants="arrival",
+        ),
+    )
+
+
+def _kairos(name: str, parts: _Parts, profile: str, slo_set: str) -> ArmSpec:
+    flags = ["--kairos", "--kairos-profile", profile]
+    if slo_set == "tiers":
         # Requests carry their own objectives; the servers only have to know the class names.
         for tier in TIERS:
-            args += ["--kairos-slo-class", f"{tier.name}={1e3 * tier.base_s:g},{tier.tpot_ms:g}"]
-    return ArmSpec(name, tuple(args), True)
+            flags += ["--kairos-slo-class", f"{tier.name}={1e3 * tier.base_s:g},{tier.tpot_ms:g}"]
+    settings = replace(
+        _ENGINE,
+        prefill_policy="urgency" if parts.prefill else "fcfs",
+        decode_policy="slack" if parts.decode else "continuous",
+        hold=parts.hold,
+        grants="deadline" if parts.decode else "arrival",
+    )
+    return ArmSpec(
+        name,
+        parts.about,
+        prefill_args=tuple(flags) if parts.prefill else (),
+        decode_args=(*(flags if parts.decode else ()), *(["--kairos-hold"] * parts.hold)),
+        send_slo=True,
+        router="kairos" if parts.router else None,
+        # The simulator has no router in front of servers that order by themselves.
+        simulated=None if parts.router else settings,
+    )
 
 
 def parse_arms(text: str) -> list[str]:
@@ -67,8 +143,7 @@ def parse_arms(text: str) -> list[str]:
     """
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in ARMS:
-            raise InputError(f"--arms: {name!r} is not one of {', '.join(ARMS)}")
+        arm_spec(name, profile="")
         if names.count(name) > 1:
             raise InputError(f"--arms: {name!r} is named twice")
     return names

@@ -3,37 +3,38 @@
 import asyncio
 import gc
 import time
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import aiohttp
 import orjson
 
 from kairos.errors import InputError
-from kairos.replay.exchange import Exchange, tracing
+from kairos.replay.api import Api, GenerateApi
+from kairos.replay.exchange import Exchange, named
 from kairos.replay.plan import PlannedRequest
 from kairos.replay.prompts import Prompts
 from kairos.replay.record import Outcome, Record, make_record
+from kairos.replay.spool import Spool
 from kairos.replay.target import Target
 
-_PREPARED = 32  # prompts made ahead, so that none is made when it is due
-_LEAD_S = 0.02  # between the start and the first arrival
-_TIMER_GRAIN_S = 1.2e-3  # timers of the event loop wake up to a millisecond late
+_LEAD_S = 0.1  # between the start and the first arrival
+_DIAL_AHEAD_S = 0.05  # connections are open when their request is due
+_TIMER_GRAIN_S = 1.5e-3  # timers of the event loop wake up to a millisecond late
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """Attributes:
-    send_slo: put the SLO into custom_params, for servers that schedule by it.
+    send_slo: tell the servers each request's SLO.
     timeout_s: limit of one request, seconds from when it was due.
     budget_s: limit of the run, seconds from the first arrival; what is left then is cut.
+    api: how to ask.
     """
 
     send_slo: bool = True
     timeout_s: float = 600.0
     budget_s: float = 3600.0
+    api: Api = field(default_factory=GenerateApi)
 
     def __post_init__(self) -> None:
         for name, value in (("timeout-s", self.timeout_s), ("budget-s", self.budget_s)):
@@ -58,50 +59,43 @@ class Client:
 
     Attributes:
         counts: where it stands, while it runs.
+        start_s: monotonic time that arrivals count from; 0 before the run.
     """
 
     def __init__(self, target: Target, prompts: Prompts, options: Options, run_id: str) -> None:
         """`run_id` starts every rid, so that two runs on the same servers do not collide."""
         self.counts = Counts()
+        self.start_s = 0.0
         self._target = target
         self._prompts = prompts
         self._options = options
         self._run_id = run_id
-        self._start = 0.0
+        self._bodies: Spool | None = None
         self._sending: asyncio.Task[None] | None = None
         self._in_flight: set[asyncio.Task[None]] = set()
-        self._records: dict[int, Record] = {}
+        self._ended: dict[int, tuple[Exchange, Outcome, str]] = {}
         self._stopped: str | None = None
+
+    def prepare(self, requests: Sequence[PlannedRequest]) -> None:
+        """Write all bodies. Done by `run` otherwise; takes about 2 ms a request."""
+        self._bodies = Spool(self._body(planned) for planned in requests)
 
     async def run(self, requests: Sequence[PlannedRequest]) -> list[Record]:
         """Send `requests` on their schedule; one record each, in order of arrival."""
-        # Dialling afresh costs about a millisecond; servers close idle connections after 5 s,
-        # and a request sent on such a connection is lost.
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        if self._bodies is None or len(self._bodies) != len(requests):
+            self.prepare(requests)
         gc.collect()
-        gc.freeze()  # the plan is large and lives on: scanning it would pause the sender
+        gc.disable()  # a collection would pause the sender, and nothing here makes cycles
         try:
-            async with aiohttp.ClientSession(
-                connector=connector,
-                timeout=aiohttp.ClientTimeout(total=None),
-                trace_configs=[tracing()],
-                auto_decompress=False,
-            ) as session:
-                self._sending = asyncio.create_task(self._send_all(requests, session))
-                await asyncio.wait([self._sending])
-                if not self._sending.cancelled():
-                    self._sending.result()
-                while self._in_flight:
-                    await asyncio.wait(self._in_flight)
+            self._sending = asyncio.create_task(self._send_all(requests))
+            await asyncio.wait([self._sending])
+            if not self._sending.cancelled():
+                self._sending.result()
+            while self._in_flight:
+                await asyncio.wait(self._in_flight)
         finally:
-            gc.unfreeze()
-        return [
-            self._records.get(planned.index)
-            or make_record(
-                planned, self._rid(planned), Outcome.CUT, reason=self._stopped or "never sent"
-            )
-            for planned in requests
-        ]
+            gc.enable()
+        return [self._record(planned) for planned in requests]
 
     def stop(self, reason: str) -> None:
         """End the run now: what is in flight or unsent is cut, for `reason`."""
@@ -113,43 +107,26 @@ class Client:
         for task in self._in_flight:
             task.cancel()
 
-    async def _send_all(
-        self, requests: Sequence[PlannedRequest], session: aiohttp.ClientSession
-    ) -> None:
-        with ThreadPoolExecutor(1, thread_name_prefix="kairos-prompts") as maker:
-            ahead = iter(requests[_PREPARED:])
-            prepared: deque[Future[bytes]] = deque(
-                maker.submit(self._prompt, planned) for planned in requests[:_PREPARED]
-            )
-            wait(prepared)
-            self._start = time.monotonic() + _LEAD_S
-            for planned in requests:
-                prompt = await asyncio.wrap_future(prepared.popleft())
-                following = next(ahead, None)
-                if following is not None:
-                    prepared.append(maker.submit(self._prompt, following))
-                if planned.request.arrival_s >= self._options.budget_s:
-                    break
-                due = self._start + planned.request.arrival_s
-                await _sleep_until(due)
-                task = asyncio.create_task(self._one(planned, prompt, due, session))
-                self._in_flight.add(task)
-                task.add_done_callback(self._in_flight.discard)
+    async def _send_all(self, requests: Sequence[PlannedRequest]) -> None:
+        assert self._bodies is not None
+        self.start_s = time.monotonic() + _LEAD_S
+        for index, planned in enumerate(requests):
+            if planned.request.arrival_s >= self._options.budget_s:
+                break
+            due = self.start_s + planned.request.arrival_s
+            await asyncio.sleep(due - _DIAL_AHEAD_S - time.monotonic())
+            task = asyncio.create_task(self._one(planned, self._bodies[index], due))
+            self._in_flight.add(task)
+            task.add_done_callback(self._in_flight.discard)
 
-    async def _one(
-        self, planned: PlannedRequest, prompt: bytes, due: float, session: aiohttp.ClientSession
-    ) -> None:
-        exchange = Exchange(planned, self._rid(planned), due)
-        self.counts.sent += 1
-        own_end, run_end = due + self._options.timeout_s, self._start + self._options.budget_s
+    async def _one(self, planned: PlannedRequest, body: memoryview, due: float) -> None:
+        exchange = Exchange(
+            planned, self._rid(planned), due, self._target.legs(planned.index), self._options.api
+        )
+        own_end, run_end = due + self._options.timeout_s, self.start_s + self._options.budget_s
         try:
             async with asyncio.timeout(min(own_end, run_end) - time.monotonic()):
-                outcome, reason = await exchange.run(
-                    session,
-                    self._target.legs(planned.index),
-                    prompt,
-                    send_slo=self._options.send_slo,
-                )
+                outcome, reason = await self._exchanged(exchange, body, due)
         except TimeoutError:
             if own_end <= run_end:
                 outcome, reason = Outcome.TIMEOUT, f"no end after {self._options.timeout_s:g} s"
@@ -159,13 +136,50 @@ class Client:
             if self._stopped is None:
                 raise
             outcome, reason = Outcome.CUT, self._stopped
-        self._records[planned.index] = exchange.record(outcome, reason)
+        except Exception as error:  # one bad request must not end the run
+            outcome, reason = Outcome.INTERNAL_ERROR, named(error)
+        finally:
+            exchange.close()
+        self._ended[planned.index] = exchange, outcome, reason
         self.counts.done += 1
         self.counts.failed += outcome is not Outcome.OK
 
-    def _prompt(self, planned: PlannedRequest) -> bytes:
+    async def _exchanged(
+        self, exchange: Exchange, body: memoryview, due: float
+    ) -> tuple[Outcome, str]:
+        """Dial, send when due, and await the answer."""
+        failure = None
+        try:
+            await exchange.dial()
+        except OSError as error:
+            failure = named(error)
+        await _sleep_until(due)
+        self.counts.sent += 1
+        if failure is None:
+            try:
+                exchange.send(body, self._options.send_slo)
+            except OSError as error:
+                failure = named(error)
+        if failure is not None:
+            return Outcome.CONNECTION_ERROR, failure
+        return await exchange.answer()
+
+    def _record(self, planned: PlannedRequest) -> Record:
+        """Written after the run: splitting a long answer into gaps takes milliseconds."""
+        ended = self._ended.get(planned.index)
+        if ended is not None:
+            exchange, outcome, reason = ended
+            return exchange.record(outcome, reason)
+        reason = self._stopped or "never sent"
+        return make_record(planned, self._rid(planned), Outcome.CUT, reason=reason)
+
+    def _body(self, planned: PlannedRequest) -> bytes:
         ids = self._prompts.token_ids(planned.request, planned.index)
-        return orjson.dumps(ids, option=orjson.OPT_SERIALIZE_NUMPY)
+        prompt = orjson.dumps(ids, option=orjson.OPT_SERIALIZE_NUMPY)
+        legs = self._target.legs(planned.index)
+        return self._options.api.body(
+            planned, self._rid(planned), prompt, legs, self._options.send_slo
+        )
 
     def _rid(self, planned: PlannedRequest) -> str:
         return f"{self._run_id}-{planned.index:07d}"

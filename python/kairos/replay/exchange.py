@@ -1,19 +1,20 @@
-"""One request on the wire: its body, its legs, its stream, its end."""
+"""One request on the wire: its connections, its stream, its end."""
 
 import asyncio
-import secrets
+import ssl
 import time
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
+from urllib.parse import urlsplit
 
-import aiohttp
-import orjson
-
+from kairos.replay.api import Api
 from kairos.replay.plan import PlannedRequest
 from kairos.replay.record import Outcome, Record, make_record
-from kairos.replay.stream import StreamError, TokenStream
+from kairos.replay.stream import StreamError
 from kairos.replay.target import Leg
+from kairos.replay.wire import Connection, WireError
+
+_SHOWN_BYTES = 400
+_INSTANCE_HEADERS = ("x-kairos-prefill", "x-kairos-decode")
 
 
 class Exchange:
@@ -24,52 +25,62 @@ class Exchange:
         due: monotonic time at which it has to leave; all its times count from there.
     """
 
-    def __init__(self, planned: PlannedRequest, rid: str, due: float) -> None:
+    def __init__(
+        self, planned: PlannedRequest, rid: str, due: float, legs: Sequence[Leg], api: Api
+    ) -> None:
         self.rid = rid
         self.due = due
         self._planned = planned
+        self._legs = legs
+        self._api = api
         self._sent: float | None = None
-        self._stream = TokenStream(planned.request.output_tokens)
+        self._connections: list[Connection] = []
+        self._stream = api.stream(planned.request.output_tokens)
+        self._error_body = b""
 
-    async def run(
-        self,
-        session: aiohttp.ClientSession,
-        legs: Sequence[Leg],
-        prompt: bytes,
-        *,
-        send_slo: bool,
-    ) -> tuple[Outcome, str]:
-        """Send to all legs at once and read until the streaming one has ended.
+    async def dial(self) -> None:
+        """Connect to every leg. Requests leave on connections that are open already: dialling
+        takes a millisecond, and keeping them from request to request loses requests when the
+        server closes an idle one.
 
-        Args:
-            session: made with `tracing()`.
-            prompt: token ids as JSON.
-            send_slo: put the SLO into custom_params.
-
-        Returns:
-            How it ended and why. Cancelling it closes the connections, which makes the servers
-            abort the request.
+        Raises:
+            OSError: nothing listens.
         """
-        body = self._body(legs, prompt, send_slo)
-        reading = [asyncio.create_task(self._read(leg, body, session)) for leg in legs]
+        for leg in self._legs:
+            self._connections.append(await _connect(leg, self._receiver(leg)))
+
+    def send(self, body: bytes | memoryview, send_slo: bool) -> None:
+        """Write the request to every leg, now.
+
+        Raises:
+            OSError: a connection is gone already.
+        """
+        headers = self._api.headers(self._planned, send_slo)
+        for leg, connection in zip(self._legs, self._connections, strict=True):
+            connection.send(_head(leg, self._api.path, headers, len(body)), body)
+        self._sent = time.monotonic()
+
+    async def answer(self) -> tuple[Outcome, str]:
+        """Wait until the streaming leg has ended: how it ended and why."""
         try:
-            await _first_end(reading, legs)
-        except _HttpError as error:
-            return Outcome.HTTP_ERROR, str(error)
+            await self._first_end()
+            self._stream.close()
         except StreamError as error:
             return Outcome.STREAM_ERROR, str(error)
-        except (aiohttp.ClientError, OSError) as error:
-            return Outcome.CONNECTION_ERROR, _named(error)
-        except Exception as error:  # one bad request must not end the run
-            return Outcome.INTERNAL_ERROR, _named(error)
-        finally:
-            for task in reading:
-                task.cancel()
-            await asyncio.gather(*reading, return_exceptions=True)
+        except _HttpError as error:
+            return Outcome.HTTP_ERROR, str(error)
+        except (OSError, WireError) as error:
+            return Outcome.CONNECTION_ERROR, named(error)
         return self._verdict()
+
+    def close(self) -> None:
+        """Hang up, which makes the servers abort what is left of the request."""
+        for connection in self._connections:
+            connection.close()
 
     def record(self, outcome: Outcome, reason: str) -> Record:
         """Account for what has been seen."""
+        self._stream.settle()
         return make_record(
             self._planned,
             self.rid,
@@ -78,55 +89,41 @@ class Exchange:
             send_lag_s=None if self._sent is None else self._sent - self.due,
             token_times_s=[t - self.due for t in self._stream.times],
             cached_tokens=self._stream.cached_tokens,
+            instance=self._instance(),
         )
 
-    def mark_sent(self) -> None:
-        """The headers are on the wire."""
-        if self._sent is None:
-            self._sent = time.monotonic()
+    def _receiver(self, leg: Leg) -> Connection:
+        def on_body(data: bytes, now: float) -> None:
+            if connection.response.status != 200:
+                self._error_body = (self._error_body + data)[:_SHOWN_BYTES]
+            elif leg.streams:
+                self._stream.feed(data, now)
 
-    async def _read(self, leg: Leg, body: bytes, session: aiohttp.ClientSession) -> None:
-        async with session.post(
-            f"{leg.url}/generate",
-            data=body,
-            headers={"Content-Type": "application/json"},
-            trace_request_ctx=self if leg.streams else None,
-        ) as response:
-            if response.status != 200:
-                text = (await response.content.read(400)).decode("utf-8", "replace")
-                raise _HttpError(f"{leg.name}: status {response.status}: {text.strip()}")
-            async for data in response.content.iter_any():
-                if leg.streams:
-                    self._stream.feed(data, time.monotonic())
-            if leg.streams:
-                self._stream.close()
+        connection = Connection(on_body)
+        return connection
 
-    def _body(self, legs: Sequence[Leg], prompt: bytes, send_slo: bool) -> bytes:
-        sampling: dict[str, Any] = {
-            "max_new_tokens": self._planned.request.output_tokens,
-            "ignore_eos": True,
-            "temperature": 0,
-        }
-        if send_slo:
-            slo = self._planned.slo
-            sampling["custom_params"] = {
-                "kairos": {
-                    "ttft_ms": slo.ttft_ms,
-                    "tpot_ms": slo.tpot_ms,
-                    "elapsed_ms": 1e3 * max(0.0, time.monotonic() - self.due),
-                    "class": slo.slo_class,
-                }
-            }
-        fields: dict[str, Any] = {"rid": self.rid, "stream": True, "sampling_params": sampling}
-        if len(legs) > 1:
-            fields["bootstrap_host"] = legs[0].bootstrap_host
-            fields["bootstrap_port"] = legs[0].bootstrap_port
-            fields["bootstrap_room"] = secrets.randbits(63)
-        # The prompt is spliced in as text: encoding it again would cost a millisecond when due.
-        return b"".join((orjson.dumps(fields)[:-1], b',"input_ids":', prompt, b"}"))
+    async def _first_end(self) -> None:
+        """Return when the streaming leg has ended, raise when any leg has failed: with one leg of
+        a pair gone, the other would wait for minutes."""
+        pending = {connection.ended for connection in self._connections}
+        while True:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            streaming_done = False
+            for leg, connection in zip(self._legs, self._connections, strict=True):
+                if connection.ended not in done:
+                    continue
+                connection.ended.result()
+                status = connection.response.status
+                if status != 200:
+                    text = self._error_body.decode("utf-8", "replace").strip()
+                    raise _HttpError(f"{leg.name}: status {status}: {text}")
+                streaming_done = streaming_done or leg.streams
+            if streaming_done:
+                return
 
     def _verdict(self) -> tuple[Outcome, str]:
         """Judge a stream that ended without an error."""
+        self._stream.settle()
         finish = self._stream.finish
         asked, got = self._planned.request.output_tokens, len(self._stream.times)
         if finish is not None and finish.get("type") == "abort":
@@ -135,38 +132,46 @@ class Exchange:
             return Outcome.INCOMPLETE, f"{got} of {asked} tokens, finish reason {finish}"
         return Outcome.OK, ""
 
+    def _instance(self) -> str:
+        """Who served it: the legs it was sent to, or what a router says in its headers."""
+        if len(self._legs) > 1:
+            return ">".join(leg.name for leg in self._legs)
+        headers = self._connections[0].response.headers if self._connections else {}
+        return ">".join(headers[name] for name in _INSTANCE_HEADERS if name in headers)
+
 
 class _HttpError(Exception):
     pass
 
 
-def tracing() -> aiohttp.TraceConfig:
-    """Session hook that stamps the moment at which a request's headers are written."""
-
-    async def sent(
-        _session: aiohttp.ClientSession,
-        context: SimpleNamespace,
-        _params: aiohttp.TraceRequestHeadersSentParams,
-    ) -> None:
-        if context.trace_request_ctx is not None:
-            context.trace_request_ctx.mark_sent()
-
-    config = aiohttp.TraceConfig()
-    config.on_request_headers_sent.append(sent)
-    return config
-
-
-async def _first_end(reading: Sequence[asyncio.Task[None]], legs: Sequence[Leg]) -> None:
-    """Return when the streaming leg has ended, raise when any leg has failed: with one leg of a
-    pair gone, the other would wait for minutes."""
-    pending = set(reading)
-    while True:
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-        if any(leg.streams and task.done() for task, leg in zip(reading, legs, strict=True)):
-            return
-
-
-def _named(error: Exception) -> str:
+def named(error: Exception) -> str:
+    """Type and text of an error, for a record."""
     return f"{type(error).__name__}: {error}"
+
+
+async def _connect(leg: Leg, connection: Connection) -> Connection:
+    parts = urlsplit(leg.url)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"{leg.url}: not an HTTP URL")
+    secure = parts.scheme == "https"
+    await asyncio.get_running_loop().create_connection(
+        lambda: connection,
+        parts.hostname or "",
+        parts.port or (443 if secure else 80),
+        ssl=ssl.create_default_context() if secure else None,
+    )
+    return connection
+
+
+def _head(leg: Leg, path: str, headers: dict[str, str], length: int) -> bytes:
+    parts = urlsplit(leg.url)
+    lines = [
+        f"POST {parts.path}{path} HTTP/1.1",
+        f"host: {parts.netloc.rpartition('@')[2]}",
+        "content-type: application/json",
+        "accept: text/event-stream",
+        "connection: close",
+        f"content-length: {length}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")

@@ -9,9 +9,10 @@ from typing import TypeVar
 import msgspec
 
 from kairos.errors import InputError
+from kairos.latency import Profile
 from kairos.replay.plan import PlannedRequest
 
-SCHEMA = 1
+SCHEMA = 2
 T = TypeVar("T")
 
 
@@ -43,10 +44,13 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         slo_ttft_ms, slo_tpot_ms, slo_class: what it had to meet.
         ttft_ms: first token; None when there was none.
         tpot_ms: (last - first) / (tokens - 1); None below two tokens.
+        tpot_engine_ms: the same on the engine's clock, from the start of the first decode step
+            with it to the end of the last; None where the device was not traced.
         worst_gap_ms: longest pause between two tokens; None below two tokens.
         token_gaps_ms: all pauses, got_tokens - 1 of them, rounded to 0.1 ms.
         outcome: how it ended; exactly one.
         reason: the error behind an outcome other than ok.
+        instance: "prefill-0>decode-0", as far as the client knows it.
     """
 
     rid: str
@@ -62,9 +66,11 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     slo_class: str
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    tpot_engine_ms: float | None = None
     worst_gap_ms: float | None = None
     outcome: Outcome
     reason: str = ""
+    instance: str = ""
     token_gaps_ms: list[float] = msgspec.field(default_factory=list)
 
     @property
@@ -87,39 +93,136 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return self.ttft_met and self.tpot_met
 
 
+class Quiet(msgspec.Struct, frozen=True, kw_only=True):
+    """How undisturbed a run was. None where it could not be measured.
+
+    Attributes:
+        cpu_pressure_percent: share of the run in which some task waited for a core.
+        others_cores: cores that processes outside of the run kept busy.
+        run_cores: cores that the run's own servers and client kept busy.
+        device_lag_percent: time an emulated device waited for its host between two steps of a
+            running batch, relative to the time it computed; worst device.
+        send_lag_p99_ms: lag of the client's sends.
+        problems: why the run must not be counted; empty when it may.
+    """
+
+    cpu_pressure_percent: float | None = None
+    others_cores: float | None = None
+    run_cores: float | None = None
+    device_lag_percent: float | None = None
+    send_lag_p99_ms: float | None = None
+    problems: tuple[str, ...] = ()
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """What emulated devices did during a run.
+
+    Attributes:
+        prefill_busy_percent, decode_busy_percent: of the time from the first arrival to the end,
+            mean over servers.
+        decode_tokens_per_busy_s: tokens per second of decode time.
+        decode_batch_mean: requests in a decode step.
+        prefill_batches: how many.
+    """
+
+    prefill_busy_percent: float
+    decode_busy_percent: float
+    decode_tokens_per_busy_s: float
+    decode_batch_mean: float
+    prefill_batches: int
+
+
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """First line of a record file: all that is needed to repeat the run, or to refuse to compare
     it with another.
 
     Attributes:
         arm: name of the server configuration.
-        servers: its flags per role, and how the client reached it.
+        repeat: which run of this arm and load, from 1.
+        position: which run of the replay it was, from 1.
+        servers: flags per role, and how the client reached them.
         trace, trace_sha256: name and hash of the trace.
         load: offered prefill load; `time_scale` is what arrivals were multiplied by for it.
+        cache_tokens: prefix cache that the load assumes, and emulated prefill servers have.
+        dilate: profile, SLOs and arrivals were slowed down by this factor.
         start_s: where in the trace the replay begins, seconds.
         span_s: seconds from the first to the last arrival as sent.
-        profile: name of the latency profile; `emulated` says whether it drove the servers' clock.
+        requests: how many the plan has.
+        slo_set, tpot_ms: the SLO map, before dilation.
+        profile: the latency profile, as emulated or predicted with; dilated if the run was.
+        emulated: whether it drove the servers' clock.
+        warm_up: what was sent before and is not in the records.
+        quiet: how undisturbed the run was.
+        device: what emulated devices did; None without their trace.
+        allow_disturbed: the run counts even if it was not quiet.
+        note: what went wrong as a whole; a server that died, for example.
         versions: packages and Python.
+        git_commit: of the checkout, "+changes" appended where it had any; empty if unknown.
+        machine: cores and memory.
+        command: the command line.
         started: ISO date and time in UTC.
+        start_monotonic_s: clock reading that arrivals count from, for the device trace.
     """
 
     schema: int = SCHEMA
     arm: str
+    repeat: int = 1
+    position: int = 1
     servers: dict[str, list[str]]
     trace: str
     trace_sha256: str
     load: float
+    cache_tokens: int
+    dilate: float = 1.0
     instances: str
     time_scale: float
     start_s: float
     span_s: float
+    requests: int
     slo_set: str
     tpot_ms: float
     seed: int
-    profile: str
+    profile: Profile
     emulated: bool
+    warm_up: str = "none"
+    quiet: Quiet = Quiet()
+    device: Device | None = None
+    allow_disturbed: bool = False
+    note: str = ""
     versions: dict[str, str]
+    git_commit: str = ""
+    machine: str = ""
+    command: list[str] = msgspec.field(default_factory=list)
     started: str
+    start_monotonic_s: float = 0.0
+
+    @property
+    def counts(self) -> bool:
+        """Whether the run may be used as evidence."""
+        return not self.note and (self.allow_disturbed or not self.quiet.problems)
+
+
+SAME_WORK = (
+    *("trace_sha256", "start_s", "load", "cache_tokens", "dilate", "instances", "time_scale"),
+    *("span_s", "requests", "slo_set", "tpot_ms", "seed", "profile", "emulated"),
+)
+"""Fields of the header in which runs must agree to be compared."""
+
+
+def differences(one: Header, other: Header) -> list[str]:
+    """How the work of two runs differs, a line per field."""
+    found = []
+    for name in SAME_WORK:
+        a, b = getattr(one, name), getattr(other, name)
+        if a != b:
+            if isinstance(a, Profile) and isinstance(b, Profile):
+                a, b = (a.name, b.name) if a.name != b.name else ("", "another of the same name")
+            found.append(f"{name} is {a!r} and {b!r}")
+    for name in ("sglang", "kairos-sglang"):
+        a, b = one.versions.get(name), other.versions.get(name)
+        if a != b:
+            found.append(f"version of {name} is {a} and {b}")
+    return found
 
 
 def make_record(
@@ -131,6 +234,7 @@ def make_record(
     send_lag_s: float | None = None,
     token_times_s: Sequence[float] = (),
     cached_tokens: int | None = None,
+    instance: str = "",
 ) -> Record:
     """Account for one request.
 
@@ -158,6 +262,7 @@ def make_record(
         token_gaps_ms=[round(gap, 1) for gap in gaps],
         outcome=outcome,
         reason=reason,
+        instance=instance,
     )
 
 
@@ -184,13 +289,18 @@ def read_records(path: Path) -> tuple[Header, list[Record]]:
         raise InputError(f"cannot read records {path}: {error.strerror}") from error
     if not lines:
         raise InputError(f"{path}: empty; a header line is needed")
+    schema = _decode(lines[0], _Schema, f"{path}, line 1").schema
+    if schema != SCHEMA:
+        raise InputError(f"{path}, line 1, field schema: {schema}, allowed is {SCHEMA}")
     header = _decode(lines[0], Header, f"{path}, line 1")
     records = [
         _decode(line, Record, f"{path}, line {number}") for number, line in enumerate(lines[1:], 2)
     ]
-    if header.schema != SCHEMA:
-        raise InputError(f"{path}, line 1, field schema: {header.schema}, allowed is {SCHEMA}")
     return header, records
+
+
+class _Schema(msgspec.Struct, frozen=True):
+    schema: int
 
 
 def _decode(line: bytes, kind: type[T], where: str) -> T:

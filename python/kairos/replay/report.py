@@ -1,31 +1,23 @@
-"""Put the arms of a replay side by side: terminal table, report.json, PNG and HTML page."""
+"""Put the arms of a replay side by side: terminal table and report.json."""
 
-import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
-from kairos.errors import InputError
-from kairos.replay.record import Header, Record
-from kairos.replay.summary import Summary
+from kairos.replay.bootstrap import block_means, interval
+from kairos.replay.results import Arm, by_load, check_comparable
+from kairos.replay.summary import BOOTSTRAPPED, Summary, per_request
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+SCHEMA = 2
+HEADLINE_LOAD = 0.9
 _MISSING = "–"
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One server configuration's run."""
-
-    header: Header
-    records: Sequence[Record]
-    summary: Summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,60 +42,90 @@ class Row:
         value = getattr(summary, self.field)
         return _MISSING if value is None else f"{value:,.{self.digits}f}{self.unit}"
 
+    def interval(self, summary: Summary) -> str:
+        """Its confidence interval, empty where there is none."""
+        if self.field not in summary.intervals:
+            return ""
+        low, high = summary.intervals[self.field]
+        return f"{low:,.{self.digits}f}–{high:,.{self.digits}f}"
+
 
 ROWS = (
     Row("TTFT attainment", "ttft_attainment", 1, 1, " %"),
     Row("TPOT attainment", "tpot_attainment", 1, 1, " %"),
     Row("e2e attainment (both)", "e2e_attainment", 1, 1, " %"),
-    Row("TTFT attainment, longest 10 %", "longest10_ttft_attainment", 1, 1, " %"),
+    Row("TPOT attainment, engine's clock", "tpot_attainment_engine_clock", 1, 1, " %"),
     Row("TTFT p50", "ttft_p50_s", 2, -1, " s"),
     Row("TTFT p99", "ttft_p99_s", 2, -1, " s"),
     Row("TPOT p50", "tpot_p50_ms", 1, -1, " ms"),
     Row("TPOT p99", "tpot_p99_ms", 1, -1, " ms"),
     Row("longest pause between tokens", "max_stall_s", 2, -1, " s"),
+    Row("TTFT attainment, longest 10 %", "longest10_ttft_attainment", 1, 1, " %"),
+    Row("e2e attainment, longest 10 %", "longest10_e2e_attainment", 1, 1, " %"),
+    Row("TTFT p99, longest 10 %", "longest10_ttft_p99_s", 2, -1, " s"),
+    Row("worst TTFT / its SLO", "max_ttft_over_slo", 1, -1),
+    Row("Jain's index of TTFT service", "jain_index", 3, 1),
     Row("tokens/s that met both SLOs", "goodput_tokens_per_s", 0, 1),
     Row("tokens/s", "tokens_per_s", 0, 1),
+    Row("tokens per second of decode time", "decode_tokens_per_busy_s", 0, 1),
+    Row("load asked for", "load", 2),
+    Row("load with the servers' prefix hits", "effective_load", 3),
     Row("prompt tokens from prefix cache", "prefix_hit_percent", 1, 0, " %"),
+    Row("prefix hits that the load assumes", "expected_prefix_hit_percent", 1, 0, " %"),
     Row("requests", "requests", 0),
+    Row("runs", "runs", 0),
     Row("failures", "failures", 0, -1),
     Row("send lag p99 (client)", "send_lag_p99_ms", 1, 0, " ms"),
 )
 
 
-_SAME_WORK = (
-    *("trace_sha256", "start_s", "load", "instances", "time_scale", "span_s"),
-    *("slo_set", "tpot_ms", "seed", "profile", "emulated"),
-)
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What is computed beside the runs.
 
-
-def check_comparable(arms: Sequence[Arm]) -> None:
-    """Arms of one report must have been given the same work.
-
-    Raises:
-        InputError: no arm, or headers that differ in trace, load, SLOs, seed or profile.
+    Attributes:
+        simulated: figures of the simulator per load and arm.
+        fidelity: simulator minus engine per load and arm; None where it has no model of an arm.
+        goodput: per arm, load at which a share of requests still meets both SLOs.
+        differences: what was overlooked by --force.
     """
-    if not arms:
-        raise InputError("a report needs at least one arm")
-    first = arms[0].header
-    for arm in arms[1:]:
-        for field in _SAME_WORK:
-            one, other = getattr(first, field), getattr(arm.header, field)
-            if one != other:
-                raise InputError(
-                    f"arms {first.arm} and {arm.header.arm} cannot be compared: {field} is "
-                    f"{one!r} and {other!r}"
-                )
+
+    simulated: Mapping[float, Mapping[str, dict[str, Any] | None]]
+    fidelity: Mapping[float, Mapping[str, dict[str, float | None] | None]]
+    goodput: Mapping[str, Any]
+    differences: Sequence[str] = ()
+
+
+NO_EXTRAS = Extras({}, {}, {})
 
 
 def subtitle(arms: Sequence[Arm]) -> str:
     """The workload in one line."""
     h = arms[0].header
     tpot = "TPOT 25/50/150 ms" if h.slo_set == "tiers" else f"TPOT {h.tpot_ms:g} ms"
-    clock = f"emulated with profile {h.profile}" if h.emulated else f"profile {h.profile}"
+    clock = f"emulated with profile {h.profile.name}" if h.emulated else f"profile {h.profile.name}"
+    slowed = f", slowed down {h.dilate:g} times" if h.dilate != 1.0 else ""
     return (
-        f"{h.trace}, {arms[0].summary.requests} requests in {h.span_s:.0f} s, load {h.load:g}, "
-        f"SLO {h.slo_set} + {tpot}, {h.instances}, {clock}"
+        f"{h.trace}, {h.requests} requests in {h.span_s:.0f} s, load {h.load:g}, "
+        f"SLO {h.slo_set} + {tpot}, {h.instances}, {clock}{slowed}"
     )
+
+
+def gains(arms: Sequence[Arm]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Per arm after the first and figure of BOOTSTRAPPED: difference to the first arm, and the
+    ends of its 95 % interval. Both had the same requests, so the resamples are paired."""
+    base = per_request([(run.header, run.records) for run in arms[0].runs])
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for arm in arms[1:]:
+        own = per_request([(run.header, run.records) for run in arm.runs])
+        found[arm.name] = {}
+        for name in BOOTSTRAPPED:
+            if len(own[name]) != len(base[name]):
+                continue
+            difference = own[name] - base[name]
+            low, high = interval(block_means(difference[:, None])[:, 0])
+            found[arm.name][name] = (float(np.mean(difference)), low, high)
+    return found
 
 
 def terminal_table(arms: Sequence[Arm]) -> "Table":
@@ -113,9 +135,9 @@ def terminal_table(arms: Sequence[Arm]) -> "Table":
     table = Table()
     table.add_column("")
     for arm in arms:
-        table.add_column(arm.header.arm, justify="right")
+        table.add_column(arm.name, justify="right")
     for row in ROWS:
-        best = _best(row, arms)
+        best = best_of(row, arms)
         cells = [row.text(arm.summary) for arm in arms]
         table.add_row(
             row.label,
@@ -124,55 +146,7 @@ def terminal_table(arms: Sequence[Arm]) -> "Table":
     return table
 
 
-def write_report(arms: Sequence[Arm], folder: Path) -> None:
-    """Write report.json, report.png and report.html into `folder`.
-
-    Raises:
-        InputError: the arms cannot be compared.
-    """
-    from kairos.replay.plots import overview
-
-    check_comparable(arms)
-    png = overview(arms)
-    (folder / "report.png").write_bytes(png)
-    document = {
-        "schema": 1,
-        "workload": subtitle(arms),
-        "emulated": arms[0].header.emulated,
-        "arms": {arm.header.arm: msgspec.to_builtins(arm.summary) for arm in arms},
-        "headers": {arm.header.arm: msgspec.to_builtins(arm.header) for arm in arms},
-    }
-    (folder / "report.json").write_bytes(
-        msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
-    )
-    (folder / "report.html").write_text(_page(arms, png), encoding="utf-8")
-
-
-def _page(arms: Sequence[Arm], png: bytes) -> str:
-    import jinja2
-
-    source = (resources.files("kairos.replay") / "report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(source).render(
-        arms=arms,
-        subtitle=subtitle(arms),
-        emulated=arms[0].header.emulated,
-        rows=[_page_row(row, arms) for row in ROWS],
-        classes=sorted({name for arm in arms for name in arm.summary.classes}),
-        image=base64.b64encode(png).decode("ascii"),
-        header=arms[0].header,
-    )
-
-
-def _page_row(row: Row, arms: Sequence[Arm]) -> dict[str, Any]:
-    best = _best(row, arms)
-    return {
-        "label": row.label,
-        "cells": [(row.text(arm.summary), i in best) for i, arm in enumerate(arms)],
-    }
-
-
-def _best(row: Row, arms: Sequence[Arm]) -> set[int]:
+def best_of(row: Row, arms: Sequence[Arm]) -> set[int]:
     """Columns that share the best value as shown; none when all do."""
     values = [getattr(arm.summary, row.field) for arm in arms]
     if not row.better or len(arms) < 2 or None in values:
@@ -180,3 +154,70 @@ def _best(row: Row, arms: Sequence[Arm]) -> set[int]:
     shown = [round(row.better * value, row.digits) for value in values]
     best = {i for i, value in enumerate(shown) if value == max(shown)}
     return best if len(best) < len(arms) else set()
+
+
+def write_report(
+    arms: Sequence[Arm], folder: Path, extras: Extras = NO_EXTRAS, *, force: bool = False
+) -> None:
+    """Write report.json, the PNGs and report.html into `folder`.
+
+    Args:
+        arms: of one load or several.
+        force: compare what should not be; the report says what differs.
+
+    Raises:
+        InputError: the arms of a load cannot be compared.
+    """
+    from kairos.replay.page import page
+    from kairos.replay.plots import pictures
+
+    groups = by_load(arms)
+    overlooked = [
+        text for group in groups.values() for text in check_comparable(group, force=force)
+    ]
+    images = pictures(groups, extras)
+    for name, png in images.items():
+        (folder / f"{name}.png").write_bytes(png)
+    (folder / "report.json").write_bytes(
+        msgspec.json.format(msgspec.json.encode(document(groups, extras, overlooked)), indent=2)
+        + b"\n"
+    )
+    (folder / "report.html").write_text(page(groups, extras, images, overlooked), encoding="utf-8")
+
+
+def headline(groups: Mapping[float, Sequence[Arm]]) -> float:
+    """The load that a report is about: of those with the most arms the one nearest to 0.9."""
+    most = max(len(arms) for arms in groups.values())
+    candidates = [load for load, arms in groups.items() if len(arms) == most]
+    return min(candidates, key=lambda load: (abs(load - HEADLINE_LOAD), load))
+
+
+def document(
+    groups: Mapping[float, Sequence[Arm]], extras: Extras, overlooked: Sequence[str] = ()
+) -> dict[str, Any]:
+    """report.json: `arms`, `headers`, `gains` and `fidelity` are those of the headline load; all
+    loads are below `loads` where there are several."""
+    loads = {f"{load:g}": _of_load(load, arms, extras) for load, arms in groups.items()}
+    main = headline(groups)
+    return {
+        "schema": SCHEMA,
+        "workload": subtitle(groups[main]),
+        "emulated": groups[main][0].header.emulated,
+        **loads[f"{main:g}"],
+        "goodput": extras.goodput,
+        "differences": list(overlooked),
+        "loads": loads if len(loads) > 1 else {},
+    }
+
+
+def _of_load(load: float, arms: Sequence[Arm], extras: Extras) -> dict[str, Any]:
+    return {
+        "arms": {arm.name: msgspec.to_builtins(arm.summary) for arm in arms},
+        "gains_over": arms[0].name,
+        "gains": gains(arms),
+        "fidelity": extras.fidelity.get(load, {}),
+        "simulated": extras.simulated.get(load, {}),
+        "headers": {
+            arm.name: [msgspec.to_builtins(run.header) for run in arm.runs] for arm in arms
+        },
+    }

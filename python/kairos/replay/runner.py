@@ -1,25 +1,34 @@
-"""Run a plan against one arm after the other."""
+"""One measured run: a plan against one arm."""
 
-import asyncio
-import contextlib
+import os
 import platform
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kairos.cluster import Cluster, ClusterSpec, ServerDiedError
+import msgspec
+import psutil
+
+from kairos.cluster import Cluster, ClusterError, ClusterSpec, ServerDiedError
+from kairos.latency import Profile
 from kairos.replay.arms import ArmSpec
-from kairos.replay.client import Client, Options
-from kairos.replay.plan import Plan
+from kairos.replay.client import Options
+from kairos.replay.forwards import Forward, device_use, engine_tpot_ms, read_forwards
+from kairos.replay.plan import Plan, PlannedRequest
 from kairos.replay.prompts import Prompts
-from kairos.replay.record import Header, Record, write_records
-from kairos.replay.report import Arm
-from kairos.replay.summary import summarise
+from kairos.replay.quiet import Watch
+from kairos.replay.record import Header, Outcome, Record, write_records
+from kairos.replay.summary import end_s
 from kairos.replay.target import Leg, PairTarget, Target, UrlTarget
-from kairos.replay.termination import until_sigterm
+from kairos.replay.worker import Job, Worker
+from kairos.slo import Slo
+from kairos.workload.trace import TraceRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,116 +36,224 @@ if TYPE_CHECKING:
 
 # In the vocabulary of any model, the emulated one's included.
 VOCABULARY = 1024
+TRACE_ENV = "KAIROS_EMULATION_TRACE"
 _REDRAW_S = 0.5
+_WARM_UP_LENGTHS = (64, 2_000, 12_000)
+_WARM_UP_TOKENS = 16
+_WARM_UP_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Replay:
-    """What all arms of a replay have in common.
+class Run:
+    """One run of a replay.
+
+    Attributes:
+        arm: server configuration; "url" for servers that run already.
+        load: offered prefill load.
+        repeat: which run of this arm and load, from 1.
+        position: which of all, from 1.
+        stem: name of its files: requests-STEM.jsonl, forwards-STEM.jsonl, logs/STEM.
+    """
+
+    arm: str
+    load: float
+    repeat: int
+    position: int
+    stem: str
+
+    def records(self, out: Path) -> Path:
+        return out / f"requests-{self.stem}.jsonl"
+
+    def forwards(self, out: Path) -> Path:
+        return out / f"forwards-{self.stem}.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all runs of a replay have in common.
 
     Attributes:
         instances: such as "1P1D".
-        profile: latency profile of load, SLOs and predictions.
+        profile: latency profile of predictions, dilated if the run is.
         emulated: whether it also drives the servers' clock.
         start_s: where in the trace the plan begins, seconds.
         limits: of a request and of an arm.
         out: folder of records and logs.
+        command: the command line.
+        allow_disturbed: count runs that were not quiet.
     """
 
-    plan: Plan
     instances: str
-    profile: str
+    profile: Profile
     emulated: bool
     start_s: float
     limits: Options
     out: Path
+    command: tuple[str, ...]
+    allow_disturbed: bool
     console: "Console"
 
-    def on_cluster(self, arm: ArmSpec, spec: ClusterSpec) -> Arm:
-        """Start a cluster, replay against it, stop it.
 
-        A server that dies meanwhile ends the replay: the rest is cut and the summary says why.
+def run_on_cluster(
+    setting: Setting, run: Run, plan: Plan, arm: ArmSpec, spec: ClusterSpec
+) -> Header:
+    """Start a fresh cluster, warm it up, replay against it, stop it.
 
-        Raises:
-            InputError, ClusterError: the cluster does not start.
-        """
-        self.console.print(f"[bold]{arm.name}[/bold]: starting servers")
-        with Cluster(spec, self.out / "logs" / arm.name) as cluster:
-            self.console.print(f"{arm.name}: ready after {cluster.stats().ready_s:.0f} s")
-            target = _target(cluster)
-            servers = {
-                "all": list(spec.args),
-                "prefill": list(spec.prefill_args),
-                "decode": list(spec.decode_args),
-                "kairos": ["--kairos"] if spec.kairos else [],
-                "client sends to": target.describe(),
-            }
-            return self._run(arm.name, target, servers, arm.kairos, cluster.check)
+    A server that dies meanwhile ends the run: the rest is cut and the header says why.
 
-    def on_url(self, name: str, url: str) -> Arm:
-        """Replay against servers that run already."""
-        target = UrlTarget(url)
-        return self._run(name, target, {"client sends to": target.describe()}, True, lambda: None)
+    Raises:
+        InputError, ClusterError: the cluster does not start.
+    """
+    trace = run.forwards(setting.out).resolve()
+    trace.unlink(missing_ok=True)
+    if setting.emulated:
+        spec = replace(spec, env={**spec.env, TRACE_ENV: str(trace)})
+    setting.console.print(f"[bold]{run.stem}[/bold]: starting servers ({arm.about})")
+    with Cluster(spec, setting.out / "logs" / run.stem) as cluster:
+        setting.console.print(f"{run.stem}: ready after {cluster.stats().ready_s:.0f} s")
+        target = _target(cluster)
+        servers: dict[str, list[str]] = {
+            "all": list(spec.args),
+            "prefill": list(spec.prefill_args),
+            "decode": list(spec.decode_args),
+            "router": [spec.router] if spec.router else [],
+            "client sends to": target.describe(),
+        }
+        return _measured(setting, run, plan, target, servers, arm.send_slo, cluster.check)
 
-    def _run(
-        self,
-        name: str,
-        target: Target,
-        servers: dict[str, list[str]],
-        send_slo: bool,
-        check: Callable[[], None],
-    ) -> Arm:
-        started = datetime.now(UTC)
-        options = replace(self.limits, send_slo=send_slo)
-        run_id = f"{name}-{started:%H%M%S}"
-        client = Client(target, Prompts(VOCABULARY, self.plan.seed), options, run_id)
-        records, note = asyncio.run(until_sigterm(self._watched(name, client, check)))
-        header = self._header(name, servers, started)
-        write_records(self.out / f"requests-{name}.jsonl", header, records)
-        return Arm(header, records, summarise(header, records, note))
 
-    async def _watched(
-        self, name: str, client: Client, check: Callable[[], None]
-    ) -> tuple[list[Record], str]:
-        running = asyncio.create_task(client.run(self.plan.requests))
-        note = ""
-        with _bar(self.console) as bar:
-            line = bar.add_task(name, total=len(self.plan.requests), sent=0, failed=0)
-            while not running.done():
-                # Drawn from here and not by the bar's own thread, which would compete for the
-                # interpreter with the sender at moments of its choosing.
-                await asyncio.wait([running], timeout=_REDRAW_S)
-                counts = client.counts
-                bar.update(line, completed=counts.done, sent=counts.sent, failed=counts.failed)
-                bar.refresh()
-                try:
-                    check()
-                except ServerDiedError as died:
+def run_on_url(setting: Setting, run: Run, plan: Plan, url: str) -> Header:
+    """Replay against servers that run already."""
+    target = UrlTarget(url)
+    servers = {"client sends to": target.describe(), "state": ["as found, not restarted"]}
+    return _measured(setting, run, plan, target, servers, True, lambda: None)
+
+
+def _measured(
+    setting: Setting,
+    run: Run,
+    plan: Plan,
+    target: Target,
+    servers: dict[str, list[str]],
+    send_slo: bool,
+    check: Callable[[], None],
+) -> Header:
+    options = replace(setting.limits, send_slo=send_slo)
+    warm_up = _warm_up(plan, target, options, check)
+    started = datetime.now(UTC)
+    run_id = f"{run.stem}-{started:%H%M%S}"
+    job = Job(target, Prompts(VOCABULARY, plan.seed), options, run_id, plan.requests)
+    with Worker(job) as worker:
+        watch = Watch()
+        worker.start()
+        records, note = _watched(setting, run.stem, worker, len(plan.requests), check)
+    forwards = [
+        f for f in read_forwards(run.forwards(setting.out)) if f.end_s >= worker.start_s - 1.0
+    ]
+    quiet = watch.result(records, forwards, emulated=setting.emulated, dilate=plan.dilate)
+    records = _with_engine_clock(records, forwards)
+    workload = plan.workload
+    header = Header(
+        arm=run.arm,
+        repeat=run.repeat,
+        position=run.position,
+        servers=servers,
+        trace=workload.trace.name,
+        trace_sha256=workload.trace.sha256,
+        load=workload.load,
+        cache_tokens=workload.cache_tokens,
+        dilate=plan.dilate,
+        instances=setting.instances,
+        time_scale=workload.time_scale,
+        start_s=setting.start_s,
+        span_s=workload.trace.span_s,
+        requests=len(plan.requests),
+        slo_set=plan.slo_set,
+        tpot_ms=plan.tpot_ms,
+        seed=plan.seed,
+        profile=setting.profile,
+        emulated=setting.emulated,
+        warm_up=warm_up,
+        quiet=quiet,
+        device=device_use(forwards, max(end_s(r) for r in records)),
+        allow_disturbed=setting.allow_disturbed,
+        note=note,
+        versions=_versions(),
+        git_commit=git_commit(),
+        machine=_machine(),
+        command=list(setting.command),
+        started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
+        start_monotonic_s=worker.start_s,
+    )
+    write_records(run.records(setting.out), header, records)
+    return header
+
+
+def _watched(
+    setting: Setting, label: str, worker: Worker, total: int, check: Callable[[], None]
+) -> tuple[list[Record], str]:
+    """Wait for the client; a server or client that dies ends the run."""
+    note = ""
+    with _bar(setting.console) as bar:
+        line = bar.add_task(label, total=total, sent=0, failed=0)
+        while True:
+            records = worker.poll(_REDRAW_S)
+            counts = worker.counts
+            bar.update(line, completed=counts.done, sent=counts.sent, failed=counts.failed)
+            bar.refresh()
+            if records is not None:
+                return records, note
+            try:
+                check()
+            except ServerDiedError as died:
+                if not note:
                     note = str(died).splitlines()[0]
-                    client.stop(note)
-                    await running
-        return running.result(), note
+                    worker.stop(note)
 
-    def _header(self, name: str, servers: dict[str, list[str]], started: datetime) -> Header:
-        workload = self.plan.workload
-        return Header(
-            arm=name,
-            servers=servers,
-            trace=workload.trace.name,
-            trace_sha256=workload.trace.sha256,
-            load=workload.load,
-            instances=self.instances,
-            time_scale=workload.time_scale,
-            start_s=self.start_s,
-            span_s=workload.trace.span_s,
-            slo_set=self.plan.slo_set,
-            tpot_ms=self.plan.tpot_ms,
-            seed=self.plan.seed,
-            profile=self.profile,
-            emulated=self.emulated,
-            versions=_versions(),
-            started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
+
+def _warm_up(plan: Plan, target: Target, options: Options, check: Callable[[], None]) -> str:
+    """Prompts of other content and several lengths through every pair, twice; returns what was
+    done.
+
+    Raises:
+        ClusterError: one of them failed.
+    """
+    pairs = target.pairs
+    longest = max(p.request.input_tokens for p in plan.requests)
+    different = sorted({min(n, longest) for n in _WARM_UP_LENGTHS})
+    lengths = [n for n in different for _ in range(2 * pairs)]
+    gap_s = 0.2 * plan.dilate
+    requests = [
+        PlannedRequest(i, TraceRequest(i * gap_s, length, _WARM_UP_TOKENS), 0, Slo(60e3, 1e3))
+        for i, length in enumerate(lengths)
+    ]
+    limits = replace(options, timeout_s=_WARM_UP_LIMIT_S, budget_s=2 * _WARM_UP_LIMIT_S)
+    # Another seed gives other ids everywhere, so that the run finds none of it cached.
+    job = Job(target, Prompts(VOCABULARY, plan.seed + 1), limits, f"w{os.getpid():07d}", requests)
+    with Worker(job) as worker:
+        worker.start()
+        while (records := worker.poll(_REDRAW_S)) is None:
+            check()
+    failed = [r for r in records if r.outcome is not Outcome.OK]
+    if failed:
+        first = failed[0]
+        raise ClusterError(
+            f"warm-up: {len(failed)} of {len(records)} requests failed, the first with "
+            f"{first.outcome.value}: {first.reason}"
         )
+    shown = ", ".join(f"{n:,}" for n in different)
+    return (
+        f"{len(requests)} requests of {shown} prompt and {_WARM_UP_TOKENS} output tokens with "
+        "content of their own, before the run, in none of the figures"
+    )
+
+
+def _with_engine_clock(records: Sequence[Record], forwards: Sequence[Forward]) -> list[Record]:
+    clock = engine_tpot_ms(forwards, {r.rid: r.output_tokens for r in records})
+    return [
+        msgspec.structs.replace(r, tpot_engine_ms=round(clock[r.rid], 4)) if r.rid in clock else r
+        for r in records
+    ]
 
 
 def _target(cluster: Cluster) -> Target:
@@ -167,9 +284,32 @@ def _bar(console: "Console") -> "Progress":
     )
 
 
+def git_commit() -> str:
+    """Commit of the checkout this file is in; empty outside of one."""
+    folder = Path(__file__).parent
+    try:
+        commit, status = (
+            subprocess.run(
+                ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for args in (
+                ("rev-parse", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no"),
+            )
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit + ("+changes" if status else "")
+
+
+def _machine() -> str:
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}, {sys.platform}"
+
+
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("kairos-sglang", "sglang", "aiohttp", "numpy"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
+    for package in ("kairos-sglang", "sglang", "numpy", "uvloop"):
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

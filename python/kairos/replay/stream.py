@@ -1,4 +1,4 @@
-"""Token times from an SGLang /generate event stream."""
+"""Token times from an event stream: SGLang's own, or an OpenAI completion's."""
 
 from array import array
 from typing import Any
@@ -15,7 +15,7 @@ class StreamError(Exception):
 
 
 class TokenStream:
-    """Feeds on bytes as they arrive and stamps every token.
+    """Feeds on the bytes of SGLang's `/generate` as they arrive and stamps every token.
 
     Events carry the number of tokens so far, so it does not matter whether the server sends all
     ids each time or only the new ones (`--incremental-streaming-output`, which costs less).
@@ -26,7 +26,7 @@ class TokenStream:
 
     Attributes:
         times: clock readings, one per token.
-        cached_tokens: prefix hit the server reports, None before the first event.
+        cached_tokens: prefix hit the server reports, None while it does not.
         finish: the server's finish reason, None until the stream ended with one.
         done: the closing event was seen.
     """
@@ -37,7 +37,7 @@ class TokenStream:
         self.cached_tokens: int | None = None
         self.finish: dict[str, Any] | None = None
         self.done = False
-        self._pending = bytearray()
+        self._pending = b""
 
     def feed(self, data: bytes, now: float) -> None:
         """Take `data` that arrived at `now`, in any cut.
@@ -45,18 +45,21 @@ class TokenStream:
         Raises:
             StreamError: malformed or error event.
         """
-        # Searching from the last byte finds a separator that the cut went through, and never
-        # looks at an unfinished event twice.
-        start = max(0, len(self._pending) - 1)
-        self._pending += data
-        end = self._pending.rfind(_END, start)
+        if self._pending:
+            # Searching from the last byte finds a separator that the cut went through, and never
+            # looks at an unfinished event twice.
+            start = len(self._pending) - 1
+            data = self._pending + data
+        else:
+            start = 0
+        end = data.rfind(_END, start)
         if end < 0:
-            if len(self._pending) > _MAX_EVENT_BYTES:
+            if len(data) > _MAX_EVENT_BYTES:
                 raise StreamError(f"an event longer than {_MAX_EVENT_BYTES} bytes")
+            self._pending = data
             return
-        events = bytes(self._pending[:end])
-        del self._pending[: end + len(_END)]
-        for event in events.split(_END):
+        self._pending = data[end + len(_END) :]
+        for event in data[:end].split(_END):
             if event:
                 self._event(event, now)
 
@@ -67,10 +70,15 @@ class TokenStream:
             StreamError: bytes are left that are no complete event, for example an error body.
         """
         if self._pending.strip():
-            raise StreamError(f"stream ended with {_shown(bytes(self._pending))}")
+            raise StreamError(f"stream ended with {_shown(self._pending)}")
+
+    def settle(self) -> None:
+        """Nothing more comes: make `times` complete."""
 
     def _event(self, event: bytes, now: float) -> None:
         if not event.startswith(_PREFIX):
+            if event.startswith(b":"):  # a comment, which some servers send to keep alive
+                return
             raise StreamError(f"not an event: {_shown(event)}")
         body = event[len(_PREFIX) :].strip()
         if body == b"[DONE]":
@@ -80,20 +88,74 @@ class TokenStream:
             fields = orjson.loads(body)
             if "error" in fields:
                 raise StreamError(f"error event: {_shown(orjson.dumps(fields['error']))}")
-            meta = fields["meta_info"]
-            count = meta["completion_tokens"]
-            finish = meta["finish_reason"]
-            new = int(count) - len(self.times)
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            self._take(fields, now)
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, IndexError) as error:
             raise StreamError(f"not a token event: {_shown(body)}") from error
-        if new + len(self.times) > self._limit:
-            raise StreamError(f"{count} tokens, {self._limit} were asked for")
+
+    def _take(self, fields: Any, now: float) -> None:
+        meta = fields["meta_info"]
+        count = int(meta["completion_tokens"])
+        finish = meta["finish_reason"]
         if self.cached_tokens is None:
             self.cached_tokens = meta.get("cached_tokens")
         if finish is not None:
             self.finish = finish if isinstance(finish, dict) else {"type": str(finish)}
+        self._count(count, now)
+
+    def _count(self, count: int, now: float) -> None:
+        if count > self._limit:
+            raise StreamError(f"{count} tokens, {self._limit} were asked for")
+        new = count - len(self.times)
         if new > 0:
             self.times.extend([now] * new)
+
+
+class CompletionStream(TokenStream):
+    """The same of `/v1/completions`.
+
+    A chunk holds one token or several. Servers that send usage with every chunk say how many. Of
+    others each chunk with text is a token until the usage at the end says otherwise; then the
+    tokens are spread evenly over the chunks, which keeps the first and the last time exact.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self._chunks = array("d")
+        self._told = False
+
+    def _take(self, fields: Any, now: float) -> None:
+        choices = fields["choices"]
+        usage = fields.get("usage") or {}
+        details = usage.get("prompt_tokens_details") or {}
+        if details.get("cached_tokens") is not None:
+            self.cached_tokens = int(details["cached_tokens"])
+        told = usage.get("completion_tokens")
+        if choices:
+            choice = choices[0]
+            if choice.get("finish_reason"):
+                self.finish = {"type": str(choice["finish_reason"])}
+            if told is None and choice.get("text"):
+                self._chunks.append(now)
+            elif told is not None:
+                self._told = True
+                self._count(int(told), now)
+        elif told is not None and not self._told:
+            self._spread(int(told))
+
+    def settle(self) -> None:
+        if not self.times:
+            self._spread(len(self._chunks))
+
+    def _spread(self, tokens: int) -> None:
+        if tokens > self._limit:
+            raise StreamError(f"{tokens} tokens, {self._limit} were asked for")
+        chunks = len(self._chunks)
+        if not chunks:
+            return
+        self.times = array("d")
+        for i, now in enumerate(self._chunks, 1):
+            share = max(1 if i == 1 else 0, tokens * i // chunks)
+            self.times.extend([now] * (min(share, tokens) - len(self.times)))
 
 
 def _shown(data: bytes) -> str:

@@ -27,7 +27,13 @@ class Leg:
 
 
 class Target(Protocol):
-    """Chooses the legs of each request: one, or prefill first and decode second."""
+    """Chooses the legs of each request: one, or prefill first and decode second.
+
+    Attributes:
+        pairs: different choices there are.
+    """
+
+    pairs: int
 
     def legs(self, index: int) -> Sequence[Leg]:
         """Legs for the request at `index` of the replay."""
@@ -42,6 +48,8 @@ class UrlTarget:
     Raises:
         InputError: not an http or https URL.
     """
+
+    pairs = 1
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -65,6 +73,7 @@ class PairTarget:
             raise InputError("a pair needs at least one prefill and one decode server")
         self._prefill = tuple(prefill)
         self._decode = tuple(decode)
+        self.pairs = len(prefill) * len(decode)
 
     def legs(self, index: int) -> Sequence[Leg]:
         prefill = self._prefill[index % len(self._prefill)]

@@ -1,9 +1,9 @@
 """Offered load of a trace and its scaling.
 
 Load rho is the sum of marginal prefill work over (span x prefill instances): at rho = 1 prompts
-bring exactly the work that the prefill instances can do. Work counts what an LRU prefix cache of
-4 M tokens would not hold, with a batch's fixed cost spread over full chunks. Arrivals are scaled
-in time; lengths and order stay.
+bring exactly the work that the prefill instances can do. Work counts what an LRU prefix cache,
+of 4 M tokens unless said otherwise, would not hold, with a batch's fixed cost spread over full
+chunks. Arrivals are scaled in time; lengths and order stay.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import msgspec
 
 from kairos.errors import InputError
 from kairos.latency import Profile
-from kairos.workload.prefix import expected_cached_tokens
+from kairos.workload.prefix import CACHE_TOKENS, expected_cached_tokens
 from kairos.workload.trace import Trace, TraceRequest
 
 
@@ -27,6 +27,7 @@ class Workload:
         load: offered prefill load.
         time_scale: factor by which the arrival times of the trace were multiplied.
         instances: prefill instances the load refers to.
+        cache_tokens: capacity of the prefix cache that the load assumes.
     """
 
     trace: Trace
@@ -34,6 +35,7 @@ class Workload:
     load: float
     time_scale: float
     instances: int
+    cache_tokens: int = CACHE_TOKENS
 
 
 def prefill_work_s(request: TraceRequest, cached_tokens: int, profile: Profile) -> float:
@@ -51,6 +53,7 @@ def scale_to_load(
     instances: int = 1,
     start_s: float = 0.0,
     duration_s: float | None = None,
+    cache_tokens: int = CACHE_TOKENS,
 ) -> Workload:
     """Take requests from `start_s` of the trace on and rescale their arrivals to offer `load`.
 
@@ -64,6 +67,7 @@ def scale_to_load(
     _check("load", load, 1e-3, 1e3)
     _check("instances", instances, 1, 1e4)
     _check("start-s", start_s, 0.0, 1e10)
+    _check("prefix-cache-tokens", cache_tokens, 0, 1e9)
     if duration_s is not None:
         _check("duration-s", duration_s, 0.1, 1e7)
     requests = [r for r in trace.requests if r.arrival_s >= start_s]
@@ -72,7 +76,7 @@ def scale_to_load(
             f"{trace.name}: {len(requests)} requests arrive from {start_s:g} s on; scaling to a "
             f"load needs 2 (the last one arrives at {trace.requests[-1].arrival_s:g} s)"
         )
-    cached = expected_cached_tokens(requests)
+    cached = expected_cached_tokens(requests, cache_tokens)
     works = [prefill_work_s(r, hit, profile) for r, hit in zip(requests, cached, strict=True)]
     taken = len(requests)
     if duration_s is not None:
@@ -90,7 +94,8 @@ def scale_to_load(
         )
     scale = work / (load * instances) / span
     scaled = [msgspec.structs.replace(r, arrival_s=(r.arrival_s - first) * scale) for r in requests]
-    return Workload(Trace(trace.name, trace.sha256, scaled), cached, load, scale, instances)
+    scaled_trace = Trace(trace.name, trace.sha256, scaled)
+    return Workload(scaled_trace, cached, load, scale, instances, cache_tokens)
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:

@@ -92,7 +92,7 @@ def test_9_bad_files(tmp_path: Path) -> None:
     for text, says in (
         ("", "empty"),
         ("{}\n", "line 1.*missing required field"),
-        (f"{other}\n", "line 1, field schema: 9, allowed is 1"),
+        (f"{other}\n", "line 1, field schema: 9, allowed is 2"),
         (f"{head}\n{good}\n{{oops\n", "line 3"),
         (f'{head}\n{{"rid": 1}}\n', "line 2"),
     ):
@@ -104,6 +104,16 @@ def test_9_bad_files(tmp_path: Path) -> None:
 
 
 def test_10_header_knows_what_is_needed_to_repeat() -> None:
-    assert {"seed", "trace_sha256", "time_scale", "slo_set", "profile", "versions", "servers"} <= {
-        f.name for f in msgspec.structs.fields(Header)
-    }
+    assert {
+        "git_commit",
+        "quiet",
+        "warm_up",
+        "cache_tokens",
+        "seed",
+        "trace_sha256",
+        "time_scale",
+        "slo_set",
+        "profile",
+        "versions",
+        "servers",
+    } <= {f.name for f in msgspec.structs.fields(Header)}

@@ -3,9 +3,13 @@
 import pytest
 
 from kairos.errors import InputError
-from kairos.replay.record import Outcome
-from kairos.replay.summary import percentile, summarise
+from kairos.replay.record import Outcome, Record
+from kairos.replay.summary import Summary, percentile, summarise
 from support.replay import header, record
+
+
+def of(records: list[Record], *repeats: list[Record], **changes: object) -> Summary:
+    return summarise([(header(**changes), own) for own in (records, *repeats)])
 
 
 def test_1_attainment_counts_every_request_sent() -> None:
@@ -15,7 +19,7 @@ def test_1_attainment_counts_every_request_sent() -> None:
         record(2, [0.1, 0.2]),  # misses TPOT
         record(3, [0.1, 0.12], Outcome.ABORTED),  # fast, then failed
     ]
-    s = summarise(header(), records)
+    s = of(records)
     assert (s.ttft_attainment, s.tpot_attainment, s.e2e_attainment) == (50.0, 50.0, 25.0)
     assert (s.requests, s.failures, s.outcomes) == (4, 1, {"aborted": 1, "ok": 3})
 
@@ -23,7 +27,7 @@ def test_1_attainment_counts_every_request_sent() -> None:
 def test_2_percentiles_are_over_what_was_measured() -> None:
     records = [record(i, [0.001 * (i + 1), 0.001 * (i + 1) + 0.02]) for i in range(100)]
     records.append(record(100, [], Outcome.CONNECTION_ERROR))
-    s = summarise(header(), records)
+    s = of(records)
     assert s.ttft_p50_s == pytest.approx(0.050)
     assert s.ttft_p99_s == pytest.approx(0.099)
     assert s.tpot_p50_ms == pytest.approx(20.0)
@@ -40,12 +44,12 @@ def test_3_percentile(values: list[float], percent: float, expected: float | Non
 def test_4_longest_tenth_by_prompt() -> None:
     late, early = [2.0, 2.02], [0.1, 0.12]
     records = [record(i, late if i >= 15 else early, input_tokens=100 + i) for i in range(20)]
-    assert summarise(header(), records).longest10_ttft_attainment == 0.0
-    assert summarise(header(), records).ttft_attainment == 75.0
+    assert of(records).longest10_ttft_attainment == 0.0
+    assert of(records).ttft_attainment == 75.0
     few = [record(i, early, input_tokens=1) for i in range(11)]
     few[3] = record(3, late, input_tokens=9)
     # 10 % of 11 requests is two of them.
-    assert summarise(header(), few).longest10_ttft_attainment == 50.0
+    assert of(few).longest10_ttft_attainment == 50.0
 
 
 def test_5_throughput_and_stall() -> None:
@@ -53,7 +57,7 @@ def test_5_throughput_and_stall() -> None:
         record(0, [0.1, 0.12], arrival_s=0.0),
         record(1, [0.5, 1.0], arrival_s=1.0),  # ends at 2.0 s, TPOT missed
     ]
-    s = summarise(header(), records)
+    s = of(records)
     assert s.duration_s == pytest.approx(2.0)
     assert s.tokens_per_s == pytest.approx(4 / 2.0)
     assert s.goodput_tokens_per_s == pytest.approx(2 / 2.0)
@@ -61,16 +65,16 @@ def test_5_throughput_and_stall() -> None:
 
 
 def test_6_nothing_arrived() -> None:
-    s = summarise(header(), [record(0, [], Outcome.TIMEOUT)], note="prefill-0 died")
+    s = of([record(0, [], Outcome.TIMEOUT)], note="prefill-0 died")
     assert (s.ttft_p50_s, s.tpot_p99_ms, s.max_stall_s) == (None, None, None)
     assert (s.e2e_attainment, s.tokens_per_s, s.note) == (0.0, 0.0, "prefill-0 died")
 
 
 def test_7_classes_only_where_there_are_several() -> None:
     one = [record(0), record(1, [9.0, 9.02])]
-    assert summarise(header(), one).classes == {}
+    assert of(one).classes == {}
     two = [*one, record(2, slo_class="batch")]
-    classes = summarise(header(), two).classes
+    classes = of(two).classes
     assert classes["default"]["ttft_attainment"] == 50.0
     assert classes["batch"] == {
         "requests": 1.0,
@@ -82,7 +86,7 @@ def test_7_classes_only_where_there_are_several() -> None:
 
 def test_8_contract_keys() -> None:
     """Names that tools rely on."""
-    keys = set(summarise(header(), [record()]).__struct_fields__)
+    keys = set(of([record()]).__struct_fields__)
     assert keys >= {
         "ttft_attainment",
         "tpot_attainment",
@@ -99,4 +103,4 @@ def test_8_contract_keys() -> None:
 
 def test_9_no_records() -> None:
     with pytest.raises(InputError, match="no records"):
-        summarise(header(), [])
+        of([])

@@ -1,0 +1,47 @@
+"""Confidence intervals of means over the requests of a replay.
+
+Requests that arrive together wait in the same queue, so their outcomes hang together; drawing them
+one by one would claim more certainty than there is. Whole blocks of neighbours are drawn instead:
+the circular block bootstrap (Politis and Romano, 1992).
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+DRAWS = 2000
+LEVEL_PERCENT = 95.0
+
+
+def block_means(values: Floats, seed: int = 0, draws: int = DRAWS) -> Floats:
+    """Means of `draws` resamples, shape [draws, columns].
+
+    Arrays of as many rows get the same blocks, so the differences of two results are those of
+    paired resamples.
+
+    Args:
+        values: [requests in order of arrival, columns].
+    """
+    n = len(values)
+    length = block_length(n)
+    blocks = -(-n // length)
+    starts = np.random.default_rng(seed).integers(0, n, (draws, blocks))
+    around = np.concatenate((values, values[:length]))
+    sums = np.concatenate((np.zeros((1, values.shape[1])), np.cumsum(around, axis=0)))
+    in_block = sums[starts + length] - sums[starts]
+    return np.asarray(in_block.sum(axis=1) / (blocks * length))
+
+
+def block_length(n: int) -> int:
+    """Neighbours drawn together: the square root of the number of requests."""
+    return max(1, round(math.sqrt(n)))
+
+
+def interval(samples: Floats) -> tuple[float, float]:
+    """The middle LEVEL_PERCENT of resampled means."""
+    tail = (100.0 - LEVEL_PERCENT) / 2
+    low, high = np.percentile(samples, [tail, 100.0 - tail])
+    return float(low), float(high)

@@ -1,0 +1,118 @@
+"""Runs read back from their record files, arm by arm."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from kairos.errors import InputError
+from kairos.replay.forwards import Forward, read_forwards
+from kairos.replay.record import Header, Record, differences, read_records
+from kairos.replay.summary import Summary, summarise
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run's records.
+
+    Attributes:
+        forwards_path: where its device trace is, if there is one.
+    """
+
+    header: Header
+    records: Sequence[Record]
+    forwards_path: Path | None = None
+
+    @cached_property
+    def forwards(self) -> list[Forward]:
+        """What the devices did, warm-up excluded; empty without a trace."""
+        if self.forwards_path is None:
+            return []
+        start = self.header.start_monotonic_s
+        return [f for f in read_forwards(self.forwards_path) if f.start_s >= start - 1.0]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs of one server configuration at one load.
+
+    Attributes:
+        name: as shown; differs from the header's where two folders have the same arm.
+        runs: at least one. Disturbed ones are left out where there are others.
+    """
+
+    name: str
+    runs: tuple[RunResult, ...]
+
+    @property
+    def header(self) -> Header:
+        return self.runs[0].header
+
+    @property
+    def counts(self) -> bool:
+        """Whether it may be used as evidence."""
+        return all(run.header.counts for run in self.runs)
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """Of all runs."""
+        return [r for run in self.runs for r in run.records]
+
+    @cached_property
+    def summary(self) -> Summary:
+        return summarise([(run.header, run.records) for run in self.runs])
+
+
+def read_arms(paths: Sequence[Path], label: str = "") -> list[Arm]:
+    """Arms of record files, loads ascending, each load's arms in the order in which they ran.
+
+    Args:
+        label: put in front of every name.
+
+    Raises:
+        InputError: see `read_records`.
+    """
+    groups: dict[tuple[float, str], list[RunResult]] = {}
+    for path in paths:
+        header, records = read_records(path)
+        forwards = path.with_name(path.name.replace("requests-", "forwards-", 1))
+        result = RunResult(header, records, forwards if forwards.exists() else None)
+        groups.setdefault((header.load, header.arm), []).append(result)
+    arms = []
+    for (_, name), runs in groups.items():
+        good = [run for run in runs if run.header.counts] or runs
+        good.sort(key=lambda run: run.header.repeat)
+        arms.append(Arm(f"{label}{name}", tuple(good)))
+    arms.sort(key=lambda arm: (arm.header.load, min(r.header.position for r in arm.runs)))
+    return arms
+
+
+def check_comparable(arms: Sequence[Arm], force: bool = False) -> list[str]:
+    """Arms of one table must have been given the same work by the same software.
+
+    Returns:
+        What differs, where `force` lets it pass.
+
+    Raises:
+        InputError: no arm, or headers that differ in trace, load, SLOs, seed, profile or versions.
+    """
+    if not arms:
+        raise InputError("a report needs at least one arm")
+    found = []
+    first = arms[0]
+    for arm in arms:
+        for run in arm.runs:
+            for difference in differences(first.header, run.header):
+                text = f"{first.name} and {arm.name} cannot be compared: {difference}"
+                if not force:
+                    raise InputError(f"{text}; --force compares them all the same")
+                found.append(text.replace("cannot be compared", "are compared although"))
+    return list(dict.fromkeys(found))
+
+
+def by_load(arms: Sequence[Arm]) -> dict[float, list[Arm]]:
+    """Arms of each load, in the order given."""
+    groups: dict[float, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(arm.header.load, []).append(arm)
+    return groups

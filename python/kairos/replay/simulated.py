@@ -1,0 +1,120 @@
+"""The same requests in the simulator: fidelity of each arm, and goodput without hours of running.
+
+The requests come from the records, so that a report can be made from them alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kairos.errors import InputError
+from kairos.latency import Profile
+from kairos.replay.arms import arm_spec
+from kairos.replay.goodput import TARGETS, Goodput, largest_load
+from kairos.replay.record import Header, Record
+from kairos.replay.summary import Summary
+from kairos.sim.run import simulate
+from kairos.sim.scenario import Scenario
+from kairos.sim.settings import Settings
+from kairos.sim.summary import summarise
+
+COMPARED = (
+    "ttft_attainment",
+    "tpot_attainment",
+    "tpot_attainment_engine_clock",
+    "e2e_attainment",
+    "longest10_ttft_attainment",
+    "ttft_p50_s",
+    "ttft_p99_s",
+)
+"""Figures that are subtracted."""
+
+
+def scenario_of(records: Sequence[Record]) -> Scenario:
+    """The requests of one run as the simulator takes them, with the prefix hits that the load
+    assumes."""
+    names = sorted({r.slo_class for r in records})
+    return Scenario(
+        np.array([r.arrival_s for r in records], np.float64),
+        np.array([r.input_tokens for r in records], np.int64),
+        np.array([r.output_tokens for r in records], np.int64),
+        np.array([r.expected_cached_tokens for r in records], np.int64),
+        np.array([r.slo_ttft_ms / 1e3 for r in records], np.float64),
+        np.array([r.slo_tpot_ms / 1e3 for r in records], np.float64),
+        np.array([names.index(r.slo_class) for r in records], np.int64),
+    )
+
+
+def settings_of(header: Header) -> Settings | None:
+    """What the simulator runs for the arm of `header`; None if it has no model of it."""
+    try:
+        arm = arm_spec(header.arm, header.profile.name)
+    except InputError:  # servers of somebody else
+        return None
+    if arm.simulated is None:
+        return None
+    return dilated_settings(replace(arm.simulated, instances=header.instances), header.dilate)
+
+
+def simulated_figures(header: Header, records: Sequence[Record]) -> dict[str, Any] | None:
+    """`kairos.sim.summary.summarise` of the run's simulation; None without a model."""
+    settings = settings_of(header)
+    if settings is None:
+        return None
+    return _figures(scenario_of(records), settings, header.profile)
+
+
+def simulated_goodput(header: Header, records: Sequence[Record]) -> list[Goodput] | None:
+    """Goodput of the arm for each of TARGETS: the run's requests, arrivals rescaled to each load.
+    None without a model."""
+    settings = settings_of(header)
+    if settings is None:
+        return None
+    scenario = scenario_of(records)
+    known: dict[float, float] = {}
+
+    def attainment(load: float) -> float:
+        scaled = replace(scenario, arrival_s=scenario.arrival_s * (header.load / load))
+        known[load] = float(_figures(scaled, settings, header.profile)["e2e_attainment"])
+        return known[load]
+
+    return [largest_load(attainment, target, dict(known)) for target in TARGETS]
+
+
+def fidelity(simulated: dict[str, Any] | None, measured: Summary) -> dict[str, float | None] | None:
+    """Simulator minus engine: percentage points of attainments, seconds of times."""
+    if simulated is None:
+        return None
+    differences: dict[str, float | None] = {}
+    for name in COMPARED:
+        value = getattr(measured, name)
+        differences[name] = None if value is None else round(float(simulated[name]) - value, 4)
+    return differences
+
+
+def dilated_settings(settings: Settings, factor: float) -> Settings:
+    """The simulation of an engine whose policies have their seconds stretched, too.
+
+    Without that, slices and starvation limits of a slowed-down engine are relatively shorter. An
+    engine has them as constants, so a dilated run and its simulation differ by that much.
+    """
+    urgency, slack = settings.urgency, settings.slack
+    return replace(
+        settings,
+        change_cost_s=settings.change_cost_s * factor,
+        urgency=replace(
+            urgency,
+            slice_s=urgency.slice_s * factor,
+            spare_slice_s=urgency.spare_slice_s * factor,
+            tail_s=urgency.tail_s * factor,
+            starve_credit_s=urgency.starve_credit_s * factor,
+        ),
+        slack=slack._replace(starve_s=slack.starve_s * factor),
+    )
+
+
+def _figures(scenario: Scenario, settings: Settings, profile: Profile) -> dict[str, Any]:
+    with np.errstate(all="raise", under="ignore"):
+        return summarise(simulate(scenario, settings, profile))

@@ -1,0 +1,70 @@
+"""Arms: server flags, and the simulation of the same."""
+
+import pytest
+
+from kairos.errors import InputError
+from kairos.replay.arms import ARMS, arm_spec, parse_arms
+
+
+def test_1_upstreams_orders_go_to_prefill_servers_only() -> None:
+    """Decode servers have no prefix cache, and refuse to start with some of them."""
+    arm = arm_spec("sjf", "tiny-fast")
+    assert arm.prefill_args == ("--schedule-policy", "shortest-prefill-first")
+    assert "--schedule-policy" not in (*arm.args, *arm.decode_args)
+    assert not arm.send_slo
+    assert "--kairos" not in (*arm.args, *arm.prefill_args, *arm.decode_args)
+
+
+def test_2_a_cap_limits_the_decode_batch_only() -> None:
+    arm = arm_spec("hrrn-cap32", "tiny-fast")
+    assert arm.prefill_args == ("--schedule-policy", "hrrn")
+    assert arm.decode_args == ("--max-running-requests", "32")
+    assert arm.simulated is not None
+    assert arm.simulated.decode_cap == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "prefill", "decode", "router"),
+    [
+        ("kairos", True, True, None),
+        ("kairos-hold", True, True, None),
+        ("kairos-urgency", True, False, None),
+        ("kairos-slack", False, True, None),
+        ("kairos-router", False, False, "kairos"),
+        ("kairos-all", True, True, "kairos"),
+    ],
+)
+def test_3_parts_of_kairos_are_switched_off_by_role(
+    name: str, prefill: bool, decode: bool, router: str | None
+) -> None:
+    arm = arm_spec(name, "tiny-fast")
+    assert ("--kairos" in arm.prefill_args) == prefill
+    assert ("--kairos" in arm.decode_args) == decode
+    assert ("--kairos-hold" in arm.decode_args) == (name in ("kairos-hold", "kairos-all"))
+    assert (arm.router, arm.send_slo) == (router, True)
+    if arm.simulated is not None:
+        assert arm.simulated.prefill_policy == ("urgency" if prefill else "fcfs")
+        assert arm.simulated.decode_policy == ("slack" if decode else "continuous")
+        assert arm.simulated.grants == ("deadline" if decode else "arrival")
+
+
+def test_4_kairos_knows_the_classes_of_the_tiers() -> None:
+    arm = arm_spec("kairos", "tiny-fast", "tiers")
+    assert "interactive=1000,25" in arm.prefill_args
+    assert "interactive=1000,25" in arm.decode_args
+    assert "interactive=1000,25" not in arm_spec("kairos", "tiny-fast", "L3").prefill_args
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ARMS if name not in ("kairos-router", "kairos-all")]
+)
+def test_5_what_the_simulator_runs_has_an_engine_s_properties(name: str) -> None:
+    settings = arm_spec(name, "tiny-fast").simulated
+    assert settings is not None
+    assert (settings.lookahead, settings.preallocate, settings.contention) == (True, True, True)
+
+
+@pytest.mark.parametrize("text", ["", "magic", "fcfs,fcfs", "fcfs-cap0", "kairos-cap8", "fcfs-cap"])
+def test_6_other_names_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--arms"):
+        parse_arms(text)
