@@ -11,6 +11,7 @@ import sys
 from kairos_patches import (
     http_server,
     openai_serving,
+    prefill,
     request_receiver,
     schedule_policy,
     scheduler,
@@ -29,6 +30,7 @@ _MODULES = (
     request_receiver,
     scheduler,
     schedule_policy,
+    prefill,
 )
 HOOKS: list[Hook] = [hook for module in _MODULES for hook in module.HOOKS]
 RELIES_ON: list[Reliance] = [

@@ -52,6 +52,18 @@ def process_pending_chunked_abort(original: Any, scheduler: Any) -> None:
         scheduler.kairos.planner.process_aborts(original, scheduler)
 
 
+def record_step_counters(output: None, scheduler: Any, batch: Any, result: Any) -> None:
+    """Measure the batch whose result has just been processed."""
+    if scheduler.kairos.planner is not None:
+        scheduler.kairos.planner.observer.finished(batch)
+
+
+def collect_inflight_reqs(found: set[Any], scheduler: Any) -> set[Any]:
+    """Parked prompts are computed with more than one version of the weights, too."""
+    planner = scheduler.kairos.planner
+    return found if planner is None else found | set(planner.parked)
+
+
 def is_fully_idle(idle: bool, scheduler: Any, *args: Any, **kwargs: Any) -> bool:
     """A scheduler with a parked prompt is not idle."""
     planner = scheduler.kairos.planner
@@ -119,6 +131,26 @@ HOOKS = [
         changes="Aborted parked prompts are ended where it is safe.",
         why="As for abort_request.",
         test="test/engine/test_prefill_planner.py",
+    ),
+    Hook(
+        module="sglang.srt.managers.scheduler",
+        name="Scheduler._record_step_counters",
+        kind=Kind.AFTER,
+        process=Process.SCHEDULER,
+        call=record_step_counters,
+        changes="The duration of every planned batch corrects the latency model.",
+        why="Runs once per batch, right after its result was processed.",
+        test="test/engine/test_prefill_planner.py",
+    ),
+    Hook(
+        module="sglang.srt.managers.scheduler",
+        name="Scheduler.collect_inflight_reqs",
+        kind=Kind.AFTER,
+        process=Process.SCHEDULER,
+        call=collect_inflight_reqs,
+        changes="A change of weights is noted on parked prompts too.",
+        why="As for abort_request.",
+        test="test/engine/test_prefill_modes.py",
     ),
     Hook(
         module="sglang.srt.managers.scheduler",

@@ -13,6 +13,9 @@ from kairos.latency.prefill import Chunk, PrefillModel
 
 Floats = npt.NDArray[np.float64]
 _OUTLIER_SIGMAS = 4.0
+# Weight of the prior in `refine_prefill`: a coefficient 20 % off costs as much as one sample that
+# is 10 % off.
+_PRIOR_WEIGHT = 0.5
 
 
 class PrefillSample(NamedTuple):
@@ -61,11 +64,7 @@ def fit_prefill(
     Raises:
         InputError: fewer than four samples, or values that are not positive and finite.
     """
-    new = np.array([sum(c.new for c in s.chunks) for s in samples], np.float64)
-    area = np.array(
-        [sum(c.new * (c.context + c.new / 2) for c in s.chunks) for s in samples], np.float64
-    )
-    seconds = np.array([s.seconds for s in samples], np.float64)
+    new, area, seconds = _prefill_features(samples)
     # Two rounds: which samples sit on the floor depends on the linear coefficient.
     per_token = 0.0
     coefficients, fit = np.zeros(3), Fit(0.0, 0)
@@ -77,6 +76,35 @@ def fit_prefill(
         per_token = float(coefficients[1])
     fixed, linear, attention = map(float, coefficients)
     return PrefillModel(fixed, weight_floor_s, max(linear, 1e-12), attention), fit
+
+
+def refine_prefill(prior: PrefillModel, samples: Sequence[PrefillSample]) -> PrefillModel:
+    """`prior` corrected by what was measured.
+
+    What the samples say nothing about follows their overall level: a server that has seen short
+    prompts only keeps the prior's ratio of attention to linear cost.
+
+    Raises:
+        InputError: no sample, or values that are not positive and finite.
+    """
+    new, area, seconds = _prefill_features(samples)
+    if not (len(seconds) and np.isfinite(seconds).all() and (seconds > 0.0).all()):
+        raise InputError("fit: every sample must be finite and take more than 0 seconds")
+    level = float(np.median(seconds / [prior.batch_s(sample.chunks) for sample in samples]))
+    known = level * np.array([prior.fixed_s, prior.per_token_s, prior.per_token_context_s])
+    pulls = np.diag(_PRIOR_WEIGHT / np.maximum(known, 1e-15))
+    best, best_rms = prior, np.inf
+    # The floor is the bandwidth of memory, the rest mostly compute: either may follow the level.
+    for floor in (prior.weight_floor_s, level * prior.weight_floor_s):
+        floored = known[1] * new < floor
+        columns = np.column_stack([np.ones_like(new), np.where(floored, 0.0, new), area])
+        target = seconds - np.where(floored, floor, 0.0)
+        coefficients, fit = _robust_nnls(columns, target, seconds, (pulls, pulls @ known))
+        if fit.relative_rms < best_rms:
+            fixed, per_token, attention = map(float, coefficients)
+            best_rms = fit.relative_rms
+            best = PrefillModel(fixed, floor, max(per_token, 1e-12), attention)
+    return best
 
 
 def fit_decode(samples: Sequence[StepSample], expert_fraction: float) -> tuple[DecodeModel, Fit]:
@@ -105,11 +133,27 @@ def fit_kv(samples: Sequence[TransferSample], bytes_per_token: float) -> tuple[K
     return KvLink(float(fixed), bytes_per_token, 1.0 / max(float(per_byte), 1e-15)), fit
 
 
-def _robust_nnls(columns: Floats, target: Floats, seconds: Floats) -> tuple[Floats, Fit]:
-    """Least squares of relative errors with coefficients >= 0; outliers are left out once."""
+def _prefill_features(samples: Sequence[PrefillSample]) -> tuple[Floats, Floats, Floats]:
+    """New tokens, area and seconds of each sample."""
+    new = np.array([sum(c.new for c in s.chunks) for s in samples], np.float64)
+    area = np.array(
+        [sum(c.new * (c.context + c.new / 2) for c in s.chunks) for s in samples], np.float64
+    )
+    return new, area, np.array([s.seconds for s in samples], np.float64)
+
+
+def _robust_nnls(
+    columns: Floats,
+    target: Floats,
+    seconds: Floats,
+    prior: tuple[Floats, Floats] | None = None,
+) -> tuple[Floats, Fit]:
+    """Least squares of relative errors with coefficients >= 0; outliers are left out once. `prior`
+    holds further rows and their targets, relative already and never left out."""
     from scipy.optimize import nnls
 
-    if len(target) < columns.shape[1]:
+    rows, aims = prior or (np.empty((0, columns.shape[1])), np.empty(0))
+    if len(target) + len(aims) < columns.shape[1]:
         raise InputError(f"fit: {len(target)} samples; at least {columns.shape[1]} are needed")
     if not (np.isfinite(columns).all() and np.isfinite(seconds).all() and (seconds > 0.0).all()):
         raise InputError("fit: every sample must be finite and take more than 0 seconds")
@@ -117,7 +161,10 @@ def _robust_nnls(columns: Floats, target: Floats, seconds: Floats) -> tuple[Floa
     weighted = columns / scale / seconds[:, None]
     kept = np.ones(len(target), bool)
     for _ in range(2):
-        coefficients, _ = nnls(weighted[kept], (target / seconds)[kept])
+        coefficients, _ = nnls(
+            np.vstack([weighted[kept], rows / scale]),
+            np.concatenate([(target / seconds)[kept], aims]),
+        )
         error = weighted @ coefficients - target / seconds
         spread = 1.4826 * float(np.median(np.abs(error[kept]))) + 1e-9
         kept = np.abs(error) <= _OUTLIER_SIGMAS * spread

@@ -74,7 +74,7 @@ class UrgencyQueue:
         calibration: measured / predicted batch time.
         demotions: jobs that one plan was going to have on time and the next one was not.
         grants: plans that served a starved job out of the bounded share.
-    shortest_slo_s: the shortest TTFT SLO of all jobs so far.
+        shortest_slo_s: the shortest TTFT SLO of all jobs so far.
 
     The first construction in a process compiles or loads the kernels (seconds, once per machine).
     """

@@ -23,6 +23,7 @@ OWNERS = [
     "sglang.srt.managers.schedule_batch.ScheduleBatch",
     "sglang.srt.managers.scheduler_components.request_receiver.SchedulerRequestReceiver",
     "sglang.srt.disaggregation.prefill.PrefillBootstrapQueue",
+    "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin",
     "sglang.srt.disaggregation.decode.DecodePreallocQueue",
 ]
 

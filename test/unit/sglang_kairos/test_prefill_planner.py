@@ -34,6 +34,8 @@ class Req:
     prefix_len: int = 0
     extend_end: int = 0
     pending_bootstrap: bool = False
+    inflight_middle_chunks: int = 0
+    priority: int | None = None
     to_finish: object = None
 
     def finished(self) -> bool:
@@ -46,6 +48,9 @@ class Scheduler:
 
     def __init__(self) -> None:
         self.page_size = 1
+        self.enable_overlap = True
+        self.forward_ct = 0
+        self.policy = SimpleNamespace(enable_priority_scheduling=False, priority_sign=-1)
         self.chunked_prefill_size = CHUNK
         self.max_total_num_tokens = 200_000
         self.tree_cache = None

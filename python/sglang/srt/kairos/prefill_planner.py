@@ -7,15 +7,23 @@ and a started prompt that is not planned is parked with the KV it has.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from sglang.srt.kairos.prefill_batch import (
+    Batch,
+    cached_tokens,
+    job_of,
+    must_go_on,
+    total_tokens,
+)
+from sglang.srt.kairos.prefill_observer import PrefillObserver
 from sglang.srt.kairos.prefill_scheduler import match_prefixes
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import Chunk, Profile
-from kairos.policy.jobs import PrefillJob, PrefillPlan
-from kairos.policy.urgency import UrgencyParams, UrgencyQueue
+from kairos.policy.jobs import PrefillPlan
+from kairos.policy.priorities import PriorityQueues
+from kairos.policy.urgency import UrgencyParams
 
 # Started prompts hold KV and a row until they finish. Both are bounded, so that a stream of urgent
 # long prompts cannot start more than the server can finish.
@@ -23,42 +31,11 @@ MAX_STARTED = 16
 MAX_STARTED_KV = 0.5  # of the server's KV tokens
 
 # From the end of prefill to the client's first token, beyond the link's fixed cost, seconds:
-# hand-over of the last chunk, admission and first emission by the decode server.
+# hand-over of the last chunk, admission and first emission by the decode server. A constant: the
+# prefill server learns of a transfer's end only in its next pass, up to a batch later.
 HANDOVER_S = 0.05
 
 Original = Callable[..., tuple[Any, Any]]
-
-
-@dataclass(slots=True)
-class Batch:
-    """What one forward shall compute.
-
-    Attributes:
-        lead: the started prompt that continues, or None.
-        lead_tokens: tokens of it.
-        lead_finishes: these are its last ones.
-        whole: waiting requests that are prefilled from their cached prefix to the end.
-        tail: one waiting request of which only a part fits, or None.
-        tokens: all new tokens, in whole pages.
-    """
-
-    lead: Any = None
-    lead_tokens: int = 0
-    lead_finishes: bool = False
-    whole: list[Any] = field(default_factory=list)
-    tail: Any = None
-    tokens: int = 0
-
-    @property
-    def waiting(self) -> list[Any]:
-        """Requests to take from the waiting queue. The partial one ends the batch: upstream cuts
-        whatever exceeds the budget."""
-        return [*self.whole, self.tail] if self.tail is not None else self.whole
-
-    @property
-    def unfinished(self) -> bool:
-        """It leaves a prompt unfinished; upstream can track one such prompt a batch."""
-        return self.tail is not None or (self.lead is not None and not self.lead_finishes)
 
 
 class PrefillPlanner:
@@ -66,22 +43,35 @@ class PrefillPlanner:
 
     Attributes:
         parked: started prompts that the scheduler does not know as its `chunked_req`.
+        observer: measures the batches and learns from them.
     """
 
-    def __init__(self, profile: Profile, scheduler: Any, clock: SharedClock) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        scheduler: Any,
+        clock: SharedClock,
+        state_dir: str | None = None,
+    ) -> None:
         self.parked: list[Any] = []
         self._clock = clock
-        self._model = profile.prefill
+        self._overlap = scheduler.enable_overlap
+        self.observer = PrefillObserver(profile, clock, self._overlap, state_dir)
         self._page = scheduler.page_size
         self._budget = scheduler.chunked_prefill_size
         self._max_started_tokens = int(MAX_STARTED_KV * scheduler.max_total_num_tokens)
         params = UrgencyParams(tail_s=HANDOVER_S + profile.kv.fixed_s)
-        self._queue = UrgencyQueue(profile.prefill, self._budget, params)
+        self._queue = PriorityQueues(profile.prefill, self._budget, params)
         self._jobs: dict[int, Any] = {}
+        self._start_of: dict[int, int] = {}  # of the started prompts, in their order
+        self._starts = 0
         self._aborted: list[Any] = []
         self._batch: Batch | None = None
         self._busy_until_s = 0.0
+        self._in_flight_s = 0.0
         self._overtakes = 0
+        self._parks = 0
+        self._recomputed = 0
         self._most_parked = 0
         self._longest_plan_s = 0.0
 
@@ -90,27 +80,28 @@ class PrefillPlanner:
         running = scheduler.chunked_req
         if running is None and not self.parked and not scheduler.waiting_queue:
             return original(scheduler, **kwargs)
-        if running is not None and _pinned(running):
+        if running is not None and must_go_on(running):
             return original(scheduler, **kwargs)
         begin = time.perf_counter()
         started = self.parked if running is None else [running, *self.parked]
         match_prefixes(scheduler.waiting_queue, scheduler.tree_cache)
-        self._sync([*started, *scheduler.waiting_queue])
-        # Under the overlap schedule this batch is formed while the previous one runs.
-        start = max(self._clock.now(), self._busy_until_s)
+        self._sync(started, scheduler)
+        self._queue.predict_with(*self.observer.model())
+        start = self._start_s()
         plan = self._queue.plan(start, self._budget, self._page)
         batch = self._choose(plan, started)
         self._longest_plan_s = max(self._longest_plan_s, time.perf_counter() - begin)
-        self._overtakes += running is not None and batch.lead is not running
         formed, running_batch = self._carry_out(batch, started, original, scheduler, kwargs)
         if formed is None:
             # Out of memory or rows, most likely: upstream decides. A parked prompt must not be
             # left behind when nothing runs, so it goes first.
+            self._give_back(scheduler)
             self._resume_one(scheduler)
             kwargs["running_batch"] = running_batch
             formed, running_batch = original(scheduler, **kwargs)
+        self._parks += running is not None and running in self.parked
         if formed is not None:
-            self._started(formed, start)
+            self._started(formed, started, start, scheduler.forward_ct + 1)
         return formed, running_batch
 
     def ordered(self) -> list[Any] | None:
@@ -142,23 +133,75 @@ class PrefillPlanner:
             scheduler.chunked_req, scheduler._pending_chunked_abort_req = kept
             self.parked.remove(req)
 
-    def snapshot(self) -> dict[str, float]:
-        """Counters for /server_info."""
+    def process_result(
+        self, original: Callable[..., None], scheduler: Any, batch: Any, result: Any
+    ) -> None:
+        """Around `Scheduler.process_batch_result_disagg_prefill`. A prompt that is still waiting
+        for its decode server is taken for one that upstream gave up unless it is `chunked_req`."""
+        kept = scheduler.chunked_req
+        if batch.chunked_req not in self.parked:
+            return original(scheduler, batch, result)
+        scheduler.chunked_req = batch.chunked_req
+        try:
+            return original(scheduler, batch, result)
+        finally:
+            scheduler.chunked_req = kept
+
+    def snapshot(self) -> dict[str, Any]:
+        """Counters for /server_info.
+
+        parked: started prompts set aside now; parks: how often one was set aside; overtakes:
+        prompts that were through before one that had started earlier; demotions: prompts given up
+        that had been going to be on time; starvation_grants: batches for one that waited too long;
+        recomputed: parked prompts whose KV was given back.
+        """
         return {
             "parked": len(self.parked),
             "most_parked": self._most_parked,
+            "parks": self._parks,
             "overtakes": self._overtakes,
+            "demotions": self._queue.demotions,
+            "starvation_grants": self._queue.grants,
+            "recomputed": self._recomputed,
             "longest_plan_ms": round(self._longest_plan_s * 1e3, 3),
+            **self.observer.snapshot(),
         }
 
-    def _sync(self, requests: Sequence[Any]) -> None:
-        """Bring the policy's queue in line with the scheduler's."""
-        current = {req.kairos.number: req for req in requests}
-        for number in self._jobs.keys() - current.keys():
-            self._queue.remove(number)
+    def _start_s(self) -> float:
+        """When the batch to be planned will start. Under the overlap schedule that is the predicted
+        end of the one in flight, which itself has started by now."""
+        now = self._clock.now()
+        if not self._overlap:
+            return now
+        return min(max(now, self._busy_until_s), now + self._in_flight_s)
+
+    def _sync(self, started: Sequence[Any], scheduler: Any) -> None:
+        """Bring the policy's queues in line with the scheduler's."""
+        waiting = {req.kairos.number: req for req in scheduler.waiting_queue}
+        current = {req.kairos.number: req for req in started} | waiting
+        # What upstream has given back to the queue is without its KV again.
+        given_back = self._start_of.keys() & waiting.keys()
+        for number in (self._jobs.keys() - current.keys()) | given_back:
+            self._forget(number)
+        policy = scheduler.policy
+        sign = policy.priority_sign if policy.enable_priority_scheduling else 0
         for number in current.keys() - self._jobs.keys():
-            self._queue.add(_job(current[number]))
+            req = current[number]
+            self._queue.add(job_of(req), sign * (req.priority or 0))
         self._jobs = current
+        for req in started:
+            self._queue.progress(req.kairos.number, req.extend_end)
+            self._note_start(req.kairos.number)
+
+    def _note_start(self, number: int) -> None:
+        if number not in self._start_of:
+            self._starts += 1
+            self._start_of[number] = self._starts
+
+    def _forget(self, number: int) -> None:
+        self._queue.remove(number)
+        del self._jobs[number]
+        self._start_of.pop(number, None)
 
     def _choose(self, plan: PrefillPlan, started: Sequence[Any]) -> Batch:
         """What of `plan` upstream can do in one batch: continue one started prompt at most, leave
@@ -166,7 +209,7 @@ class PrefillPlanner:
         batch = Batch()
         for number, tokens in plan.chunks:
             req = self._jobs[number]
-            finishes = tokens >= _total(req) - self._done(req, started)
+            finishes = tokens >= total_tokens(req) - self._done(req, started)
             if not finishes and batch.unfinished:
                 continue
             if req in started:
@@ -185,7 +228,7 @@ class PrefillPlanner:
         return batch
 
     def _done(self, req: Any, started: Sequence[Any]) -> int:
-        return req.extend_end if req in started else _cached(req)
+        return req.extend_end if req in started else cached_tokens(req)
 
     def _may_start(self, started: Sequence[Any]) -> bool:
         """Whether one more prompt may be left unfinished."""
@@ -216,24 +259,47 @@ class PrefillPlanner:
             scheduler.chunked_prefill_size = self._budget
             scheduler.waiting_queue = [*scheduler.waiting_queue, *hidden]
 
-    def _resume_one(self, scheduler: Any) -> None:
-        if scheduler.chunked_req is None and self.parked:
-            scheduler.chunked_req = self.parked.pop(0)
+    def _give_back(self, scheduler: Any) -> None:
+        """Free the KV of one parked prompt, which will be computed again: the one with the longest
+        slack. Only while nothing of it has been sent: a transfer may still read what was, and
+        upstream has no word for its end."""
+        unsent = [
+            req for req in self.parked if req.pending_bootstrap and not req.inflight_middle_chunks
+        ]
+        if not unsent or not scheduler.waiting_queue:
+            return
+        req = max(unsent, key=lambda req: (req.kairos.ttft_deadline_s, req.kairos.number))
+        self.parked.remove(req)
+        self._recomputed += 1
+        scheduler.optimistic_release_and_requeue(req)
 
-    def _started(self, formed: Any, start: float) -> None:
+    def _resume_one(self, scheduler: Any) -> None:
+        """Go on with the parked prompt that is through soonest."""
+        if scheduler.chunked_req is None and self.parked:
+            soonest = min(self.parked, key=lambda req: total_tokens(req) - req.extend_end)
+            self.parked.remove(soonest)
+            scheduler.chunked_req = soonest
+
+    def _started(self, formed: Any, started: Sequence[Any], start: float, iteration: int) -> None:
         """Take in what upstream put into the batch, which may be less than planned."""
         chunks = [Chunk(req.prefix_len, req.extend_end - req.prefix_len) for req in formed.reqs]
-        self._busy_until_s = start + self._model.batch_s(chunks)
+        model, factor = self.observer.model()
+        self._in_flight_s = factor * model.batch_s(chunks)
+        self._busy_until_s = start + self._in_flight_s
+        self.observer.formed(iteration, chunks, self._in_flight_s)
         self._clock.decided(*(req.kairos.number for req in formed.reqs))
         for req in formed.reqs:
+            req.kairos.matched = False  # should it come back to the queue
+            if req.kairos.number in self._jobs:
+                self._note_start(req.kairos.number)
+        behind = [req.kairos.number for req in started if req.extend_end < total_tokens(req)]
+        for req in formed.reqs:
             number = req.kairos.number
-            if number not in self._jobs:
+            if number not in self._jobs or req.extend_end < total_tokens(req):
                 continue
-            if req.extend_end >= _total(req):
-                self._queue.remove(number)
-                del self._jobs[number]
-            else:
-                self._queue.progress(number, req.extend_end)
+            begun = self._start_of[number]
+            self._overtakes += any(self._start_of.get(other, begun) < begun for other in behind)
+            self._forget(number)
 
 
 def planning_refusal(scheduler: Any) -> str | None:
@@ -241,7 +307,6 @@ def planning_refusal(scheduler: Any) -> str | None:
     for reason, present in (
         ("not a prefill server", scheduler.disaggregation_mode.value != "prefill"),
         ("chunked prefill is off", not scheduler.chunked_prefill_size),
-        ("priority scheduling", scheduler.enable_priority_scheduling),
         ("LoRA", scheduler.enable_lora),
         ("hierarchical cache", scheduler.enable_hierarchical_cache),
         ("hybrid sliding-window attention", scheduler.is_hybrid_swa),
@@ -254,26 +319,3 @@ def planning_refusal(scheduler: Any) -> str | None:
         if present:
             return reason
     return None
-
-
-def _pinned(req: Any) -> bool:
-    """A prompt that upstream must go on with: its result handler would requeue it, or end it."""
-    return bool(req.pending_bootstrap or req.finished() or req.to_finish is not None)
-
-
-def _job(req: Any) -> PrefillJob:
-    return PrefillJob(
-        id=req.kairos.number,
-        arrival_s=req.kairos.arrival_s,
-        deadline_s=req.kairos.ttft_deadline_s,
-        total_tokens=_total(req),
-        done_tokens=_cached(req),
-    )
-
-
-def _total(req: Any) -> int:
-    return len(req.origin_input_ids) + len(req.output_ids)
-
-
-def _cached(req: Any) -> int:
-    return min(req.num_matched_prefix_tokens or 0, _total(req) - 1)

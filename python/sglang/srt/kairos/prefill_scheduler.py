@@ -35,12 +35,16 @@ class PrefillScheduler:
         begin = time.perf_counter()
         if not policy.waiting_queue_prefix_matched(waiting):
             match_prefixes(waiting, policy.tree_cache)
-        sign = policy.priority_sign if policy.enable_priority_scheduling else 0
-        keys = {req.rid: (sign * (req.priority or 0), *self._key(req, now)) for req in waiting}
-        waiting.sort(key=lambda req: keys[req.rid])
+        self._late = self.sort(waiting, policy, now)
         self._passes += 1
-        self._late = sum(late for _, late, *_ in keys.values())
         self._longest_s = max(self._longest_s, time.perf_counter() - begin)
+
+    def sort(self, requests: list[Any], policy: Any, now: float) -> int:
+        """Sort upstream `Req`s in place by what is known of them; how many are late."""
+        sign = policy.priority_sign if policy.enable_priority_scheduling else 0
+        keys = {req.rid: (sign * (req.priority or 0), *self._key(req, now)) for req in requests}
+        requests.sort(key=lambda req: keys[req.rid])
+        return sum(late for _, late, *_ in keys.values())
 
     def remaining_s(self, req: Any) -> float:
         """Predicted engine time that the rest of the prompt takes, seconds."""

@@ -16,6 +16,9 @@ from kairos.latency import load_profile
 # Requests shown in /server_info: enough to see what arrives, too few to cost anything.
 RECENT = 32
 
+# Seconds for which an order of the handshake queue is good enough.
+HANDSHAKE_ORDER_S = 0.02
+
 _log = logging.getLogger(__name__)
 
 
@@ -44,12 +47,13 @@ class KairosState:
         self.planner: PrefillPlanner | None = None
         self._unplanned = planning_refusal(scheduler)
         if self._unplanned is None:
-            self.planner = PrefillPlanner(profile, scheduler, self.clock)
+            self.planner = PrefillPlanner(profile, scheduler, self.clock, self._state_dir())
         elif self.role == "prefill":
             _log.warning("Kairos orders the prefill queue only: %s", self._unplanned)
         self.classes: Counter[str] = Counter()
         self.invalid = 0
         self._received = 0
+        self._handshakes_ordered_s = -HANDSHAKE_ORDER_S
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
 
     def admit(self, req: Any) -> None:
@@ -82,10 +86,30 @@ class KairosState:
         if planned is not None:
             waiting[:] = planned
         elif self.prefill is not None:
-            for req in waiting:
-                if not hasattr(req, "kairos"):  # embeddings are made without the hook
-                    self.admit(req)
+            self._admit_all(waiting)
             self.prefill.order(waiting, policy, self.clock.now())
+
+    def order_handshakes(self, queue: list[Any], policy: Any) -> None:
+        """Reorder requests that wait for their handshake in place, now and then: the queue is
+        looked at in every pass of the event loop."""
+        now = self.clock.now()
+        if self.prefill is None or now < self._handshakes_ordered_s + HANDSHAKE_ORDER_S:
+            return
+        self._handshakes_ordered_s = now
+        self._admit_all(queue)
+        self.prefill.sort(queue, policy, now)
+
+    def _admit_all(self, requests: list[Any]) -> None:
+        for req in requests:
+            if not hasattr(req, "kairos"):  # embeddings are made without the hook
+                self.admit(req)
+
+    def _state_dir(self) -> str | None:
+        """Where this rank keeps what it learns: only what the first one learns counts."""
+        from sglang.srt.runtime_context import get_parallel
+
+        first = not self.clock.shared or get_parallel().attn_tp_rank == 0
+        return self.config.state_dir if first else None
 
     def snapshot(self) -> dict[str, Any]:
         """For /server_info: plain values only."""

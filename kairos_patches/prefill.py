@@ -1,0 +1,54 @@
+"""`sglang.srt.disaggregation.prefill`: the life of a request on a prefill server."""
+
+from typing import Any
+
+from kairos_patches._hook import Hook, Kind, Process, Reliance
+
+
+def pop_bootstrapped(queue: Any) -> None:
+    """Have the most urgent requests get scarce metadata buffers."""
+    free = queue.req_to_metadata_buffer_idx_allocator.available_size()
+    if free < len(queue.queue):
+        queue.scheduler.kairos.order_handshakes(queue.queue, queue.scheduler.policy)
+
+
+def process_batch_result_disagg_prefill(
+    original: Any, scheduler: Any, batch: Any, result: Any
+) -> None:
+    """Do not take a parked prompt for one that was given up."""
+    if scheduler.kairos.planner is None:
+        original(scheduler, batch, result)
+    else:
+        scheduler.kairos.planner.process_result(original, scheduler, batch, result)
+
+
+HOOKS = [
+    Hook(
+        module="sglang.srt.disaggregation.prefill",
+        name="PrefillBootstrapQueue.pop_bootstrapped",
+        kind=Kind.BEFORE,
+        process=Process.SCHEDULER,
+        call=pop_bootstrapped,
+        changes="While metadata buffers are short, requests leave the handshake by urgency.",
+        why="A request without a buffer stays in this queue, in order of arrival.",
+        test="test/unit/sglang_kairos/test_state.py",
+    ),
+    Hook(
+        module="sglang.srt.disaggregation.prefill",
+        name="SchedulerDisaggregationPrefillMixin.process_batch_result_disagg_prefill",
+        kind=Kind.AROUND,
+        process=Process.SCHEDULER,
+        call=process_batch_result_disagg_prefill,
+        changes="A prompt may be parked while it still waits for its decode server (optimistic "
+        "prefill, allocation after prefill).",
+        why="The result handler requeues such a prompt unless it is the scheduler's started one.",
+        test="test/engine/test_prefill_modes.py",
+    ),
+]
+RELIES_ON = [
+    Reliance(
+        "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin."
+        "optimistic_release_and_requeue",
+        "gives the KV of a parked prompt back when memory is short",
+    ),
+]

@@ -1,0 +1,56 @@
+"""A prefill model that follows what is measured while serving."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from kairos.latency.calibration import Calibration
+from kairos.latency.fit import PrefillSample, refine_prefill
+from kairos.latency.prefill import Chunk, PrefillModel
+
+REFIT_EVERY = 128  # batches
+_KEPT = 512  # batches that a refit looks at: minutes of a busy server
+_REPLAYED = 64  # recent batches that calibrate a refitted model
+
+
+class PrefillLearner:
+    """The coefficients are refitted now and then, their overall level follows every batch.
+
+    Args:
+        prior: what refits are pulled towards, say a profile's model.
+        learned: an earlier run's result to begin with.
+
+    Attributes:
+        model: the coefficients in use.
+        refits: how often they were replaced.
+    """
+
+    def __init__(self, prior: PrefillModel, learned: PrefillModel | None = None) -> None:
+        self.model = learned or prior
+        self.refits = 0
+        self._prior = prior
+        self._level = Calibration()
+        self._samples: deque[PrefillSample] = deque(maxlen=_KEPT)
+        self._since_refit = 0
+
+    @property
+    def factor(self) -> float:
+        """Multiplies every prediction of `model`."""
+        return self._level.factor
+
+    def observe(self, chunks: Sequence[Chunk], seconds: float) -> bool:
+        """Take in a measured batch; True when the model has been refitted. Durations that are not
+        positive are ignored."""
+        if not 0.0 < seconds < 3600.0 or not chunks:
+            return False
+        self._samples.append(PrefillSample(chunks, seconds))
+        self._level.observe(self.model.batch_s(chunks), seconds)
+        self._since_refit += 1
+        if self._since_refit < REFIT_EVERY:
+            return False
+        self._since_refit = 0
+        self.model = refine_prefill(self._prior, self._samples)
+        self.refits += 1
+        self._level = Calibration()
+        for sample in list(self._samples)[-_REPLAYED:]:
+            self._level.observe(self.model.batch_s(sample.chunks), sample.seconds)
+        return True

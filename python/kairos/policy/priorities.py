@@ -1,0 +1,109 @@
+"""Priority first, urgency within: prefill work of several priorities."""
+
+import math
+
+from kairos.latency.prefill import Chunk, PrefillModel
+from kairos.policy.jobs import PlannedChunk, PrefillJob, PrefillPlan
+from kairos.policy.urgency import UrgencyParams, UrgencyQueue
+
+
+class PriorityQueues:
+    """One `UrgencyQueue` per priority.
+
+    A batch takes what the highest priority wants. Lower ones get what room it leaves, as long as
+    they neither make a prompt of a higher one late nor stretch the batch beyond a slice.
+
+    Args:
+        model: predicts batch times.
+        chunk_tokens: new tokens of a full batch.
+
+    Attributes:
+        demotions: how often a job that was going to be on time was given up.
+        grants: batches that served a starved job out of the bounded share.
+    """
+
+    def __init__(
+        self, model: PrefillModel, chunk_tokens: int, params: UrgencyParams | None = None
+    ) -> None:
+        self.demotions = 0
+        self.grants = 0
+        self._chunk_tokens = chunk_tokens
+        # Made now, because the first one compiles.
+        self._spare: UrgencyQueue | None = UrgencyQueue(model, chunk_tokens, params)
+        self._model, self._factor, self._params = model, 1.0, self._spare.params
+        self._queues: dict[int, UrgencyQueue] = {}
+        self._level_of: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._level_of)
+
+    def predict_with(self, model: PrefillModel, factor: float) -> None:
+        """From now on, batches take `factor` times what `model` says."""
+        self._model, self._factor = model, factor
+
+    def add(self, job: PrefillJob, level: int = 0) -> None:
+        """Smaller levels go first.
+
+        Raises:
+            InputError: impossible values.
+        """
+        if level not in self._queues:
+            fresh, self._spare = self._spare, None
+            self._queues[level] = fresh or UrgencyQueue(
+                self._model, self._chunk_tokens, self._params
+            )
+        self._queues[level].add(job)
+        self._level_of[job.id] = level
+
+    def progress(self, job_id: int, done_tokens: int) -> None:
+        """Set the computed tokens of a queued job; KeyError if it is not queued."""
+        self._queues[self._level_of[job_id]].progress(job_id, done_tokens)
+
+    def remove(self, job_id: int) -> None:
+        """Forget a job; KeyError if it is not queued."""
+        level = self._level_of.pop(job_id)
+        queue = self._queues[level]
+        queue.remove(job_id)
+        # The last one stays, with the credit it has for starved jobs.
+        if not len(queue) and len(self._queues) > 1:
+            del self._queues[level]
+
+    def plan(self, start_s: float, budget_tokens: int, page_tokens: int = 1) -> PrefillPlan:
+        """The next batch, see `UrgencyQueue.plan`."""
+        chunks: list[PlannedChunk] = []
+        work: list[Chunk] = []
+        batch_s, due, budget = 0.0, math.inf, budget_tokens
+        for level in sorted(self._queues):
+            queue = self._queues[level]
+            queue.model, queue.calibration = self._model, self._factor
+            if work:
+                room_s = min(due - start_s - self._params.tail_s, self._params.slice_s) - batch_s
+                budget = min(budget, int(room_s / (self._model.per_token_s * self._factor)))
+                if budget < self._params.min_chunk:
+                    break
+            plan = self._planned(queue, start_s, budget, page_tokens)
+            jobs = [(chunk, *queue.job(chunk.id)) for chunk in plan.chunks]
+            joined = [*work, *(Chunk(done, chunk.tokens) for chunk, _, _, done in jobs)]
+            joined_s = self._factor * self._model.batch_s(joined)
+            ends_s = start_s + joined_s + self._params.tail_s
+            if work and (ends_s > due or joined_s > self._params.slice_s):
+                break
+            work, batch_s = joined, joined_s
+            chunks += plan.chunks
+            budget -= sum(chunk.tokens for chunk in plan.chunks)
+            due = min(
+                [due]
+                + [
+                    deadline
+                    for chunk, deadline, total, done in jobs
+                    if done + chunk.tokens == total and deadline >= ends_s
+                ]
+            )
+        return PrefillPlan(chunks, batch_s)
+
+    def _planned(self, queue: UrgencyQueue, start_s: float, budget: int, page: int) -> PrefillPlan:
+        demotions, grants = queue.demotions, queue.grants
+        plan = queue.plan(start_s, budget, page)
+        self.demotions += queue.demotions - demotions
+        self.grants += queue.grants - grants
+        return plan

@@ -1,0 +1,64 @@
+"""One planned prefill batch, and what the planner reads of an upstream request."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kairos.policy.jobs import PrefillJob
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one forward shall compute.
+
+    Attributes:
+        lead: the started prompt that continues, or None.
+        lead_tokens: tokens of it.
+        lead_finishes: these are its last ones.
+        whole: waiting requests that are prefilled from their cached prefix to the end.
+        tail: one waiting request of which only a part fits, or None.
+        tokens: all new tokens, in whole pages.
+    """
+
+    lead: Any = None
+    lead_tokens: int = 0
+    lead_finishes: bool = False
+    whole: list[Any] = field(default_factory=list)
+    tail: Any = None
+    tokens: int = 0
+
+    @property
+    def waiting(self) -> list[Any]:
+        """Requests to take from the waiting queue. The partial one ends the batch: upstream cuts
+        whatever exceeds the budget."""
+        return [*self.whole, self.tail] if self.tail is not None else self.whole
+
+    @property
+    def unfinished(self) -> bool:
+        """It leaves a prompt unfinished; upstream can track one such prompt a batch."""
+        return self.tail is not None or (self.lead is not None and not self.lead_finishes)
+
+
+def job_of(req: Any) -> PrefillJob:
+    """What the policy knows of a waiting upstream `Req`."""
+    return PrefillJob(
+        id=req.kairos.number,
+        arrival_s=req.kairos.arrival_s,
+        deadline_s=req.kairos.ttft_deadline_s,
+        total_tokens=total_tokens(req),
+        done_tokens=cached_tokens(req),
+    )
+
+
+def total_tokens(req: Any) -> int:
+    """Length of its prompt."""
+    return len(req.origin_input_ids) + len(req.output_ids)
+
+
+def cached_tokens(req: Any) -> int:
+    """Tokens of a waiting request that the radix cache holds. The last one is always computed."""
+    return min(req.num_matched_prefix_tokens or 0, total_tokens(req) - 1)
+
+
+def must_go_on(req: Any) -> bool:
+    """A started prompt that upstream must have next: it is about to end it."""
+    return bool(req.finished() or req.to_finish is not None)
