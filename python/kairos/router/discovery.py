@@ -7,7 +7,7 @@ keeps the set it had: servers that are really gone are taken out by their health
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -59,7 +59,9 @@ class FileSource:
     async def watch(self) -> AsyncIterator[Endpoints]:
         from watchfiles import awatch
 
-        yield (last := read_workers(self._path))
+        last: Endpoints | None = None
+        for now in self._good():
+            yield (last := now)
         # The folder is watched, not the file: editors and Kubernetes replace it by renaming, or by
         # moving a link that leads to it. Time-outs yield too: not every file system tells.
         async for _ in awatch(
@@ -70,14 +72,16 @@ class FileSource:
             rust_timeout=_FILE_POLL_MS,
             yield_on_timeout=True,
         ):
-            try:
-                now = read_workers(self._path)
-            except InputError as error:
-                _log.error("%s; the servers stay as they are", error)
-                continue
-            if now != last:
-                last = now
-                yield now
+            for now in self._good():
+                if now != last:
+                    yield (last := now)
+
+    def _good(self) -> Iterator[Endpoints]:
+        """What the file holds; nothing if that is no good, which `Registry.start` refuses."""
+        try:
+            yield read_workers(self._path)
+        except InputError as error:
+            _log.error("%s; the servers stay as they are", error)
 
 
 class DnsSource:

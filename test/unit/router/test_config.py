@@ -1,0 +1,212 @@
+"""The configuration: what is allowed, and what an error says."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from kairos.errors import InputError
+from kairos.router.cli import main, parse
+from kairos.router.config import Limits, Listen, RouterConfig, Security, Workers
+from kairos.router.endpoint import Endpoint
+from kairos.router.knobs import flag_of, knob_of
+from kairos.slo import Slo
+
+PAIR = ["--prefill", "http://127.0.0.1:30001", "8998", "--decode", "http://127.0.0.1:30002"]
+
+
+def knobs() -> dict[str, dataclasses.Field]:
+    groups = [section.default_factory for section in dataclasses.fields(RouterConfig)]
+    return {
+        field.name: field
+        for group in groups
+        for field in dataclasses.fields(group)
+        if knob_of(field)
+    }
+
+
+def test_1_a_pair_is_enough() -> None:
+    config = parse(PAIR)
+    assert config.workers.prefill == (Endpoint("prefill", "http://127.0.0.1:30001", 8998),)
+    assert config.workers.decode == (Endpoint("decode", "http://127.0.0.1:30002"),)
+    assert config.listen.host == "127.0.0.1"
+
+
+def test_2_the_spelling_of_upstreams_routers_is_understood() -> None:
+    config = parse([
+        "--pd-disaggregation", "--host", "127.0.0.1", "--port", "8000",
+        "--prefill", "http://10.0.0.1:30000", "--prefill", "http://10.0.0.2:30000", "none",
+        "--decode", "http://10.0.0.3:30000",
+    ])  # fmt: skip
+    assert [endpoint.bootstrap_port for endpoint in config.workers.prefill] == [None, None]
+    assert config.listen.port == 8000
+
+
+def test_3_names_of_knobs_are_unique_across_sections() -> None:
+    fields = [
+        field.name
+        for section in dataclasses.fields(RouterConfig)
+        for field in dataclasses.fields(section.default_factory)
+        if knob_of(field)
+    ]
+    assert len(fields) == len(set(fields))
+
+
+@pytest.mark.parametrize("name", sorted(knobs()))
+def test_4_every_default_is_allowed(name: str) -> None:
+    field = knobs()[name]
+    knob = knob_of(field)
+    if field.default is not None and not knob.many:
+        assert knob.read(field.default, flag_of(name)) == field.default
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "--prefill: no prefill server"),
+        (PAIR[:3], "--decode: no decode server"),
+        ([*PAIR, "--max-body-mib", "0"], "--max-body-mib: '0' is not allowed; allowed are whole"),
+        ([*PAIR, "--max-body-mib", "1.5"], "whole numbers from 1 to 4096"),
+        ([*PAIR, "--queue-timeout-s", "nan"], "allowed are 0.01 to 86400 seconds"),
+        ([*PAIR, "--queue-timeout-s", "1e309"], "allowed are 0.01 to 86400 seconds"),
+        ([*PAIR, "--overload-status", "500"], "'500' is not one of 429, 503, 529"),
+        ([*PAIR, "--infeasible", "maybe"], "is not one of"),
+        ([*PAIR, "--slo-class", "fast=1"], "is not NAME=TTFT_MS,TPOT_MS"),
+        ([*PAIR, "--slo-class", "a=1,1", "--slo-class", "a=2,2"], "'a' is defined more than once"),
+        ([*PAIR, "--decode", "http://127.0.0.1:30001"], "127.0.0.1:30001 is named more than once"),
+        (["--prefill", "ftp://a:1", "--decode", "b:1"], "is not an address like"),
+        (["--prefill", "http://a", "--decode", "b:1"], "is not an address like"),
+        (["--prefill", "http://u:p@a:1", "--decode", "b:1"], "is not an address like"),
+        (["--prefill", "http://a:1", "70000", "--decode", "b:1"], "'70000' is not a port"),
+        (["--prefill", "http://a:1", "1", "2", "--decode", "b:1"], "URL or URL BOOTSTRAP_PORT"),
+        ([*PAIR, "--host", "0.0.0.0"], "--allow-unauthenticated"),
+        ([*PAIR, "--host", "router.example"], "--allow-unauthenticated"),
+        ([*PAIR, "--cells", "2"], "needs at least 2 prefill servers, 1 are named"),
+        ([*PAIR, "--keys-file", "/nowhere"], "--keys-file: there is no file '/nowhere'"),
+        ([*PAIR, "--tls-cert", __file__], "--tls-cert and --tls-key: give both or neither"),
+        ([*PAIR, "--engine-cert", __file__], "--engine-cert and --engine-cert-key"),
+        ([*PAIR, "--tls-client-ca", __file__], "--tls-client-ca: needs --tls-cert"),
+        ([*PAIR, "--allow-worker", "10.0.0.0/8:*"], "127.0.0.1:30001 is not in --allow-worker"),
+        ([*PAIR, "--allow-worker", "10.0.0.0/99:*"], "is not HOST:PORT"),
+        ([*PAIR, "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        ([*PAIR, "--access-log", "a\nb"], "is not a printable, non-empty text"),
+    ],
+)
+def test_5_bad_input_says_what_where_and_what_is_allowed(argv: list[str], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse(argv)
+    assert says in str(caught.value)
+
+
+def test_6_loopback_needs_no_keys_and_anything_else_does(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("")
+    for host in ("127.0.0.1", "127.8.9.1", "::1", "localhost"):
+        assert parse([*PAIR, "--host", host]).listen.loopback
+    for open_door in (["--keys-file", str(keys)], ["--allow-unauthenticated"]):
+        assert not parse([*PAIR, "--host", "::", *open_door]).listen.loopback
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "toml"])
+def test_7_flags_win_over_the_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"router.{suffix}"
+    path.write_text({
+        "yaml": "listen: {port: 1234}\nlimits:\n  max_headers: 20\n  max_body_mib: 7\n"
+        "workers:\n  prefill: [[http://a:1, 2]]\n  decode: ['b:1']\n"
+        "scheduling: {slo_class: ['x=100,10']}\n",
+        "toml": "listen.port = 1234\n[limits]\nmax_headers = 20\nmax_body_mib = 7\n"
+        "[workers]\nprefill = [['http://a:1', 2]]\ndecode = ['b:1']\n"
+        "[scheduling]\nslo_class = ['x=100,10']\n",
+    }[suffix])  # fmt: skip
+    config = parse(["--config", str(path), "--max-headers", "30", "--decode", "http://c:9"])
+    assert (config.listen.port, config.limits.max_headers, config.limits.max_body_mib) == (
+        1234, 30, 7,
+    )  # fmt: skip
+    assert config.workers.prefill == (Endpoint("prefill", "http://a:1", 2),)
+    assert config.workers.decode == (Endpoint("decode", "http://c:9"),)
+    assert config.scheduling.classes.named == {"x": Slo(100, 10, "x")}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("listn: {}", "unknown field 'listn'; known are listen, limits"),
+        ("listen: {prt: 1}", "listen: unknown field 'prt'; known are host, port"),
+        ("listen: {cell: 1}", "unknown field 'cell'"),
+        ("listen: {port: x}", "listen.port: 'x' is not allowed"),
+        ("listen: {port: true}", "listen.port: True is not allowed"),
+        ("security: {open_metrics: 'yes'}", "security.open_metrics: 'yes' is not allowed"),
+        ("workers: {decode: 'b:1'}", "workers.decode: 'b:1' is not a list"),
+        ("workers: {decode: [['b:1', 2]]}", "is not one URL"),
+        ("limits: 3", "limits: 3 is not a mapping"),
+        ("- a", "is not a mapping"),
+        ("limits: {max_headers: 20, max_headers: 30}", "found 'max_headers' a second time"),
+        ("a: [", "router.yaml"),
+        ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+    ],
+)
+def test_8_a_bad_file_says_where(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "router.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="--config: ") as caught:
+        parse([*PAIR, "--config", str(path)])
+    assert says in str(caught.value)
+
+
+def test_9_values_built_in_code_are_checked_too() -> None:
+    with pytest.raises(InputError, match="--max-headers"):
+        Limits(max_headers=1)
+    with pytest.raises(InputError, match="cell 3: allowed are 0 to 1"):
+        Listen(cells=2, cell=3)
+    with pytest.raises(InputError, match="--keys-file"):
+        Security(keys_file=Path("/nowhere"))
+
+
+def test_10_the_process_answers_a_bad_command_line_with_one_line(capsys) -> None:
+    assert main(["--port", "x"]) == 2
+    assert capsys.readouterr().err == (
+        "kairos-router: --port: 'x' is not allowed; allowed are whole numbers from 0 to 65535\n"
+    )
+
+
+def test_11_check_reads_the_files_too(tmp_path: Path, capsys) -> None:
+    assert main([*PAIR, "--check"]) == 0
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("tenants: {}")
+    assert main([*PAIR, "--check", "--keys-file", str(keys)]) == 2
+    assert "no tenant has a key" in capsys.readouterr().err
+
+
+def test_12_the_help_names_every_flag_and_shows_an_example_that_works(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for name in knobs():
+        assert flag_of(name) in text
+    assert "kairos-router --prefill http://127.0.0.1:30001 8998" in text
+
+
+def test_13_a_cell_has_a_port_of_its_own() -> None:
+    assert Listen(port=8000, cells=4, cell=2).cell_port == 8003
+    assert Listen(port=8000).cell_port is None
+    with pytest.raises(InputError, match="too high"):
+        Listen(port=65530, cells=8)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        ("10.0.0.1:30000", ["10.0.0.1:30000"], ["10.0.0.1:30001", "10.0.0.11:30000"]),
+        ("10.0.0.0/8:30000", ["10.255.0.1:30000"], ["11.0.0.1:30000", "10.0.0.1:1", "a:30000"]),
+        ("*.llm.svc:*", ["a.llm.svc:1", "b.c.llm.svc:2"], ["llm.svc:1", "a.llm.svc.evil:1"]),
+        ("*:30000", ["a:30000", "[::1]:30000"], ["a:1"]),
+        ("[fd00::/8]:30000", ["[fd00::1]:30000"], ["[fe80::1]:30000"]),
+        ("HOST:1", ["host:1"], ["host2:1"]),
+    ],
+)
+def test_14_allowed_servers(pattern: str, yes: list[str], no: list[str]) -> None:
+    allow = Workers(allow_worker=(pattern,)).allow_worker[0]
+    for key in yes:
+        assert allow.matches(Endpoint("decode", f"http://{key}"))
+    for key in no:
+        assert not allow.matches(Endpoint("decode", f"http://{key}"))

@@ -1,0 +1,136 @@
+"""Bounds of a request and of a tenant."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kairos.router.config import Limits, Timeouts
+from kairos.router.limits import TenantGate, check_headers, read_body
+from kairos.router.outcome import Outcome
+from kairos.router.refusal import RefusedError
+from kairos.router.tenant import Tenant
+from kairos.slo import Slo, SloClasses
+
+CLASSES = SloClasses(Slo(2000, 50))
+
+
+def tenant(name: str = "a", **settings: object) -> Tenant:
+    return Tenant(name, CLASSES, **settings)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "reason"),
+    [
+        ([(b"X", b"1")] * 101, 431, "headers_many"),
+        ([(b"X", b"1" * 16_384)], 431, "headers_large"),
+        ([(b"X%d" % i, b"1" * 8000) for i in range(3)], 431, "headers_large"),
+        ([(b"Content_Length", b"3")], 400, "header_name"),
+        ([(b"Authorization", b"Bearer a"), (b"authorization", b"b")], 400, "header_repeated"),
+        ([(b"traceparent", b"a"), (b"Traceparent", b"b")], 400, "header_repeated"),
+        ([(b"Transfer-Encoding", b"gzip, chunked")], 400, "transfer_encoding"),
+        ([(b"Content-Encoding", b"gzip")], 415, "content_encoding"),
+    ],
+)
+def test_1_headers_that_are_refused(headers: list, status: int, reason: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        check_headers(headers, Limits())
+    refused = caught.value
+    assert (refused.status, refused.reason, refused.outcome) == (status, reason, Outcome.INVALID)
+
+
+def test_2_headers_that_pass() -> None:
+    ordinary = [
+        (b"Host", b"a"), (b"Transfer-Encoding", b" Chunked"), (b"Content-Encoding", b"identity"),
+        (b"Accept", b"a"), (b"Accept", b"b"), (b"X-Weird", b"\xff"),
+    ]  # fmt: skip
+    check_headers(ordinary + [(b"X", b"1")] * 94, Limits())
+
+
+class FakeRequest:
+    def __init__(self, chunks: list[bytes], length: int | None = None, late: bool = False) -> None:
+        self.content_length = length
+        self.content = self
+        self.left = list(chunks)
+        self.late = late
+
+    async def readany(self) -> bytes:
+        if not self.left and self.late:
+            await asyncio.Event().wait()
+        return self.left.pop(0) if self.left else b""
+
+
+async def test_3_a_body_is_read_whole_or_refused() -> None:
+    limits, timeouts = Limits(max_body_mib=1), Timeouts(body_timeout_s=0.01)
+    mib = b"x" * (1 << 20)
+    assert await read_body(FakeRequest([b"ab", b"c"]), limits, Timeouts()) == b"abc"
+    assert await read_body(FakeRequest([]), limits, Timeouts()) == b""
+    assert await read_body(FakeRequest([mib]), limits, Timeouts()) == mib
+    for request in (FakeRequest([mib, b"x"]), FakeRequest([], length=len(mib) + 1)):
+        with pytest.raises(RefusedError) as caught:
+            await read_body(request, limits, Timeouts())
+        assert (caught.value.status, caught.value.reason) == (413, "body_large")
+    with pytest.raises(RefusedError) as caught:
+        await read_body(FakeRequest([b"a"], late=True), limits, timeouts)
+    assert (caught.value.status, caught.value.reason) == (408, "body_slow")
+
+
+def test_4_concurrency_is_per_tenant_and_comes_back() -> None:
+    gate = TenantGate()
+    one, other = tenant(max_concurrent=2), tenant("b", max_concurrent=1)
+    gate.enter(one, 0)
+    gate.enter(one, 0)
+    with pytest.raises(RefusedError) as caught:
+        gate.enter(one, 0)
+    assert (caught.value.status, caught.value.outcome) == (429, Outcome.REJECTED_TENANT)
+    assert caught.value.retry_after_s == 1.0
+    gate.enter(other, 0)
+    gate.leave(one)
+    gate.enter(one, 0)
+    assert (gate.running(one), gate.running(other), gate.running(tenant("c"))) == (2, 1, 0)
+
+
+def test_5_rate_allows_a_burst_then_the_rate() -> None:
+    gate = TenantGate()
+    limited = tenant(requests_per_s=2, burst=3)
+    for _ in range(3):
+        gate.enter(limited, 100.0)
+    with pytest.raises(RefusedError) as caught:
+        gate.enter(limited, 100.0)
+    assert caught.value.retry_after_s == 0.5
+    gate.enter(limited, 100.5)
+    with pytest.raises(RefusedError):
+        gate.enter(limited, 100.75)
+    gate.enter(limited, 101.0)
+
+
+def test_6_a_reload_forgets_idle_tenants_only() -> None:
+    gate = TenantGate()
+    busy, idle, kept = tenant("busy"), tenant("idle"), tenant("kept", requests_per_s=1, burst=1)
+    for each in (busy, idle, kept):
+        gate.enter(each, 0)
+    gate.leave(idle)
+    gate.leave(kept)
+    gate.keep([kept])
+    gate.leave(busy)
+    assert gate.running(busy) == 0
+    with pytest.raises(RefusedError):  # its bucket is still empty
+        gate.enter(kept, 0)
+
+
+@given(st.lists(st.floats(0, 0.5), min_size=1, max_size=200), st.integers(1, 5))
+def test_7_no_more_than_burst_plus_rate_times_time(gaps: list[float], burst: int) -> None:
+    gate = TenantGate()
+    limited = tenant(requests_per_s=3, burst=burst)
+    now = 0.0
+    entered = 0
+    for gap in gaps:
+        now += gap
+        try:
+            gate.enter(limited, now)
+        except RefusedError:
+            continue
+        entered += 1
+    assert entered <= burst + 3 * (now - gaps[0]) + 1e-6
+    assert entered >= 1
