@@ -157,7 +157,7 @@ def _measured(
         arm=run.arm,
         repeat=run.repeat,
         position=run.position,
-        servers=servers,
+        servers=servers | {"client": [f"{worker.priority} priority"]},
         trace=workload.trace.name,
         trace_sha256=workload.trace.sha256,
         load=workload.load,
