@@ -9,8 +9,11 @@ from kairos.router.scheduling.decode_instance import DecodeInstance
 from kairos.router.scheduling.prefill_instance import PrefillInstance
 from kairos.router.scheduling.waiting import Entry
 
-PATIENCE = 0.25
-"""A request waits for a faster decode instance only while this share of its TTFT is to spare."""
+STEP_OVERRUN = 1.5
+"""Decode steps are too long for a request beyond so many times its TPOT; up to there a Kairos
+engine keeps most of its residents on time by parking some."""
+PATIENCE = 0.5
+"""A request waits for shorter steps only while this share of its TTFT is to spare."""
 
 
 class Wait(Enum):
@@ -34,10 +37,19 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A prefill instance for one request; `done_s` is when it would be done, from now."""
+    """A prefill instance for one request; durations from now.
 
-    done_s: float
+    Attributes:
+        done_s: until the request would be done there.
+        clear_s: until all that the instance then holds would be done.
+        ready: it runs dry unless it is sent something.
+        work_s: predicted, uncalibrated.
+    """
+
     instance: PrefillInstance
+    done_s: float
+    clear_s: float
+    ready: bool
     cached: int
     work_s: float
 
@@ -50,17 +62,33 @@ def cached_tokens(entry: Entry, instance: PrefillInstance) -> int:
 
 
 def options(
-    entry: Entry, instances: Sequence[PrefillInstance], now_s: float, deadline_s: float
+    entry: Entry,
+    instances: Sequence[PrefillInstance],
+    now_s: float,
+    on_time: bool,
+    left_s: float,
 ) -> list[Option]:
-    """All prefill instances, the one that is done first at the front; ties by key."""
+    """All prefill instances, the best at the front; ties by key.
+
+    Where the request would be done within `left_s`, sooner is no better: the instance that would be
+    clear first comes first, so that the longer prompts on the others are not held up.
+    """
     found = []
+    deadline_s = entry.work.deadline_s if on_time else inf
     for instance in instances:
         cached = cached_tokens(entry, instance)
         work_s = instance.work_s(cached, entry.work.input_tokens)
-        ahead_s = instance.ahead_s(now_s, deadline_s)
-        done_s = ahead_s + instance.lone_s + work_s * instance.speed.factor
-        found.append(Option(done_s, instance, cached, work_s))
-    found.sort(key=lambda option: (option.done_s, option.instance.key))
+        own_s = work_s * instance.speed.factor
+        ahead_s = instance.ahead_s(now_s, deadline_s, own_s)
+        done_s = ahead_s + instance.lone_s + own_s
+        clear_s = instance.backlog_s(now_s) + own_s
+        ready = instance.runs_dry(ahead_s)
+        found.append(Option(instance, done_s, clear_s, ready, cached, work_s))
+    found.sort(
+        key=lambda o: (
+            (0, o.clear_s, o.instance.key) if o.done_s <= left_s else (1, o.done_s, o.instance.key)
+        )
+    )
     return found
 
 
@@ -84,9 +112,8 @@ def choose(
         door: (id, key): this decode instance takes nobody else before that request.
     """
     work = entry.work
-    deadline_s = work.deadline_s if on_time else inf
-    found = options(entry, prefill, now_s, deadline_s)
-    ready = [o for o in found if o.instance.ready(now_s, deadline_s)]
+    found = options(entry, prefill, now_s, on_time, work.deadline_s - now_s - tail_s)
+    ready = [option for option in found if option.ready]
     if not ready:
         return Wait.BUSY
     chosen = ready[0]
@@ -106,7 +133,8 @@ def choose(
         return Wait.MEMORY
     step_s, *_, roomiest = min(rooms, key=lambda room: room[:4])
     spare_s = work.deadline_s - now_s - chosen.done_s - tail_s
-    if step_s > work.slo.tpot_s and on_time and spare_s > PATIENCE * work.slo.ttft_s:
+    too_long = step_s > STEP_OVERRUN * work.slo.tpot_s
+    if too_long and on_time and spare_s > PATIENCE * work.slo.ttft_s:
         return Wait.STEP
     return Pair(chosen.instance, roomiest, chosen.cached, chosen.work_s)
 
@@ -125,7 +153,7 @@ def in_turn(
     else:
         first = min(prefill, key=lambda p: (p.tokens, p.key))
         if binding == "early":
-            first = options(entry, prefill, now_s, inf)[0].instance
+            first = options(entry, prefill, now_s, False, 0.0)[0].instance
         second = min(decode, key=lambda d: (d.reserved, d.key))
     cached = cached_tokens(entry, first)
     return Pair(first, second, cached, first.work_s(cached, entry.work.input_tokens))

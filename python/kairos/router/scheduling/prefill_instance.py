@@ -103,17 +103,23 @@ class PrefillInstance:
             batch_s = self._model.batch_s([Chunk(0, self._chunk_tokens)])
         return self.speed.handover_s + 2.0 * batch_s * self.speed.factor
 
-    def ahead_s(self, now_s: float, deadline_s: float) -> float:
-        """Seconds of work that would run before a request with this deadline; infinite: all."""
+    def ahead_s(self, now_s: float, deadline_s: float, work_s: float = math.inf) -> float:
+        """Seconds of work that would run before a request.
+
+        Args:
+            deadline_s: infinite for a request that was given up: where the order is by urgency, it
+                waits for all that can be on time, and for shorter ones that were given up too.
+            work_s: its own work, calibrated.
+        """
         self._advance(now_s)
         ahead = max(0.0, self._others_until_s - now_s)
         running = True
         for prompt in self._order:
-            if (
-                not self.preemptive
-                or (prompt.deadline_s <= deadline_s and now_s + prompt.rest_s <= prompt.deadline_s)
-                or deadline_s == math.inf
-            ):
+            in_time = now_s + prompt.rest_s <= prompt.deadline_s
+            before = prompt.deadline_s <= deadline_s if in_time else prompt.rest_s <= work_s
+            if not in_time and deadline_s < math.inf:
+                before = False
+            if before or not self.preemptive:
                 ahead += prompt.rest_s
             elif running:  # its current batch cannot be interrupted
                 ahead += min(prompt.rest_s, self._slice_s)
@@ -134,13 +140,13 @@ class PrefillInstance:
 
     def backlog_s(self, now_s: float) -> float:
         """Seconds of work it holds."""
-        return self.ahead_s(now_s, math.inf)
+        return self._held_s(now_s) + max(0.0, self._others_until_s - now_s)
 
-    def ready(self, now_s: float, deadline_s: float) -> bool:
-        """Whether a request with this deadline should be sent now: it runs dry otherwise."""
+    def runs_dry(self, ahead_s: float) -> bool:
+        """Whether a request with so much work ahead of it should be sent now."""
         if not self.speed.known:
             return len(self._prompts) < EARLY_REQUESTS
-        return self.ahead_s(now_s, deadline_s) < self.window_s
+        return ahead_s < self.window_s
 
     def dry_at_s(self, now_s: float) -> float:
         """When all of its backlog ends within the window, if nothing happens before."""

@@ -422,7 +422,7 @@ def test_20_a_slower_decode_step_than_asked_for_is_waited_out_only_while_there_i
     assert made.waiting() == 0
     offer(made, work(99, now, 1_000, ttft_ms=4_000.0, tpot_ms=10.0))
     assert made.dispatch(now) == []
-    assert ids(made.dispatch(now + 3.5)) == [99]
+    assert ids(made.dispatch(now + 2.5)) == [99]
 
 
 @pytest.mark.parametrize("binding", ["early", "least-loaded", "round-robin"])
