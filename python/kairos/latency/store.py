@@ -1,9 +1,10 @@
-"""Writing profile files, and putting one together from several."""
+"""Writing profile files and learned state, and putting a profile together from several."""
 
 import os
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -11,6 +12,7 @@ from kairos.errors import InputError
 from kairos.latency.profile import Profile, Provenance, parse_profile
 
 PARTS = ("prefill", "decode", "kv", "limits")
+_STATE_SCHEMA = 1
 
 
 def save_profile(profile: Profile, path: str | Path) -> None:
@@ -21,14 +23,52 @@ def save_profile(profile: Profile, path: str | Path) -> None:
     """
     text = msgspec.json.format(msgspec.json.encode(profile), indent=2).decode() + "\n"
     parse_profile(text, str(path))
-    path = Path(path)
+    _write(Path(path), text, "profile")
+
+
+def save_state(folder: str | Path, name: str, key: str, state: Any) -> None:
+    """Write what a server has learned as `folder`/`name`.json, all of it or nothing.
+
+    Args:
+        key: describes the engine it was learned on; `load_state` asks for the same.
+        state: plain values.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    text = msgspec.json.encode({"schema": _STATE_SCHEMA, "key": key, "state": state}).decode()
+    _write(Path(folder) / f"{name}.json", text, "state")
+
+
+def load_state(folder: str | Path, name: str, key: str) -> Any:
+    """What `save_state` wrote, or None: nothing there, or learned on another engine.
+
+    Raises:
+        InputError: the file is there and cannot be read.
+    """
+    path = Path(folder) / f"{name}.json"
+    try:
+        saved = msgspec.json.decode(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise InputError(f"cannot read state {path}: {error}") from error
+    if not isinstance(saved, dict) or (saved.get("schema"), saved.get("key")) != (
+        _STATE_SCHEMA,
+        key,
+    ):
+        return None
+    return saved.get("state")
+
+
+def _write(path: Path, text: str, what: str) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         draft.write_text(text, encoding="utf-8")
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise InputError(f"cannot write profile {path}: {error.strerror}") from error
+        raise InputError(f"cannot write {what} {path}: {error.strerror}") from error
 
 
 def merge_profiles(base: Profile, other: Profile, parts: Sequence[str], name: str) -> Profile:

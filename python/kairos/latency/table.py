@@ -1,4 +1,4 @@
-"""Decode step time as a table over batch size and context, for fast and learnable look-ups."""
+"""Decode step time as a table over batch size and context, for fast look-ups."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -65,37 +65,6 @@ class StepTable(NamedTuple):
         x = context / self.knot_tokens
         left = min(int(x), len(row) - 2)
         return float(row[left] + (x - left) * (row[left + 1] - row[left]))
-
-    def learned(
-        self, batch: int, total_context: float, measured_s: float, weight: float = 0.1
-    ) -> "StepTable":
-        """The table after one measured step: the knots around it move towards it.
-
-        The error is shared out as the interpolation weighs the knots. Where a knot would break the
-        order, its neighbours move with it: a step never gets faster with load.
-
-        Args:
-            weight: share of the error that is corrected, 0..1.
-
-        Raises:
-            InputError: a step outside the table or not finite.
-        """
-        if not (1 <= batch < len(self.seconds) and 0.0 < measured_s < np.inf):
-            raise InputError(f"step table: batch {batch} with {measured_s!r} s does not fit")
-        seconds = self.seconds.copy()
-        x = total_context / self.knot_tokens
-        left = min(int(x), seconds.shape[1] - 2)
-        share = min(max(x - left, 0.0), 1.0)
-        error = measured_s - self.step_s(batch, total_context)
-        seconds[batch, left] += weight * (1.0 - share) * error
-        seconds[batch, left + 1] += weight * share * error
-        body = np.maximum(seconds[1:], 0.0)
-        if error > 0.0:
-            body = np.maximum.accumulate(np.maximum.accumulate(body, axis=0), axis=1)
-        else:
-            body = np.minimum.accumulate(np.minimum.accumulate(body[::-1, ::-1], 0), 1)[::-1, ::-1]
-        seconds[1:] = body
-        return self._replace(seconds=seconds)
 
 
 def _step_at(model: DecodeModel, batch: int, context: float) -> float:

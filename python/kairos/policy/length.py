@@ -1,5 +1,7 @@
 """An online estimate of how many output tokens a request still has to make."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +18,7 @@ _MIN_SAMPLES = 100
 _REFRESH = 25
 
 Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
 
 
 def bin_of(tokens: int) -> int:
@@ -57,6 +60,30 @@ class LengthEstimator:
         self._seen = 0
         self.horizons: Floats = np.zeros((groups, BINS))
         """Per group and bin of tokens made so far: the horizon in tokens, 0 where unknown."""
+        self.means: Floats = np.zeros((groups, BINS))
+        """The same for the mean of the tokens still to come."""
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a file."""
+        return {"counts": self._counts.tolist(), "all": self._all.tolist(), "seen": self._seen}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned.
+
+        Raises:
+            InputError: for other classes, or not a state.
+        """
+        try:
+            counts, pooled = (np.array(state[name], np.float64) for name in ("counts", "all"))
+            seen = int(state["seen"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"learned lengths: {error!r}") from error
+        if counts.shape != self._counts.shape or pooled.shape != self._all.shape or seen < 0:
+            raise InputError("learned lengths: for other SLO classes")
+        if not all(np.isfinite(c).all() and (c >= 0.0).all() for c in (counts, pooled)):
+            raise InputError("learned lengths: counts are out of range")
+        self._counts, self._all, self._seen = counts, pooled, seen
+        self._refresh()
 
     def observe(self, group: int, output_tokens: int) -> None:
         """A request of `group` ended after `output_tokens` tokens."""
@@ -66,10 +93,25 @@ class LengthEstimator:
             counts[at] += 1.0
         self._seen += 1
         if self._seen % _REFRESH == 0:
-            pooled = self._horizon(self._all)
-            for row, counts in enumerate(self._counts):
-                known = counts.sum() >= _MIN_SAMPLES
-                self.horizons[row] = self._horizon(counts) if known else pooled
+            self._refresh()
+
+    def remaining(self, groups: Indices, tokens: Indices, limits: Floats) -> Floats:
+        """Expected tokens still to come for many requests at once; 0 where nothing is known.
+
+        Args:
+            groups, tokens, limits: per request its group, the tokens it has made, and how many it
+                may make.
+        """
+        at = np.minimum((BINS_PER_OCTAVE * np.log2(tokens + 1.0)).astype(np.int64), BINS - 1)
+        expected: Floats = np.minimum(self.means[groups, at], np.maximum(limits - tokens, 0.0))
+        return expected
+
+    def _refresh(self) -> None:
+        pooled, pooled_mean = self._horizon(self._all), self._mean(self._all)
+        for row, counts in enumerate(self._counts):
+            known = counts.sum() >= _MIN_SAMPLES
+            self.horizons[row] = self._horizon(counts) if known else pooled
+            self.means[row] = self._mean(counts) if known else pooled_mean
 
     def expected_remaining(self, group: int, tokens: int, max_new_tokens: int) -> float | None:
         """Mean of the tokens still to come after `tokens`, at most `max_new_tokens - tokens`; None
@@ -85,6 +127,18 @@ class LengthEstimator:
             return float(min(max(tokens, 1), max(max_new_tokens - tokens, 0)))
         remaining = np.minimum(middle, max_new_tokens) - tokens
         return float(max(0.0, (longer * remaining).sum() / longer.sum()))
+
+    def _mean(self, counts: Floats) -> Floats:
+        """Mean of the remaining length for each bin of tokens made so far."""
+        if counts.sum() < _MIN_SAMPLES:
+            return np.zeros(BINS)
+        middle = (_EDGES[:-1] + _EDGES[1:]) / 2
+        longer = np.cumsum(counts[::-1])[::-1]
+        total = np.cumsum((counts * middle)[::-1])[::-1]
+        made = _EDGES[:-1]
+        # Beyond the longest output seen: as many again as there are already.
+        mean = np.where(longer >= 1.0, total / np.maximum(longer, 1e-300) - made, made)
+        return np.maximum(mean, 1.0)
 
     def _horizon(self, counts: Floats) -> Floats:
         """The quantile of the remaining length for each bin of tokens made so far."""

@@ -51,7 +51,7 @@ class SlackParams(NamedTuple):
     horizon_max: up to this. A length estimator replaces both.
     express_tokens: a request that is behind before its so-many-th token gets short steps while
         the others can sit out; 0 disables.
-    starve_s: a victim gets a token at least this often, seconds.
+    starve_s: who got no token for so many seconds comes first.
     period: steps between two selections; between them everybody who joined runs.
     kv_share: share of KV capacity that admission may fill.
     late_kv_share: the same for requests that are late already. Without it they fill the memory,
@@ -91,7 +91,7 @@ class SlackParams(NamedTuple):
 
 class SlackPolicy:
     """Args:
-    table: predicts step times.
+    table: predicts step times; may be replaced as they are learned.
     max_batch: most requests in a step.
     lengths: predicts how much output remains; None: as much as there is already.
     """
@@ -110,7 +110,7 @@ class SlackPolicy:
         self.max_batch = max_batch
         self.calibration = Calibration()
         self._kernel = slack_kernel
-        self._table = table
+        self.table = table
         self._lengths = lengths
         self._unknown = np.zeros((1, 1))
         self._steps = 0
@@ -127,10 +127,37 @@ class SlackPolicy:
         self._steps += 1
         factor = self.calibration.factor
         if self._steps % self.params.period:
-            return float(self._kernel.running_step_s(residents, self._table, factor))
+            return self.running_step_s(residents)
         return float(
-            self._kernel.select(residents, now_s, self._table, factor, self.params, self._horizons)
+            self._kernel.select(
+                residents,
+                now_s,
+                self.table,
+                factor,
+                self.params,
+                self._horizons,
+                self.max_batch,
+            )
         )
+
+    def running_step_s(self, residents: Rows) -> float:
+        """Predicted seconds of a step of the rows that are set to run."""
+        return float(self._kernel.running_step_s(residents, self.table, self.calibration.factor))
+
+    def keep_order(
+        self, residents: Rows, now_s: float, reload_s_per_token: float = 0.0
+    ) -> list[int]:
+        """Indices in the order in which rows are to be kept when memory runs out: first who has no
+        time to lose, last the victims, of these the cheapest to bring back at the very end.
+
+        Args:
+            reload_s_per_token: what a retracted request loses per token of context, seconds.
+        """
+        reload_s = reload_s_per_token * residents["context"]
+        due_s = residents["first"] + residents["tau"] * (residents["tokens"] + 1)
+        spare_s = np.where(residents["victim"], -reload_s, due_s - now_s - reload_s)
+        order = np.lexsort((residents["id"], spare_s, residents["victim"]))
+        return [int(at) for at in order]
 
     def observe(self, predicted_s: float, measured_s: float) -> None:
         self.calibration.observe(predicted_s / self.calibration.factor, measured_s)

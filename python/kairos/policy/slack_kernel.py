@@ -70,7 +70,9 @@ def _hopeless(tau: float, slack: float, horizon: float, p: Any) -> bool:
 
 
 @compiled
-def select(rows: Any, now: float, table: Any, factor: float, p: Any, horizons: Any) -> float:
+def select(
+    rows: Any, now: float, table: Any, factor: float, p: Any, horizons: Any, max_batch: int
+) -> float:
     """Who runs in the next step: fills `runs` and updates `victim`. `p`: the `SlackParams`.
 
     Returns:
@@ -81,6 +83,7 @@ def select(rows: Any, now: float, table: Any, factor: float, p: Any, horizons: A
     pace = np.empty(n)
     load = np.zeros(3)
     tightest = math.inf
+    starved = 0.0
     for i in range(n):
         row = rows[i]
         slack[i] = row.first + row.tau * (row.tokens + 1 - p.guard_tokens) - now
@@ -94,14 +97,18 @@ def select(rows: Any, now: float, table: Any, factor: float, p: Any, horizons: A
         if not row.victim:
             _add(load, row)
             tightest = min(tightest, max(pace[i], p.floor * row.tau))
+        elif now - row.last > p.starve_s:
+            starved += 1.0
+    # Slots for those on time: starved victims may take half of a full step.
+    room = max_batch - min(starved, float(max_batch // 2))
     whole = step_s(table, factor, load[0], load[1], load[2])
 
     express = _express_target(rows, slack, whole, table, factor, p, horizons)
     if express < min(whole, tightest):
-        _pack(rows, slack, pace, whole, express, True, load, table, factor, p)
-    elif whole > tightest:
-        _pack(rows, slack, pace, whole, math.inf, False, load, table, factor, p)
-    _serve_victims(rows, now, slack, pace, load, table, factor, p)
+        _pack(rows, now, slack, pace, whole, express, True, load, table, factor, p, room)
+    elif whole > tightest or load[0] > room:
+        _pack(rows, now, slack, pace, whole, math.inf, False, load, table, factor, p, room)
+    _serve_victims(rows, now, slack, pace, load, table, factor, p, max_batch)
     return step_s(table, factor, load[0], load[1], load[2])
 
 
@@ -130,6 +137,7 @@ def _express_target(
 @compiled
 def _pack(
     rows: Any,
+    now: float,
     slack: Any,
     pace: Any,
     whole: float,
@@ -139,9 +147,11 @@ def _pack(
     table: Any,
     factor: float,
     p: Any,
+    room: float,
 ) -> None:
-    """Choose among those that are no victims: first who cannot sit out, cheap ones first and as
-    long as the step keeps everybody's pace, then who can, as long as the step gets no longer."""
+    """Choose at most `room` of those that are no victims: the starved, then who cannot sit out,
+    cheap ones first and as long as the step keeps everybody's pace, then who can, as long as the
+    step gets no longer."""
     n = rows.shape[0]
     load[:] = 0.0
     key = np.empty(n)
@@ -151,18 +161,20 @@ def _pack(
         row.runs = False
         if row.victim:
             key[i] = math.inf
+        elif now - row.last > p.starve_s:
+            key[i] = row.last - FAR
         elif slack[i] > row.tau + spare:
             key[i] = row.context + FAR
         else:
             key[i] = (row.context + CONTEXT_OFFSET) / row.tau
     for at in _order(key, rows):
         row = rows[at]
-        if row.victim:
+        if row.victim or load[0] >= room:
             break
         bound = target
         if key[at] < FAR and not express:
             bound = min(target, max(pace[at], p.floor * row.tau))
-        needed = key[at] < FAR and (express or load[0] == 0.0)
+        needed = key[at] < 0.0 or (key[at] < FAR and (express or load[0] == 0.0))
         if needed or _step_with(table, factor, load, row.context) <= bound:
             _add(load, row)
             target = bound
@@ -170,7 +182,15 @@ def _pack(
 
 @compiled
 def _serve_victims(
-    rows: Any, now: float, slack: Any, pace: Any, load: Any, table: Any, factor: float, p: Any
+    rows: Any,
+    now: float,
+    slack: Any,
+    pace: Any,
+    load: Any,
+    table: Any,
+    factor: float,
+    p: Any,
+    max_batch: int,
 ) -> None:
     """Fill the step with victims, the starved first, up to a length that costs nobody his pace."""
     n = rows.shape[0]
@@ -183,7 +203,7 @@ def _serve_victims(
             loosest = max(loosest, row.tau)
             key[i] = row.context
             if now - row.last > p.starve_s:
-                key[i] -= FAR
+                key[i] = row.last - FAR
         else:
             banked = min(0.5 * slack[i], 3.0 * row.tau)
             limit = min(limit, max(min(pace[i], row.tau), banked))
@@ -193,7 +213,7 @@ def _serve_victims(
         limit = loosest
     for at in _order(key, rows):
         row = rows[at]
-        if not row.victim:
+        if not row.victim or load[0] >= max_batch:
             break
         needed = load[0] == 0.0 or key[at] < 0.0
         if needed or _step_with(table, factor, load, row.context) <= limit:

@@ -89,19 +89,6 @@ def test_6_captured_batch_sizes_cost_what_the_next_larger_one_costs():
     assert table.step_s(5, 1_000) == table.step_s(16, 1_000)
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 32), st.floats(0, 1e5), st.floats(1e-4, 1.0)), max_size=12)
-)
-def test_7_a_learned_step_never_gets_faster_with_load(samples):
-    table = StepTable.from_model(PROFILE.decode, 32, 100_000, knots=5)
-    for batch, context, measured in samples:
-        before = abs(table.step_s(batch, context) - measured)
-        table = table.learned(batch, context, measured)
-        assert abs(table.step_s(batch, context) - measured) <= before + 1e-12
-    assert (np.diff(table.seconds[1:], axis=0) >= -1e-12).all()
-    assert (np.diff(table.seconds, axis=1) >= -1e-12).all()
-
-
 def test_8_calibration_finds_a_bias_and_its_spread():
     calibration = Calibration()
     for _ in range(2_000):

@@ -34,7 +34,7 @@ def held(residents: list[Resident]) -> Residents:
 def at_slack(i: int, context: int, slack_s: float, tokens: int = 50, tau: float = TAU) -> Resident:
     """A resident whose next token is due in `slack_s` at time 0."""
     first = slack_s - tau * (tokens + 1)
-    return Resident(i, context, tokens, first, first, tau)
+    return Resident(i, context, tokens, first, max(first, -tau), tau)
 
 
 def running(table: Residents) -> set[int]:

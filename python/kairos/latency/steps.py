@@ -1,0 +1,262 @@
+"""Decode step times learned while serving, on top of the analytic prior of a profile."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kairos.errors import InputError
+from kairos.latency.calibration import Calibration
+from kairos.latency.table import Floats, StepTable
+
+CONTEXT_KNOTS = 9
+RATE = 0.05
+"""Weight of one sample at a knot that has seen many; the first ones count fully."""
+PRIOR_SAMPLES = 4.0
+"""Samples at a knot that weigh as much as what the other knots say."""
+REFRESH = 16
+"""Samples between two tables. Between them the calibration follows."""
+SHAPE_EVERY = 4
+"""Only every so-many-th step is shared out over the knots, which costs more than the rest."""
+WINDOW = 512
+"""Steps by which the weight of the longest context is judged."""
+_RATIO_RANGE = (0.02, 50.0)
+_STRAGGLER_RATE = 0.3
+_TELLING_SPREAD = 0.1
+
+
+class Learned(NamedTuple):
+    """What decisions need of a `StepLearner`; plain values, so that ranks can share it.
+
+    Attributes:
+        version: a new number whenever one of the next two changes.
+        ratios: measured / prior at every knot, row by row, as the bytes of float64.
+        straggler: weight of B x longest context in K, see `DecodeModel`.
+        factor: correction of every step time, newer than the ratios.
+    """
+
+    version: int
+    ratios: bytes
+    straggler: float
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepGrid:
+    """Knots over batch size (1, 2, 4, ..., the largest) and context K (equally spaced), with the
+    prior's step times between them.
+
+    Attributes:
+        prior: analytic, `CONTEXT_KNOTS` context knots.
+    """
+
+    prior: StepTable
+
+    @property
+    def batches(self) -> Floats:
+        """Batch sizes of the knots, ascending."""
+        largest = len(self.prior.seconds) - 1
+        powers = 2.0 ** np.arange(math.ceil(math.log2(largest)) if largest > 1 else 0)
+        return np.append(powers, float(largest))
+
+    def table(self, ratios: Floats, straggler: float) -> StepTable:
+        """The prior times the bilinear interpolation of `ratios`, shape (batch knots, context
+        knots). A step never gets faster with load."""
+        rows = np.arange(1, len(self.prior.seconds))
+        at = np.log2(self.batches)
+        each = [np.interp(np.log2(rows), at, ratios[:, k]) for k in range(ratios.shape[1])]
+        seconds = self.prior.seconds.copy()
+        body = seconds[1:] * np.stack(each, axis=1)
+        seconds[1:] = np.maximum.accumulate(np.maximum.accumulate(body, axis=0), axis=1)
+        return self.prior._replace(seconds=seconds, straggler=straggler)
+
+
+class StepLearner:
+    """Follows measured steps: a grid of measured / prior for the shape, the weight of the longest
+    context, and a calibration for what changes from one moment to the next.
+
+    Args:
+        prior: step times of the profile, see `StepTable.from_model`, `CONTEXT_KNOTS` knots.
+
+    Attributes:
+        calibration: measured / table.
+        table: the current step times, without the calibration.
+        samples: steps taken in.
+    """
+
+    def __init__(self, prior: StepTable) -> None:
+        from scipy.optimize import nnls  # here: its import would stall a serving process
+
+        self._nnls = nnls
+        self.grid = StepGrid(prior)
+        self.calibration = Calibration()
+        self.table = prior
+        self.samples = 0
+        self._batches = self.grid.batches
+        self._log_batches = np.log2(self._batches)
+        self._ratios = np.ones((len(self._batches), prior.seconds.shape[1]))
+        self._counts = np.zeros_like(self._ratios)
+        self._straggler = prior.straggler
+        self._mean = 1.0
+        self._window = np.zeros((WINDOW, 4))
+        self._version = 0
+        self._learned = Learned(0, self._ratios.tobytes(), self._straggler, 1.0)
+
+    @property
+    def learned(self) -> Learned:
+        """For `StepTables`, on this rank and on others."""
+        return self._learned
+
+    def observe(self, batch: int, total: float, longest: float, seconds: float) -> None:
+        """Take in one measured step; what is not positive and finite, or outside the table, is
+        ignored.
+
+        Args:
+            batch: requests. total, longest: sum and maximum of their contexts, tokens.
+        """
+        if not (1 <= batch < len(self.table.seconds) and 0.0 < seconds < math.inf):
+            return
+        self.samples += 1
+        predicted = self.table.step_s(batch, total, longest)
+        self.calibration.observe(predicted, seconds)
+        if self.samples < 8 * REFRESH or self.samples % SHAPE_EVERY == 0:
+            self._learn_shape(batch, total, longest, seconds)
+        self._window[self.samples % WINDOW] = batch, total, longest, seconds
+        if self.samples % WINDOW == 0:
+            self._learn_straggler()
+        if self.samples % REFRESH == 0:
+            self._refresh()
+        self._learned = self._learned._replace(factor=self.calibration.factor)
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a file."""
+        return {
+            "ratios": self._ratios.tolist(),
+            "counts": self._counts.tolist(),
+            "mean": self._mean,
+            "straggler": self._straggler,
+            "samples": self.samples,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned.
+
+        Raises:
+            InputError: of another grid, or not a state.
+        """
+        try:
+            ratios, counts = (np.array(state[name], np.float64) for name in ("ratios", "counts"))
+            mean, straggler = float(state["mean"]), float(state["straggler"])
+            samples = int(state["samples"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"learned steps: {error!r}") from error
+        low, high = _RATIO_RANGE
+        sane = (
+            ratios.shape == counts.shape == self._ratios.shape
+            and ((ratios >= low) & (ratios <= high)).all()
+            and (counts >= 0.0).all()
+            and low <= mean <= high
+            and 0.0 <= straggler <= 1.0
+            and samples >= 0
+        )
+        if not sane:
+            raise InputError("learned steps: of another engine, or out of range")
+        self._ratios, self._counts = ratios, counts
+        self._mean, self._straggler, self.samples = mean, straggler, samples
+        self._refresh()
+
+    def _learn_shape(self, batch: int, total: float, longest: float, seconds: float) -> None:
+        context = total + self._straggler * (batch * longest - total)
+        prior = self.grid.prior._replace(straggler=0.0)
+        expected = prior.step_s(batch, context)
+        ratio = min(max(seconds / expected, _RATIO_RANGE[0]), _RATIO_RANGE[1])
+        self._mean += max(RATE, 1.0 / (self.samples + 1.0)) * (ratio - self._mean)
+        b, b_share = _between(self._log_batches, math.log2(batch))
+        k = min(max(context / prior.knot_tokens, 0.0), self._ratios.shape[1] - 1.0)
+        left = min(int(k), self._ratios.shape[1] - 2)
+        k_share = k - left
+        weights = np.outer((1.0 - b_share, b_share), (1.0 - k_share, k_share))
+        # With one batch size there is one row of knots.
+        at = np.s_[b : b + 2, left : left + 2]
+        here = weights[: self._ratios[at].shape[0]]
+        known = float((self._effective()[at] * here).sum())
+        error = ratio - known
+        self._counts[at] += here
+        # Calibrated errors are clipped to four spreads; these too, in the same unit.
+        limit = 4.0 * self.calibration.spread * known + 0.05 * known if self.samples > 64 else 50.0
+        error = min(max(error, -limit), limit)
+        rate = np.maximum(RATE, 1.0 / np.maximum(self._counts[at], 1.0)) * here
+        own = self._ratios[at]
+        own += np.where(self._counts[at] > 0.0, rate * (known + error - own), 0.0)
+        np.clip(own, *_RATIO_RANGE, out=own)
+
+    def _learn_straggler(self) -> None:
+        """Which of the two contexts the last `WINDOW` steps followed, by non-negative least squares
+        of relative errors. Steps of alike requests say nothing about it and leave it as it is."""
+        batch, total, longest, seconds = self._window.T
+        padded = batch * longest
+        if np.mean((padded - total) / padded) < _TELLING_SPREAD:
+            return
+        columns = np.column_stack([np.ones(WINDOW), np.log2(batch), batch, total, padded])
+        scale = columns.max(axis=0) + 1e-300
+        kept = np.ones(WINDOW, bool)
+        for _ in range(2):
+            weighted = columns / scale / seconds[:, None]
+            found, _ = self._nnls(weighted[kept], np.ones(int(kept.sum())))
+            error = np.abs(weighted @ found - 1.0)
+            kept = error <= 4.0 * 1.4826 * np.median(error) + 1e-9
+        by_total, by_longest = found[3] / scale[3], found[4] / scale[4]
+        if by_total + by_longest > 0.0:
+            seen = by_longest / (by_total + by_longest)
+            self._weigh_longest(self._straggler + _STRAGGLER_RATE * (seen - self._straggler))
+
+    def _weigh_longest(self, straggler: float) -> None:
+        """Contexts mean something else from now on: learn the ratios anew, from a first guess."""
+        if abs(straggler - self._straggler) < 0.02:
+            return
+        self._straggler = straggler
+        self._counts[:] = 0.0
+        prior = self.grid.prior._replace(straggler=straggler)
+        steps = self._window[:: WINDOW // 32]
+        self._mean = float(np.median([s / prior.step_s(int(b), k, m) for b, k, m, s in steps]))
+
+    def _effective(self) -> Floats:
+        """Knots with few samples lean on what the others say."""
+        total = self._counts + PRIOR_SAMPLES
+        return (self._counts * self._ratios + PRIOR_SAMPLES * self._mean) / total
+
+    def _refresh(self) -> None:
+        ratios = self._effective()
+        self.table = self.grid.table(ratios, self._straggler)
+        self._version += 1
+        self._learned = Learned(
+            self._version, ratios.tobytes(), self._straggler, self.calibration.factor
+        )
+
+
+class StepTables:
+    """The dense table of the newest `Learned`, made once per version."""
+
+    def __init__(self, prior: StepTable) -> None:
+        self._grid = StepGrid(prior)
+        self._shape = (len(self._grid.batches), prior.seconds.shape[1])
+        self._version = 0
+        self._table = prior
+
+    def of(self, learned: Learned) -> StepTable:
+        """Step times with the newest correction left out: multiply by `learned.factor`."""
+        if learned.version != self._version:
+            ratios = np.frombuffer(learned.ratios, np.float64).reshape(self._shape)
+            self._table = self._grid.table(ratios, learned.straggler)
+            self._version = learned.version
+        return self._table
+
+
+def _between(knots: Floats, x: float) -> tuple[int, float]:
+    """Index of the knot left of `x` and the share of the way to the next."""
+    at = int(np.searchsorted(knots, x, side="right")) - 1
+    at = min(max(at, 0), max(len(knots) - 2, 0))
+    if len(knots) == 1 or knots[at + 1] <= knots[at]:
+        return at, 0.0
+    return at, float((x - knots[at]) / (knots[at + 1] - knots[at]))

@@ -1,0 +1,158 @@
+"""Preallocation: which prompts get decode memory before they are prefilled.
+
+A prompt holds the memory from here until its last token, through its wait for prefill. What is
+given to prompts that miss their objective anyway is missing for those that could meet it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from kairos.policy.growth import Floats, peak_tokens
+
+
+class Asking(NamedTuple):
+    """A prompt that asks for memory.
+
+    Attributes:
+        id: breaks ties; the same on all tensor-parallel ranks.
+        tokens: of the prompt.
+        asked_s: when it asked, monotonic seconds.
+        deadline_s: of its first token.
+        work_s: shortest prefill that it may need, seconds.
+        output_tokens: expected; 0 where nothing is known.
+    """
+
+    id: int
+    tokens: int
+    asked_s: float
+    deadline_s: float
+    work_s: float
+    output_tokens: float = 0.0
+
+
+class Room(NamedTuple):
+    """Memory of a decode server, tokens.
+
+    Attributes:
+        capacity: all of it.
+        free: what may be given away now, the engine's own reserve taken off.
+        reserve: what the engine's reserve grows by with every request.
+        late_pending: held by prompts that were late when granted and are not decoding yet.
+        contexts, remaining: of the residents, promised ones included; see `peak_tokens`. Empty
+            where nothing is known about lengths.
+    """
+
+    capacity: float
+    free: float
+    reserve: float
+    late_pending: float
+    contexts: Floats
+    remaining: Floats
+
+
+class PreallocationParams(NamedTuple):
+    """Attributes:
+    peak_share: share of capacity that the predicted peak may reach.
+    late_share: late prompts get memory only up to this share of capacity in use.
+    late_pending_share: and together no more than this share, or one at a time.
+    elder_s: a prompt that has asked for so long goes first, late or not, and nobody passes it.
+    elder_credit: this share of all memory granted may go to elders. More would let a backlog of
+        given-up prompts push out those that are on time.
+    """
+
+    peak_share: float = 0.98
+    late_share: float = 0.6
+    late_pending_share: float = 0.1
+    elder_s: float = 30.0
+    elder_credit: float = 0.05
+
+
+class Grant(NamedTuple):
+    """Attributes:
+    at: index of the prompt.
+    late: it was late when granted.
+    """
+
+    at: int
+    late: bool
+
+
+class Preallocation:
+    """Feasible prompts first, short ones first, nobody blocked by one that does not fit."""
+
+    def __init__(self, params: PreallocationParams | None = None) -> None:
+        self.params = params or PreallocationParams()
+        self._credit = 0.0
+
+    def grant(self, asking: Sequence[Asking], room: Room, now_s: float) -> list[Grant]:
+        """Prompts that get memory now, in this order."""
+        p = self.params
+        left = _Left(room, p.peak_share)
+        granted: list[Grant] = []
+        elder = self._elder(asking, now_s)
+        if elder is not None:
+            prompt = asking[elder]
+            if not left.take(prompt):
+                return []  # what is freed from now on is for this one
+            self._credit -= prompt.tokens
+            granted.append(Grant(elder, _late(prompt, now_s)))
+        late: list[tuple[int, int, int]] = []
+        on_time: list[tuple[int, int, int]] = []
+        for at, prompt in enumerate(asking):
+            if at != elder:
+                (late if _late(prompt, now_s) else on_time).append((prompt.tokens, prompt.id, at))
+        for _, _, at in sorted(on_time):
+            if left.take(asking[at]):
+                granted.append(Grant(at, False))
+                self._credit += p.elder_credit * asking[at].tokens
+        pending = room.late_pending
+        for tokens, _, at in sorted(late):
+            if left.used + tokens > p.late_share * room.capacity and left.used > 0.0:
+                break
+            if pending > 0.0 and pending + tokens > p.late_pending_share * room.capacity:
+                break
+            if left.take(asking[at]):
+                granted.append(Grant(at, True))
+                self._credit += p.elder_credit * tokens
+                pending += tokens
+        self._credit = min(self._credit, room.capacity)
+        return granted
+
+    def _elder(self, asking: Sequence[Asking], now_s: float) -> int | None:
+        """Index of the prompt that has asked for longest, if that is too long and affordable."""
+        if not asking or self._credit <= 0.0:
+            return None
+        at = min(range(len(asking)), key=lambda i: (asking[i].asked_s, asking[i].id))
+        return at if now_s - asking[at].asked_s > self.params.elder_s else None
+
+
+def _late(prompt: Asking, now_s: float) -> bool:
+    return now_s + prompt.work_s > prompt.deadline_s
+
+
+class _Left:
+    """What is left of a `Room` while it is being given away."""
+
+    def __init__(self, room: Room, peak_share: float) -> None:
+        self._room = room
+        self._free = room.free
+        self._contexts, self._remaining = room.contexts, room.remaining
+        self._most = peak_share * room.capacity
+        self.used = max(0.0, room.capacity - room.free)
+
+    def take(self, prompt: Asking) -> bool:
+        """Take memory for `prompt` if it fits, now and at the peak."""
+        needed = prompt.tokens + self._room.reserve
+        if needed > self._free:
+            return False
+        if prompt.output_tokens > 0.0 and len(self._contexts):
+            contexts = np.append(self._contexts, float(prompt.tokens))
+            remaining = np.append(self._remaining, prompt.output_tokens)
+            if peak_tokens(contexts, remaining) > self._most:
+                return False
+            self._contexts, self._remaining = contexts, remaining
+        self._free -= needed
+        self.used += needed
+        return True

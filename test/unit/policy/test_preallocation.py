@@ -1,0 +1,110 @@
+"""Memory for prompts before their prefill, by numbered behaviours."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kairos.policy.growth import peak_tokens
+from kairos.policy.preallocation import Asking, Preallocation, PreallocationParams, Room
+
+NOBODY = np.empty(0)
+
+
+def room(free: float, capacity: float = 10_000, late_pending: float = 0.0) -> Room:
+    return Room(capacity, free, 10.0, late_pending, NOBODY, NOBODY)
+
+
+def asking(i: int, tokens: int, deadline_s: float = 100.0, asked_s: float = 0.0) -> Asking:
+    return Asking(i, tokens, asked_s, deadline_s, 0.1)
+
+
+def granted(prompts: list[Asking], where: Room, now_s: float = 1.0) -> list[int]:
+    return [prompts[grant.at].id for grant in Preallocation().grant(prompts, where, now_s)]
+
+
+def test_1_one_that_does_not_fit_blocks_nobody() -> None:
+    assert granted([asking(1, 5_000), asking(2, 900), asking(3, 900)], room(2_000)) == [2, 3]
+
+
+def test_2_short_ones_go_first() -> None:
+    assert granted([asking(1, 900), asking(2, 500), asking(3, 700)], room(1_300)) == [2, 3]
+
+
+def test_3_late_ones_come_last() -> None:
+    prompts = [asking(1, 100, deadline_s=0.5), asking(2, 900), asking(3, 900)]
+    assert granted(prompts, room(10_000)) == [2, 3, 1]
+
+
+def test_4_late_ones_leave_room_for_those_to_come() -> None:
+    late = [asking(i, 400, deadline_s=0.5) for i in range(5)]
+    assert granted(late, room(3_900)) == []
+    assert granted(late, room(9_000)) == [0, 1]
+    assert granted(late, room(9_000, late_pending=400.0)) == [0]
+    assert granted(late, room(9_000, late_pending=900.0)) == []
+
+
+def test_5_a_late_one_gets_an_empty_server_however_long_it_is() -> None:
+    assert granted([asking(1, 9_000, deadline_s=0.5)], room(10_000)) == [1]
+
+
+def test_6_who_has_asked_too_long_goes_before_everybody() -> None:
+    policy = Preallocation(PreallocationParams(elder_s=30.0, elder_credit=0.5))
+    elder = asking(1, 3_000, deadline_s=5.0)
+    for at in range(4):  # while others are served it earns its place
+        short = asking(10 + at, 2_000, asked_s=float(at))
+        assert [grant.at for grant in policy.grant([elder, short], room(2_500), float(at))] == [1]
+    short = asking(20, 500, asked_s=39.0)
+    assert policy.grant([elder, short], room(2_500), 40.0) == []
+    assert [grant.at for grant in policy.grant([elder, short], room(3_600), 41.0)] == [0, 1]
+
+
+def test_7_a_backlog_of_late_ones_does_not_push_out_who_is_on_time() -> None:
+    policy = Preallocation()
+    late = [asking(i, 500, deadline_s=1.0) for i in range(50)]
+    for step in range(200):
+        now = 100.0 + step
+        short = asking(1_000 + step, 500, deadline_s=now + 5, asked_s=now)
+        grants = policy.grant([*late, short], room(2_000), now)
+        assert sum(grant.at < 50 for grant in grants) <= 1
+    served = sum(
+        any(
+            grant.at < 50
+            for grant in policy.grant([*late, asking(9_999, 500, 1e9, 400.0)], room(600), 400.0 + i)
+        )
+        for i in range(100)
+    )
+    assert served <= 10
+
+
+def test_8_predicted_growth_is_kept_free() -> None:
+    contexts, remaining = np.full(10, 500.0), np.full(10, 450.0)
+    full = Room(10_000.0, 5_000.0, 10.0, 0.0, contexts, remaining)
+    newcomer = asking(1, 500)._replace(output_tokens=450.0)
+    assert Preallocation().grant([newcomer], full, 1.0) == []
+    brief = asking(1, 200)._replace(output_tokens=5.0)
+    assert len(Preallocation().grant([brief], full, 1.0)) == 1
+
+
+@given(st.lists(st.tuples(st.integers(1, 1_000), st.integers(0, 300)), min_size=1, max_size=12))
+def test_9_the_peak_is_that_of_a_simulation(residents) -> None:
+    contexts = np.array([float(c) for c, _ in residents])
+    remaining = np.array([float(r) for _, r in residents])
+    simulated = max(
+        sum(c + step for c, r in residents if r >= step) for step in range(int(remaining.max()) + 1)
+    )
+    assert peak_tokens(contexts, remaining) == pytest.approx(simulated)
+
+
+prompts = st.lists(
+    st.tuples(st.integers(1, 6_000), st.floats(0, 100), st.floats(0, 50)), min_size=1, max_size=30
+)
+
+
+@settings(deadline=None)
+@given(prompts, st.floats(0, 10_000))
+def test_10_no_more_is_granted_than_there_is(rows, free) -> None:
+    asked = [asking(i, tokens, deadline, since) for i, (tokens, deadline, since) in enumerate(rows)]
+    grants = Preallocation().grant(asked, room(free), 50.0)
+    assert len({grant.at for grant in grants}) == len(grants)
+    assert sum(asked[grant.at].tokens + 10.0 for grant in grants) <= free
