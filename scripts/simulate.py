@@ -60,6 +60,7 @@ def _arguments() -> argparse.Namespace:
     add("--routing", choices=ROUTINGS, default="late")
     add("--stages", choices=("both", "prefill", "decode"), default="both")
     add("--no-lookahead", action="store_true", help="compose a batch only when the last one ended")
+    add("--no-decode-lookahead", action="store_true", help="the same for decode steps only")
     add("--decode-cap", type=int, default=0, help="static cap on the decode batch")
     add("--no-lengths", action="store_true", help="do not learn output lengths")
     add("--starve-share", type=float, help="share of prefill time for starved requests")
@@ -70,6 +71,8 @@ def _arguments() -> argparse.Namespace:
     add("--change-cost-ms", type=float, default=0.0, help="of parking or resuming a request")
     add("--contention", action="store_true", help="transfers share the link")
     add("--preallocate", action="store_true", help="decode memory before prefill")
+    add("--grants", choices=("arrival", "deadline"), default="", help="order of that memory")
+    add("--admission", action="store_true", help="turn away or degrade by outlook")
     add("--part", type=_part, default=(1, 1), help="2/2: the second half of the trace")
     add("--requests", type=int, default=0, help="only so many requests")
     add("--seed", type=int, default=0, help="of the tiers and the noise")
@@ -84,6 +87,7 @@ def _points(args: argparse.Namespace) -> list[Point]:
     base = Settings(
         instances=args.instances,
         lookahead=not args.no_lookahead,
+        decode_lookahead=not args.no_decode_lookahead,
         hold=args.hold,
         routing=args.routing,
         decode_cap=args.decode_cap,
@@ -95,6 +99,8 @@ def _points(args: argparse.Namespace) -> list[Point]:
         change_cost_s=args.change_cost_ms / 1e3,
         contention=args.contention,
         preallocate=args.preallocate,
+        grants=args.grants,
+        admission=args.admission,
         seed=args.seed,
     )
     base = replace(base, slack=base.slack._replace(period=args.period))

@@ -24,6 +24,13 @@ def first_come(waiting: Rows, held: float, room: float, slots: int) -> npt.NDArr
     return order[: len(fits) if fits.all() else int(np.argmin(fits))]
 
 
+def keep_longest_output(residents: Rows) -> list[int]:
+    """Upstream's order of retraction: those with the most output are kept first, of these those
+    with the least context."""
+    order = np.lexsort((residents["id"], residents["context"], -residents["tokens"]))
+    return [int(at) for at in order]
+
+
 @dataclass(slots=True)
 class ContinuousPolicy:
     """Continuous batching: first come first served, everybody admitted runs in every step.
@@ -49,6 +56,11 @@ class ContinuousPolicy:
         residents["runs"] = True
         context = residents["context"]
         return self.table.step_s(len(residents), float(context.sum()), float(context.max()))
+
+    def keep_order(
+        self, residents: Rows, now_s: float, reload_s_per_token: float = 0.0
+    ) -> list[int]:
+        return keep_longest_output(residents)
 
     def observe(self, predicted_s: float, measured_s: float) -> None:
         """Nothing depends on predictions here."""
@@ -98,6 +110,11 @@ class GreedyPolicy:
             residents["runs"][at] = True
             batch, total, longest, tightest = batch + 1, total + context, larger, bound
         return float(self._kernel.running_step_s(residents, table, factor))
+
+    def keep_order(
+        self, residents: Rows, now_s: float, reload_s_per_token: float = 0.0
+    ) -> list[int]:
+        return keep_longest_output(residents)
 
     def observe(self, predicted_s: float, measured_s: float) -> None:
         self.calibration.observe(predicted_s / self.calibration.factor, measured_s)

@@ -1,33 +1,55 @@
 """One simulated decode instance."""
 
 from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from kairos.latency import Limits
 from kairos.latency.table import StepTable
-from kairos.policy.residents import Resident, Residents
+from kairos.policy.residents import Resident, Residents, Rows
 from kairos.policy.slack import DecodePolicy
 from kairos.sim import kernel
-from kairos.sim.records import Records
+from kairos.sim.records import Ints, Records
+
+
+class Policy(DecodePolicy, Protocol):
+    """A decode policy that also says whom to retract when memory runs out."""
+
+    def keep_order(
+        self, residents: Rows, now_s: float, reload_s_per_token: float = 0.0
+    ) -> list[int]:
+        """Indices of the rows, those to keep first."""
+
+
+class Step(NamedTuple):
+    """A composed step: who runs, and what it takes, predicted and in truth."""
+
+    batch: Ints
+    predicted_s: float
+    true_s: float
 
 
 class DecodeServer:
     """Args:
     policy: admission order and selection.
     table: true step times; `noise()` multiplies each.
+    lookahead: a step is composed when the one before it starts. Who arrives meanwhile waits for
+        the step after it, and who has just finished runs once more, in vain.
     change_cost_s: added to a step in which a resident is parked or resumed.
-    reload_s: seconds until a retracted request of so many tokens may be admitted again.
+    reload_s_per_token: moving a retracted request out, and in again, stops the steps for so long.
     """
 
     def __init__(
         self,
-        policy: DecodePolicy,
+        policy: Policy,
         table: StepTable,
         limits: Limits,
         records: Records,
         noise: Callable[[], float],
+        lookahead: bool,
         change_cost_s: float,
+        reload_s_per_token: float,
     ) -> None:
         self.policy = policy
         self.running = Residents()
@@ -36,20 +58,24 @@ class DecodeServer:
         self.reserved_tokens = 0
         self.busy_s = 0.0
         self.steps = 0
+        self.wasted_rows = 0
         self.retractions = 0
         self._table = table
         self._limits = limits
         self._records = records
         self._noise = noise
+        self._lookahead = lookahead
         self._change_cost_s = change_cost_s
+        self._reload_s_per_token = reload_s_per_token
+        self._retracted: set[int] = set()
+        self._batch = np.empty(limits.max_batch, np.int64)
         self._finished = np.empty(limits.max_batch, np.int64)
-        self._predicted_s = 0.0
-        self._step_s = 0.0
-        self._stepping = False
+        self._current: Step | None = None
+        self._next: Step | None = None
 
     @property
     def idle(self) -> bool:
-        return not self._stepping
+        return self._current is None
 
     @property
     def load_tokens(self) -> int:
@@ -62,63 +88,100 @@ class DecodeServer:
         self.waiting.add(resident)
 
     def start(self, now_s: float) -> float | None:
-        """Admit, select and launch a step; returns its end, None when nobody is here."""
+        """Launch the next step; returns its end, None when nobody is here."""
+        step = self._next or self._compose(now_s)
+        self._current, self._next = step, None
+        if step is None:
+            return None
+        self.busy_s += step.true_s
+        self.steps += 1
+        if self._lookahead:
+            self._next = self._compose(now_s + step.predicted_s)
+        return now_s + step.true_s
+
+    def finish(self, now_s: float) -> int:
+        """The step ended; returns how many requests have all their tokens now."""
+        step, records = self._current, self._records
+        assert step is not None
+        self._current = None
+        self.policy.observe(step.predicted_s, step.true_s)
+        count = kernel.emit(
+            step.batch,
+            now_s,
+            records.output_tokens,
+            records.made,
+            records.first_s,
+            records.last_s,
+            records.stall_s,
+            self._finished,
+        )
+        for request in self._finished[:count].tolist():
+            # A request may have been retracted while its last token was being made.
+            if request in self.running:
+                row = self.running.remove(request)
+                self.kv_tokens -= int(row["context"])
+            else:
+                row = self.waiting.remove(request)
+                self._retracted.discard(request)
+            self.policy.completed(int(row["group"]), int(records.output_tokens[request]))
+        if count and self._next is not None:
+            self.wasted_rows += int(np.isin(self._next.batch, self._finished[:count]).sum())
+        return count
+
+    def _compose(self, start_s: float) -> Step | None:
+        """Admit, make room and select for a step that starts at `start_s`."""
         before = self.running.rows["runs"].copy()
-        if len(self.waiting):
-            self._admit(now_s)
+        moved = self._admit(start_s) if len(self.waiting) else 0
         if not len(self.running):
             return None
-        self._make_room()
+        if self.kv_tokens + len(self.running) > self._limits.kv_tokens:
+            moved += self._make_room(start_s)
+            before = before[:0]
         rows = self.running.rows
-        self._predicted_s = self.policy.select(rows, now_s)
-        step_s, running, changed = kernel.true_step(rows, before, len(before), self._table)
-        self._step_s = step_s * self._noise()
+        predicted_s = self.policy.select(rows, start_s)
+        step_s, count, changed = kernel.launch(
+            rows, before, len(before), self._table, start_s + predicted_s, self._batch
+        )
+        self.kv_tokens += count
+        true_s = step_s * self._noise() + moved * self._reload_s_per_token
         if changed:
-            self._step_s += self._change_cost_s
-        self.kv_tokens += running
-        self.busy_s += self._step_s
-        self.steps += 1
-        self._stepping = True
-        return now_s + self._step_s
+            true_s += self._change_cost_s
+        return Step(self._batch[:count].copy(), predicted_s, true_s)
 
-    def finish(self, now_s: float) -> None:
-        """The step ended."""
-        self._stepping = False
-        self.policy.observe(self._predicted_s, self._step_s)
-        records = self._records
-        rows = self.running.rows
-        count = kernel.emit(rows, now_s, records.output_tokens, self._finished, records.stall_s)
-        for request in self._finished[:count].tolist():
-            row = self.running.remove(request)
-            self.kv_tokens -= int(row["context"])
-            self.policy.completed(int(row["group"]), int(row["tokens"]) + 1)
-            records.last_s[request] = now_s
-            records.first_s[request] = row["first"]
-
-    def _admit(self, now_s: float) -> None:
+    def _admit(self, start_s: float) -> int:
+        """Take in who may join the step; returns the tokens of those that must be moved back."""
         slots = self.policy.max_batch - len(self.running)
         waiting = self.waiting.rows
-        admitted = self.policy.admit(waiting, now_s, self.kv_tokens, self._limits.kv_tokens, slots)
+        limit = self._limits.kv_tokens
+        admitted = self.policy.admit(waiting, start_s, self.kv_tokens, limit, slots)
+        records = self._records
+        moved = 0
         for request in waiting["id"][admitted].tolist():
             row = self.waiting.remove(request)
             if row["tokens"] == 0:
                 # The client sees a held first token when the decode slot is ready.
-                row["first"] = max(row["first"], min(row["hold"], now_s))
+                row["first"] = max(row["first"], min(row["hold"], start_s))
                 row["last"] = row["first"]
-                self._records.admitted_s[request] = now_s
+                records.first_s[request] = records.last_s[request] = row["first"]
+                records.admitted_s[request] = start_s
+            if request in self._retracted:
+                self._retracted.remove(request)
+                moved += int(row["context"])
             row["runs"] = True
             self.running.add_row(row)
             self.kv_tokens += int(row["context"])
+        return moved
 
-    def _make_room(self) -> None:
-        """Retract the newest request while the next step could overflow KV."""
-        while len(self.running) > 1 and (
-            self.kv_tokens + len(self.running) > self._limits.kv_tokens
-        ):
-            rows = self.running.rows
-            # Victims first: they have lost already. Then who arrived last.
-            worst = np.lexsort((rows["id"], rows["first"], rows["victim"]))[-1]
-            row = self.running.remove(int(rows["id"][worst]))
+    def _make_room(self, start_s: float) -> int:
+        """Retract while the step could overflow KV; returns the tokens moved out."""
+        order = self.policy.keep_order(self.running.rows, start_s, 2.0 * self._reload_s_per_token)
+        leaving = self.running.rows["id"][order].tolist()
+        moved = 0
+        while len(leaving) > 1 and self.kv_tokens + len(leaving) > self._limits.kv_tokens:
+            row = self.running.remove(leaving.pop())
             self.kv_tokens -= int(row["context"])
+            moved += int(row["context"])
             self.waiting.add_row(row)
+            self._retracted.add(int(row["id"]))
             self.retractions += 1
+        return moved

@@ -7,37 +7,66 @@ from kairos.policy.slack_kernel import running_step_s
 
 
 @compiled
-def true_step(rows: Any, before: Any, known: int, table: Any) -> tuple[float, int, bool]:
-    """Seconds of the step of the rows that run, how many they are, and whether one of the first
-    `known` rows runs now and did not before, or the other way round."""
+def launch(
+    rows: Any, before: Any, known: int, table: Any, end: float, batch: Any
+) -> tuple[float, int, bool]:
+    """Take the rows that run into a step: from now on they count the token that it makes.
+
+    Args:
+        before: `runs` of the first `known` rows in the step before.
+        end: when the step is going to end.
+        batch: filled with the ids that run.
+
+    Returns:
+        seconds of the step, how many run, and whether one of the known rows runs now and did not
+        before, or the other way round.
+    """
+    seconds = running_step_s(rows, table, 1.0)
     running, changed = 0, False
     for i in range(rows.shape[0]):
-        running += rows[i].runs
-        if i < known and rows[i].runs != before[i]:
+        row = rows[i]
+        if i < known and row.runs != before[i]:
             changed = True
-    return running_step_s(rows, table, 1.0), running, changed
+        if row.runs:
+            batch[running] = row.id
+            running += 1
+            row.tokens += 1
+            row.context += 1
+            row.last = end
+    return seconds, running, changed
 
 
 @compiled
-def emit(rows: Any, now: float, outputs: Any, finished: Any, stall: Any) -> int:
-    """Give every row that runs its token, made at `now`.
+def emit(
+    batch: Any,
+    now: float,
+    outputs: Any,
+    made: Any,
+    first: Any,
+    last: Any,
+    stall: Any,
+    finished: Any,
+) -> int:
+    """Give every request of `batch` its token, made at `now`; who has all its tokens gets none.
 
-    Fills `finished` with the ids that have all their tokens, and stall[id] with the longest wait
-    between two tokens.
+    Fills `finished` with the ids that have all their tokens now, and stall[id] with the longest
+    wait between two tokens.
 
     Returns:
         how many finished.
     """
     count = 0
-    for i in range(rows.shape[0]):
-        row = rows[i]
-        if not row.runs:
+    for i in range(batch.shape[0]):
+        request = batch[i]
+        if made[request] + 1 >= outputs[request]:
             continue
-        stall[row.id] = max(stall[row.id], now - row.last)
-        row.tokens += 1
-        row.context += 1
-        row.last = now
-        if row.tokens + 1 >= outputs[row.id]:
-            finished[count] = row.id
+        # A first token held back for a planned start is out by the time of the second one.
+        first[request] = min(first[request], now)
+        last[request] = max(last[request], first[request])
+        stall[request] = max(stall[request], now - min(last[request], now))
+        made[request] += 1
+        last[request] = now
+        if made[request] + 1 >= outputs[request]:
+            finished[count] = request
             count += 1
     return count

@@ -1,60 +1,133 @@
-"""Decode back-pressure: a prompt is prefilled only once a decode instance has room for its KV."""
+"""Decode back-pressure: a prompt is prefilled only once its decode instance has room for its KV."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kairos.policy.length import LengthEstimator
+from kairos.policy.preallocation import Asking, Preallocation, Room
 from kairos.sim.decode import DecodeServer
 
+RESERVED_TOKENS = 512
+"""Upstream keeps so many tokens free for the output of every request."""
 
-class Preallocation:
-    """Requests that wait for room on a decode instance, and the room that was promised.
+
+@dataclass(slots=True)
+class Promise:
+    """Room given to a prompt that is not on the decode instance yet."""
+
+    at: int
+    asking: Asking
+    group: int
+    late: bool
+
+
+class Rooms:
+    """Prompts that wait for room on a decode instance, and the room that was promised.
 
     Args:
-        servers: the decode instances.
-        capacity_tokens: KV that may be promised on each.
-        deadline_s: TTFT deadline per request.
-        by_deadline: grant room by deadline, requests past it last; otherwise in order of arrival.
+        servers: the decode instances. A prompt is bound to one when it asks.
+        capacity_tokens: KV of each.
+        lengths: expected outputs; None: unknown.
+        in_order: upstream's order, by arrival, and nobody passes one that does not fit; otherwise
+            the policy's.
     """
 
     def __init__(
         self,
-        servers: list[DecodeServer],
-        capacity_tokens: float,
-        deadline_s: list[float],
-        by_deadline: bool,
+        servers: Sequence[DecodeServer],
+        capacity_tokens: int,
+        lengths: Sequence[LengthEstimator | None],
+        in_order: bool,
     ) -> None:
         self._servers = servers
         self._capacity = capacity_tokens
-        self._deadline = deadline_s
-        self._by_deadline = by_deadline
-        self._waiting: dict[int, int] = {}
-        self._promised: dict[int, tuple[int, int]] = {}
+        self._lengths = lengths
+        self._in_order = in_order
+        self._policies = [Preallocation() for _ in servers]
+        self._asking: list[dict[int, tuple[Asking, int]]] = [{} for _ in servers]
+        self._asking_tokens = [0] * len(servers)
+        self._promised: dict[int, Promise] = {}
 
-    def ask(self, request: int, tokens: int) -> None:
-        """Queue a request that needs room for `tokens`."""
-        self._waiting[request] = tokens
+    def ask(self, prompt: Asking, group: int) -> None:
+        """Queue a prompt; `group` as of its length estimate."""
+        loads = [
+            server.load_tokens + asking
+            for server, asking in zip(self._servers, self._asking_tokens, strict=True)
+        ]
+        at = int(np.argmin(loads))
+        self._asking[at][prompt.id] = (prompt, group)
+        self._asking_tokens[at] += prompt.tokens
 
     def grant(self, now_s: float) -> list[int]:
-        """Requests that have room now."""
-        order = list(self._waiting)
-        if self._by_deadline:
-            order.sort(key=lambda r: (self._deadline[r] < now_s, self._deadline[r], r))
-        granted = []
-        for request in order:
-            tokens = self._waiting[request]
-            at = min(range(len(self._servers)), key=lambda i: self._servers[i].load_tokens)
-            server = self._servers[at]
-            if server.load_tokens > 0 and server.load_tokens + tokens > self._capacity:
-                break
-            server.reserved_tokens += tokens
-            self._promised[request] = (at, tokens)
-            del self._waiting[request]
-            granted.append(request)
-        return granted
+        """Ids of the prompts that have room now."""
+        return [request for at in range(len(self._servers)) for request in self._grant(at, now_s)]
 
     def redeem(self, request: int) -> int:
         """The KV of `request` has arrived: index of the instance that it was promised to."""
-        at, tokens = self._promised.pop(request)
-        self._servers[at].reserved_tokens -= tokens
-        return at
+        promise = self._promised.pop(request)
+        self._servers[promise.at].reserved_tokens -= promise.asking.tokens
+        return promise.at
 
-    def cancel(self, request: int) -> None:
-        """The request ended without decoding."""
-        self.redeem(request)
+    def _grant(self, at: int, now_s: float) -> list[int]:
+        if not self._asking[at]:
+            return []
+        expected = [self._expecting(at, *each) for each in self._asking[at].values()]
+        room = self._room(at)
+        if self._in_order:
+            granted = self._first_come(expected, room)
+        else:
+            grants = self._policies[at].grant(expected, room, now_s)
+            granted = [(expected[grant.at], grant.late) for grant in grants]
+        if not granted and self._servers[at].load_tokens == 0:
+            granted = [(expected[0], False)]  # nothing will ever be freed
+        for prompt, late in granted:
+            _, group = self._asking[at].pop(prompt.id)
+            self._asking_tokens[at] -= prompt.tokens
+            self._servers[at].reserved_tokens += prompt.tokens
+            self._promised[prompt.id] = Promise(at, prompt, group, late)
+        return [prompt.id for prompt, _ in granted]
+
+    @staticmethod
+    def _first_come(expected: list[Asking], room: Room) -> list[tuple[Asking, bool]]:
+        granted = []
+        free = room.free
+        for prompt in expected:
+            free -= prompt.tokens + room.reserve
+            if free < 0.0:
+                break
+            granted.append((prompt, False))
+        return granted
+
+    def _expecting(self, at: int, prompt: Asking, group: int) -> Asking:
+        lengths = self._lengths[at]
+        if lengths is None:
+            return prompt
+        remaining = lengths.remaining(np.array([group]), np.array([0]), np.array([np.inf]))
+        return prompt._replace(output_tokens=float(remaining[0]))
+
+    def _room(self, at: int) -> Room:
+        server, lengths = self._servers[at], self._lengths[at]
+        promised = [promise for promise in self._promised.values() if promise.at == at]
+        held = np.concatenate([server.running.rows, server.waiting.rows])
+        free = self._capacity - server.load_tokens - RESERVED_TOKENS * (len(held) + len(promised))
+        contexts = remaining = np.empty(0)
+        if lengths is not None:
+            groups = np.array([promise.group for promise in promised], np.int64)
+            made = np.zeros(len(promised), np.int64)
+            contexts = np.append(held["context"], [p.asking.tokens for p in promised])
+            remaining = lengths.remaining(
+                np.append(held["group"], groups),
+                np.append(held["tokens"], made),
+                np.append(held["limit"], np.full(len(promised), np.inf)),
+            )
+        late = sum(promise.asking.tokens for promise in promised if promise.late)
+        return Room(
+            float(self._capacity),
+            float(free),
+            float(RESERVED_TOKENS),
+            float(late),
+            contexts.astype(np.float64),
+            remaining,
+        )

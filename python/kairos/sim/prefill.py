@@ -24,6 +24,8 @@ class PrefillServer:
     done: computed tokens per request, shared by all instances.
     total: prompt length per request.
     on_start: told every request that gets a chunk, so that no other instance takes it.
+
+    `free_s` is the predicted end of what is composed already.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class PrefillServer:
         self._done = done
         self._total = total
         self._on_start = on_start
+        self.free_s = 0.0
         self._running: Batch | None = None
         self._next: Batch | None = None
 
@@ -72,8 +75,11 @@ class PrefillServer:
         if batch is None:
             return None
         self.busy_s += batch.true_s
+        self.free_s = now_s + batch.plan.batch_s
         if self._lookahead:
-            self._next = self._compose(now_s + batch.plan.batch_s)
+            self._next = self._compose(self.free_s)
+            if self._next is not None:
+                self.free_s += self._next.plan.batch_s
         return now_s + batch.true_s
 
     def finish(self) -> list[int]:

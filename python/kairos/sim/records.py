@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,28 +15,34 @@ class Records:
 
     Attributes:
         output_tokens: tokens each request generates.
+        made: tokens made after the first one.
         prefilled_s: end of the batch that computed the first token.
         first_s: when the client got the first token.
         admitted_s: when decode took the request in.
-        last_s: when the last token was made.
+        last_s: when the newest token was made.
         stall_s: longest wait between two tokens.
+        refused: admission turned the request away; it is never served.
     """
 
-    output_tokens: npt.NDArray[np.int64]
+    output_tokens: Ints
+    made: Ints
     prefilled_s: Floats
     first_s: Floats
     admitted_s: Floats
     last_s: Floats
     stall_s: Floats
+    refused: npt.NDArray[np.bool_]
 
     @classmethod
-    def empty(cls, output_tokens: npt.NDArray[np.int64]) -> "Records":
+    def empty(cls, output_tokens: Ints) -> "Records":
         n = len(output_tokens)
         return cls(
             output_tokens,
+            made=np.zeros(n, np.int64),
             prefilled_s=np.full(n, np.nan),
             first_s=np.full(n, np.nan),
             admitted_s=np.full(n, np.nan),
             last_s=np.full(n, np.nan),
             stall_s=np.zeros(n),
+            refused=np.zeros(n, np.bool_),
         )

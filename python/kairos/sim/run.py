@@ -2,21 +2,23 @@
 
 import heapq
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kairos.latency import PrefillModel, Profile
+from kairos.latency import Chunk, PrefillModel, Profile
 from kairos.latency.table import StepTable
 from kairos.policy.baselines import RankedQueue
 from kairos.policy.continuous import ContinuousPolicy, GreedyPolicy
 from kairos.policy.jobs import PrefillJob, PrefillQueue
 from kairos.policy.length import LengthEstimator, group_of
+from kairos.policy.preallocation import Asking
 from kairos.policy.residents import Resident
-from kairos.policy.slack import DecodePolicy, SlackPolicy
+from kairos.policy.slack import SlackPolicy
 from kairos.policy.urgency import UrgencyQueue
-from kairos.sim.decode import DecodeServer
-from kairos.sim.preallocation import Preallocation
+from kairos.sim.decode import DecodeServer, Policy
+from kairos.sim.door import Door
+from kairos.sim.preallocation import Rooms
 from kairos.sim.prefill import PrefillServer
 from kairos.sim.records import Records
 from kairos.sim.scenario import Scenario
@@ -25,8 +27,8 @@ from kairos.sim.settings import Settings
 PREFILLED, READY, STEPPED = 0, 1, 2
 HOLD_MARGIN_S = 1e-3
 """A held first token is released this long before its deadline."""
-ROOM_SHARE = 0.9
-"""Share of a decode instance's KV that preallocation may promise; the rest is room to grow."""
+LEAST_WORK = 0.5
+"""A decode instance counts a prompt as late when even this share of its prefill no longer fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class _Simulation:
         self._link_free_s = [0.0] * settings.shape[0]
         self._shared = settings.routing == "late" and settings.shape[0] > 1
         self._turn = -1
+        self._lengths: list[LengthEstimator | None] = []
         self.prefill = [
             PrefillServer(
                 self._prefill_queue(),
@@ -83,22 +86,20 @@ class _Simulation:
                 profile.limits,
                 self.records,
                 self._noise,
+                settings.lookahead and settings.decode_lookahead,
                 settings.change_cost_s,
+                profile.kv.wire_s(1),
             )
             for _ in range(settings.shape[1])
         ]
 
         self._rooms = (
-            Preallocation(
-                self.decode,
-                ROOM_SHARE * profile.limits.kv_tokens,
-                self._deadline,
-                by_deadline=settings.grants == "deadline"
-                or (not settings.grants and settings.prefill_policy == "urgency"),
-            )
+            Rooms(self.decode, profile.limits.kv_tokens, self._lengths, self._grants_in_order())
             if settings.preallocate
             else None
         )
+        self._door = Door(profile, self.decode) if settings.admission else None
+        self._queued: dict[int, PrefillJob] = {}
 
     def run(self) -> Finished:
         n = len(self.scenario)
@@ -114,10 +115,11 @@ class _Simulation:
                 continue
             now, _, kind, what = heapq.heappop(events)
             if kind == STEPPED:
-                self.decode[what].finish(now)
+                freed = self.decode[what].finish(now)
                 self._step(what, now)
-                self._grant(now)
-                self._wake(now)
+                if freed and self._rooms is not None:
+                    self._grant(now)
+                    self._wake(now)
             elif kind == PREFILLED:
                 for request in self.prefill[what].finish():
                     self._prefilled(request, what, now)
@@ -129,25 +131,57 @@ class _Simulation:
     def _arrive(self, request: int, now: float) -> None:
         if self.settings.stages == "decode":
             self._prefilled(request, 0, now)
+        elif self._door is not None and not self._admitted(self._door, request, now):
+            self.records.refused[request] = True
         elif self._rooms is not None:
-            self._rooms.ask(request, self._input[request] + 1)
+            self._rooms.ask(self._asking(request), self._group(request))
             self._grant(now)
         else:
             self._queue(request)
+
+    def _admitted(self, door: Door, request: int, now: float) -> bool:
+        tpot_s = float(self.scenario.tpot_s[request])
+        queued = [
+            replace(job, done_tokens=self._done[job.id])
+            for job in self._queued.values()
+            if self._done[job.id] < job.total_tokens
+        ]
+        self._queued = {job.id: job for job in queued}
+        job = door.verdict(self._job(request), tpot_s, self.prefill[0], queued, now)
+        if job is None:
+            return False
+        self._deadline[request] = job.deadline_s
+        self._queued[request] = job
+        return True
+
+    def _asking(self, request: int) -> Asking:
+        tokens = self._input[request]
+        work_s = LEAST_WORK * self.profile.prefill.batch_s([Chunk(0, tokens)])
+        return Asking(request, tokens + 1, self._arrival[request], self._deadline[request], work_s)
+
+    def _grants_in_order(self) -> bool:
+        grants = self.settings.grants
+        return grants == "arrival" or (not grants and self.settings.prefill_policy != "urgency")
+
+    def _group(self, request: int) -> int:
+        return group_of(int(self.scenario.group[request]), self._input[request])
 
     def _grant(self, now: float) -> None:
         if self._rooms is not None:
             for request in self._rooms.grant(now):
                 self._queue(request)
 
-    def _queue(self, request: int) -> None:
-        job = PrefillJob(
+    def _job(self, request: int) -> PrefillJob:
+        return PrefillJob(
             request,
             self._arrival[request],
             self._deadline[request],
             self._input[request],
             self._done[request],
         )
+
+    def _queue(self, request: int) -> None:
+        job = self._job(request)
         targets = self.prefill if self._shared else [self._route()]
         for server in targets:
             server.add(job)
@@ -182,7 +216,7 @@ class _Simulation:
         if self.settings.stages == "prefill" or self.scenario.output_tokens[request] == 1:
             self.records.last_s[request] = now
             if self._rooms is not None:
-                self._rooms.cancel(request)
+                self._rooms.redeem(request)
             return
         link = self.profile.kv
         tokens = self._input[request]
@@ -208,7 +242,7 @@ class _Simulation:
                 prefilled,
                 float(self.scenario.tpot_s[request]),
                 hold,
-                group=group_of(int(self.scenario.group[request]), self._input[request]),
+                group=self._group(request),
             )
         )
         if self.decode[d].idle:
@@ -242,8 +276,9 @@ class _Simulation:
             return UrgencyQueue(model, chunk, s.urgency)
         return RankedQueue(model, chunk, s.prefill_policy)
 
-    def _decode_policy(self) -> DecodePolicy:
+    def _decode_policy(self) -> Policy:
         s, limits = self.settings, self.profile.limits
+        self._lengths.append(None)
         table = StepTable.from_model(self.profile.decode, limits.max_batch, limits.kv_tokens)
         table = table._replace(seconds=table.seconds * s.decode_bias)
         cap = s.decode_cap or limits.max_batch
@@ -253,4 +288,5 @@ class _Simulation:
             return GreedyPolicy(table, cap)
         classes = int(self.scenario.group.max()) + 1
         lengths = LengthEstimator(classes) if s.lengths else None
+        self._lengths[-1] = lengths
         return SlackPolicy(table, cap, s.slack, lengths)

@@ -18,7 +18,9 @@ class Settings:
     prefill_policy: "urgency" or a key of `BASELINES`.
     decode_policy: one of DECODE_POLICIES.
     instances: "1P1D": prefill and decode instances.
-    lookahead: a batch is composed when the batch before it starts, as the overlap schedule does.
+    lookahead: a batch or step is composed when the one before it starts, as the overlap schedule
+        does.
+    decode_lookahead: on decode instances too, where `lookahead` is on.
     hold: the first token is held back until its decode slot is ready, the deadline at most.
     routing: how arrivals are bound to prefill instances.
     decode_cap: static cap on the decode batch; 0: the profile's limit.
@@ -30,7 +32,9 @@ class Settings:
     change_cost_s: added to a step in which a resident is parked or resumed.
     contention: transfers of one prefill instance share its link, one after the other.
     preallocate: a prompt is prefilled only once a decode instance has room for it.
-    grants: who gets that room first, by "arrival" or by "deadline"; "": as prefill is ordered.
+    grants: who gets that room first: "arrival" is upstream's order; "deadline" prefers those that
+        can be on time (`policy/preallocation.py`); "": the second one with urgency.
+    admission: arrivals are admitted, degraded or turned away by their outlook.
     seed: of the noise.
     """
 
@@ -38,6 +42,7 @@ class Settings:
     decode_policy: str = "slack"
     instances: str = "1P1D"
     lookahead: bool = True
+    decode_lookahead: bool = True
     hold: bool = False
     routing: str = "late"
     decode_cap: int = 0
@@ -50,6 +55,7 @@ class Settings:
     contention: bool = False
     preallocate: bool = False
     grants: str = ""
+    admission: bool = False
     seed: int = 0
     urgency: UrgencyParams = field(default_factory=UrgencyParams)
     slack: SlackParams = field(default_factory=SlackParams)
@@ -75,7 +81,9 @@ class Settings:
         for name, (number, low, high) in bounds.items():
             if not low <= number <= high:
                 raise InputError(f"{name} {number!r}: allowed are {low:g} to {high:g}")
-        _ = self.shape
+        prefill_instances, _ = self.shape
+        if self.admission and (prefill_instances > 1 or self.stages == "decode"):
+            raise InputError("admission: allowed is one prefill instance, not stages 'decode'")
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -11,7 +11,8 @@ Flags = npt.NDArray[np.bool_]
 
 
 def summarise(done: Finished, chosen: Flags | None = None) -> dict[str, Any]:
-    """Figures of a run; attainments in percent of the requests counted.
+    """Figures of a run; attainments in percent of the requests counted. Requests that admission
+    turned away count as missed, and not in the quantiles of times.
 
     Args:
         chosen: requests to count; everybody runs. Default: all.
@@ -19,7 +20,8 @@ def summarise(done: Finished, chosen: Flags | None = None) -> dict[str, Any]:
     scenario, records = done.scenario, done.records
     mask = np.ones(len(scenario), bool) if chosen is None else chosen
     output = scenario.output_tokens
-    ttft = records.first_s - scenario.arrival_s
+    served = ~records.refused
+    ttft = np.where(served, records.first_s - scenario.arrival_s, np.nan)
     ttft_ok = ttft <= scenario.ttft_s * (1 + 1e-9)
     steps = np.maximum(output - 1, 1)
     tpot_ok = records.last_s - records.first_s <= scenario.tpot_s * steps * (1 + 1e-9)
@@ -47,14 +49,20 @@ def summarise(done: Finished, chosen: Flags | None = None) -> dict[str, Any]:
         "tokens_per_busy_s": _rate(made, busy),
         "longest10_ttft_attainment": percent(ttft_ok, mask & longest),
         "longest10_tpot_attainment": percent(tpot_ok, mask & longest),
-        "ttft_p50_s": float(np.quantile(ttft[mask], 0.5)),
-        "ttft_p99_s": float(np.quantile(ttft[mask], 0.99)),
-        "longest10_ttft_p99_s": float(np.quantile(ttft[mask & longest], 0.99)),
-        "max_ttft_over_slo": float((ttft / scenario.ttft_s)[mask].max()),
+        "refused": int(records.refused[mask].sum()),
+        "e2e_attainment_of_admitted": percent(both, mask & served),
+        "ttft_p50_s": _quantile(ttft[mask & served], 0.5),
+        "ttft_p99_s": _quantile(ttft[mask & served], 0.99),
+        "longest10_ttft_p99_s": _quantile(ttft[mask & served & longest], 0.99),
+        "max_ttft_over_slo": _quantile((ttft / scenario.ttft_s)[mask & served], 1.0),
         "max_stall_s": float(records.stall_s[mask].max()),
-        "makespan_s": float(np.nanmax(records.last_s)) - float(scenario.arrival_s[0]),
+        "makespan_s": _quantile(records.last_s[served], 1.0) - float(scenario.arrival_s[0]),
         "retractions": sum(server.retractions for server in done.decode),
     }
+
+
+def _quantile(values: npt.NDArray[np.float64], share: float) -> float:
+    return float(np.quantile(values, share)) if len(values) else float("nan")
 
 
 def _rate(amount: float, seconds: float) -> float:

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from unit.sim.scenarios import flat_profile, poisson
 
 from kairos.errors import InputError
-from kairos.latency import load_profile
+from kairos.latency import KvLink, load_profile
 from kairos.policy.baselines import BASELINES
 from kairos.sim import decode as decode_module
 from kairos.sim.run import Finished, simulate
@@ -26,6 +27,10 @@ VARIANTS = {
     "early binding": Settings(instances="3P2D", routing="round-robin"),
     "least loaded": Settings(instances="2P1D", routing="least-loaded"),
     "back-pressure": Settings(preallocate=True),
+    "back-pressure, two by two": Settings(instances="2P2D", preallocate=True, contention=True),
+    "back-pressure in order": Settings("fcfs", "continuous", preallocate=True),
+    "no decode look-ahead": Settings(decode_lookahead=False),
+    "hold and noise": Settings(hold=True, noise=0.5),
     "contention, noise, bias": Settings(contention=True, noise=0.2, decode_bias=0.8),
     "greedy": Settings("sjf", "greedy", change_cost_s=5e-4),
 }
@@ -51,6 +56,7 @@ def test_1_every_token_is_made_once_and_in_order_of_time(name, scenario):
     assert (records.first_s >= records.prefilled_s).all()
     assert (records.admitted_s >= records.prefilled_s)[decoded].all()
     assert (records.last_s > records.first_s)[decoded].all()
+    assert (records.made == scenario.output_tokens - 1).all()
     assert np.isnan(records.admitted_s[~decoded]).all()
 
 
@@ -75,7 +81,7 @@ def test_4_kv_never_exceeds_capacity_even_when_outputs_overrun_it(policy, monkey
 
     def watched(server, now_s):
         end = original(server, now_s)
-        held = int(server.running.rows["context"].sum() + server.running.rows["runs"].sum())
+        held = int(server.running.rows["context"].sum())
         assert server.kv_tokens == held
         peak.append(held)
         return end
@@ -87,23 +93,27 @@ def test_4_kv_never_exceeds_capacity_even_when_outputs_overrun_it(policy, monkey
     assert np.isfinite(done.records.last_s).all()
 
 
-def test_5_slack_accounting_equals_a_replay_of_token_times(monkeypatch, scenario):
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_5_slack_accounting_equals_a_replay_of_token_times(lookahead, monkeypatch, scenario):
     times: dict[int, list[float]] = {}
     original = decode_module.DecodeServer.finish
 
     def watched(server, now_s):
-        rows = server.running.rows
-        for request in rows["id"][rows["runs"]].tolist():
-            times.setdefault(request, []).append(now_s)
-        for row in rows:
-            seen = times.get(int(row["id"]), [])
-            assert row["tokens"] + bool(row["runs"]) == len(seen)
-        original(server, now_s)
+        for request in server._current.batch.tolist():
+            seen = times.setdefault(request, [])
+            if len(seen) < scenario.output_tokens[request] - 1:
+                seen.append(now_s)
+        ahead = set() if server._next is None else set(server._next.batch.tolist())
+        for row in server.running.rows:
+            request = int(row["id"])
+            assert row["tokens"] == len(times.get(request, [])) + (request in ahead)
+        return original(server, now_s)
 
     monkeypatch.setattr(decode_module.DecodeServer, "finish", watched)
-    done = simulate(scenario, Settings(), SMALL)
+    done = simulate(scenario, Settings(lookahead=lookahead), SMALL)
     for request, seen in times.items():
         assert len(seen) == scenario.output_tokens[request] - 1
+        assert done.records.made[request] == len(seen)
         assert done.records.last_s[request] == seen[-1]
         gaps = np.diff([done.records.first_s[request], *seen])
         assert done.records.stall_s[request] == pytest.approx(gaps.max())
@@ -159,6 +169,55 @@ def test_8_lookahead_makes_an_arrival_wait_for_the_batch_that_is_composed_alread
     assert ends[True].records.prefilled_s[3] == pytest.approx(0.3)
 
 
+def one_by_one(arrivals: list[float], outputs: list[int]) -> Scenario:
+    """Prompts that are prefilled at once; every decode step of `flat_profile` takes its time."""
+    n = len(arrivals)
+    ones = np.ones(n, np.int64)
+    return Scenario(
+        np.array(arrivals),
+        ones,
+        np.array(outputs),
+        0 * ones,
+        np.full(n, 9.0),
+        np.full(n, 0.5),
+        0 * ones,
+    )
+
+
+@pytest.mark.parametrize("policy", ["continuous", "slack"])
+def test_8b_lookahead_makes_a_prompt_wait_for_the_decode_step_that_is_composed_already(policy):
+    # The second one arrives during the first one's first step.
+    scenario = one_by_one([0.0, 0.05], [10, 3])
+    ends = {}
+    for lookahead in (False, True):
+        settings = Settings("fcfs", policy, stages="decode", lookahead=lookahead)
+        ends[lookahead] = simulate(scenario, settings, flat_profile(0.1)).records
+    # Two tokens after the first one, from the second step on or from the third.
+    assert ends[False].last_s[1] == pytest.approx(0.3)
+    assert ends[True].last_s[1] == pytest.approx(0.4)
+    assert ends[False].last_s[0] == ends[True].last_s[0] == pytest.approx(0.9)
+
+
+def test_8c_lookahead_runs_a_finished_request_once_more_in_vain():
+    scenario = one_by_one([0.0, 0.9], [3, 2])
+    for lookahead, busy_s in ((False, 0.3), (True, 0.5)):
+        settings = Settings("fcfs", "continuous", stages="decode", lookahead=lookahead)
+        done = simulate(scenario, settings, flat_profile(0.1))
+        assert done.decode[0].busy_s == pytest.approx(busy_s)
+        assert done.decode[0].wasted_rows == (2 if lookahead else 0)
+
+
+def test_8d_a_retracted_request_pays_for_the_way_out_and_back():
+    fast = flat_profile(0.01, kv_tokens=2_000)
+    # One byte a token: half a millisecond each way and token.
+    slow = msgspec.structs.replace(fast, kv=KvLink(0.0, 1.0, 2_000.0))
+    scenario = poisson(60, 30.0, 90, 150)
+    settings = Settings("fcfs", "continuous", stages="decode")
+    free, paid = (simulate(scenario, settings, profile).decode[0] for profile in (fast, slow))
+    assert free.retractions > 0
+    assert paid.busy_s > free.busy_s + 2 * 90 * 0.5e-3
+
+
 def test_9_holding_the_first_token_moves_its_time_but_not_past_the_deadline(scenario):
     plain = simulate(scenario, Settings(), SMALL)
     held = simulate(scenario, Settings(hold=True), SMALL)
@@ -202,6 +261,52 @@ def test_13_decode_load_one_is_littles_law(scenario):
     assert len(scaled) / span == pytest.approx(0.5 * rate)
 
 
+def test_17_back_pressure_lets_those_on_time_pass_and_keeps_lost_ones_out_of_memory():
+    """Decode memory for ten prompts, held for long. A burst of prompts that are lost already must
+    not take it from those that can be on time."""
+    n = 40
+    ones = np.ones(n, np.int64)
+    lost = np.arange(n) < 20
+    scenario = Scenario(
+        np.where(lost, 0.0, 1.0 + 0.5 * np.arange(-20, 20)),
+        90 * ones,
+        50 * ones,
+        0 * ones,
+        np.where(lost, 1e-3, 3.0),
+        np.full(n, 9.0),
+        0 * ones,
+    )
+    profile = flat_profile(0.05, kv_tokens=10 * 650)
+    on_time = {}
+    for grants in ("arrival", "deadline"):
+        settings = Settings(preallocate=True, grants=grants)
+        done = simulate(scenario, settings, profile)
+        assert np.isfinite(done.records.last_s).all()
+        on_time[grants] = summarise(done, ~lost)["ttft_attainment"]
+    assert on_time["deadline"] == 100.0
+    assert on_time["arrival"] < 90.0
+
+
+def test_18_admission_turns_away_what_is_hopeless_and_counts_it_as_missed():
+    scenario = poisson(1_500, 30.0, None, 60, seed=3)
+    closed = simulate(scenario, Settings(admission=True), SMALL)
+    refused = closed.records.refused
+    assert 0 < refused.sum() < len(scenario)
+    assert np.isnan(closed.records.first_s[refused]).all()
+    assert np.isfinite(closed.records.last_s[~refused]).all()
+    assert sum(server.tokens for server in closed.prefill) == scenario.input_tokens[~refused].sum()
+    figures, plain = summarise(closed), summarise(simulate(scenario, Settings(), SMALL))
+    assert figures["refused"] == refused.sum()
+    served = figures["e2e_attainment_of_admitted"] * (1.0 - refused.mean())
+    assert figures["e2e_attainment"] == pytest.approx(served)
+    assert figures["max_ttft_over_slo"] < plain["max_ttft_over_slo"]
+
+
+def test_18b_an_idle_server_turns_nobody_away():
+    scenario = poisson(100, 0.2, None, 5)
+    assert not simulate(scenario, Settings(admission=True), SMALL).records.refused.any()
+
+
 @pytest.mark.parametrize("field", ["ttft_s", "tpot_s", "input_tokens", "output_tokens"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
 def test_14_impossible_values_are_rejected_with_their_place(field, value, scenario):
@@ -228,6 +333,8 @@ def test_15_arrivals_out_of_order_are_rejected(scenario):
         {"noise": float("nan")},
         {"decode_bias": 0.0},
         {"stages": "none"},
+        {"grants": "size"},
+        {"admission": True, "instances": "2P1D"},
     ],
 )
 def test_16_impossible_settings_are_rejected(bad):
