@@ -1,0 +1,132 @@
+"""What lies in deploy/ against what the router has: metric names, labels, flags, settings."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import kairos_patches
+from kairos.router.cli import parse
+from kairos.router.config import RouterConfig
+from kairos.router.knobs import flag_of, knob_of
+from kairos.router.metrics import RouterMetrics
+from kairos.router.outcome import Outcome
+
+DEPLOY = Path(kairos_patches.__file__).parent.parent / "deploy"
+DASHBOARD = json.loads((DEPLOY / "grafana/kairos-router.json").read_text())
+ALERTS = yaml.safe_load((DEPLOY / "prometheus/alerts.yaml").read_text())
+# Labels that Prometheus adds, and those of histograms.
+ADDED = {"instance", "job", "le"}
+
+QUERIES = [
+    (panel["title"], target["expr"])
+    for panel in DASHBOARD["panels"]
+    for target in panel.get("targets", [])
+] + [
+    (rule.get("alert") or rule["record"], rule["expr"])
+    for group in ALERTS["groups"]
+    for rule in group["rules"]
+]
+
+
+def labels() -> dict[str, set[str]]:
+    """Labels of every sample name."""
+    metrics = RouterMetrics()
+    found = {}
+    for collector in metrics.registry._collector_to_names:
+        names = getattr(collector, "_labelnames", ())
+        for family in collector.describe():
+            known = set(names) | ({"version", "cell", "cells"} if family.type == "info" else set())
+            for suffix in ("", "_total", "_bucket", "_sum", "_count", "_info"):
+                found[family.name + suffix] = known
+    return {name: known for name, known in found.items() if name in metrics.names()}
+
+
+LABELS = labels()
+
+
+def test_1_all_metrics_are_known_here() -> None:
+    assert set(LABELS) == RouterMetrics().names()
+
+
+@pytest.mark.parametrize(("title", "query"), QUERIES)
+def test_2_every_query_names_metrics_and_labels_that_exist(title: str, query: str) -> None:
+    names = re.findall(r"\bkairos_router_\w+", query)
+    assert names or "kairos_router:" in query
+    assert set(names) <= set(LABELS)
+    for name, matchers in re.findall(r"\b(kairos_router_\w+)\{([^}]*)\}", query):
+        used = set(re.findall(r"(\w+)(?:=~|!=|!~|=)\"", matchers))
+        assert used <= LABELS[name] | ADDED
+    for grouped in re.findall(r"\b(?:by|on) \(([^)]+)\)", query):
+        known = set().union(*(LABELS[name] for name in names)) if names else {"slo_class"}
+        assert {label.strip() for label in grouped.split(",")} <= known | ADDED
+    assert query.count("(") == query.count(")")
+
+
+def test_3_every_metric_is_used_or_in_the_dashboard() -> None:
+    text = " ".join(query for _, query in QUERIES)
+    families = {family.name for family in RouterMetrics().registry.collect()}
+    assert {name for name in families if name not in text} == set()
+
+
+def test_4_outcomes_in_alerts_exist() -> None:
+    text = " ".join(query for _, query in QUERIES)
+    for values in re.findall(r"outcome=~?\"([^\"$]+)\"", text):
+        assert set(values.split("|")) <= {outcome.value for outcome in Outcome}
+
+
+def test_5_panels_have_distinct_ids_and_do_not_overlap() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for panel in panels
+        for place in [panel["gridPos"]]
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24
+
+
+def test_6_recorded_names_are_defined_where_they_are_used() -> None:
+    rules = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+    recorded = {rule["record"] for rule in rules if "record" in rule}
+    used = {name for rule in rules for name in re.findall(r"kairos_router:[\w:]+", rule["expr"])}
+    assert used == recorded
+    for rule in rules:
+        if "alert" in rule:
+            assert rule["labels"]["severity"] in ("page", "ticket")
+            assert rule["annotations"]["summary"]
+
+
+def test_7_the_settings_for_kubernetes_are_understood(tmp_path: Path) -> None:
+    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes/router.yaml").read_text()))
+    text = next(d for d in documents if d["kind"] == "ConfigMap")["data"]["router.yaml"]
+    for name in ("keys.yaml", "admin.keys", "engine.key"):
+        (tmp_path / name).touch()
+    (tmp_path / "router.yaml").write_text(text.replace("/etc/kairos-keys", str(tmp_path)))
+    config = parse(["--config", str(tmp_path / "router.yaml")])
+    servers = list(yaml.safe_load_all((DEPLOY / "kubernetes/servers.yaml").read_text()))
+    headless = {d["metadata"]["name"] for d in servers if d["kind"] == "Service"}
+    assert {e.host for e in (*config.workers.prefill_dns, *config.workers.decode_dns)} == headless
+    pod = next(d for d in documents if d["kind"] == "Deployment")["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > config.timeouts.drain_timeout_s + 10
+    container = pod["containers"][0]
+    assert container["ports"][0]["containerPort"] == config.listen.port
+    assert container["livenessProbe"]["httpGet"]["path"] == "/health"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
+
+
+def test_8_flags_in_the_service_exist() -> None:
+    text = (DEPLOY / "systemd/kairos-router.service").read_text()
+    known = {
+        flag_of(field.name)
+        for section in dataclasses.fields(RouterConfig)
+        for field in dataclasses.fields(section.default_factory)
+        if knob_of(field)
+    }
+    assert set(re.findall(r"--[a-z-]+", text)) <= known | {"--config", "--check"}
