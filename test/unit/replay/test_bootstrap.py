@@ -1,0 +1,41 @@
+"""Intervals by block bootstrap."""
+
+import numpy as np
+import pytest
+
+from kairos.replay.bootstrap import block_length, block_means, interval
+
+
+def test_1_constant_values_have_no_interval() -> None:
+    assert interval(block_means(np.full((50, 1), 7.0))[:, 0]) == (7.0, 7.0)
+
+
+def test_2_covers_the_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    hits = 0
+    for seed in range(200):
+        values = (rng.random((400, 1)) < 0.8).astype(float)
+        low, high = interval(block_means(values, seed=seed, draws=400)[:, 0])
+        hits += low <= 0.8 <= high
+    assert 175 <= hits <= 200
+
+
+def test_3_neighbours_that_hang_together_widen_it() -> None:
+    rng = np.random.default_rng(2)
+    apart = (rng.random((900, 1)) < 0.5).astype(float)
+    together = np.repeat((rng.random((30, 1)) < 0.5).astype(float), 30, axis=0)
+    widths = [np.diff(interval(block_means(v)[:, 0]))[0] for v in (apart, together)]
+    assert widths[1] > 3 * widths[0]
+
+
+def test_4_columns_and_arrays_of_one_length_get_the_same_blocks() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.random((100, 1)), rng.random((100, 1))
+    paired = block_means(a) - block_means(b)
+    assert paired == pytest.approx(block_means(a - b))
+    assert block_means(np.hstack((a, b)))[:, 1:] == pytest.approx(block_means(b))
+
+
+def test_5_one_request() -> None:
+    assert block_length(1) == 1
+    assert interval(block_means(np.array([[3.0]]))[:, 0]) == (3.0, 3.0)

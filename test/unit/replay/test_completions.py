@@ -1,0 +1,107 @@
+"""The OpenAI endpoint: what is sent, and token times of servers that tell more or less."""
+
+import json
+
+import pytest
+
+from kairos.replay.api import SLO_HEADERS, CompletionsApi
+from kairos.replay.stream import CompletionStream, StreamError
+from support.replay import planned
+
+
+def chunk(text: str = "x", finish: str | None = None, usage: dict | None = None) -> bytes:
+    fields: dict = {"choices": [{"index": 0, "text": text, "finish_reason": finish}]}
+    if usage is not None:
+        fields["usage"] = usage
+    return b"data: " + json.dumps(fields).encode() + b"\n\n"
+
+
+def last(tokens: int, cached: int | None = None) -> bytes:
+    usage: dict = {"completion_tokens": tokens, "prompt_tokens": 5}
+    if cached is not None:
+        usage["prompt_tokens_details"] = {"cached_tokens": cached}
+    return b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def times(*events: tuple[float, bytes], limit: int = 8) -> tuple[list[float], CompletionStream]:
+    stream = CompletionStream(limit)
+    for now, data in events:
+        stream.feed(data, now)
+    stream.close()
+    stream.settle()
+    return list(stream.times), stream
+
+
+def test_1_a_token_per_chunk() -> None:
+    got, stream = times(
+        (1.0, chunk()), (2.0, chunk()), (3.0, chunk("x", "length")), (3.1, last(3, 2)), (3.1, DONE)
+    )
+    assert got == [1.0, 2.0, 3.0]
+    assert (stream.cached_tokens, stream.finish, stream.done) == (2, {"type": "length"}, True)
+
+
+def test_2_chunks_that_say_how_many_tokens_they_have() -> None:
+    got, _ = times(
+        (1.0, chunk(usage={"completion_tokens": 1})),
+        (2.0, chunk(usage={"completion_tokens": 4})),
+        (3.0, chunk("", "length", usage={"completion_tokens": 5})),
+        (3.1, last(5)),
+    )
+    assert got == [1.0, 2.0, 2.0, 2.0, 3.0]
+
+
+def test_3_chunks_of_several_tokens_that_do_not_say_so() -> None:
+    """Ten tokens in four chunks: spread evenly, first and last time exact."""
+    got, _ = times(*((float(i), chunk()) for i in range(1, 5)), (4.1, last(10)), limit=10)
+    assert len(got) == 10
+    assert (got[0], got[-1]) == (1.0, 4.0)
+    assert got == sorted(got)
+    assert {got.count(float(i)) for i in range(1, 5)} <= {2, 3}
+
+
+def test_4_no_usage_at_all() -> None:
+    got, _ = times((1.0, chunk("")), (2.0, chunk()), (3.0, chunk("x", "length")), (3.0, DONE))
+    assert got == [2.0, 3.0]
+
+
+def test_5_cut_off_before_the_usage_what_came_counts() -> None:
+    stream = CompletionStream(8)
+    stream.feed(chunk(), 1.0)
+    stream.feed(chunk(), 2.0)
+    stream.settle()
+    assert list(stream.times) == [1.0, 2.0]
+
+
+def test_6_fewer_tokens_than_chunks() -> None:
+    got, _ = times((1.0, chunk()), (2.0, chunk()), (3.0, chunk()), (3.1, last(2)))
+    assert got == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("data", [b"data: {}\n\n", b'data: {"choices": 3}\n\n', last(9)])
+def test_7_nonsense(data: bytes) -> None:
+    stream = CompletionStream(8)
+    stream.feed(chunk(), 0.0)
+    with pytest.raises(StreamError):
+        stream.feed(data, 1.0)
+
+
+def test_8_keep_alive_comments_are_no_tokens() -> None:
+    assert times((0.5, b": ping\n\n"), (1.0, chunk()))[0] == [1.0]
+
+
+@pytest.mark.parametrize("names", list(SLO_HEADERS))
+def test_9_what_is_sent(names: str) -> None:
+    api = CompletionsApi("m", names, "secret")  # type: ignore[arg-type]
+    request = planned(0, output_tokens=7, ttft_ms=750, tpot_ms=40)
+    body = json.loads(api.body(request, "r", b"[1,2,3]", [], True))
+    assert (body["model"], body["prompt"], body["max_tokens"]) == ("m", [1, 2, 3], 7)
+    assert body["ignore_eos"] is True
+    assert body["stream_options"]["include_usage"] is True
+    headers = api.headers(request, True)
+    assert headers.pop("authorization") == "Bearer secret"
+    assert list(headers) == list(SLO_HEADERS[names])
+    assert [float(value) for value in headers.values()] == [750, 40][: len(headers)]
+    assert set(api.headers(request, False)) == {"authorization"}

@@ -1,0 +1,96 @@
+"""Slower time leaves attainment as it is."""
+
+import msgspec
+import pytest
+
+from kairos.errors import InputError
+from kairos.latency import load_profile
+from kairos.replay.dilation import dilated
+from kairos.replay.plan import make_plan
+from kairos.replay.record import Outcome, make_record
+from kairos.replay.simulated import fidelity, scenario_of, simulated_figures, simulated_goodput
+from kairos.replay.summary import summarise
+from kairos.workload.synthetic import generate
+from support.replay import header
+
+PROFILE = load_profile("minimax-m2.5-tp4-h200")
+TRACE = generate("mooncake-conversation", 250, 0)
+FACTOR = 2.0  # a power of two stays exact in binary
+
+
+def figures(arm: str, factor: float) -> dict:
+    plan = make_plan(TRACE, PROFILE, load=0.9, dilate=factor)
+    records = [make_record(p, f"r{p.index}", "ok") for p in plan.requests]  # type: ignore[arg-type]
+    head = header(arm, profile=dilated(PROFILE, factor), dilate=factor)
+    found = simulated_figures(head, records)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("arm", ["fcfs", "hrrn", "sjf-cap32"])
+def test_1_attainment_is_the_same_in_slow_motion(arm: str) -> None:
+    fast, slow = figures(arm, 1.0), figures(arm, FACTOR)
+    for name in ("ttft_attainment", "tpot_attainment", "e2e_attainment"):
+        assert slow[name] == fast[name]
+    assert slow["ttft_p99_s"] == pytest.approx(FACTOR * fast["ttft_p99_s"])
+    assert slow["tokens_per_s"] == pytest.approx(fast["tokens_per_s"] / FACTOR)
+
+
+@pytest.mark.parametrize("arm", ["kairos-urgency", "kairos", "kairos-hold"])
+def test_2_nearly_so_where_policies_have_seconds_as_constants(arm: str) -> None:
+    fast, slow = figures(arm, 1.0), figures(arm, FACTOR)
+    assert slow["e2e_attainment"] == pytest.approx(fast["e2e_attainment"], abs=1.0)
+
+
+def test_3_everything_of_the_profile_takes_longer() -> None:
+    slow = dilated(PROFILE, FACTOR)
+    assert slow.decode.step_s(32, 400_000) == FACTOR * PROFILE.decode.step_s(32, 400_000)
+    assert slow.kv.transfer_s(9000) == FACTOR * PROFILE.kv.transfer_s(9000)
+    assert slow.limits == PROFILE.limits
+    assert dilated(PROFILE, 1.0) is PROFILE
+
+
+def test_4_arrivals_and_slos_of_the_plan_stretch() -> None:
+    fast = make_plan(TRACE, PROFILE, load=0.9, duration_s=60)
+    slow = make_plan(TRACE, PROFILE, load=0.9, duration_s=60, dilate=FACTOR)
+    assert len(slow.requests) == len(fast.requests)
+    for a, b in zip(fast.requests, slow.requests, strict=True):
+        assert b.request.arrival_s == FACTOR * a.request.arrival_s
+        assert (b.slo.ttft_ms, b.slo.tpot_ms) == (FACTOR * a.slo.ttft_ms, FACTOR * a.slo.tpot_ms)
+    assert slow.workload.time_scale == FACTOR * fast.workload.time_scale
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 21.0, float("nan")])
+def test_5_bad_factors(factor: float) -> None:
+    with pytest.raises(InputError, match="--dilate"):
+        make_plan(TRACE, PROFILE, load=0.9, dilate=factor)
+
+
+def test_6_fidelity_is_simulator_minus_engine() -> None:
+    plan = make_plan(TRACE, PROFILE, load=0.5)
+    records = [
+        make_record(p, f"r{p.index}", Outcome.OK, token_times_s=[0.001]) for p in plan.requests
+    ]
+    head = header("fcfs", profile=PROFILE, load=0.5)
+    measured = summarise([(head, records)])
+    simulated = simulated_figures(head, records)
+    found = fidelity(simulated, measured)
+    assert simulated is not None
+    assert found is not None
+    assert found["ttft_attainment"] == pytest.approx(simulated["ttft_attainment"] - 100, abs=1e-3)
+    assert found["tpot_attainment_engine_clock"] is None  # not traced
+    assert simulated_figures(msgspec.structs.replace(head, arm="url"), records) is None
+    assert fidelity(None, measured) is None
+    assert len(scenario_of(records)) == len(records)
+
+
+def test_7_goodput_in_the_simulator_is_of_the_same_requests() -> None:
+    plan = make_plan(TRACE, PROFILE, load=0.9)
+    records = [make_record(p, f"r{p.index}", "ok") for p in plan.requests]  # type: ignore[arg-type]
+    fcfs = simulated_goodput(header("fcfs", profile=PROFILE), records)
+    kairos = simulated_goodput(header("kairos", profile=PROFILE), records)
+    assert fcfs is not None
+    assert kairos is not None
+    assert [g.target for g in fcfs] == [90.0, 99.0]
+    assert fcfs[0].load >= fcfs[1].load
+    assert kairos[0].load > 1.5 * fcfs[0].load

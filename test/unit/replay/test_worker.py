@@ -1,0 +1,109 @@
+"""The client in a process of its own."""
+
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import psutil
+import pytest
+
+from kairos.replay.client import Options
+from kairos.replay.prompts import Prompts
+from kairos.replay.record import Outcome, Record
+from kairos.replay.target import UrlTarget
+from kairos.replay.worker import Job, Worker, WorkerDiedError
+from support.fake_engine import event
+from support.replay import planned
+
+pytestmark = pytest.mark.slow
+
+
+class Silent(BaseHTTPRequestHandler):
+    """Streams three tokens; never answers prompts of 99 tokens."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if body.count(b",") > 97:
+            time.sleep(60)
+        self.send_response(200)
+        self.end_headers()
+        import json
+
+        for i in range(1, 4):
+            self.wfile.write(f"data: {json.dumps(event(i, 3))}\n\n".encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    server.daemon_threads = True
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def job(url: str, *lengths: int) -> Job:
+    requests = [planned(i, 0.01 * i, input_tokens=n) for i, n in enumerate(lengths)]
+    return Job(UrlTarget(url), Prompts(1024), Options(timeout_s=30), "t", requests)
+
+
+def ended(worker: Worker) -> list[Record]:
+    while True:
+        records = worker.poll(1.0)
+        if records is not None:
+            return records
+
+
+def test_1_records_come_back(url: str) -> None:
+    with Worker(job(url, 10, 10, 10)) as worker:
+        assert worker.poll(0.05) is None  # not before it is told to
+        worker.start()
+        records = ended(worker)
+        assert worker.start_s > 0.0
+        assert worker.priority in ("real-time", "nice -10", "normal")
+    assert [r.outcome for r in records] == [Outcome.OK] * 3
+
+
+def test_2_stopped_the_rest_is_cut(url: str) -> None:
+    with Worker(job(url, 10, 99, 99)) as worker:
+        worker.start()
+        while worker.counts.sent < 3 or worker.counts.done < 1:
+            assert worker.poll(0.1) is None
+        worker.stop("decode-0 died")
+        records = ended(worker)
+    assert [r.outcome for r in records] == [Outcome.OK, Outcome.CUT, Outcome.CUT]
+    assert records[2].reason == "decode-0 died"
+
+
+def test_3_leaving_ends_the_process(url: str) -> None:
+    before = {p.pid for p in psutil.Process().children()}
+    with Worker(job(url, 99)) as worker:
+        worker.start()
+        worker.poll(0.3)
+    after = {p.pid for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE}
+    assert after <= before
+
+
+def test_4_a_client_that_dies_is_an_error(url: str) -> None:
+    with Worker(job(url, 99)) as worker:
+        worker.start()
+        for process in psutil.Process().children():
+            if "spawn_main" in " ".join(process.cmdline()):
+                process.kill()
+        with pytest.raises(WorkerDiedError, match="code -9"):
+            ended(worker)
+
+
+def test_5_many_records_come_back(url: str) -> None:
+    """More than a pipe holds at once; they were lost while its end did not block."""
+    requests = [planned(i, 100.0, input_tokens=10) for i in range(5000)]
+    work = Job(UrlTarget(url), Prompts(1024), Options(budget_s=0.1), "t", requests)
+    with Worker(work) as worker:
+        worker.start()
+        records = ended(worker)
+    assert len(records) == 5000
+    assert {r.outcome for r in records} == {Outcome.CUT}
