@@ -1,5 +1,7 @@
 """What a Kairos engine tells a router about itself: one msgpack map per message."""
 
+import re
+
 import msgspec
 
 VERSION = 1
@@ -23,7 +25,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         uncached_tokens: prompt tokens still to be computed.
         backlog_s: predicted time to compute them, seconds.
         calibration: measured / predicted time of the latency model.
-        step_s: recent decode step, seconds.
         parked: requests that sit out decode steps.
         parked_kv_tokens: KV they hold.
         slack_s: smallest slack of the residents, seconds.
@@ -41,10 +42,20 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     uncached_tokens: int | None = None
     backlog_s: float | None = None
     calibration: float | None = None
-    step_s: float | None = None
     parked: int | None = None
     parked_kv_tokens: int | None = None
     slack_s: float | None = None
+
+
+_ENDPOINT = re.compile(
+    r"tcp://(?:[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})", re.A
+)
+
+
+def is_endpoint(text: str) -> bool:
+    """Whether `text` is `tcp://host:port`."""
+    found = _ENDPOINT.fullmatch(text)
+    return found is not None and int(found[1]) <= 65_535
 
 
 encoder = msgspec.msgpack.Encoder()

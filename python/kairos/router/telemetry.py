@@ -16,12 +16,12 @@ import zmq
 import zmq.asyncio
 
 from kairos.router.scheduling.load import InstanceLoad
-from kairos.telemetry import MOST_BYTES, VERSION, Report, decoder
+from kairos.telemetry import MOST_BYTES, VERSION, Report, decoder, is_endpoint
 
 POLL_S = 0.5
 POLL_TIMEOUT_S = 2.0
 _MOST_ANSWER_BYTES = 1 << 20
-_WILDCARDS = ("0.0.0.0", "*", "::", "[::]")
+_WILDCARDS = ("0.0.0.0", "[::]")
 
 OnLoad = Callable[[str, InstanceLoad], None]
 
@@ -167,11 +167,9 @@ def endpoint_of(server_info: Mapping[str, Any], url: str) -> str | None:
     for state in states if isinstance(states, list) else []:
         kairos = state.get("kairos") if isinstance(state, Mapping) else None
         endpoint = kairos.get("telemetry") if isinstance(kairos, Mapping) else None
-        if not isinstance(endpoint, str) or not endpoint.startswith("tcp://"):
+        if not isinstance(endpoint, str) or not is_endpoint(endpoint):
             continue
         host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-        if not port.isdecimal():
-            continue
         if host in _WILDCARDS:
             host = urlsplit(url).netloc.rpartition("@")[2].rpartition(":")[0]
         return f"tcp://{host}:{port}"
@@ -196,7 +194,6 @@ def read_report(data: bytes, received_s: float) -> InstanceLoad | None:
         max_running=report.max_running or None,
         uncached_tokens=report.uncached_tokens if prefill else None,
         backlog_s=report.backlog_s if prefill else None,
-        step_s=report.step_s,
         calibration=report.calibration,
         parked_kv_tokens=report.parked_kv_tokens,
         slack_s=report.slack_s,

@@ -16,7 +16,6 @@ class InstanceLoad:
         max_running: requests it runs at most.
         uncached_tokens: prompt tokens that its queue still has to compute (prefill).
         backlog_s: predicted time to compute them (prefill, Kairos engines).
-        step_s: time of its last decode steps (decode, Kairos engines).
         calibration: measured / predicted time of its latency model (Kairos engines).
         parked_kv_tokens: KV of requests that sit out decode steps (Kairos engines).
         slack_s: smallest slack of its residents (decode, Kairos engines).
@@ -31,7 +30,6 @@ class InstanceLoad:
     max_running: int | None = None
     uncached_tokens: int | None = None
     backlog_s: float | None = None
-    step_s: float | None = None
     calibration: float | None = None
     parked_kv_tokens: int | None = None
     slack_s: float | None = None

@@ -13,6 +13,7 @@ from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.latency.profile import builtin_profiles
 from kairos.slo import Slo, SloClasses, parse_class, tpot_ms, ttft_ms
+from kairos.telemetry import is_endpoint
 
 # Child processes decide at import time whether to install hooks, before they see any arguments,
 # so the flags travel in the environment. The same variable switches Kairos on for `Engine(...)`,
@@ -34,6 +35,7 @@ class KairosConfig:
         flags: the flags these values came from, canonical spelling, for child processes.
         state_dir: where learned latencies are kept between runs; None: nowhere.
         hold: hold a first token back until its decode slot is ready.
+        telemetry: where a scheduler publishes its load for routers; None: nowhere.
     """
 
     classes: SloClasses
@@ -41,6 +43,7 @@ class KairosConfig:
     flags: tuple[str, ...]
     state_dir: str | None = None
     hold: bool = False
+    telemetry: str | None = None
 
 
 class _Collect(argparse._StoreAction):
@@ -108,6 +111,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Decode servers hold a first token back until its decode slot is ready, at most until "
         "the TTFT deadline. Moves waiting from the TPOT clock to unused TTFT slack.",
     )
+    group.add_argument(
+        "--kairos-telemetry",
+        metavar="tcp://HOST:PORT",
+        help="Publish load, calibration and slack for routers at this address; port 0 takes a free "
+        "one, which /server_info tells. Anyone who can reach it can read it (default: off).",
+    )
 
 
 def config_from_args(args: argparse.Namespace) -> KairosConfig | None:
@@ -119,7 +128,10 @@ def config_from_args(args: argparse.Namespace) -> KairosConfig | None:
     """
     given = {
         flag: value
-        for flag in ("ttft-slo-ms", "tpot-slo-ms", "slo-class", "profile", "state-dir", "hold")
+        for flag in (
+            *("ttft-slo-ms", "tpot-slo-ms", "slo-class", "profile"),
+            *("state-dir", "hold", "telemetry"),
+        )
         if (value := getattr(args, f"kairos_{flag.replace('-', '_')}", None)) is not None
     }
     if not getattr(args, "kairos", False):
@@ -140,12 +152,16 @@ def config_from_args(args: argparse.Namespace) -> KairosConfig | None:
     state_dir = given.get("state-dir")
     if state_dir is not None:
         state_dir = given["state-dir"] = _writable_folder(state_dir, "--kairos-state-dir")
+    telemetry = given.get("telemetry")
+    if telemetry is not None and not is_endpoint(telemetry):
+        raise InputError(f"--kairos-telemetry: {telemetry!r} is not tcp://HOST:PORT")
     flags = ["--kairos"]
     for flag, value in given.items():
         values = [] if value is True else value if isinstance(value, list) else [value]
         flags += [f"--kairos-{flag}", *values]
     hold = bool(given.get("hold", False))
-    return KairosConfig(SloClasses(default, named), profile, tuple(flags), state_dir, hold)
+    classes = SloClasses(default, named)
+    return KairosConfig(classes, profile, tuple(flags), state_dir, hold, telemetry)
 
 
 def _writable_folder(text: str, flag: str) -> str:

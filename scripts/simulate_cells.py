@@ -1,0 +1,154 @@
+"""What it costs to cut a router into cells, each with pairs of its own, against one queue for all.
+
+Simulated: prefill by urgency, decode reduced to memory and one token per 30 ms, Poisson arrivals of
+requests drawn from a trace without shared prefixes. A balancer that knows nothing of the requests
+("random") or only how many each cell holds ("least") stands in front. `router us` is measured: CPU
+time of the dispatchers per request on this machine.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from kairos.errors import InputError
+from kairos.latency import load_profile
+from kairos.router.scheduling.params import Binding, DispatchParams
+from kairos.sim.cells import BALANCERS, ENGINES, CellsSimulation, Layout, poisson
+from kairos.workload.readers import read_trace
+from kairos.workload.slo_sets import SLO_SETS, assign_slos
+
+SEEDS = 2
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--trace", required=True, help="trace file, any format that replay.py reads")
+    add("--pairs", type=_numbers, default=[2, 4, 8, 16, 32, 64], help="a list: 2,8,32")
+    add("--load", type=float, default=0.9, help="prefill load")
+    add("--slo", choices=SLO_SETS, default="L3")
+    add("--engine", choices=ENGINES, default="urgency", help="order inside prefill instances")
+    add("--requests", type=int, default=100, help="per pair, 3000 at least in all")
+    add("--profile", default="minimax-m2.5-tp4-h200", help="shipped name or path")
+    add("--json", type=Path, help="write the figures here")
+    add("--plot", type=Path, help="write a plot here")
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace, layout: Layout) -> dict[str, Any]:
+    """Means over seeds, and the spread of the attainment between them."""
+    profile = load_profile(args.profile)
+    trace = read_trace(args.trace)
+    pairs = layout.cells * layout.prefill
+    count = max(3_000, args.requests * pairs)
+    runs = []
+    for seed in range(SEEDS):
+        requests = poisson(trace.requests, count, args.load, pairs, profile, seed)
+        slos = assign_slos(requests, [0] * count, profile, args.slo)
+        served = CellsSimulation(requests, slos, replace(layout, seed=seed), profile).run()
+        rate = count / requests[-1].arrival_s
+        runs.append({**asdict(served), "router_cores": served.router_us * 1e-6 * rate})
+    means = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
+    attained = [run["ttft_attainment"] for run in runs]
+    return {
+        "simulated": True,
+        "pairs": pairs,
+        "cells": layout.cells,
+        "pairs_per_cell": layout.prefill,
+        "balancer": layout.balancer,
+        "load": args.load,
+        "engine": layout.engine,
+        "requests": count,
+        "seeds": SEEDS,
+        "spread": max(attained) - min(attained),
+        **means,
+    }
+
+
+def layouts(args: argparse.Namespace) -> list[Layout]:
+    """Every way to cut so many pairs into equal cells of a power of two."""
+    params = DispatchParams(
+        max_requests=1_000_000,
+        max_sequences=1_000_000,
+        tenant_room=float("inf"),
+        binding=Binding.URGENCY,
+    )
+    found = []
+    for pairs in args.pairs:
+        size = 1
+        while size <= pairs:
+            if pairs % size == 0:
+                for balancer in BALANCERS if size < pairs else BALANCERS[:1]:
+                    cells = pairs // size
+                    found.append(Layout(cells, size, size, balancer, args.engine, params))
+            size *= 2
+    return found
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Attainment over the size of a cell, and the cores that its router needs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5))
+    for pairs in sorted({row["pairs"] for row in rows}):
+        for balancer, style in (("random", "o--"), ("least", "s-")):
+            line = [
+                row
+                for row in rows
+                if row["pairs"] == pairs and (row["balancer"] == balancer or row["cells"] == 1)
+            ]
+            line.sort(key=lambda row: row["pairs_per_cell"])
+            sizes = [row["pairs_per_cell"] for row in line]
+            label = f"{pairs} pairs, {balancer}"
+            axes[0].plot(sizes, [row["ttft_attainment"] for row in line], style, label=label)
+    whole = sorted((row for row in rows if row["cells"] == 1), key=lambda row: row["pairs"])
+    axes[1].plot([row["pairs"] for row in whole], [row["router_cores"] for row in whole], "o-")
+    axes[0].set_ylabel("TTFT attainment, % (simulated)")
+    axes[1].set_ylabel("cores for scheduling, one cell (measured)")
+    for axis in axes:
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("pairs in a cell")
+    axes[0].legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    args = _arguments()
+    rows = []
+    print("pairs cells per-cell balancer  TTFT %  spread    p50     p99  router us   cores")
+    try:
+        for layout in layouts(args):
+            row = measure(args, layout)
+            rows.append(row)
+            print(
+                f"{row['pairs']:5} {row['cells']:5} {row['pairs_per_cell']:8} "
+                f"{row['balancer']:8} {row['ttft_attainment']:7.2f} {row['spread']:7.2f} "
+                f"{row['ttft_p50_s']:6.2f} {row['ttft_p99_s']:7.1f} {row['router_us']:10.0f} "
+                f"{row['router_cores']:7.3f}",
+                flush=True,
+            )
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if args.json is not None:
+        args.json.write_bytes(orjson.dumps(rows, option=orjson.OPT_INDENT_2))
+    if args.plot is not None:
+        plot(rows, args.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Token counts and block hashes of request bodies."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from kairos.errors import InputError
+from kairos.router.tokens import (
+    BLOCK_TOKENS,
+    MEDIA_TOKENS,
+    MESSAGE_TOKENS,
+    MOST_BLOCKS,
+    TokenCounter,
+)
+
+
+@pytest.fixture
+def counter():
+    made = TokenCounter()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tokenizer_file(tmp_path):
+    """One token per word."""
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({"input_ids": [1, 2, 3]}, 3),
+        ({"input_ids": [[1, 2, 3], [4]]}, 4),
+        ({"prompt": [5] * 200}, 200),
+        ({"prompt": [[5] * 10, [6] * 10]}, 20),
+    ],
+)
+async def test_1_ids_are_counted(counter, body, tokens):
+    counted = await counter.count(body)
+    assert (counted.tokens, counted.exact, counted.source) == (tokens, True, "ids")
+    assert counted.block_tokens == BLOCK_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({"text": "x" * 400}, 100),
+        ({"text": ["x" * 400, "y" * 40]}, 110),
+        ({"prompt": "é" * 200}, 100),
+        ({"input": "x" * 400}, 100 + MESSAGE_TOKENS),
+        ({"messages": [{"role": "user", "content": "x" * 394}]}, 100 + MESSAGE_TOKENS),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "x" * 394}, {"type": "image_url"}],
+                    }
+                ]
+            },
+            100 + MESSAGE_TOKENS + MEDIA_TOKENS,
+        ),
+        ({}, 1),
+        ({"messages": 3}, 1),
+        ({"messages": [None, 4, {"role": 2, "content": {"x": 1}}]}, 1 + MESSAGE_TOKENS),
+    ],
+)
+async def test_2_without_a_tokenizer_text_is_estimated_from_its_bytes(counter, body, tokens):
+    counted = await counter.count(body)
+    assert (counted.tokens, counted.exact, counted.source) == (tokens, False, "bytes")
+
+
+async def test_2_tools_and_instructions_count(counter):
+    asked = {"messages": [{"role": "user", "content": "x" * 100}]}
+    plain = await counter.count(asked)
+    tools = [{"type": "function", "function": {"name": "f" * 400}}]
+    more = await counter.count(
+        {"messages": [{"role": "user", "content": "x" * 100}], "tools": tools}
+    )
+    told = await counter.count({"input": "x", "instructions": "y" * 400})
+    assert more.tokens >= plain.tokens + 100
+    assert told.tokens >= 100
+
+
+async def test_3_with_a_tokenizer_text_is_tokenized(tokenizer_file):
+    for path in (tokenizer_file, tokenizer_file / "tokenizer.json"):
+        counter = TokenCounter(path)
+        counted = await counter.count({"prompt": "a b a \ud800", "model": "m"})
+        assert (counted.tokens, counted.source) == (4, "tokenizer")
+        counter.close()
+
+
+async def test_3_tokenized_text_and_ids_have_the_same_blocks(tokenizer_file):
+    counter = TokenCounter(tokenizer_file)
+    text = await counter.count({"prompt": "a b " * 100})
+    ids = await counter.count({"prompt": [1, 2] * 100})
+    assert text.blocks == ids.blocks
+    assert len(ids.blocks) == 3
+    counter.close()
+
+
+async def test_4_the_ratio_is_learned_per_model_with_its_error(counter):
+    body = {"prompt": "x" * 4_000, "model": "m"}
+    for _ in range(200):
+        counter.observe(await counter.count(body), 1_500)
+    assert (await counter.count(body)).tokens == pytest.approx(1_500, rel=0.02)
+    assert (await counter.count({**body, "model": "other"})).tokens == 1_000
+    error = counter.errors()["bytes/m"]
+    assert error["samples"] == 200
+    assert error["spread"] < 0.05
+    blocks = (await counter.count(body)).block_tokens
+    assert blocks == 96  # 256 bytes
+
+
+async def test_4_nonsense_teaches_nothing_and_models_are_bounded(counter):
+    counted = await counter.count({"prompt": "x" * 4_000, "model": "m"})
+    counter.observe(counted, 0)
+    counter.observe(await counter.count({"prompt": [1, 2, 3]}), 500)
+    assert counter.errors() == {}
+    for i in range(1_000):
+        counter.observe(await counter.count({"prompt": "x" * 40, "model": f"m{i}"}), 10)
+    assert len(counter.errors()) == 64
+
+
+@given(st.lists(st.integers(0, 300_000), min_size=1, max_size=600), st.integers(0, 599))
+async def test_5_blocks_agree_exactly_as_far_as_the_prompts_do(ids, at):
+    counter = TokenCounter()
+    other = list(ids)
+    at = min(at, len(ids) - 1)
+    other[at] += 1
+    first = (await counter.count({"input_ids": ids})).blocks
+    second = (await counter.count({"input_ids": other})).blocks
+    assert len(first) == len(ids) // BLOCK_TOKENS
+    same = [a == b for a, b in zip(first, second, strict=True)]
+    assert same == [i < at // BLOCK_TOKENS for i in range(len(first))]
+    counter.close()
+
+
+@pytest.mark.parametrize("field", ["cache_salt", "extra_key", "lora_path", "model"])
+async def test_6_salted_prompts_share_nothing(counter, field):
+    for prompt in ({"prompt": "x" * 900}, {"input_ids": [7] * 900}):
+        plain = (await counter.count(prompt)).blocks
+        salted = (await counter.count({**prompt, field: "s"})).blocks
+        assert plain
+        assert not set(plain) & set(salted)
+
+
+async def test_7_the_hashed_part_is_bounded(counter):
+    counted = await counter.count({"input_ids": [1] * (MOST_BLOCKS * BLOCK_TOKENS + 5_000)})
+    assert len(counted.blocks) == MOST_BLOCKS
+    long = await counter.count({"text": "x" * 2_000_000})
+    assert (len(long.blocks), long.tokens) == (MOST_BLOCKS, 500_000)
+
+
+@pytest.mark.parametrize("ids", [[1, "x"], [1, None], [2**70], [1.5, 2]])
+async def test_8_ids_that_are_none_are_refused(counter, ids):
+    with pytest.raises(InputError, match="input_ids: must be integers"):
+        await counter.count({"input_ids": [3, *ids]})
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_8_a_tokenizer_that_is_none_is_refused(tmp_path, content):
+    file = tmp_path / "tokenizer.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(InputError, match="tokenizer: "):
+        TokenCounter(file)
