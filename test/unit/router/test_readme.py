@@ -1,0 +1,72 @@
+"""The router's README against its code."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import kairos.router
+from kairos.router.cli import default_text
+from kairos.router.config import RouterConfig
+from kairos.router.keys import hash_key
+from kairos.router.knobs import flag_of, knob_of
+from kairos.router.metrics import RouterMetrics
+from kairos.router.openapi import document
+from kairos.router.outcome import Outcome
+from kairos.router.tenant import Tenant
+
+README = (Path(kairos.router.__file__).parent / "README.md").read_text()
+
+
+def test_1_the_flags_table_is_complete_and_has_the_defaults() -> None:
+    rows = dict(re.findall(r"^\| `(--[a-z0-9-]+)[^`]*` \| ([^|]+) \|", README, re.MULTILINE))
+    expected = {}
+    for section in dataclasses.fields(RouterConfig):
+        assert f"**{section.name}**" in README
+        for field in dataclasses.fields(section.default_factory):
+            if knob := knob_of(field):
+                default = default_text(field.default)
+                default = "none" if field.default in (None, ()) else default
+                expected[flag_of(field.name)] = "off" if knob.metavar is None else default
+    assert rows == expected
+
+
+def test_2_every_outcome_and_status_is_explained() -> None:
+    for outcome in Outcome:
+        assert f"`{outcome.value}`" in README
+    generate = document()["paths"]["/generate"]["post"]["responses"]
+    for status in generate:
+        assert status in README or status in ("4XX", "500", "529"), status
+
+
+def test_3_every_endpoint_is_named() -> None:
+    for path in document()["paths"]:
+        assert path.replace("{worker}", "HOST:PORT") in README
+
+
+def test_4_the_keys_file_shown_is_understood(tmp_path: Path) -> None:
+    from kairos.router.documents import read_document
+    from kairos.router.tenant import parse_classes, parse_tenants
+    from kairos.slo import Slo, SloClasses
+
+    example = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1]
+    path = tmp_path / "keys.yaml"
+    path.write_text(example.replace("sha256:...", hash_key("k")))
+    document = read_document(path, "")
+    offered = parse_classes(document["classes"], SloClasses(Slo(1, 1)), "")
+    [(tenant, keys)] = parse_tenants(document["tenants"], offered, "")
+    assert (tenant.name, tenant.weight, keys) == ("shop", 2, [hash_key("k")])
+    for field in dataclasses.fields(Tenant):
+        if knob_of(field):
+            assert field.name in README
+
+
+def test_5_metrics_named_exist() -> None:
+    names = RouterMetrics().names()
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
+    for name in re.findall(r"kairos_router_\w+", README):
+        assert name in names | families or name == "kairos_router_"
+
+
+def test_6_every_failure_of_the_survey_has_its_row() -> None:
+    rows = [int(n) for n in re.findall(r"^\| (\d+)\. ", README, re.MULTILINE)]
+    assert rows == list(range(1, 23))
