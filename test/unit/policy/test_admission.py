@@ -1,6 +1,9 @@
 import math
+from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kairos.errors import InputError
 from kairos.latency import load_profile
@@ -12,10 +15,15 @@ IDLE = DecodeLoad(0, 0, 1_000_000)
 FULL = DecodeLoad(80, 990_000, 1_000_000)
 
 
-def ask(queue: list[PrefillJob], decode: DecodeLoad = IDLE, tpot_s: float = 0.03) -> Outlook:
-    job = PrefillJob(10**6, 0.0, 1.0, 8_000)
+def ask(
+    queue: list[PrefillJob],
+    decode: DecodeLoad = IDLE,
+    tpot_s: float = 0.03,
+    now_s: float = 0.0,
+) -> Outlook:
+    job = PrefillJob(10**6, now_s, now_s + 1.0, 8_000)
     return outlook(
-        job, tpot_s, queue, decode, 0.0, PROFILE.prefill, PROFILE.decode, 8_192, AdmissionParams()
+        job, tpot_s, queue, decode, now_s, PROFILE.prefill, PROFILE.decode, 8_192, AdmissionParams()
     )
 
 
@@ -63,3 +71,50 @@ def test_6_full_memory_degrades():
 def test_7_a_bad_objective_is_rejected(tpot_s):
     with pytest.raises(InputError, match="TPOT"):
         ask([], tpot_s=tpot_s)
+
+
+queues = st.lists(
+    st.tuples(st.integers(0, 20), st.integers(1, 40), st.integers(1, 60_000)), max_size=20
+).map(
+    lambda rows: [
+        PrefillJob(i, -float(age), slo - float(age), total)
+        for i, (age, slo, total) in enumerate(rows)
+    ]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(queues, st.randoms(use_true_random=False), st.integers(-1_000, 1_000))
+def test_8_neither_the_order_of_the_queue_nor_the_clock_matters(queue, random, shift):
+    seen = ask(queue)
+    shuffled = list(queue)
+    random.shuffle(shuffled)
+    again = ask(shuffled)
+    moved = [
+        replace(job, arrival_s=job.arrival_s + shift, deadline_s=job.deadline_s + shift)
+        for job in queue
+    ]
+    later = ask(moved, now_s=float(shift))
+    for other in (again, later):
+        assert other.verdict is seen.verdict
+        assert other.ttft_s == pytest.approx(seen.ttft_s)
+        assert other.ttft_attainment == pytest.approx(seen.ttft_attainment, abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(queues)
+def test_9_more_work_ahead_never_helps(queue):
+    ahead = PrefillJob(10**7, -0.5, 0.5, 5_000)
+    assert ask([*queue, ahead]).ttft_s >= ask(queue).ttft_s
+    assert ask([*queue, ahead]).ttft_attainment <= ask(queue).ttft_attainment
+
+
+@pytest.mark.parametrize("total", [1, 10_000_000])
+@pytest.mark.parametrize("slo", [1e-6, 1e6])
+def test_10_extremes_stay_finite(total, slo):
+    job = PrefillJob(1, 0.0, slo, total)
+    seen = outlook(
+        job, 1e-6, [], FULL, 0.0, PROFILE.prefill, PROFILE.decode, 8_192, AdmissionParams()
+    )
+    figures = (seen.ttft_s, seen.tpot_s, seen.ttft_attainment, seen.retry_after_s)
+    assert all(math.isfinite(figure) and figure >= 0.0 for figure in figures)

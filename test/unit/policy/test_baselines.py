@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pytest
 
 from kairos.errors import InputError
@@ -57,3 +60,28 @@ def test_3_ties_go_by_id_whatever_the_insertion(name):
 def test_4_an_unknown_baseline_names_those_there_are():
     with pytest.raises(InputError, match="fcfs"):
         RankedQueue(MODEL, 8_192, "fifo")
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+@pytest.mark.parametrize("shift", [-1_024.0, 4_096.0])
+def test_5_the_clock_does_not_matter(name, shift):
+    jobs = [PrefillJob(i, -0.5 * i, 4.0 - 0.25 * i, 1_000 * (i % 7) + 500) for i in range(30)]
+    plans = []
+    for by in (0.0, shift):
+        queue = RankedQueue(MODEL, 8_192, name)
+        for job in jobs:
+            moved = replace(job, arrival_s=job.arrival_s + by, deadline_s=job.deadline_s + by)
+            queue.add(moved)
+        plans.append(queue.plan(1.0 + by, 8_192))
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_6_a_plan_fits_its_budget_and_an_empty_queue_plans_nothing(name):
+    queue = RankedQueue(MODEL, 8_192, name)
+    assert queue.plan(0.0, 8_192).chunks == []
+    for i in range(40):
+        queue.add(PrefillJob(i, 0.0, 1e-6 * (i + 1), 10 ** (i % 8) + 1))
+    plan = queue.plan(1.0, 8_192, 64)
+    assert 0 < sum(chunk.tokens for chunk in plan.chunks) <= 8_192
+    assert math.isfinite(plan.batch_s)

@@ -5,6 +5,9 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from unit.sim.scenarios import flat_profile, poisson
 
 from kairos.errors import InputError
@@ -305,6 +308,46 @@ def test_18_admission_turns_away_what_is_hopeless_and_counts_it_as_missed():
 def test_18b_an_idle_server_turns_nobody_away():
     scenario = poisson(100, 0.2, None, 5)
     assert not simulate(scenario, Settings(admission=True), SMALL).records.refused.any()
+
+
+requests_strategy = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 1e-9, 0.01, 1.0, 1e4]),
+        st.sampled_from([1, 7, 3_000, 90_000]),
+        st.sampled_from([1, 2, 40]),
+        st.sampled_from([1e-6, 0.5, 1e5]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+settings_strategy = st.builds(
+    Settings,
+    prefill_policy=st.sampled_from(["fcfs", "urgency"]),
+    decode_policy=st.sampled_from(["continuous", "greedy", "slack"]),
+    instances=st.sampled_from(["1P1D", "2P2D"]),
+    lookahead=st.booleans(),
+    hold=st.booleans(),
+    preallocate=st.booleans(),
+    contention=st.booleans(),
+    noise=st.sampled_from([0.0, 0.3]),
+)
+
+
+@hypothesis_settings(max_examples=40, deadline=None)
+@given(requests_strategy, settings_strategy)
+def test_19_whatever_arrives_is_served_to_its_last_token_with_finite_figures(rows, chosen):
+    gaps, inputs, outputs, slos = (np.array(column) for column in zip(*rows, strict=True))
+    zeros = np.zeros(len(rows), np.int64)
+    scenario = Scenario(np.cumsum(gaps), inputs, outputs, zeros, slos, slos, zeros)
+    done = simulate(scenario, chosen, SMALL)
+    records = done.records
+    assert (records.made == outputs - 1).all()
+    assert (records.first_s > scenario.arrival_s).all()
+    assert (records.last_s >= records.first_s).all()
+    assert (records.stall_s >= 0.0).all()
+    assert all(server.kv_tokens == server.reserved_tokens == 0 for server in done.decode)
+    figures = summarise(done)
+    assert all(np.isfinite(value) for value in figures.values() if isinstance(value, float))
 
 
 @pytest.mark.parametrize("field", ["ttft_s", "tpot_s", "input_tokens", "output_tokens"])

@@ -1,0 +1,96 @@
+"""Decode baselines, by numbered behaviours."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kairos.latency import load_profile
+from kairos.latency.table import StepTable
+from kairos.policy.continuous import ContinuousPolicy, GreedyPolicy
+from kairos.policy.residents import Resident, Residents
+
+PROFILE = load_profile("minimax-m2.5-tp4-h200")
+TABLE = StepTable.from_model(PROFILE.decode, 256, PROFILE.limits.kv_tokens)
+TAU = 0.03
+
+
+def held(residents: list[Resident]) -> Residents:
+    table = Residents()
+    for one in residents:
+        table.add(one)
+    return table
+
+
+def running(table: Residents) -> set[int]:
+    rows = table.rows
+    return set(rows["id"][rows["runs"]].tolist())
+
+
+rows_strategy = st.lists(
+    st.tuples(st.integers(1, 120_000), st.floats(-5.0, 5.0), st.integers(0, 500)),
+    min_size=1,
+    max_size=40,
+).map(
+    lambda rows: [
+        Resident(i, context, tokens, first, max(first, 0.0), TAU)
+        for i, (context, first, tokens) in enumerate(rows)
+    ]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows_strategy, st.randoms(use_true_random=False))
+def test_1_greedy_empties_no_batch_and_ignores_the_order_of_insertion(residents, random):
+    shuffled = list(residents)
+    random.shuffle(shuffled)
+    tables = held(residents), held(shuffled)
+    steps = [GreedyPolicy(TABLE, 256).select(table.rows, 0.0) for table in tables]
+    assert running(tables[0]) == running(tables[1]) != set()
+    context = tables[0].rows["context"][tables[0].rows["runs"]]
+    assert steps[0] == pytest.approx(steps[1])
+    assert steps[0] == pytest.approx(TABLE.step_s(len(context), context.sum(), context.max()))
+
+
+def test_2_greedy_packs_short_contexts_within_the_tightest_slack():
+    # All due in 30 ms; together they would take longer than that.
+    residents = [Resident(i, 20_000 * (i + 1), 0, 0.0, 0.0, TAU) for i in range(12)]
+    table = held(residents)
+    assert GreedyPolicy(TABLE, 256).select(table.rows, 0.0) <= TAU
+    chosen = running(table)
+    assert 0 < len(chosen) < 12
+    assert chosen == set(range(len(chosen)))
+
+
+def test_3_continuous_runs_everybody():
+    table = held([Resident(i, 50_000, 0, -9.0, -9.0, TAU) for i in range(40)])
+    policy = ContinuousPolicy(TABLE, 256)
+    assert policy.select(table.rows, 0.0) == pytest.approx(TABLE.step_s(40, 2_000_000))
+    assert running(table) == set(range(40))
+
+
+@pytest.mark.parametrize("kind", [ContinuousPolicy, GreedyPolicy])
+def test_4_admission_is_first_come_and_stops_at_the_first_that_does_not_fit(kind):
+    waiting = held(
+        [
+            Resident(1, 100, 0, 3.0, 3.0, TAU),
+            Resident(2, 70_000, 0, 2.0, 2.0, TAU),
+            Resident(3, 100, 0, 1.0, 1.0, TAU),
+        ]
+    )
+    policy = kind(TABLE, 256)
+    admitted = policy.admit(waiting.rows, 5.0, 50_000, 100_000, 10)
+    assert waiting.rows["id"][admitted].tolist() == [3]
+    assert len(policy.admit(waiting.rows, 5.0, 50_000, 1_000_000, 2)) == 2
+
+
+@pytest.mark.parametrize("kind", [ContinuousPolicy, GreedyPolicy])
+def test_5_upstream_retracts_least_output_and_longest_context_first(kind):
+    table = held(
+        [
+            Resident(1, 900, 5, 0.0, 0.0, TAU),
+            Resident(2, 100, 50, 0.0, 0.0, TAU),
+            Resident(3, 100, 5, 0.0, 0.0, TAU),
+        ]
+    )
+    order = kind(TABLE, 256).keep_order(table.rows, 1.0)
+    assert table.rows["id"][order].tolist() == [2, 3, 1]
