@@ -9,6 +9,7 @@ import multiprocessing
 import sys
 
 from kairos_patches import (
+    decode,
     http_server,
     openai_serving,
     prefill,
@@ -31,6 +32,7 @@ _MODULES = (
     scheduler,
     schedule_policy,
     prefill,
+    decode,
 )
 HOOKS: list[Hook] = [hook for module in _MODULES for hook in module.HOOKS]
 RELIES_ON: list[Reliance] = [

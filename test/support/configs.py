@@ -14,3 +14,5 @@ KAIROS = replace(
         *("--kairos-profile", "tiny-fast"),
     ),
 )
+# Decode memory for a prompt or two, and first tokens held back.
+KAIROS_TIGHT = replace(KAIROS, decode_args=("--kairos-hold", "--max-total-tokens", "30000"))

@@ -25,6 +25,8 @@ OWNERS = [
     "sglang.srt.disaggregation.prefill.PrefillBootstrapQueue",
     "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin",
     "sglang.srt.disaggregation.decode.DecodePreallocQueue",
+    "sglang.srt.disaggregation.decode.SchedulerDisaggregationDecodeMixin",
+    "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor",
 ]
 
 def attributes():

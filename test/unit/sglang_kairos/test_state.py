@@ -20,7 +20,6 @@ def state(role: str) -> KairosState:
         disaggregation_mode=SimpleNamespace(value=role),
         req_to_token_pool=SimpleNamespace(available_size=lambda: 8),
         tp_size=1,
-        enable_overlap=True,
         chunked_prefill_size=2048,
         page_size=1,
         max_total_num_tokens=10_000,
@@ -32,6 +31,15 @@ def state(role: str) -> KairosState:
         is_mixed_chunk=False,
         prefill_delayer=None,
         dllm_config=None,
+        require_mlp_sync=False,
+        enable_hisparse=False,
+        enable_pdmux=False,
+        enable_overlap=True,
+        enable_decode_hicache=False,
+        max_running_requests=8,
+        model_config=SimpleNamespace(is_encoder_decoder=False),
+        tp_worker=SimpleNamespace(model_runner=SimpleNamespace()),
+        server_args=SimpleNamespace(retraction_policy="default", model_path="m", dtype="auto"),
     )
     return KairosState(CONFIG, scheduler)
 

@@ -5,6 +5,7 @@ from collections import Counter, deque
 from typing import Any
 
 from sglang.srt.kairos.config import KairosConfig
+from sglang.srt.kairos.decode_scheduler import DecodeScheduler
 from sglang.srt.kairos.prefill_planner import PrefillPlanner, planning_refusal
 from sglang.srt.kairos.prefill_scheduler import PrefillScheduler
 from sglang.srt.kairos.request_slo import RequestSlo, of_request
@@ -29,6 +30,7 @@ class KairosState:
         clock: time and learned values for decisions, the same on every tensor-parallel rank.
         prefill: orders the waiting queue; None on a decode server.
         planner: decides prefill batches; None where only the order is Kairos'.
+        decode: decides decode batches and memory; None where there is no decode server.
     """
 
     def __init__(self, config: KairosConfig, scheduler: Any) -> None:
@@ -50,6 +52,11 @@ class KairosState:
             self.planner = PrefillPlanner(profile, scheduler, self.clock, self._state_dir())
         elif self.role == "prefill":
             _log.warning("Kairos orders the prefill queue only: %s", self._unplanned)
+        self.decode: DecodeScheduler | None = None
+        if self.role == "decode":
+            self.decode = DecodeScheduler(config, profile, scheduler, self.clock)
+        elif self.role == "null":
+            _log.warning("Kairos leaves decode batches to upstream: not disaggregated")
         self.classes: Counter[str] = Counter()
         self.invalid = 0
         self._received = 0
@@ -122,5 +129,6 @@ class KairosState:
             "invalid_slos": self.invalid,
             "prefill": None if self.prefill is None else self.prefill.snapshot(),
             "planner": self._unplanned if self.planner is None else self.planner.snapshot(),
+            "decode": None if self.decode is None else self.decode.snapshot(),
             "recent": list(self._recent),
         }

@@ -1,0 +1,175 @@
+"""Decode servers: who gets memory, who runs in a step, when first tokens are streamed."""
+
+from typing import Any
+
+from kairos_patches._hook import Hook, Kind, Process, Reliance
+
+_SCHEDULER = "sglang.srt.managers.scheduler"
+_DECODE = "sglang.srt.disaggregation.decode"
+
+
+def update_running_batch(original: Any, scheduler: Any, batch: Any) -> Any:
+    """Select who runs; upstream updates the batch of those."""
+    decode = scheduler.kairos.decode
+    if decode is None:
+        return original(scheduler, batch)
+    return decode.batcher.update(original, scheduler, batch)
+
+
+def run_batch(result: Any, scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> None:
+    """Put the running batch together again once the step is launched."""
+    if scheduler.kairos.decode is not None:
+        scheduler.kairos.decode.batcher.launched(scheduler, batch)
+
+
+def process_batch_result(result: None, scheduler: Any, batch: Any, output: Any) -> None:
+    """Measure the step whose tokens have just been streamed."""
+    if scheduler.kairos.decode is not None and batch.forward_mode.is_decode():
+        scheduler.kairos.decode.processed(batch)
+
+
+def get_new_prebuilt_batch(batch: Any, scheduler: Any, running_batch: Any) -> None:
+    """Say whose first token is held back, before upstream streams them."""
+    decode = scheduler.kairos.decode
+    if batch is not None and decode is not None and decode.held is not None:
+        decode.held.mark(batch.reqs, scheduler.kairos.clock.now())
+
+
+def process_batch_result_prebuilt(original: Any, processor: Any, batch: Any) -> None:
+    """Stream first tokens, except those held back."""
+    from sglang.srt.kairos.decode_hold import process_prebuilt
+
+    process_prebuilt(original, processor, batch)
+
+
+def update_handshake_waiters(result: None, queue: Any, *args: Any, **kwargs: Any) -> None:
+    """Put the prompts that get memory in front of the others."""
+    decode = queue.scheduler.kairos.decode
+    if decode is not None:
+        decode.preallocation.arrange(queue)
+
+
+def get_decode_retraction_order(original: Any, reqs: list[Any]) -> list[int]:
+    """Keep requests in Kairos' order where it has one for all of them."""
+    order: list[int] = original(reqs)
+    ranks = [getattr(getattr(req, "kairos", None), "retraction_rank", None) for req in reqs]
+    known = [rank for rank in ranks if rank is not None]
+    if len(known) < len(reqs):
+        return order
+    return sorted(order, key=known.__getitem__)
+
+
+HOOKS = [
+    Hook(
+        module=_SCHEDULER,
+        name="Scheduler.update_running_batch",
+        kind=Kind.AROUND,
+        process=Process.SCHEDULER,
+        call=update_running_batch,
+        changes="On a decode server only the selected requests run in a step; the others sit it "
+        "out with their KV.",
+        why="Upstream runs every resident in every step; this is where it prepares that.",
+        test="test/engine/test_decode_batch.py",
+    ),
+    Hook(
+        module=_SCHEDULER,
+        name="Scheduler.run_batch",
+        kind=Kind.AFTER,
+        process=Process.SCHEDULER,
+        call=run_batch,
+        changes="Those who sat out return to the running batch right after the launch.",
+        why="Everything between two steps (aborts, retraction, pauses, load) reads the running "
+        "batch.",
+        test="test/engine/test_decode_batch.py",
+    ),
+    Hook(
+        module=_SCHEDULER,
+        name="Scheduler.process_batch_result",
+        kind=Kind.AFTER,
+        process=Process.SCHEDULER,
+        call=process_batch_result,
+        changes="Decode step times are learned.",
+        why="Upstream's own counters keep sums, not steps; under the overlap schedule only the "
+        "cadence of results tells what a step took.",
+        test="test/engine/test_decode_batch.py",
+    ),
+    Hook(
+        module=_DECODE,
+        name="SchedulerDisaggregationDecodeMixin.get_new_prebuilt_batch",
+        kind=Kind.AFTER,
+        process=Process.SCHEDULER,
+        call=get_new_prebuilt_batch,
+        changes="With --kairos-hold, first tokens that may wait are marked.",
+        why="The next line of upstream's loop streams them.",
+        test="test/engine/test_decode_hold.py",
+    ),
+    Hook(
+        module="sglang.srt.managers.scheduler_components.batch_result_processor",
+        name="SchedulerBatchResultProcessor.process_batch_result_prebuilt",
+        kind=Kind.AROUND,
+        process=Process.SCHEDULER,
+        call=process_batch_result_prebuilt,
+        changes="With --kairos-hold, marked first tokens are not streamed yet.",
+        why="Upstream streams all of them in one call.",
+        test="test/engine/test_decode_hold.py",
+    ),
+    Hook(
+        module=_DECODE,
+        name="DecodePreallocQueue._update_handshake_waiters",
+        kind=Kind.AFTER,
+        process=Process.SCHEDULER,
+        call=update_handshake_waiters,
+        changes="Prompts get decode memory feasible ones first, short ones first; one that does "
+        "not fit blocks nobody, and those given up get no more than a share.",
+        why="The loop behind it goes by position and ends at the first that does not fit; before "
+        "it, prompts whose handshake has just ended are not known.",
+        test="test/engine/test_decode_preallocation.py",
+    ),
+    Hook(
+        module="sglang.srt.managers.schedule_batch",
+        name="ScheduleBatch._get_decode_retraction_order",
+        kind=Kind.AROUND,
+        process=Process.SCHEDULER,
+        call=get_decode_retraction_order,
+        changes="Out of memory, requests that have missed their pace are retracted first, then "
+        "those with the most time to spare.",
+        why="The policies are a closed choice of two.",
+        test="test/unit/sglang_kairos/test_decode_batch.py",
+    ),
+]
+RELIES_ON = [
+    Reliance(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.filter_batch",
+        "takes a batch apart by positions and rebinds its tensors",
+    ),
+    Reliance(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.merge_batch",
+        "puts two batches together, the callee's requests first",
+    ),
+    Reliance(
+        "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.filter_batch",
+        "rebinds its tensors; lists and dictionaries of a copy are its own",
+    ),
+    Reliance(
+        "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.merge_batch",
+        "as filter_batch",
+    ),
+    Reliance(
+        "sglang.srt.managers.overlap_utils.FutureMap",
+        "keeps the last token of a request in its row, not at a position of a batch, so that a "
+        "request can sit steps out",
+    ),
+    Reliance(
+        "sglang.srt.disaggregation.decode.DecodePreallocQueue.pop_preallocated",
+        "skips prompts that are not waiting for input, and takes the others in order",
+    ),
+    Reliance(
+        "sglang.srt.disaggregation.decode.DecodePreallocQueue._allocatable_token_budgets",
+        "tokens that may be preallocated now",
+    ),
+    Reliance(
+        "sglang.srt.disaggregation.decode.SchedulerDisaggregationDecodeMixin."
+        "get_next_disagg_decode_batch_to_run",
+        "merges transferred requests into the running batch and returns what is to be launched",
+    ),
+]

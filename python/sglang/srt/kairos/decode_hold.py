@@ -1,0 +1,96 @@
+"""First tokens held back until their decode slot is ready.
+
+A transferred request has its first token. Streaming it starts the clock of its time per output
+token, whether or not a step has room for it. Held back, it waits on the clock of the time to first
+token instead, and never beyond that objective.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kairos.policy.residents import Rows
+
+# Between the decision and the client: detokenizer and HTTP, seconds.
+MARGIN_S = 0.005
+
+
+class HeldTokens:
+    """The first tokens that one decode server holds back.
+
+    Attributes:
+        count: how many now.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._held_ever = 0
+        self._at_deadline = 0
+
+    def mark(self, reqs: Sequence[Any], now: float) -> None:
+        """Hold the first tokens of requests that are about to join, unless they are late."""
+        for req in reqs:
+            request = req.kairos
+            fresh = request.first_token_s is None and req.to_finish is None
+            request.held = fresh and now + MARGIN_S < request.ttft_deadline_s
+
+    def joined(self, rows: Rows, reqs: Sequence[Any], now: float) -> None:
+        """Rows were rebuilt: those of held requests start their clock when released."""
+        self.count = 0
+        for at, req in enumerate(reqs):
+            if req.kairos.held:
+                rows[at]["hold"] = req.kairos.ttft_deadline_s - MARGIN_S
+                self.count += 1
+
+    def tick(self, rows: Rows, now: float) -> None:
+        """Before a selection at `now`: nobody has waited yet for what is still held."""
+        held = np.isfinite(rows["hold"])
+        rows["first"][held] = np.minimum(now, rows["hold"][held])
+
+    def release(self, rows: Rows, reqs: Sequence[Any], next_s: float, now: float) -> list[Any]:
+        """Requests whose first token is to be streamed now: they run in the step that was selected,
+        or must not wait for the one after it, which starts at `next_s`."""
+        held = np.isfinite(rows["hold"])
+        due = held & (rows["runs"] | (rows["hold"] <= next_s))
+        released = []
+        for at in np.flatnonzero(due).tolist():
+            self._at_deadline += not rows[at]["runs"]
+            rows[at]["hold"] = -np.inf
+            rows[at]["first"] = now
+            reqs[at].kairos.held = False
+            reqs[at].kairos.first_token_s = now
+            released.append(reqs[at])
+        self.count -= len(released)
+        self._held_ever += len(released)
+        return released
+
+    def snapshot(self) -> dict[str, int]:
+        """Counters for /server_info."""
+        return {
+            "held": self.count,
+            "held_ever": self._held_ever,
+            "released_at_deadline": self._at_deadline,
+        }
+
+
+def process_prebuilt(original: Callable[[Any, Any], None], processor: Any, batch: Any) -> None:
+    """Around `SchedulerBatchResultProcessor.process_batch_result_prebuilt`: what upstream does to
+    transferred requests, except that held ones are not streamed."""
+    if not any(req.kairos.held for req in batch.reqs):
+        original(processor, batch)
+        return
+    shown = []
+    for req in batch.reqs:
+        if req.kairos.held:
+            req.update_finish_state()
+            req.kairos.held = not req.finished()
+        if req.kairos.held:
+            req.time_stats.set_decode_prebuilt_finish_time()
+        else:
+            shown.append(req)
+    if shown:
+        part = copy.copy(batch)
+        part.reqs = shown
+        original(processor, part)

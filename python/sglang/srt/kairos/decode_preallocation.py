@@ -1,0 +1,158 @@
+"""Which of the prompts that have shaken hands get decode memory, and in which order."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sglang.srt.kairos.decode_rows import DecodeRows
+from sglang.srt.kairos.shared_clock import SharedClock
+
+from kairos.latency import Chunk, PrefillModel
+from kairos.policy.length import LengthEstimator
+from kairos.policy.preallocation import Asking, Preallocation, Room
+
+# A prefix cache may spare a prompt part of its prefill, and a decode server does not know which.
+# A prompt counts as late when even this share of its work no longer ends in time.
+LEAST_WORK = 0.5
+
+
+class DecodePreallocation:
+    """Decides for one upstream `DecodePreallocQueue`.
+
+    Args:
+        refusal: why the order is upstream's; None if it is Kairos'.
+    """
+
+    def __init__(
+        self,
+        prefill: PrefillModel,
+        rows: DecodeRows,
+        lengths: LengthEstimator,
+        clock: SharedClock,
+        scheduler: Any,
+        refusal: str | None,
+    ) -> None:
+        self._prefill = prefill
+        self._rows = rows
+        self._lengths = lengths
+        self._clock = clock
+        self._scheduler = scheduler
+        self._refusal = refusal
+        self._policy = Preallocation()
+        self._capacity = float(scheduler.max_total_num_tokens)
+        self._late: dict[int, int] = {}
+        self._granted = self._granted_late = self._skips = 0
+
+    def arrange(self, queue: Any) -> None:
+        """After `DecodePreallocQueue._update_handshake_waiters`, which `pop_preallocated` calls
+        first: put those that get memory in front, and have the loop behind it skip the others.
+        They count as not ready until upstream asks their peers again, in the next pass."""
+        if self._refusal is not None or not queue.queue:
+            return
+        ready = [
+            waiting
+            for waiting in queue.queue
+            if waiting.waiting_for_input and waiting.req.finished_reason is None
+        ]
+        if not ready:
+            return
+        now = self._clock.now()
+        prompts = [self._asking(waiting.req) for waiting in ready]
+        grants = self._policy.grant(prompts, self._room(queue), now)
+        if not grants and not self._active():
+            return  # an empty server: upstream decides what fits it at all
+        chosen = [ready[grant.at] for grant in grants]
+        numbers = {waiting.req.kairos.number for waiting in chosen}
+        last = max(numbers, default=0)
+        for waiting in ready:
+            number = waiting.req.kairos.number
+            if number not in numbers:
+                waiting.waiting_for_input = False
+                self._skips += number < last
+        others = [waiting for waiting in queue.queue if not _among(waiting, numbers)]
+        queue.queue[:] = [*chosen, *others]
+        for grant in grants:
+            self._granted += 1
+            if grant.late:
+                self._granted_late += 1
+                self._late[prompts[grant.at].id] = prompts[grant.at].tokens
+        if grants:
+            self._clock.decided(*(prompts[grant.at].id for grant in grants))
+
+    def snapshot(self) -> dict[str, Any]:
+        """Counters for /server_info."""
+        return {
+            "order": "kairos" if self._refusal is None else f"upstream: {self._refusal}",
+            "granted": self._granted,
+            "granted_late": self._granted_late,
+            "skips": self._skips,
+        }
+
+    def _asking(self, req: Any) -> Asking:
+        request = req.kairos
+        tokens = len(req.origin_input_ids) + max(len(req.output_ids) - 1, 0)
+        work = self._prefill.batch_s([Chunk(0, tokens)])
+        output = self._remaining([req])[0]
+        return Asking(
+            request.number,
+            tokens,
+            request.arrival_s,
+            request.ttft_deadline_s,
+            LEAST_WORK * work,
+            float(output),
+        )
+
+    def _room(self, queue: Any) -> Room:
+        """Memory as upstream counts it for its own admission."""
+        running = self._scheduler.running_batch.reqs
+        retractable = sum(len(r.origin_input_ids) + len(r.output_ids) for r in running)
+        free = queue._allocatable_token_budgets(
+            retractable_tokens=retractable, count_retracted=True
+        )
+        promised = self._promised()
+        pending = {req.kairos.number for req in promised}
+        self._late = {number: held for number, held in self._late.items() if number in pending}
+        rows = self._rows.rows
+        contexts = np.array([len(req.origin_input_ids) for req in promised], np.float64)
+        residents = self._lengths.remaining(rows["group"], rows["tokens"], rows["limit"])
+        return Room(
+            self._capacity,
+            float(free),
+            float(queue.num_reserved_decode_tokens),
+            float(sum(self._late.values())),
+            np.concatenate([rows["context"].astype(np.float64), contexts]),
+            np.concatenate([residents, self._remaining(promised)]),
+        )
+
+    def _promised(self) -> list[Any]:
+        """Requests that hold memory and are not in the running batch yet."""
+        transferring = self._scheduler.disagg_decode_transfer_queue.queue
+        return [*(waiting.req for waiting in transferring), *self._scheduler.waiting_queue]
+
+    def _remaining(self, reqs: Sequence[Any]) -> Any:
+        groups = np.array([self._rows.group(req) for req in reqs], np.int64)
+        made = np.array([max(len(req.output_ids) - 1, 0) for req in reqs], np.int64)
+        limits = np.array([req.sampling_params.max_new_tokens for req in reqs], np.float64)
+        return self._lengths.remaining(groups, made, limits)
+
+    def _active(self) -> bool:
+        return bool(self._scheduler.running_batch.reqs or self._promised())
+
+
+def preallocation_refusal(scheduler: Any, parking: str | None) -> str | None:
+    """Why preallocation follows upstream's order on this `Scheduler`; None if it does not.
+    `parking`: why it cannot park requests."""
+    if scheduler.enable_priority_scheduling:
+        return "priority scheduling"
+    if parking is not None and parking != "speculative decoding":
+        return parking
+    if scheduler.enable_decode_hicache:
+        return "hierarchical cache on decode"
+    return None
+
+
+def _among(waiting: Any, numbers: set[int]) -> bool:
+    """Whether a request of upstream's queue was chosen. Upstream makes requests in other ways than
+    through the hook that numbers them; those are never chosen."""
+    request = getattr(waiting.req, "kairos", None)
+    return request is not None and request.number in numbers

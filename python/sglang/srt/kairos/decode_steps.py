@@ -1,0 +1,89 @@
+"""What decode steps take, seen from where upstream processes their results."""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+from sglang.srt.kairos.shared_clock import SharedClock
+
+from kairos.latency.steps import Learned, StepLearner, StepTables
+from kairos.latency.table import StepTable
+
+# Longer gaps are pauses, not steps. Upstream's own counters draw the same line.
+LONGEST_STEP_S = 2.0
+
+
+class DecodeSteps:
+    """Measures decode steps, learns from them, and says what a step will take.
+
+    Args:
+        prior: step times of the profile.
+        overlap: the overlap schedule is on: a step's launch says nothing about its end.
+    """
+
+    def __init__(self, prior: StepTable, clock: SharedClock, overlap: bool) -> None:
+        self.learner = StepLearner(prior)
+        self._tables = StepTables(prior)
+        self._unlearned = self.learner.learned
+        self._clock = clock
+        self._overlap = overlap
+        self._last: tuple[int, float] | None = None
+        self._ratios: deque[float] = deque(maxlen=1024)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what the learner's `state` returned in an earlier run.
+
+        Raises:
+            InputError: of another engine, or not a state.
+        """
+        self.learner.restore(state)
+        self._clock.learn("decode_steps", self.learner.learned)
+
+    def current(self) -> tuple[StepTable, float]:
+        """The table and its calibration factor, the same on every rank."""
+        learned: Learned = self._clock.learned("decode_steps", self._unlearned)
+        return self._tables.of(learned), learned.factor
+
+    def observe(self, batch: Any, done_s: float) -> float | None:
+        """Take in an upstream batch whose result has just been processed.
+
+        Results come one after the other at the pace of the steps, whether the next one runs
+        already (overlap) or not. Behind a gap only the schedule without overlap has a beginning.
+
+        Args:
+            done_s: local monotonic seconds.
+
+        Returns:
+            the step's seconds, None where they are not known.
+        """
+        last, self._last = self._last, (batch.forward_iter, done_s)
+        if last is not None and not batch.after_idle_gap and last[0] + 1 == batch.forward_iter:
+            seconds = done_s - last[1]
+        elif not self._overlap:
+            seconds = done_s - batch.launch_ts
+        else:
+            return None
+        if not 0.0 < seconds < LONGEST_STEP_S or batch.seq_lens_cpu is None:
+            return None
+        lengths = batch.seq_lens_cpu.numpy()
+        size, total, longest = len(lengths), float(lengths.sum()), float(lengths.max())
+        table, factor = self.current()
+        if 1 <= size < len(table.seconds):
+            self._ratios.append(seconds / (factor * table.step_s(size, total, longest)))
+        self.learner.observe(size, total, longest, seconds)
+        self._clock.learn("decode_steps", self.learner.learned)
+        return seconds
+
+    def snapshot(self) -> dict[str, Any]:
+        """Counters for /server_info: how steps compare with what was predicted just before."""
+        ratios = np.array(self._ratios) if self._ratios else np.ones(1)
+        return {
+            "steps_measured": self.learner.samples,
+            "measured_over_predicted": {
+                "p10": round(float(np.quantile(ratios, 0.1)), 4),
+                "p50": round(float(np.quantile(ratios, 0.5)), 4),
+                "p90": round(float(np.quantile(ratios, 0.9)), 4),
+            },
+            "calibration": round(self.learner.calibration.factor, 4),
+            "straggler": round(self.learner.learned.straggler, 4),
+        }

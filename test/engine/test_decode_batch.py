@@ -1,0 +1,204 @@
+"""Parking decode requests changes when a token is computed, never which one, and loses nothing."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from kairos.cluster import Cluster
+from support.clusters import Config, on
+from support.configs import KAIROS
+from support.pair import Streaming, fresh_prompt, kairos_state, load, send, wait_for, wait_idle
+
+COIN = Path(__file__).parent.parent / "support" / "coin"
+# A coin parks half of the requests in every step, and every 25th step retracts one.
+PARKING = Config(
+    platform="cpu",
+    kairos=True,
+    args=("--chunked-prefill-size", "256"),
+    env=(
+        ("PYTHONPATH", str(COIN)),
+        ("KAIROS_TEST_COIN", "1"),
+        ("SGLANG_TEST_RETRACT", "1"),
+        ("SGLANG_TEST_RETRACT_INTERVAL", "25"),
+    ),
+)
+PARKING_NO_OVERLAP = replace(PARKING, args=(*PARKING.args, "--disable-overlap-schedule"))
+
+REQUESTS = 100
+
+
+def decode(cluster: Cluster) -> dict[str, Any]:
+    state = kairos_state(cluster.decode[0])
+    assert state is not None
+    return state["decode"]
+
+
+def bodies() -> list[dict[str, Any]]:
+    """Requests that use what a batch carries along: logprobs, grammar, logit bias."""
+    random = np.random.default_rng(23)
+    made = []
+    for i in range(REQUESTS):
+        sampling: dict[str, Any] = {
+            "temperature": 0,
+            "max_new_tokens": int(random.integers(10, 30)),
+            "ignore_eos": True,
+        }
+        if i % 10 == 3:
+            sampling["regex"] = "(a|b|c|d|e){80}"
+        if i % 10 == 6:
+            sampling["logit_bias"] = {"50": 2.0, "60": -2.0}
+        made.append(
+            {
+                "input_ids": random.integers(10, 1000, int(random.integers(20, 120))).tolist(),
+                "sampling_params": sampling,
+                "return_logprob": i % 4 == 0,
+                "top_logprobs_num": 2 if i % 8 == 0 else 0,
+            }
+        )
+    return made
+
+
+Answer = tuple[list[int], list[float]]
+
+
+def answer(cluster: Cluster, body: dict[str, Any]) -> Answer:
+    response = send(cluster, body).decode
+    assert response.status_code == 200, response.text
+    result = response.json()
+    logprobs = result["meta_info"].get("output_token_logprobs") or []
+    return result["output_ids"], [entry[0] for entry in logprobs]
+
+
+@pytest.fixture(scope="session")
+def alone() -> list[Answer]:
+    """The answers to `bodies`, one after the other, once they are known. A lone request is never
+    parked."""
+    return []
+
+
+@on(PARKING, PARKING_NO_OVERLAP)
+def test_tokens_and_logprobs_are_those_of_requests_served_alone(
+    cluster: Cluster, alone: list[Answer]
+) -> None:
+    asked = bodies()
+    if not alone:
+        alone += [answer(cluster, body) for body in asked]
+    before = decode(cluster)
+    with ExitStack() as stack, ThreadPoolExecutor(REQUESTS) as pool:
+        answers = [pool.submit(answer, cluster, body) for body in asked]
+        doomed = [stack.enter_context(Streaming(cluster, 50, 300)) for _ in range(5)]
+        wait_for(lambda: all(one.events >= 2 for one in doomed), "their first tokens", 60)
+        for one in doomed[:3]:
+            one.abort()
+        for one in doomed[3:]:
+            one.disconnect()
+        together = [future.result() for future in answers]
+    for at, ((tokens, logprobs), (tokens_alone, logprobs_alone)) in enumerate(
+        zip(together, alone, strict=True)
+    ):
+        assert tokens == tokens_alone, at
+        assert np.allclose(logprobs, logprobs_alone, atol=1e-4), at
+    after = decode(cluster)
+    assert after["parks"] > before["parks"] + REQUESTS
+    assert after["retractions"] > before["retractions"]
+    wait_idle(cluster)
+    assert decode(cluster)["parked"] == 0
+
+
+@on(PARKING, PARKING_NO_OVERLAP)
+def test_nobody_is_parked_beside_a_request_with_penalties(cluster: Cluster) -> None:
+    random = np.random.default_rng(5)
+    asked = [
+        {
+            "input_ids": random.integers(10, 1000, 40).tolist(),
+            "sampling_params": {
+                "temperature": 0,
+                "max_new_tokens": 40 + i,
+                "ignore_eos": True,
+                **({"frequency_penalty": 0.7, "presence_penalty": 0.3} if i % 3 == 0 else {}),
+            },
+        }
+        for i in range(12)
+    ]
+    alone = [answer(cluster, body) for body in asked]
+    before = decode(cluster)["steps_parking_was_off"].get("penalties", 0)
+    with ThreadPoolExecutor(len(asked)) as pool:
+        assert list(pool.map(lambda body: answer(cluster, body), asked)) == alone
+    assert decode(cluster)["steps_parking_was_off"]["penalties"] > before
+    wait_idle(cluster)
+
+
+@on(PARKING)
+def test_a_pause_and_a_flush_find_the_parked(cluster: Cluster) -> None:
+    url = cluster.decode[0].url
+    body = bodies()[1]
+    body["sampling_params"]["max_new_tokens"] = 120
+    alone = answer(cluster, body)
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(answer, cluster, body) for _ in range(8)]
+        wait_for(lambda: decode(cluster)["parked"] > 0, "a parked request")
+        httpx.post(f"{url}/pause_generation", json={"mode": "in_place"}).raise_for_status()
+        assert load(cluster.decode[0])["num_running_reqs"] > 0
+        httpx.post(f"{url}/continue_generation", json={}).raise_for_status()
+        assert httpx.post(f"{url}/flush_cache").status_code != 200, "requests are running"
+        assert [future.result() for future in answers] == [alone] * 8
+    wait_idle(cluster)
+
+
+def streams(cluster: Cluster, stack: ExitStack, count: int, tpot_ms: float) -> list[Streaming]:
+    slo = {"ttft_ms": 60_000.0, "tpot_ms": tpot_ms}
+    return [stack.enter_context(Streaming(cluster, 1_000, 800, slo=slo)) for _ in range(count)]
+
+
+@on(KAIROS)
+def test_those_with_time_to_spare_sit_out_for_those_without(cluster: Cluster) -> None:
+    # A step of all takes about 8.8 ms, one of the hurried 8.2: those at ease bank time first.
+    before = decode(cluster)
+    with ExitStack() as stack:
+        at_ease = streams(cluster, stack, 30, 200.0)
+        wait_for(lambda: all(one.events > 40 for one in at_ease), "banked time", 60)
+        hurried = streams(cluster, stack, 4, 8.4)
+        wait_for(lambda: decode(cluster)["parks"] > before["parks"], "parking", 30)
+        for one in [*hurried, *at_ease]:
+            one.wait_finished()
+    assert decode(cluster)["steps_with_parked"] > before["steps_with_parked"]
+    wait_idle(cluster)
+
+
+@on(KAIROS)
+def test_who_has_missed_its_pace_still_gets_tokens(cluster: Cluster) -> None:
+    # 0.1 ms per token is out of reach: victims, which get what the others leave, and the others
+    # leave nothing. The starvation bound is five seconds.
+    with ExitStack() as stack:
+        victims = streams(cluster, stack, 2, 0.1)
+        others = streams(cluster, stack, 30, 8.9)
+        wait_for(lambda: all(one.events > 1 for one in victims), "the victims' first tokens", 60)
+        seen = [one.events for one in victims]
+        time.sleep(6.5)
+        assert all(one.events > was for one, was in zip(victims, seen, strict=True))
+        for one in [*others, *victims]:
+            one.abort()
+            one.wait_finished()
+    wait_idle(cluster)
+
+
+@on(KAIROS)
+def test_steps_are_learned(cluster: Cluster) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        body = {
+            "input_ids": fresh_prompt(500),
+            "sampling_params": {"max_new_tokens": 300, "ignore_eos": True},
+        }
+        list(pool.map(lambda _: send(cluster, body), range(8)))
+    state = decode(cluster)
+    assert state["steps_measured"] > 250
+    # The emulated accelerator follows the profile that predictions start from.
+    assert 0.8 < state["measured_over_predicted"]["p50"] < 1.25
+    wait_idle(cluster)
