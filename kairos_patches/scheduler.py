@@ -10,12 +10,14 @@ def init(result: None, scheduler: Any, server_args: Any, *args: Any, **kwargs: A
     from sglang.srt.kairos.config import active_config
     from sglang.srt.kairos.state import KairosState
     from sglang.srt.kairos.support import refuse_unsupported
+    from sglang.srt.kairos.telemetry import publisher_for
 
     config = active_config()
     assert config is not None, "the scheduler's hooks are installed only under --kairos"
     refuse_unsupported(server_args)
     scheduler.kairos = KairosState(config, scheduler)
     scheduler.policy.kairos = scheduler.kairos
+    scheduler.kairos_telemetry = publisher_for(config.telemetry, scheduler)
 
 
 def create_generation_req(
@@ -27,7 +29,17 @@ def create_generation_req(
 
 def get_internal_state(output: Any, scheduler: Any, recv_req: Any) -> None:
     """Show Kairos' state in /server_info."""
-    output.internal_state["kairos"] = scheduler.kairos.snapshot()
+    telemetry = scheduler.kairos_telemetry
+    output.internal_state["kairos"] = {
+        **scheduler.kairos.snapshot(),
+        "telemetry": None if telemetry is None else telemetry.endpoint,
+    }
+
+
+def publish_load_snapshot(result: Any, scheduler: Any, force: bool = False) -> None:
+    """Tell routers, too."""
+    if scheduler.kairos_telemetry is not None:
+        scheduler.kairos_telemetry.tick(scheduler)
 
 
 def get_new_batch_prefill_raw(original: Any, scheduler: Any, **kwargs: Any) -> Any:
@@ -100,6 +112,17 @@ HOOKS = [
         changes="/server_info shows a `kairos` object per scheduler.",
         why="Upstream assembles the answer from a fixed list of contributors.",
         test="test/engine/test_request_slo.py",
+    ),
+    Hook(
+        module="sglang.srt.managers.scheduler",
+        name="Scheduler.publish_load_snapshot",
+        kind=Kind.AFTER,
+        process=Process.SCHEDULER,
+        call=publish_load_snapshot,
+        changes="With --kairos-telemetry, load, calibration and slack are published for routers, "
+        "20 times a second at most.",
+        why="Runs after every batch and, bounded, while the scheduler waits.",
+        test="test/unit/sglang_kairos/test_telemetry.py",
     ),
     Hook(
         module="sglang.srt.managers.scheduler",
