@@ -1,0 +1,55 @@
+"""One prefill or decode server, as the router knows it."""
+
+import asyncio
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from kairos.router.breaker import Breaker
+from kairos.router.endpoint import Endpoint, Role
+
+MOST_ABORTS = 16
+"""Aborts in flight to one server; a storm of them has taken clusters down."""
+
+
+class State(Enum):
+    """STARTING: not reached yet, or restarted; wants a probe through a whole pair. READY: gets
+    requests. DOWN: does not answer. OPEN: its breaker is. DRAINING: gets nothing new."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DOWN = "down"
+    OPEN = "open"
+    DRAINING = "draining"
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """Attributes:
+    start_id: differs after every restart of the server, as far as it can be told.
+    kairos: it schedules by SLO itself.
+    pairs: attempts in flight; ended when the server is found dead.
+    suspect: something went wrong with it; it may have been restarted.
+    leaving: it is forgotten once it is idle.
+    """
+
+    endpoint: Endpoint
+    breaker: Breaker
+    state: State = State.STARTING
+    start_id: str | None = None
+    kairos: bool = False
+    pairs: set[Any] = field(default_factory=set)
+    suspect: bool = True
+    leaving: bool = False
+    restarts: int = 0
+    failed_checks: int = 0
+    info: dict[str, Any] = field(default_factory=dict)
+    aborts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MOST_ABORTS))
+
+    @property
+    def key(self) -> str:
+        return self.endpoint.key
+
+    @property
+    def role(self) -> Role:
+        return Role(self.endpoint.role)

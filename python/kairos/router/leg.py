@@ -1,0 +1,60 @@
+"""One leg: the exchange of one attempt with one server, and what went wrong with it."""
+
+from kairos.router.endpoint import Role
+from kairos.router.instance import Instance
+from kairos.router.wire import Connection, Pool
+
+
+class LegError(Exception):
+    """An attempt that failed.
+
+    Attributes:
+        role: the leg that failed first.
+        reason: one or few words with underscores, for metrics and the client's programs.
+        status: the server's own, 0 where it did not answer.
+        body: the server's answer, to be passed on; empty where there is none.
+    """
+
+    def __init__(
+        self, role: Role, reason: str, message: str, status: int = 0, body: bytes = b""
+    ) -> None:
+        super().__init__(message)
+        self.role = role
+        self.reason = reason
+        self.status = status
+        self.body = body
+
+    @property
+    def refused(self) -> bool:
+        """The server found fault with the request; another one would too."""
+        return 400 <= self.status < 500
+
+
+class Leg:
+    """A connection in the hands of one attempt, given back to the pool when it has ended."""
+
+    def __init__(self, role: Role, instance: Instance, connection: Connection, pool: Pool) -> None:
+        self.role = role
+        self.instance = instance
+        self.connection = connection
+        self._pool = pool
+        self._held = True
+
+    @property
+    def live(self) -> bool:
+        """The server may still be at work for it."""
+        return not self.connection.ended
+
+    def broken(self) -> LegError | None:
+        """Why the exchange came to no end; None if it did, or still may."""
+        problem = self.connection.broken
+        if not self.connection.ended or problem is None:
+            return None
+        reason = str(problem).replace(" ", "_")
+        return LegError(self.role, reason, f"the {self.role.value} server: {problem}")
+
+    def release(self) -> None:
+        """Let go of the connection: kept if the exchange is complete, else closed."""
+        if self._held:
+            self._held = False
+            self._pool.give(self.instance.endpoint, self.connection)

@@ -1,0 +1,113 @@
+"""What happens to one request, noted down until its one end."""
+
+import time
+
+from aiohttp import web
+
+from kairos.router.intake import Intake
+from kairos.router.outcome import Outcome
+from kairos.router.pair import Pair
+from kairos.router.request_end import RequestEnd
+from kairos.router.tenant import Tenant
+from kairos.router.tokens import PromptTokens
+from kairos.router.tracing import RequestTrace
+from kairos.slo import Slo
+
+
+class Life:
+    """One request from its receipt to its end. Times are monotonic seconds."""
+
+    __slots__ = (
+        "arrival_s",
+        "attempts",
+        "best_effort",
+        "counted",
+        "dispatched_s",
+        "first_s",
+        "id",
+        "intake",
+        "last_s",
+        "offered",
+        "outcome",
+        "output_tokens",
+        "pair",
+        "path",
+        "peer",
+        "reason",
+        "received_s",
+        "rid",
+        "sent",
+        "slo",
+        "status",
+        "tenant",
+        "trace",
+    )
+
+    def __init__(self, id: int, request: web.BaseRequest, trace: RequestTrace | None) -> None:
+        self.id = id
+        self.path = request.path
+        self.peer = request.remote
+        self.trace = trace
+        self.received_s = self.arrival_s = time.monotonic()
+        self.dispatched_s: float | None = None
+        self.first_s = 0.0
+        self.last_s = 0.0
+        self.tenant: Tenant | None = None
+        self.intake: Intake | None = None
+        self.counted: PromptTokens | None = None
+        self.slo: Slo | None = None
+        self.best_effort = False
+        self.offered = False
+        self.attempts = 0
+        self.pair: Pair | None = None
+        self.rid = ""
+        self.sent = False
+        self.output_tokens: int | None = None
+        self.outcome: Outcome | None = None
+        self.status = 0
+        self.reason = ""
+
+    def end(self, outcome: Outcome, status: int, reason: str = "") -> None:
+        """Settle how it ended; the first one counts."""
+        if self.outcome is None:
+            self.outcome, self.status, self.reason = outcome, status, reason
+
+    def record(self, now_s: float) -> RequestEnd:
+        """For log and metrics, after its end."""
+        assert self.outcome is not None
+        intake, pair = self.intake, self.pair
+        queue_until_s = self.dispatched_s or (now_s if self.offered else None)
+        tokens = self.output_tokens
+        tpot_s = None
+        if (
+            tokens is not None
+            and tokens > 1
+            and self.last_s > self.first_s
+            and (intake is not None and intake.stream)
+        ):
+            tpot_s = (self.last_s - self.first_s) / (tokens - 1)
+        return RequestEnd(
+            outcome=self.outcome,
+            status=self.status,
+            reason=self.reason,
+            path=self.path,
+            request_id=self.rid,
+            duration_s=now_s - self.received_s,
+            tenant=self.tenant.name if self.tenant else None,
+            slo=self.slo,
+            model=intake.model if intake else None,
+            stream=intake.stream if intake else False,
+            best_effort=self.best_effort,
+            sequences=intake.sequences if intake else 1,
+            body_bytes=intake.size if intake else 0,
+            input_tokens=self.counted.tokens if self.counted else None,
+            output_tokens=tokens,
+            queue_s=queue_until_s - self.received_s if queue_until_s is not None else None,
+            ttft_s=self.first_s - self.arrival_s if self.first_s else None,
+            tpot_s=tpot_s,
+            attempts=self.attempts,
+            prefill=pair.prefill.key if pair else None,
+            decode=pair.decode.key if pair else None,
+            trace_id=self.trace.trace_id if self.trace else None,
+            peer=self.peer,
+        )

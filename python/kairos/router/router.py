@@ -1,0 +1,611 @@
+"""The owner of every request: from its receipt through queue and pair to exactly one outcome."""
+
+import asyncio
+import itertools
+import logging
+import ssl
+import time
+from collections.abc import Coroutine, Mapping
+from functools import cached_property
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from kairos.errors import InputError
+from kairos.latency import load_profile
+from kairos.router import intake as intakes
+from kairos.router import relay as relays
+from kairos.router import tracing
+from kairos.router.access_log import AccessLog
+from kairos.router.answers import error_document, refusal
+from kairos.router.config import RouterConfig
+from kairos.router.discovery import Registry
+from kairos.router.endpoint import Role
+from kairos.router.fleet import Fleet
+from kairos.router.health import Health
+from kairos.router.instance import Instance, State
+from kairos.router.keys import Keyring
+from kairos.router.leg import LegError
+from kairos.router.life import Life
+from kairos.router.limits import TenantGate, check_headers, read_body
+from kairos.router.metrics import RouterMetrics
+from kairos.router.outcome import Outcome
+from kairos.router.pair import Pair, PairParts, problem_of
+from kairos.router.refusal import RefusedError, invalid
+from kairos.router.relay import Relay, SlowClientError
+from kairos.router.rooms import Rooms, new_rid
+from kairos.router.scheduling.dispatcher import Dispatcher
+from kairos.router.scheduling.params import DispatchParams
+from kairos.router.scheduling.verdict import Decision, Reason, Verdict
+from kairos.router.scheduling.work import Assignment, Work
+from kairos.router.telemetry import Telemetry
+from kairos.router.tls import client_context
+from kairos.router.tokens import TokenCounter
+from kairos.router.wire import Pool
+from kairos.slo import APPLIED_HEADER, from_headers
+
+_log = logging.getLogger(__name__)
+
+_MOST_ANSWER_BYTES = 256 << 20
+_RETRY_UNAVAILABLE_S = 2.0
+_END_LIMIT_S = 15.0  # for what ends in the background when the router stops
+_TIMEOUTS = ("first_byte_timeout", "stream_idle_timeout", "request_timeout")
+
+
+class Router:
+    """All parts of one router process, tied together.
+
+    Raises:
+        InputError: a file that the configuration names cannot be used.
+    """
+
+    def __init__(self, config: RouterConfig) -> None:
+        self.config = config
+        self.metrics = RouterMetrics(config.listen.cell, config.listen.cells)
+        self.keyring = Keyring(config)
+        self.log = AccessLog(config.observability.access_log, self.metrics.log_dropped.inc)
+        self.counter = TokenCounter(config.scheduling.tokenizer_path)
+        self.dispatcher = Dispatcher(self._params())
+        self.rooms = Rooms()
+        self.pool = Pool(lambda: self._tls, config.timeouts.connect_timeout_s)
+        self.parts = PairParts(self.pool, self.rooms, config.timeouts, self.metrics)
+        self.fleet = Fleet(
+            config.workers,
+            self.dispatcher,
+            self.pool,
+            self.metrics,
+            load_profile(config.scheduling.profile),
+            self.pump,
+        )
+        self.health = Health(
+            config.workers, self.fleet, self.parts, self.engine_headers, self.admin_headers
+        )
+        self.registry = Registry(config, self.fleet.discovered)
+        self.gate = TenantGate()
+        self.draining = False
+        self.lives: dict[int, Life] = {}
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Assignment]] = {}
+        self._pump_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._background: set[asyncio.Task[Any]] = set()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Begin to look after the servers."""
+        connector = aiohttp.TCPConnector(ssl=self._tls)
+        self._session = aiohttp.ClientSession(connector=connector, headers=self.engine_headers())
+        self.fleet.telemetry = Telemetry(self.fleet.load, self._session)
+        self.health.start()
+        self.registry.start()
+        self._spawn(self.registry.run(), "discovery")
+        self._spawn(self._measure_lag(), "loop lag")
+
+    async def stop(self) -> None:
+        """Let running requests end, for the drain time at most, then end them."""
+        self.draining = True
+        deadline_s = time.monotonic() + self.config.timeouts.drain_timeout_s
+        while self.lives and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.02)
+        for life in list(self.lives.values()):
+            self._shut_down(life)
+        deadline_s = time.monotonic() + _END_LIMIT_S
+        while (self.lives or len(self.rooms)) and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.02)
+        await self.health.close()
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        if self.fleet.telemetry is not None:
+            await self.fleet.telemetry.close()
+        if self._session is not None:
+            await self._session.close()
+        self.pool.close()
+        self.counter.close()
+        self.log.close()
+
+    def reload(self) -> None:
+        """Read keys and classes again, reopen the log."""
+        problem = self.keyring.reload()
+        self.metrics.reloads.labels("keys", "failed" if problem else "ok").inc()
+        if problem is None:
+            self.gate.keep(self.keyring.tenants)
+            self.dispatcher.configure(self._params())
+        self.log.reopen()
+
+    def engine_headers(self) -> dict[str, str]:
+        """What the servers want to see with every request."""
+        key = self.keyring.engine_key
+        return {} if key is None else {"authorization": f"Bearer {key}"}
+
+    def admin_headers(self) -> dict[str, str]:
+        """The same for their administrative endpoints."""
+        key = self.keyring.engine_admin_key
+        return {} if key is None else {"authorization": f"Bearer {key}"}
+
+    def pump(self) -> None:
+        """Something has changed: see soon who can be dispatched."""
+        if not self._pump_due:
+            self._pump_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def gauges(self) -> None:
+        """Bring the gauges up to date."""
+        metrics = self.metrics
+        queue = self.dispatcher.snapshot(time.monotonic())["queue"]
+        metrics.queued_requests.set(queue["requests"])
+        metrics.queued_sequences.set(queue["sequences"])
+        metrics.queued_bytes.set(queue["bytes"])
+        oldest_s = min((self.lives[id].received_s for id in self._waiting), default=None)
+        metrics.oldest_wait.set(0.0 if oldest_s is None else time.monotonic() - oldest_s)
+        pairs = {pair for i in self.fleet.instances.values() for pair in i.pairs}
+        metrics.running.set(len(pairs))
+        metrics.live_rooms.set(len(self.rooms))
+        self.fleet.gauges()
+
+    async def generate(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Serve one request; it ends in exactly one outcome, whatever happens."""
+        life = Life(next(self._ids), request, tracing.begin(request.headers, request.path))
+        life.rid = new_rid()
+        self.lives[life.id] = life
+        try:
+            async with asyncio.timeout(self.config.timeouts.request_timeout_s) as limit:
+                return await self._serve(life, request)
+        except RefusedError as error:
+            life.end(error.outcome, error.status, error.reason)
+            return refusal(error, self._echo(life))
+        except TimeoutError:
+            reason = "request_timeout" if limit.expired() else "timeout"
+            life.end(Outcome.EXPIRED, 504, reason)
+            if life.sent:
+                _cut(request)
+                raise
+            late = RefusedError(504, Outcome.EXPIRED, reason, "the request took too long")
+            return refusal(late, self._echo(life))
+        except SlowClientError:
+            life.end(Outcome.CLIENT_GONE, 499, "slow_reader")
+            _cut(request)
+            raise asyncio.CancelledError from None
+        except (asyncio.CancelledError, ConnectionError):
+            life.end(Outcome.CLIENT_GONE, 499, "disconnected")
+            raise
+        except Exception:
+            _log.exception("request %s", life.rid)
+            life.end(Outcome.ENGINE_FAILED, 500, "internal")
+            if life.sent:
+                raise
+            failed = RefusedError(500, Outcome.ENGINE_FAILED, "internal", "internal error")
+            return refusal(failed)
+        finally:
+            self._ended(life)
+
+    async def _serve(self, life: Life, request: web.BaseRequest) -> web.StreamResponse:
+        if self.draining:
+            raise _unavailable("draining", "the router is shutting down")
+        check_headers(request.raw_headers, self.config.limits)
+        tenant = self.keyring.authenticate(request.headers)
+        self.gate.enter(tenant, life.received_s)
+        life.tenant = tenant
+        raw = await read_body(request, self.config.limits, self.config.timeouts)
+        intake = life.intake = intakes.read(life.path, raw, self.config.limits.max_sequences)
+        try:
+            asked = from_headers(request.headers.items()).over(intake.asked)
+            life.slo = tenant.applied_slo(asked)
+            life.arrival_s = life.received_s - tenant.elapsed_ms(asked) / 1e3
+            life.counted = await self.counter.count(intake.body)
+        except InputError as error:
+            raise invalid(400, "body_invalid", str(error)) from None
+        self._offer(life)
+        retries = self.config.overload.retries
+        while True:
+            assignment = await self._assigned(life)
+            life.attempts += 1
+            try:
+                return await self._attempt(life, request, assignment)
+            except LegError as error:
+                self._note_failure(life, error)
+                again = not life.sent and not error.refused and error.reason not in _TIMEOUTS
+                if not again or life.attempts > retries or self.draining:
+                    return self._failed(life, error)
+                self.metrics.retries.labels(self.metrics.reason(error.reason)).inc()
+                await self._again(life, error.reason)
+
+    def _offer(self, life: Life) -> None:
+        intake, counted, tenant = life.intake, life.counted, life.tenant
+        assert intake
+        assert counted
+        assert tenant
+        assert life.slo
+        if not all(self.fleet.of(role, State.READY, State.STARTING, State.OPEN) for role in Role):
+            raise _unavailable("no_pair", "no prefill or no decode server is reachable")
+        work = Work(
+            life.id,
+            tenant.name,
+            life.slo,
+            life.arrival_s,
+            counted.tokens,
+            intake.max_output_tokens,
+            intake.sequences,
+            intake.size,
+            counted.blocks,
+            counted.block_tokens,
+        )
+        verdict = self.dispatcher.offer(work, time.monotonic())
+        if not verdict.queued:
+            raise self._rejection(verdict)
+        life.offered = True
+        life.slo = verdict.slo
+        life.best_effort = verdict.decision is Decision.BEST_EFFORT
+
+    def _rejection(self, verdict: Verdict) -> RefusedError:
+        reason = verdict.reason
+        assert reason is not None
+        if reason is Reason.TOO_LARGE:
+            return invalid(400, reason.value, verdict.detail)
+        if reason is Reason.NO_PAIR:
+            return _unavailable(reason.value, verdict.detail)
+        outcome = {
+            Reason.TENANT: Outcome.REJECTED_TENANT,
+            Reason.INFEASIBLE: Outcome.REJECTED_INFEASIBLE,
+        }.get(reason, Outcome.REJECTED_FULL)
+        status = self.config.overload.overload_status
+        return RefusedError(status, outcome, reason.value, verdict.detail, verdict.retry_after_s)
+
+    async def _assigned(self, life: Life) -> Assignment:
+        """Wait for a pair.
+
+        Raises:
+            RefusedError: 504; none in time.
+        """
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting[life.id] = waiter
+        self.pump()
+        limit_s = self.config.timeouts.queue_timeout_s
+        try:
+            async with asyncio.timeout(limit_s) as limit:
+                assignment: Assignment = await waiter
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise RefusedError(
+                504, Outcome.EXPIRED, "queue_timeout", f"no pair within {limit_s:g} s", 1.0
+            ) from None
+        finally:
+            self._waiting.pop(life.id, None)
+        life.dispatched_s = time.monotonic()
+        return assignment
+
+    async def _attempt(
+        self, life: Life, request: web.BaseRequest, assignment: Assignment
+    ) -> web.StreamResponse:
+        prefill = self.fleet.instances.get(assignment.prefill)
+        decode = self.fleet.instances.get(assignment.decode)
+        for role, instance in ((Role.PREFILL, prefill), (Role.DECODE, decode)):
+            if instance is None:
+                raise LegError(role, "server_gone", "the server was removed")
+        assert prefill
+        assert decode
+        assert life.intake
+        assert life.slo
+        if assignment.cached_tokens:
+            self.metrics.prefix_hits.inc(assignment.cached_tokens)
+        intake = life.intake
+        count = intake.sequences
+        rids = tuple(new_rid() for _ in range(count))
+        rooms = self.rooms.take(count)
+        life.rid = rids[0]
+        pair = life.pair = Pair(
+            self.parts, prefill, decode, rids, rooms,
+            lambda: self._prefilled(life), self.admin_headers(),
+        )  # fmt: skip
+        elapsed_s = time.monotonic() - life.arrival_s
+        body = intakes.outgoing(intake, life.slo, elapsed_s, prefill.endpoint, rids, rooms)
+        headers, legs = self._leg_headers(life, prefill, decode)
+        problem: str | None = "ended early"
+        try:
+            status = await pair.open(life.path, body, headers)
+            relayed = (
+                await self._stream(life, request, pair)
+                if intake.stream and status == 200
+                else await self._whole(life, pair, status)
+            )
+            problem = None
+            return relayed
+        except LegError as error:
+            problem = error.reason
+            raise
+        finally:
+            for leg in legs:
+                leg.end(problem)
+
+    async def _whole(self, life: Life, pair: Pair, status: int) -> web.Response:
+        """An answer that is sent at once: until it is complete another pair may be tried."""
+        assert life.intake
+        body = await pair.read_all(_MOST_ANSWER_BYTES)
+        error = problem_of(Role.DECODE, status, body)
+        if error is None and body[:1] not in (b"{", b"["):
+            error = LegError(Role.DECODE, "garbage", "the decode server's answer is not JSON")
+        if error is not None:
+            raise error
+        if life.intake.merge_logprobs:
+            body = _merged(await pair.prefilled(), body)
+        life.first_s = life.last_s = time.monotonic()
+        life.output_tokens = relays.reported(body, b'"completion_tokens":')
+        self._completed(life, pair, relays.reported(body, b'"prompt_tokens":'))
+        life.sent = True
+        headers = {**self._echo(life), "Content-Type": pair.content_type}
+        return web.Response(body=body, headers=headers)
+
+    async def _stream(self, life: Life, request: web.BaseRequest, pair: Pair) -> web.StreamResponse:
+        """A stream, passed on as it comes."""
+        assert life.intake
+        relay = Relay(request, self.config.timeouts.write_timeout_s)
+        try:
+            chunk = await pair.read()
+            error = problem_of(Role.DECODE, 200, chunk)
+            if error is None and not relays.looks_like_events(chunk):
+                error = LegError(Role.DECODE, "garbage", "the decode server's answer is no stream")
+            if error is not None:
+                raise error
+            relay.seen()
+            life.first_s = relay.first_s
+            self.fleet.last_success_s = relay.first_s
+            self.dispatcher.first_token(life.id, relay.first_s)
+            if life.intake.merge_logprobs:
+                relay.change = relays.LogprobMerge(await pair.prefilled())
+            life.sent = True
+            await relay.start(pair.content_type, self._echo(life))
+            while chunk:
+                await relay.pass_on(chunk)
+                chunk = await pair.read()
+                if chunk:
+                    relay.seen()
+            life.last_s = relay.last_s
+            life.output_tokens = relay.tokens
+            if relay.aborted or not relay.complete:
+                reason = "aborted" if relay.aborted else "stream_incomplete"
+                raise LegError(Role.DECODE, reason, "the decode server broke the stream off")
+        except LegError as error:
+            if not relay.started:
+                raise
+            life.last_s = relay.last_s
+            life.output_tokens = relay.tokens
+            shutting = error.reason == "shut_down"
+            outcome = Outcome.SHUT_DOWN if shutting else Outcome.ENGINE_FAILED
+            if error.reason in _TIMEOUTS:
+                outcome = Outcome.EXPIRED
+            life.end(outcome, 200, error.reason)
+            self._note_failure(life, error)
+            await relay.break_off(error_document(502, error.reason, str(error)))
+            assert relay.response is not None
+            return relay.response
+        self._completed(life, pair, relay.prompt_tokens)
+        await relay.finish()
+        assert relay.response is not None
+        return relay.response
+
+    def _completed(self, life: Life, pair: Pair, prompt_tokens: int) -> None:
+        life.end(Outcome.COMPLETED, 200)
+        self.fleet.succeeded(pair.prefill, pair.decode)
+        counted = life.counted
+        if counted is not None and prompt_tokens and life.intake and life.intake.sequences == 1:
+            self.counter.observe(counted, prompt_tokens)
+            if not counted.exact:
+                label = self.metrics.model(counted.model)
+                self.metrics.token_estimate.labels(label).observe(counted.tokens / prompt_tokens)
+
+    def _failed(self, life: Life, error: LegError) -> web.StreamResponse:
+        """Answer with what the last attempt failed by."""
+        if error.reason == "shut_down":
+            raise RefusedError(503, Outcome.SHUT_DOWN, "shut_down", str(error), 1.0)
+        if error.refused:
+            life.end(Outcome.ENGINE_REFUSED, error.status, error.reason)
+            body = error.body
+            if body[:1] != b"{":
+                body = error_document(error.status, error.reason, str(error))
+            return web.Response(
+                body=body,
+                status=error.status,
+                headers=self._echo(life),
+                content_type="application/json",
+            )
+        if error.reason in _TIMEOUTS:
+            raise RefusedError(504, Outcome.EXPIRED, error.reason, str(error))
+        status = 503 if error.status == 503 else 502
+        raise RefusedError(
+            status, Outcome.ENGINE_FAILED, error.reason, str(error), _RETRY_UNAVAILABLE_S
+        )
+
+    def _note_failure(self, life: Life, error: LegError) -> None:
+        if error.reason == "shut_down":
+            return
+        label = self.metrics.reason(error.reason)
+        self.metrics.pair_failures.labels(error.role.value, label).inc()
+        if error.refused or life.pair is None:
+            return
+        pair = life.pair
+        self.fleet.failed(pair.prefill if error.role is Role.PREFILL else pair.decode, error.reason)
+
+    async def _again(self, life: Life, reason: str) -> None:
+        """Return when the old pair is gone and the request waits for another one."""
+        pair = life.pair
+        if pair is not None:
+            await asyncio.shield(self._spawn(self._over(pair, reason), "end of an attempt"))
+            life.pair = None
+        if not self.dispatcher.requeue(life.id, time.monotonic()):
+            raise _unavailable("server_gone", "the server was removed")
+
+    async def _over(self, pair: Pair, reason: str) -> None:
+        try:
+            await pair.end(reason)
+        finally:
+            self.fleet.idle(pair.prefill)
+            self.fleet.idle(pair.decode)
+
+    def _ended(self, life: Life) -> None:
+        """Count a request once, and see to it that its servers are done with it too."""
+        now_s = time.monotonic()
+        del self.lives[life.id]
+        if life.outcome is None:
+            life.end(Outcome.CLIENT_GONE, 499, "disconnected")
+        if life.tenant is not None:
+            self.gate.leave(life.tenant)
+        if life.offered:
+            self._release(life, now_s)
+        end = life.record(now_s)
+        self.metrics.ended(end)
+        self.log.write(end)
+        if life.trace is not None:
+            life.trace.end(end)
+
+    def _release(self, life: Life, now_s: float) -> None:
+        """What a request holds is free when its servers have let go of it."""
+        pair = life.pair
+        if pair is None or pair.settled():
+            self._let_go(life, now_s)
+            if pair is not None:
+                self.fleet.idle(pair.prefill)
+                self.fleet.idle(pair.decode)
+            return
+
+        async def later() -> None:
+            try:
+                await self._over(pair, life.reason or "done")
+            finally:
+                self._let_go(life, time.monotonic())
+
+        self._spawn(later(), "end of a request")
+
+    def _let_go(self, life: Life, now_s: float) -> None:
+        if life.outcome is Outcome.COMPLETED:
+            self.dispatcher.finished(life.id, now_s, life.output_tokens)
+        else:
+            self.dispatcher.cancelled(life.id, now_s)
+        self.pump()
+
+    def _prefilled(self, life: Life) -> None:
+        self.dispatcher.prefill_done(life.id, time.monotonic())
+        self.pump()
+
+    def _shut_down(self, life: Life) -> None:
+        waiter = self._waiting.get(life.id)
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(
+                RefusedError(503, Outcome.SHUT_DOWN, "shut_down", "the router stopped", 1.0)
+            )
+        elif life.pair is not None:
+            life.pair.fail(LegError(Role.DECODE, "shut_down", "the router stopped"))
+
+    def _pump(self) -> None:
+        self._pump_due = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now_s = time.monotonic()
+        for assignment in self.dispatcher.dispatch(now_s):
+            waiter = self._waiting.get(assignment.id)
+            if waiter is None or waiter.done():
+                self.dispatcher.cancelled(assignment.id, now_s)
+                self.pump()
+            else:
+                waiter.set_result(assignment)
+        wake_s = self.dispatcher.next_wake_s(now_s)
+        if wake_s is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(wake_s - time.monotonic(), 0.0), self.pump)
+
+    def _echo(self, life: Life) -> dict[str, str]:
+        headers = {"x-request-id": life.rid}
+        if life.slo is not None:
+            headers[APPLIED_HEADER] = life.slo.header()
+        return headers
+
+    def _leg_headers(
+        self, life: Life, prefill: Instance, decode: Instance
+    ) -> tuple[Mapping[Role, Mapping[str, str]], list[tracing.LegTrace]]:
+        common = self.engine_headers()
+        if life.trace is None:
+            return {Role.PREFILL: common, Role.DECODE: common}, []
+        legs = {
+            role: life.trace.leg(role.value, instance.key, life.attempts)
+            for role, instance in ((Role.PREFILL, prefill), (Role.DECODE, decode))
+        }
+        return {role: {**common, **leg.headers} for role, leg in legs.items()}, list(legs.values())
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return client_context(self.config.security)
+
+    def _params(self) -> DispatchParams:
+        limits, config = self.config.limits, self.config
+        return DispatchParams(
+            max_requests=limits.max_queued_requests,
+            max_sequences=limits.max_queued_sequences,
+            max_bytes=limits.max_queued_bytes,
+            infeasible=config.overload.infeasible,
+            tenant_weights={tenant.name: tenant.weight for tenant in self.keyring.tenants},
+            binding=config.scheduling.binding,
+        )
+
+    async def _measure_lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due_s = loop.time() + 0.25
+            await asyncio.sleep(0.25)
+            self.metrics.loop_lag.set(max(loop.time() - due_s, 0.0))
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s: %r", task.get_name(), error, exc_info=error)
+
+
+def run(config: RouterConfig) -> int:
+    """Serve until told to stop; the exit code."""
+    from kairos.router.app import serve
+
+    return serve(config)
+
+
+def _merged(prefill: bytes, decode: bytes) -> bytes:
+    try:
+        return relays.merge_logprobs(prefill, decode)
+    except (ValueError, TypeError, AttributeError):
+        raise LegError(Role.PREFILL, "garbage", "the servers' logprobs do not fit") from None
+
+
+def _unavailable(reason: str, message: str) -> RefusedError:
+    return RefusedError(503, Outcome.UNAVAILABLE, reason, message, _RETRY_UNAVAILABLE_S)
+
+
+def _cut(request: web.BaseRequest) -> None:
+    """Close the connection at once: nothing more can be said on it."""
+    if request.transport is not None:
+        request.transport.abort()

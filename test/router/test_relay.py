@@ -1,0 +1,129 @@
+"""Requests on their way through a router and a pair of fake servers."""
+
+import asyncio
+
+import orjson
+import pytest
+
+from kairos.router.outcome import Outcome
+from support.router_engine import fakes
+from support.router_running import config_for, running
+
+BODY = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 4}}
+
+
+async def test_1_an_answer_comes_as_the_decode_server_gave_it() -> None:
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        async with up.post(BODY) as answer:
+            assert answer.status == 200
+            assert answer.headers["x-kairos-slo-applied"].startswith("ttft-ms=2000")
+            document = await answer.json()
+        assert document["meta_info"]["completion_tokens"] == 4
+        await up.quiet()
+        (end,) = up.ends
+        assert end.outcome is Outcome.COMPLETED
+        assert end.output_tokens == 4
+        prefill, decode = cluster.prefill[0].seen[-1], cluster.decode[0].seen[-1]
+        assert prefill == decode
+        assert len(decode["rid"]) == 32
+        assert decode["sampling_params"]["custom_params"]["kairos"]["ttft_ms"] == 2000.0
+
+
+async def test_2_a_stream_comes_event_by_event() -> None:
+    async with fakes(token_s=0.002) as cluster, running(config_for(cluster)) as up:
+        async with up.post({**BODY, "stream": True}) as answer:
+            assert answer.content_type == "text/event-stream"
+            text = await answer.text()
+        assert text.endswith("data: [DONE]\n\n")
+        assert text.count("data: {") == 4
+        await up.quiet()
+        (end,) = up.ends
+        assert end.outcome is Outcome.COMPLETED
+        assert end.output_tokens == 4
+        assert end.ttft_s is not None
+        assert end.tpot_s is not None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_3_logprobs_of_the_prompt_come_from_the_prefill_server(stream: bool) -> None:
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        async with up.post({**BODY, "return_logprob": True, "stream": stream}) as answer:
+            text = await answer.text()
+        first = text.partition("\n\n")[0].removeprefix("data: ")
+        meta = orjson.loads(first)["meta_info"]
+        assert meta["input_token_logprobs"] == [[-0.5, 7, None]] * 2
+
+
+async def test_4_samples_of_a_prompt_get_rooms_of_their_own() -> None:
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        params = {"max_new_tokens": 2, "n": 3}
+        async with up.post({"input_ids": [1, 2], "sampling_params": params}) as answer:
+            assert len(await answer.json()) == 3
+        body = cluster.decode[0].seen[-1]
+        assert body["input_ids"] == [[1, 2]] * 3
+        assert len(set(body["bootstrap_room"])) == 3
+        assert len(set(body["rid"])) == 3
+        assert "n" not in body["sampling_params"]
+        await up.quiet()
+        assert not cluster.world.violations
+
+
+async def test_5_what_a_client_must_not_choose_is_replaced() -> None:
+    forged = {
+        **BODY,
+        "rid": "a",
+        "bootstrap_host": "evil",
+        "bootstrap_port": 1,
+        "bootstrap_room": 7,
+        "priority": 99,
+        "routed_dp_rank": 3,
+    }
+    headers = {"x-override-rid": "a", "x-override-bootstrap-host": "evil"}
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        async with up.post(forged, headers=headers) as answer:
+            assert answer.status == 200
+        for engine in cluster.all:
+            body = engine.seen[-1]
+            assert body["bootstrap_host"] == "127.0.0.1"
+            assert body["bootstrap_room"] != 7
+            assert len(body["rid"]) == 32
+            assert not {"priority", "routed_dp_rank"} & set(body)
+            assert not [name for name in engine.headers[-1] if name.startswith("x-override")]
+
+
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        (b"{", "not JSON"),
+        (b"[]", "object"),
+        (b'{"sampling_params": {}}', "one of text"),
+        (b'{"text": "a", "stream": "yes"}', "stream"),
+        (b'{"text": "a", "sampling_params": {"n": 0}}', "n:"),
+        (b'{"text": "a", "kairos": {"ttft_ms": -1}}', "ttft_ms"),
+        (b'{"text": "a", "sampling_params": {"n": 1000}}', "at most 128"),
+    ],
+)
+async def test_6_a_bad_body_is_refused_before_any_server_sees_it(body: bytes, part: str) -> None:
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        before = len(cluster.decode[0].seen)
+        async with up.session.post(up.url + "/generate", data=body) as answer:
+            assert answer.status == 400
+            assert part in (await answer.json())["error"]["message"]
+        assert len(cluster.decode[0].seen) == before
+        assert [end.outcome for end in up.ends] == [Outcome.INVALID]
+
+
+async def test_7_many_at_once_each_end_once() -> None:
+    async with fakes(2, 2, token_s=0.001) as cluster, running(config_for(cluster)) as up:
+
+        async def one(number: int) -> int:
+            async with up.post({**BODY, "stream": number % 2 == 0}) as answer:
+                await answer.read()
+                return answer.status
+
+        statuses = await asyncio.gather(*(one(number) for number in range(200)))
+        assert statuses == [200] * 200
+        await up.quiet()
+        assert [end.outcome for end in up.ends] == [Outcome.COMPLETED] * 200
+        assert not cluster.world.violations
+        assert cluster.idle

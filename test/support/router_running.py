@@ -1,0 +1,117 @@
+"""A router of this process in front of fake servers, with short limits."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import aiohttp
+
+from kairos.router.app import make_factory, make_server, port_of
+from kairos.router.config import (
+    Limits,
+    Observability,
+    Overload,
+    RouterConfig,
+    Timeouts,
+    Workers,
+)
+from kairos.router.endpoint import Endpoint
+from kairos.router.request_end import RequestEnd
+from kairos.router.router import Router
+from support.router_engine import Fakes, until
+
+TIMEOUTS = Timeouts(
+    first_byte_timeout_s=5.0,
+    stream_idle_timeout_s=5.0,
+    queue_timeout_s=5.0,
+    request_timeout_s=20.0,
+    write_timeout_s=2.0,
+    connect_timeout_s=1.0,
+    drain_timeout_s=5.0,
+)
+
+
+@dataclass
+class Running:
+    """Attributes:
+    ends: every request that ended, in order.
+    """
+
+    router: Router
+    url: str
+    session: aiohttp.ClientSession
+    ends: list[RequestEnd]
+
+    async def ready(self, prefill: int = 1, decode: int = 1) -> None:
+        """Return once so many servers of each role get requests."""
+        await until(lambda: self._states("prefill") >= prefill and self._states("decode") >= decode)
+
+    async def quiet(self) -> None:
+        """Return once nothing is in flight; fails if that does not come to pass."""
+        router = self.router
+        await until(lambda: not router.lives and not len(router.rooms), "an idle router")
+        snapshot = router.dispatcher.snapshot(0.0)
+        assert snapshot["dispatched"] == 0
+        assert snapshot["queue"]["requests"] == 0
+        assert snapshot["queue"]["bytes"] == 0
+        assert not any(i.pairs for i in router.fleet.instances.values())
+
+    def post(self, body: dict[str, Any], path: str = "/generate", **more: Any) -> Any:
+        return self.session.post(self.url + path, json=body, **more)
+
+    def _states(self, role: str) -> int:
+        instances = self.router.fleet.instances.values()
+        return sum(i.role.value == role and i.state.value == "ready" for i in instances)
+
+
+def config_for(cluster: Fakes, **sections: Any) -> RouterConfig:
+    """A configuration in front of these servers."""
+    workers = Workers(
+        prefill=tuple(Endpoint("prefill", e.url, e.bootstrap_port) for e in cluster.prefill),
+        decode=tuple(Endpoint("decode", e.url) for e in cluster.decode),
+        health_interval_s=0.1,
+        health_timeout_s=1.0,
+        breaker_open_s=0.2,
+    )
+    given = {
+        "workers": workers,
+        "timeouts": TIMEOUTS,
+        "observability": Observability(access_log="off"),
+        "limits": Limits(),
+        "overload": Overload(),
+        **sections,
+    }
+    return RouterConfig(**given)
+
+
+@asynccontextmanager
+async def running(config: RouterConfig, ready: bool = True) -> AsyncIterator[Running]:
+    """A router that serves on a port of its own."""
+    router = Router(config)
+    ends: list[RequestEnd] = []
+    count = router.metrics.ended
+
+    def ended(end: RequestEnd) -> None:
+        ends.append(end)
+        count(end)
+
+    router.metrics.ended = ended  # type: ignore[method-assign]
+    server = make_server(router)
+    await router.start()
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(make_factory(router, server), "127.0.0.1", 0)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        up = Running(router, f"http://127.0.0.1:{port_of(listener)}", session, ends)
+        try:
+            if ready:
+                workers = config.workers
+                await up.ready(len(workers.prefill), len(workers.decode))
+            yield up
+        finally:
+            listener.close()
+            router.config = replace(config, timeouts=replace(config.timeouts, drain_timeout_s=0.01))
+            await router.stop()
+            await server.shutdown(0.1)
