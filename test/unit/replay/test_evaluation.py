@@ -1,0 +1,76 @@
+"""The evaluation's tables."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kairos.errors import InputError
+from kairos.latency import load_profile
+from kairos.replay import evaluation
+from kairos.replay.evaluation import (
+    SHOWN,
+    Simulated,
+    best_upstream,
+    engine_markdown,
+    kept,
+    simulated,
+    simulated_markdown,
+)
+from kairos.replay.report import write_report
+from kairos.workload.synthetic import generate
+from support.replay import arm, record
+
+
+def figures(e2e: float, tokens: float = 100.0) -> dict[str, float]:
+    found = {name: 50.0 for name, _, _ in SHOWN}
+    return found | {"e2e_attainment": e2e, "tokens_per_busy_s": tokens}
+
+
+def test_1_the_paper_s_table_compares_with_fcfs_and_the_best_of_upstream() -> None:
+    arms = {
+        "fcfs": figures(20.0),
+        "sjf": figures(80.0, 125.0),
+        "kairos": figures(95.0, 120.0),
+        "kairos-hold": figures(99.0),
+    }
+    assert best_upstream(arms) == "sjf"
+    found = Simulated(
+        label="T", trace="t.gz", sha256="0", requests=10, slo_set="L3", tpot_ms=30.0, profile="p",
+        git_commit="", stage="prefill", baseline_load=0.4,
+        loads={"0.4": arms, "0.9": arms, "1.1": arms}, goodput={"fcfs": 0.2, "kairos": 1.0},
+    )  # fmt: skip
+    text = simulated_markdown(found)
+    assert "| 0.9 | kairos | fcfs | +0.0 | +0.0 | +75.0 | +20 % | +0 % |" in text
+    assert "| 0.9 | kairos | sjf | +0.0 | +0.0 | +15.0 | -4 % | +0 % |" in text
+    assert "(simulated)" in text
+    assert "kairos 1.00" in text
+
+
+@pytest.mark.slow
+def test_2_a_small_trace_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "LOADS", (0.9, 1.1))
+    monkeypatch.setattr(evaluation, "UPSTREAM", ("fcfs", "sjf"))
+    monkeypatch.setattr(evaluation, "SEARCHED", ("fcfs",))
+    found = simulated(
+        "T", generate("mooncake-conversation", 150, 0), load_profile("minimax-m2.5-tp4-h200"),
+        requests=120, slo_set="L3", tpot_ms=30.0, git_commit="",
+    )  # fmt: skip
+    assert found.requests == 120
+    assert set(found.loads["0.9"]) == {"fcfs", "sjf", *evaluation.KAIROS}
+    assert found.loads["1.1"]["fcfs"]["ttft_attainment"] <= 100.0
+    assert "0.9" in simulated_markdown(found)
+
+
+def test_3_a_kept_report_renders(tmp_path: Path) -> None:
+    fast = [record(i, [0.1, 0.12]) for i in range(10)]
+    write_report([arm("fcfs", fast), arm("kairos", fast)], tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    text = engine_markdown("mine", json.loads(json.dumps(kept(report))))
+    assert "### mine (emulated)" in text
+    assert "100.0 (100.0–100.0)" in text
+
+
+def test_4_something_else_is_refused() -> None:
+    with pytest.raises(InputError, match="mine: not a report"):
+        engine_markdown("mine", {"emulated": True})
