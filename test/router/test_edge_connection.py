@@ -119,7 +119,7 @@ async def test_1_what_two_parsers_could_read_differently_is_refused(request_byte
 async def test_2_a_refusal_of_the_parser_is_counted_and_echoes_nothing() -> None:
     async with serving() as server:
         answer = await server.talk(b"GET /<script> HTTP/9.9\r\nsecret: 1\r\n\r\n")
-        assert answer.endswith(b'"type": "http_malformed"}}')
+        assert b'"code":"http_malformed"' in answer
         assert b"secret" not in answer
         assert b"script" not in answer
         assert server.refused == [(400, "http_malformed")]

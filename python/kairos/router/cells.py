@@ -173,6 +173,8 @@ def _claim(listen: Listen) -> socket.socket:
             listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         claim = socket.socket(family, socket.SOCK_STREAM)
+        # As the cells' own sockets have it; without REUSEADDR a restart would fail for a minute.
+        claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         claim.bind(address)
     except OSError as error:

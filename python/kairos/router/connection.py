@@ -13,7 +13,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
+from kairos.router.answers import refusal
 from kairos.router.config import RouterConfig
+from kairos.router.refusal import invalid
 
 KEEP_ALIVE_S = 75.0  # idle client connections; longer than common proxies' 60 s
 _LINGER_S = 2.0  # for the rest of a body that was refused
@@ -120,7 +122,7 @@ class Connection(RequestHandler):
         status, reason = (431, "headers_large") if too_large else (400, "http_malformed")
         text = "the header lines are too large" if too_large else "this is not valid HTTP/1.1"
         self._refused(status, reason)
-        answer = web.json_response({"error": {"message": text, "type": reason}}, status=status)
+        answer = refusal(invalid(status, reason, text))
         answer.force_close()
         return answer
 

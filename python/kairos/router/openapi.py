@@ -160,7 +160,7 @@ def _chat_body() -> Json:
         "properties": {
             "model": {"type": "string"},
             "messages": {"type": "array", "items": message, "minItems": 1},
-            "n": {"type": "integer", "minimum": 1, "maximum": 128},
+            "n": {"type": "integer", "minimum": 1, "maximum": 1},
             "max_tokens": {"type": "integer", "minimum": 1},
             "stream": {"type": "boolean"},
         },
@@ -316,8 +316,14 @@ def _error() -> Json:
         "properties": {
             "error": {
                 "type": "object",
-                "properties": {"message": {"type": "string"}, "type": {"type": "string"}},
-                "required": ["message", "type"],
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "code": {"type": "string", "description": "The reason in a word."},
+                    "param": {"type": "null"},
+                    "status": {"type": "integer"},
+                },
+                "required": ["message", "type", "code"],
             }
         },
         "required": ["error"],
