@@ -17,6 +17,8 @@ _UNFINISHED = 0.05
 """A prompt that is not done keeps this share of its work, however late it is."""
 _PERIOD_S = 2.0
 """Busy periods are cut after this long, so that a saturated instance teaches something."""
+_BEGUN = 0.1
+"""Share of a part of a busy period that unfinished prompts may have had."""
 _BLOCK_TOKENS = 64
 
 
@@ -179,11 +181,7 @@ class PrefillInstance:
         if prompt is None:
             return False
         self._period_work_s += prompt.work_s
-        if self._period is not None:
-            begin, started = self._period
-            if not self._prompts or now_s - begin > _PERIOD_S:
-                self.speed.observe(started, self._period_work_s, now_s - begin)
-                self._period, self._period_work_s = (now_s, False), 0.0
+        self._measure(now_s)
         return True
 
     def drop(self, id: int, now_s: float) -> bool:
@@ -222,6 +220,20 @@ class PrefillInstance:
     def _held_s(self, now_s: float) -> float:
         self._advance(now_s)
         return sum(prompt.rest_s for prompt in self._order)
+
+    def _measure(self, now_s: float) -> None:
+        """Learn from the busy period, if it ends here or can be cut here: only where little of what
+        the instance still holds is begun. How much of it is done is a belief, and a speed learned
+        from beliefs confirms itself."""
+        if self._period is None:
+            return
+        begin, started = self._period
+        passed = now_s - begin
+        begun = sum(max(p.work_s - p.rest_s / self.speed.factor, 0.0) for p in self._order)
+        whole = not self._prompts
+        if whole or (passed > _PERIOD_S and begun * self.speed.factor < _BEGUN * passed):
+            self.speed.observe(started, self._period_work_s, passed)
+            self._period, self._period_work_s = (now_s, False), 0.0
 
     def _remove(self, id: int, now_s: float) -> Prompt | None:
         self._advance(now_s)

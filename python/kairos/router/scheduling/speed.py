@@ -2,19 +2,23 @@
 
 import math
 
-_KEEP = 0.98
-"""A sample counts 1/e after 50 more."""
 HANDOVER_S = 0.05
 """Assumed time from sending a request until its prefill starts: preallocation, bootstrap."""
 MIN_PERIODS = 8
+_MEMORY_S = 60.0
+"""A busy second counts 1/e after so many more."""
+_PRIOR_S = 5.0
+"""A profile counts as much as so many observed seconds."""
+_SHORT_S = 0.5
+"""Periods with less work than this tell the handover; in longer ones it drowns."""
 
 
 class Speed:
-    """Least squares of `seconds = handover * starts + factor * predicted` with forgetting.
+    """A ratio of sums: `factor` is busy time over predicted work, both forgotten at one pace.
 
     A sample is a busy period: from the first request sent to an idle instance until it is idle
-    again, or a part of a long one. Its start costs the handover once, its work takes `factor`
-    times what was predicted.
+    again, or a part of a long one. Ratios of sums forgive that a part's work was done in another
+    part, which least squares does not. The handover, once per start, is learned from short periods.
 
     Args:
         trusted: predictions come from a profile of this engine. Otherwise they are a mere unit
@@ -26,10 +30,7 @@ class Speed:
         self.handover_s = HANDOVER_S
         self.periods = 0
         self._trusted = trusted
-        # Normal equations, started with what is assumed: weak where there is no profile.
-        weight = 4.0 if trusted else 1e-4
-        self._ss, self._sw, self._ww = 4.0, 0.0, weight
-        self._sy, self._wy = 4.0 * HANDOVER_S, weight
+        self._busy_s = self._work_s = _PRIOR_S if trusted else 0.0
 
     @property
     def known(self) -> bool:
@@ -44,21 +45,15 @@ class Speed:
             # A hang says nothing about the speed.
             expected = self.handover_s + self.factor * predicted_s
             measured_s = min(measured_s, 4.0 * expected)
-        s = 1.0 if started else 0.0
-        self._ss = _KEEP * self._ss + s
-        self._sw = _KEEP * self._sw + s * predicted_s
-        self._ww = _KEEP * self._ww + predicted_s**2
-        self._sy = _KEEP * self._sy + s * measured_s
-        self._wy = _KEEP * self._wy + predicted_s * measured_s
+        busy_s = measured_s
+        if started:
+            busy_s = max(measured_s - self.handover_s, 0.1 * measured_s)
+            if self.known and self.factor * predicted_s < _SHORT_S:
+                rest = min(max(measured_s - self.factor * predicted_s, 0.0), 1.0)
+                self.handover_s += 0.1 * (rest - self.handover_s)
+        keep = math.exp(-measured_s / _MEMORY_S)
+        self._busy_s = keep * self._busy_s + busy_s
+        self._work_s = keep * self._work_s + predicted_s
         self.periods += 1
-        self._solve()
-
-    def _solve(self) -> None:
-        determinant = self._ss * self._ww - self._sw**2
-        handover = HANDOVER_S
-        if determinant > 1e-6 * self._ss * self._ww:
-            handover = (self._sy * self._ww - self._wy * self._sw) / determinant
-        self.handover_s = min(max(handover, 0.0), 1.0)
-        factor = (self._wy - self.handover_s * self._sw) / self._ww
         low, high = (0.1, 10.0) if self._trusted else (1e-3, 1e3)
-        self.factor = min(max(factor, low), high)
+        self.factor = min(max(self._busy_s / self._work_s, low), high)
