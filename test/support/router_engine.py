@@ -8,7 +8,6 @@ as a violation, which would have crashed the real servers.
 """
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,7 +24,8 @@ class Fault:
     """What goes wrong at one server, until it is taken back.
 
     Attributes:
-        kind: one of status, hang, reset_headers, reset_stream, garbage, drip, incomplete, kv_failure.
+        kind: status, hang, stopped, reset_headers, reset_stream, garbage, drip, incomplete or
+            kv_failure.
         status: for `status`.
         after: tokens sent before `reset_stream`, `incomplete` and `drip` begin.
         times: requests that it hits; then it is over.
@@ -84,7 +84,7 @@ class Engine:
         self.seed = 1
         self.live_rooms: set[int] = set()
         self._runner: web.AppRunner | None = None
-        self._cancelled: set[str] = set()
+        self._events: dict[str, asyncio.Event] = {}
 
     @property
     def url(self) -> str:
@@ -166,14 +166,8 @@ class Engine:
         for name in list(self.running):
             if name.startswith(rid):
                 self.aborted.append(name)
-                self._cancelled.add(name)
-                self._cancel(name)
+                self._events[name].set()
         return web.Response(text="")
-
-    def _cancel(self, rid: str) -> None:
-        event = self._events.get(rid)
-        if event is not None:
-            event.set()
 
     async def _maybe_hang(self) -> None:
         if self.fault is not None and self.fault.kind == "stopped":
@@ -218,13 +212,6 @@ class Engine:
                 for room in rooms:
                     self.world.room(room).failed.set()
 
-    _events: dict[str, asyncio.Event]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Engine":
-        engine = super().__new__(cls)
-        engine._events = {}
-        return engine
-
     def _hit(self) -> Fault | None:
         fault = self.fault
         if fault is None or fault.kind == "stopped" or fault.times <= 0:
@@ -242,9 +229,7 @@ class Engine:
     ) -> web.StreamResponse:
         events = self._tokens(body, rooms, aborted, fault)
         if not body.get("stream"):
-            last: dict[str, Any] = {}
-            async for last in events:
-                pass
+            last = [event async for event in events][-1]
             finish = last["meta_info"]["finish_reason"]
             if finish["type"] == "abort":
                 return web.json_response({"error": {"message": "aborted"}}, status=finish["status"])
@@ -411,9 +396,6 @@ async def until(condition: Callable[[], bool], what: str = "it", limit_s: float 
                 await asyncio.sleep(0.005)
             return
     raise AssertionError(f"waited {limit_s} s for {what}")
-
-
-_numbers = itertools.count()
 
 
 @asynccontextmanager

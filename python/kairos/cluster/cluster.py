@@ -194,12 +194,12 @@ class Cluster:
         self._run(role, name, port, bootstrap_port, argv)
 
     def _router_argv(self, port: int) -> list[str]:
-        argv = [*self.spec.router_command, "--pd-disaggregation", "--mini-lb"]
+        argv = self.spec.router_argv()
         for server in self.prefill:
             argv += ["--prefill", server.url, str(server.bootstrap_port)]
         for server in self.decode:
             argv += ["--decode", server.url]
-        return [*argv, "--host", LOOPBACK, "--port", str(port)]
+        return [*argv, *self.spec.router_args, "--host", LOOPBACK, "--port", str(port)]
 
     def _run(
         self, role: Role, name: str, port: int, bootstrap_port: int | None, argv: list[str]

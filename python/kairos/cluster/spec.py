@@ -30,11 +30,14 @@ class ClusterSpec:
         prefill_args, decode_args: flags of one role, after `args`.
         env: variables of every process, on top of the launcher's own.
         kairos: adds `--kairos` to every server.
-        router: upstream's `mini_lb` (a random pair per request), or None for bare servers.
+        router: upstream's `mini_lb` (a random pair per request), `kairos` (kairos-router), or None
+            for bare servers.
+        router_args: flags of the router, after those that name the servers.
         port: port of `Cluster.url`, i.e. of the router or the single server; 0 takes a free one.
         start_limit_s: seconds after which a cluster that is not ready is given up.
         stop_grace_s: seconds between SIGTERM and SIGKILL.
-        server_command, router_command: what is run; flags are appended.
+        server_command, router_command: what is run; flags are appended. `router_command` None
+            is the module of `router`.
     """
 
     model: str | Path
@@ -45,12 +48,13 @@ class ClusterSpec:
     decode_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     kairos: bool = False
-    router: Literal["mini_lb"] | None = "mini_lb"
+    router: Literal["mini_lb", "kairos"] | None = "mini_lb"
+    router_args: tuple[str, ...] = ()
     port: int = 0
     start_limit_s: float = 600.0
     stop_grace_s: float = 10.0
     server_command: tuple[str, ...] = (sys.executable, "-m", "sglang.launch_server")
-    router_command: tuple[str, ...] = (sys.executable, "-m", "sglang_router.launch_router")
+    router_command: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.prefill < 0 or self.decode < 0 or (self.prefill == 0) != (self.decode == 0):
@@ -63,6 +67,13 @@ class ClusterSpec:
     def disaggregated(self) -> bool:
         """Whether prefill and decode run on servers of their own."""
         return self.prefill > 0
+
+    def router_argv(self) -> list[str]:
+        """Command line of the router, but for servers and address."""
+        if self.router == "kairos":
+            return [*(self.router_command or (sys.executable, "-m", "kairos.router"))]
+        command = self.router_command or (sys.executable, "-m", "sglang_router.launch_router")
+        return [*command, "--pd-disaggregation", "--mini-lb"]
 
     def server_argv(
         self, role: Role, host: str, port: int, bootstrap_port: int | None

@@ -60,3 +60,11 @@ def test_loopback_bypasses_a_proxy(monkeypatch):
     env = spec().process_env()
     assert env["no_proxy"] == "example.org,127.0.0.1,localhost"
     assert env["NO_PROXY"] == "127.0.0.1,localhost"
+
+
+def test_the_router_is_the_one_that_was_asked_for():
+    assert spec().router_argv()[1:] == [
+        *("-m", "sglang_router.launch_router", "--pd-disaggregation", "--mini-lb")
+    ]
+    assert spec(router="kairos").router_argv()[1:] == ["-m", "kairos.router"]
+    assert spec(router="kairos", router_command=("r",)).router_argv() == ["r"]
