@@ -25,8 +25,9 @@ _CAP = re.compile(r"(.+)-cap([1-9][0-9]{0,3})")
 _COMMON = ("--incremental-streaming-output",)
 
 # How emulated servers differ from an ideal engine: batches are composed one ahead, a prompt waits
-# for memory on its decode server first, transfers of a prefill server share its link.
-_ENGINE = Settings(lookahead=True, preallocate=True, contention=True)
+# for memory on its decode server first, transfers of a prefill server share its link, and the decode
+# server sends the first token.
+_ENGINE = Settings(lookahead=True, preallocate=True, contention=True, first_token="decode")
 
 
 @dataclass(frozen=True, slots=True)

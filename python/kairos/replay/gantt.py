@@ -54,7 +54,7 @@ def _lanes(axis: Any, bars: Sequence[Bar], tokens: dict[str, int]) -> None:
         low, high = spans.get(bar.lane, (bar.start_s, bar.end_s))
         spans[bar.lane] = min(low, bar.start_s), max(high, bar.end_s)
     for lane, (low, high) in spans.items():
-        axis.hlines(lane, low, high, color="#c8c8c8", linewidth=1)
+        axis.hlines(lane, low, high, color="#c8c8c8", linewidth=1, zorder=1)
     for bar in bars:
         # Log scale from 500 to 128,000 tokens: lengths differ by that much.
         shade = min(1.0, max(0.0, (len(bin(tokens[bar.rid])) - 11) / 8))
@@ -65,6 +65,7 @@ def _lanes(axis: Any, bars: Sequence[Bar], tokens: dict[str, int]) -> None:
             height=0.8,
             color=colormaps["viridis_r"](0.1 + 0.9 * shade),
             linewidth=0,
+            zorder=2,
         )
     axis.invert_yaxis()
     axis.set_ylabel("requests by first work")

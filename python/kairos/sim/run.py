@@ -214,7 +214,9 @@ class _Simulation:
         self.records.prefilled_s[request] = now
         self.records.first_s[request] = now
         if self.settings.stages == "prefill" or self.scenario.output_tokens[request] == 1:
-            self.records.last_s[request] = now
+            if self.settings.first_token == "decode" and self.settings.stages == "both":
+                self.records.first_s[request] += self.profile.kv.transfer_s(self._input[request])
+            self.records.last_s[request] = self.records.first_s[request]
             if self._rooms is not None:
                 self._rooms.redeem(request)
             return
@@ -231,15 +233,17 @@ class _Simulation:
             d = self._rooms.redeem(request)
         else:
             d = min(range(len(self.decode)), key=lambda i: (self.decode[i].load_tokens, i))
-        prefilled = float(self.records.prefilled_s[request])
+        if self.settings.first_token == "decode":
+            self.records.first_s[request] = now
+        first = float(self.records.first_s[request])
         hold = self._deadline[request] - HOLD_MARGIN_S if self.settings.hold else -math.inf
         self.decode[d].receive(
             Resident(
                 request,
                 self._input[request] + 1,
                 0,
-                prefilled,
-                prefilled,
+                first,
+                first,
                 float(self.scenario.tpot_s[request]),
                 hold,
                 group=self._group(request),

@@ -34,6 +34,8 @@ class Settings:
     preallocate: a prompt is prefilled only once a decode instance has room for it.
     grants: who gets that room first: "arrival" is upstream's order; "deadline" prefers those that
         can be on time (`policy/preallocation.py`); "": the second one with urgency.
+    first_token: who sends it: "prefill" at the end of its batch, or "decode" once the KV is there,
+        as SGLang's disaggregation does.
     admission: arrivals are admitted, degraded or turned away by their outlook.
     seed: of the noise.
     """
@@ -55,6 +57,7 @@ class Settings:
     contention: bool = False
     preallocate: bool = False
     grants: str = ""
+    first_token: str = "prefill"
     admission: bool = False
     seed: int = 0
     urgency: UrgencyParams = field(default_factory=UrgencyParams)
@@ -66,6 +69,7 @@ class Settings:
             "decode policy": (self.decode_policy, DECODE_POLICIES),
             "routing": (self.routing, ROUTINGS),
             "grants": (self.grants, ("", "arrival", "deadline")),
+            "first token": (self.first_token, ("prefill", "decode")),
             "stages": (self.stages, ("both", "prefill", "decode")),
         }
         for name, (value, allowed) in choices.items():

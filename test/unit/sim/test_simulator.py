@@ -383,3 +383,20 @@ def test_15_arrivals_out_of_order_are_rejected(scenario):
 def test_16_impossible_settings_are_rejected(bad):
     with pytest.raises(InputError, match=r"allowed|write"):
         Settings(**bad)
+
+
+@pytest.mark.parametrize("output_tokens", [1, 4])
+def test_20_the_first_token_comes_from_the_decode_server_where_that_sends_it(output_tokens):
+    """The transfer is then part of TTFT, and no longer of TPOT."""
+    scenario = poisson(1, 1.0, 4000, output_tokens)
+    seen = {}
+    for who in ("prefill", "decode"):
+        settings = Settings("fcfs", "continuous", first_token=who)
+        records = simulate(scenario, settings, PROFILE).records
+        seen[who] = float(records.first_s[0]), float(records.last_s[0])
+    transfer = PROFILE.kv.transfer_s(4000)
+    assert seen["decode"][0] - seen["prefill"][0] == pytest.approx(transfer)
+    if output_tokens > 1:
+        assert seen["decode"][1] == seen["prefill"][1]
+    else:
+        assert seen["decode"][1] == seen["decode"][0]
