@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from kairos.errors import InputError
+from kairos.policy.urgency import UrgencyParams
 from kairos.sim.settings import Settings
 from kairos.workload.slo_sets import TIERS
 
@@ -25,9 +26,13 @@ _CAP = re.compile(r"(.+)-cap([1-9][0-9]{0,3})")
 _COMMON = ("--incremental-streaming-output",)
 
 # How emulated servers differ from an ideal engine: batches are composed one ahead, a prompt waits
-# for memory on its decode server first, transfers of a prefill server share its link, and the decode
-# server sends the first token.
+# for memory on its decode server first, transfers of a prefill server share its link, and the
+# decode server sends the first token.
 _ENGINE = Settings(lookahead=True, preallocate=True, contention=True, first_token="decode")
+
+# What Kairos' prefill servers add to a predicted end for hand-over and transfer; the simulator's
+# own is the transfer alone.
+_TAIL = UrgencyParams(tail_s=0.06)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,7 @@ def _kairos(name: str, parts: _Parts, profile: str, slo_set: str) -> ArmSpec:
         decode_policy="slack" if parts.decode else "continuous",
         hold=parts.hold,
         grants="deadline" if parts.decode else "arrival",
+        urgency=_TAIL,
     )
     return ArmSpec(
         name,
