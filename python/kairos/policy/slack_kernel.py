@@ -99,8 +99,8 @@ def select(
             tightest = min(tightest, max(pace[i], p.floor * row.tau))
         elif now - row.last > p.starve_s:
             starved += 1.0
-    # Slots for those on time: starved victims may take half of a full step.
-    room = max_batch - min(starved, float(max_batch // 2))
+    # Slots for those on time: starved victims may take half of a full step, and one at least.
+    room = max_batch - min(starved, max(1.0, float(max_batch // 2)))
     whole = step_s(table, factor, load[0], load[1], load[2])
 
     express = _express_target(rows, slack, whole, table, factor, p, horizons)

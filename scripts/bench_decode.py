@@ -1,0 +1,198 @@
+"""Time what parking adds to a decode step, on upstream's own batch objects on the CPU.
+
+Prints microseconds of CPU time of the deciding thread: taking a batch apart and putting it together
+(half of it parked), and the decision in a step that parks nobody.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import orjson
+
+SIZES = (8, 64, 256)
+VOCABULARY = 1_000
+
+
+def request(number: int) -> Any:
+    """What batches and Kairos read of an upstream request."""
+    from sglang.srt.kairos.request_slo import RequestSlo
+    from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+
+    from kairos.slo import Slo
+
+    return SimpleNamespace(
+        kairos=RequestSlo(Slo(2_000, 50), 0.0, number, first_token_s=0.0),
+        origin_input_ids=range(1_000),
+        output_ids=range(100),
+        finished_reason=None,
+        finished=lambda: False,
+        to_finish=None,
+        beam_group=None,
+        return_logprob=False,
+        grammar=None,
+        return_hidden_states=False,
+        return_hidden_states_mode=CaptureHiddenMode.NULL,
+        is_retracted=False,
+        sampling_params=SimpleNamespace(
+            max_new_tokens=1_000,
+            frequency_penalty=0.0,
+            presence_penalty=0.0,
+            repetition_penalty=1.0,
+            min_new_tokens=0,
+        ),
+    )
+
+
+def batch_of(size: int) -> Any:
+    """An upstream `ScheduleBatch` between two decode steps under the overlap schedule."""
+    import torch
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.sampling import penaltylib
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+
+    batch = ScheduleBatch(
+        reqs=[request(i) for i in range(size)],
+        model_config=SimpleNamespace(is_encoder_decoder=False),
+        token_to_kv_pool_allocator=SimpleNamespace(available_size=lambda: 10**6, page_size=1),
+        device="cpu",
+        enable_overlap=True,
+        req_pool_indices=torch.arange(size),
+        req_pool_indices_cpu=torch.arange(size),
+        seq_lens=torch.full((size,), 1_100),
+        seq_lens_cpu=torch.full((size,), 1_100),
+        orig_seq_lens=torch.full((size,), 1_100, dtype=torch.int32),
+    )
+    batch.sampling_info = SamplingBatchInfo(
+        temperatures=torch.ones(size, 1),
+        top_ps=torch.ones(size),
+        top_ks=torch.ones(size, dtype=torch.int32),
+        min_ps=torch.zeros(size),
+        is_all_greedy=True,
+        is_any_greedy=True,
+        need_top_p_sampling=False,
+        need_top_k_sampling=False,
+        need_min_p_sampling=False,
+        vocab_size=VOCABULARY,
+        device="cpu",
+        penalizer_orchestrator=penaltylib.BatchedPenalizerOrchestrator(
+            vocab_size=VOCABULARY,
+            batch=batch,
+            penalizers={
+                penaltylib.BatchedFrequencyPenalizer,
+                penaltylib.BatchedMinNewTokensPenalizer,
+                penaltylib.BatchedPresencePenalizer,
+            },
+        ),
+    )
+    return batch
+
+
+def cpu_us(work: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Mean and p99 of `work`, microseconds of this thread's CPU time."""
+    taken = np.empty(repeats)
+    for at in range(repeats):
+        begin = time.thread_time()
+        work()
+        taken[at] = time.thread_time() - begin
+    return float(taken.mean() * 1e6), float(np.quantile(taken, 0.99) * 1e6)
+
+
+def parting(size: int, repeats: int) -> dict[str, float]:
+    """Split and merge, half of the batch parked."""
+    import torch
+    from sglang.srt.kairos.decode_split import split, united
+
+    torch.set_num_threads(1)
+    whole = batch_of(size)
+    run, park = list(range(0, size, 2)), list(range(1, size, 2))
+    state: dict[str, Any] = {"whole": whole}
+
+    def take_apart() -> None:
+        state["parked"] = split(state["whole"], run, park)
+        state["ran"] = state["whole"]
+
+    def put_together() -> None:
+        state["whole"] = united(state["ran"], state["parked"])
+
+    for _ in range(20):
+        take_apart()
+        put_together()
+    apart, together = np.empty(repeats), np.empty(repeats)
+    for at in range(repeats):
+        begin = time.thread_time()
+        take_apart()
+        middle = time.thread_time()
+        put_together()
+        apart[at], together[at] = middle - begin, time.thread_time() - middle
+    return {
+        f"split_mean_us_{size}": float(apart.mean() * 1e6),
+        f"split_p99_us_{size}": float(np.quantile(apart, 0.99) * 1e6),
+        f"merge_mean_us_{size}": float(together.mean() * 1e6),
+        f"merge_p99_us_{size}": float(np.quantile(together, 0.99) * 1e6),
+    }
+
+
+def unchanged(size: int, repeats: int) -> dict[str, float]:
+    """Everything that Kairos adds to a step in which everybody runs: the decision and learning."""
+    from sglang.srt.kairos.decode_batch import DecodeBatcher
+    from sglang.srt.kairos.decode_rows import DecodeRows
+    from sglang.srt.kairos.decode_steps import DecodeSteps
+    from sglang.srt.kairos.shared_clock import SharedClock
+
+    from kairos.latency import load_profile
+    from kairos.latency.steps import CONTEXT_KNOTS
+    from kairos.latency.table import StepTable
+    from kairos.policy.length import LengthEstimator
+    from kairos.policy.slack import SlackPolicy
+    from kairos.slo import Slo, SloClasses
+
+    profile = load_profile("minimax-m2.5-tp4-h200")
+    limits = profile.limits
+    prior = StepTable.from_model(profile.decode, 256, limits.kv_tokens, knots=CONTEXT_KNOTS)
+    clock = SharedClock(1, lambda: 1.0)
+    steps = DecodeSteps(prior, clock, overlap=True)
+    policy = SlackPolicy(prior, 256, lengths=LengthEstimator())
+    rows = DecodeRows(SloClasses(Slo(2_000, 50)))
+    batcher = DecodeBatcher(policy, rows, steps, clock, overlap=True, reload_s_per_token=1e-6)
+    scheduler = SimpleNamespace(last_batch=None)
+    batch = batch_of(size)
+    done = {"iteration": 0, "at": 0.0}
+
+    def step() -> None:
+        assert batcher.update(lambda _, same: same, scheduler, batch) is batch
+        batcher.launched(scheduler, batch)
+        done["iteration"] += 1
+        done["at"] += 0.02
+        batch.forward_iter = done["iteration"]
+        steps.observe(batch, done["at"])
+
+    for _ in range(600):
+        step()
+    mean, p99 = cpu_us(step, repeats)
+    return {f"unchanged_mean_us_{size}": mean, f"unchanged_p99_us_{size}": p99}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    parser.add_argument("--repeats", type=int, default=2_000)
+    args = parser.parse_args()
+    figures: dict[str, float] = {}
+    for size in SIZES:
+        figures.update(parting(size, args.repeats))
+        figures.update(unchanged(size, args.repeats))
+    if args.json:
+        print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode())
+    else:
+        for name, value in figures.items():
+            print(f"{name:28} {value:10.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
