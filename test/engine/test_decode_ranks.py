@@ -1,0 +1,49 @@
+"""Two tensor-parallel ranks whose clocks differ park the same requests.
+
+A rank that decides otherwise than the first one stops its server (`test_shared_clock.py`).
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kairos.cluster import Cluster
+from support.clusters import on
+from support.configs import KAIROS
+from support.pair import fresh_prompt, kairos_state, send, wait_idle
+
+SKEW = Path(__file__).parent.parent / "support" / "skew"
+# The configuration of test_prefill_ranks.py.
+RANKS = replace(
+    KAIROS,
+    args=(*KAIROS.args, "--tp-size", "2"),
+    env=(
+        ("SGLANG_CPU_OMP_THREADS_BIND", "0|1"),
+        ("PYTHONPATH", str(SKEW)),
+        ("KAIROS_TEST_SKEW_S", "5"),
+    ),
+)
+
+
+@on(RANKS)
+def test_ranks_with_skewed_clocks_park_alike(cluster: Cluster) -> None:
+    def state() -> dict[str, Any]:
+        found = kairos_state(cluster.decode[0])
+        assert found is not None
+        return found
+
+    def answered(at: int) -> int:
+        body = {
+            "input_ids": fresh_prompt(300),
+            "sampling_params": {"max_new_tokens": 150, "ignore_eos": True},
+            # Steps take 8 ms and more: some are out of reach, some leave time to spare.
+            "kairos": {"tpot_ms": (1.0, 8.3, 9.0, 200.0)[at % 4]},
+        }
+        return len(send(cluster, body).decode.json()["output_ids"])
+
+    before = state()["decode"]["parks"]
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(answered, range(32))) == [150] * 32
+    assert state()["decode"]["parks"] > before
+    wait_idle(cluster)
