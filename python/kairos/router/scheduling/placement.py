@@ -134,7 +134,8 @@ def choose(
     step_s, *_, roomiest = min(rooms, key=lambda room: room[:4])
     spare_s = work.deadline_s - now_s - chosen.done_s - tail_s
     too_long = step_s > STEP_OVERRUN * work.slo.tpot_s
-    if too_long and on_time and spare_s > PATIENCE * work.slo.ttft_s:
+    # Waiting shortens the step only where somebody else is in it.
+    if too_long and len(roomiest) and on_time and spare_s > PATIENCE * work.slo.ttft_s:
         return Wait.STEP
     return Pair(chosen.instance, roomiest, chosen.cached, chosen.work_s)
 
