@@ -1,4 +1,5 @@
-"""What it costs to cut a router into cells, each with pairs of its own, against one queue for all.
+"""What it costs to cut a router into cells, each with pairs of its own, against one queue for all;
+with --compare, what late binding gains over other rules, in one cell and over the trace as it is.
 
 Simulated: prefill by urgency, decode reduced to memory and one token per 30 ms, Poisson arrivals of
 requests drawn from a trace without shared prefixes. A balancer that knows nothing of the requests
@@ -9,6 +10,7 @@ time of the dispatchers per request on this machine.
 import argparse
 import sys
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,15 @@ from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.router.scheduling.params import Binding, DispatchParams
 from kairos.sim.cells import BALANCERS, ENGINES, CellsSimulation, Layout, poisson
+from kairos.workload.load import scale_to_load
 from kairos.workload.readers import read_trace
 from kairos.workload.slo_sets import SLO_SETS, assign_slos
+from kairos.workload.trace import Trace
 
 SEEDS = 2
+UNBOUNDED = DispatchParams(
+    max_requests=1_000_000, max_sequences=1_000_000, tenant_room=float("inf")
+)
 
 
 def _numbers(text: str) -> list[int]:
@@ -35,6 +42,8 @@ def _arguments() -> argparse.Namespace:
     add("--trace", required=True, help="trace file, any format that replay.py reads")
     add("--pairs", type=_numbers, default=[2, 4, 8, 16, 32, 64], help="a list: 2,8,32")
     add("--load", type=float, default=0.9, help="prefill load")
+    add("--compare", action="store_true", help="2P1D and 2P2D at loads 0.7, 0.9 and 1.1")
+    add("--first", type=int, default=2_000, help="with --compare: requests of the trace")
     add("--slo", choices=SLO_SETS, default="L3")
     add("--engine", choices=ENGINES, default="urgency", help="order inside prefill instances")
     add("--requests", type=int, default=100, help="per pair, 3000 at least in all")
@@ -76,12 +85,6 @@ def measure(args: argparse.Namespace, layout: Layout) -> dict[str, Any]:
 
 def layouts(args: argparse.Namespace) -> list[Layout]:
     """Every way to cut so many pairs into equal cells of a power of two."""
-    params = DispatchParams(
-        max_requests=1_000_000,
-        max_sequences=1_000_000,
-        tenant_room=float("inf"),
-        binding=Binding.URGENCY,
-    )
     found = []
     for pairs in args.pairs:
         size = 1
@@ -89,9 +92,35 @@ def layouts(args: argparse.Namespace) -> list[Layout]:
             if pairs % size == 0:
                 for balancer in BALANCERS if size < pairs else BALANCERS[:1]:
                     cells = pairs // size
-                    found.append(Layout(cells, size, size, balancer, args.engine, params))
+                    found.append(Layout(cells, size, size, balancer, args.engine, UNBOUNDED))
             size *= 2
     return found
+
+
+def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rules of binding beside each other, for engines of both orders; prefixes are shared as the
+    trace says."""
+    profile = load_profile(args.profile)
+    whole = read_trace(args.trace)
+    trace = Trace(whole.name, whole.sha256, whole.requests[: args.first])
+    rows = []
+    print("load engine  instances  binding        TTFT %    p50    p99  cached %  router us")
+    for load, engine, decode in product((0.7, 0.9, 1.1), ENGINES, (1, 2)):
+        requests = scale_to_load(trace, load, profile, instances=2).trace.requests
+        slos = assign_slos(requests, [0] * len(requests), profile, args.slo)
+        for binding in Binding:
+            params = replace(UNBOUNDED, binding=binding)
+            layout = Layout(1, 2, decode, engine=engine, params=params)
+            served = CellsSimulation(requests, slos, layout, profile).run()
+            row = {"simulated": True, "load": load, "engine": engine, "decode": decode}
+            rows.append({**row, "binding": binding.value, **asdict(served)})
+            print(
+                f"{load:4} {engine:8} 2P{decode}D      {binding.value:12} "
+                f"{served.ttft_attainment:8.1f} {served.ttft_p50_s:6.2f} {served.ttft_p99_s:6.1f} "
+                f"{served.cached_share:9.1f} {served.router_us:10.0f}",
+                flush=True,
+            )
+    return rows
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -127,6 +156,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> int:
     args = _arguments()
+    if args.compare:
+        rows = compare(args)
+        if args.json is not None:
+            args.json.write_bytes(orjson.dumps(rows, option=orjson.OPT_INDENT_2))
+        return 0
     rows = []
     print("pairs cells per-cell balancer  TTFT %  spread    p50     p99  router us   cores")
     try:

@@ -27,7 +27,7 @@ POLL_S = 0.1
 """While requests wait, `dispatch` is due at least this often: predictions may be wrong."""
 UNKNOWN_OUTPUT = 1024
 """Tokens of KV held free for a sequence's output while no lengths are known."""
-MOST_PASSED = 64
+MOST_PASSED = 32
 """Requests that find no room and are passed over in one decision."""
 RETRY_S = (1.0, 60.0)
 """Least and most seconds that a rejected client is asked to wait."""
@@ -188,7 +188,7 @@ class Dispatcher:
             entry, owed = self._next(now_s)
             if entry is None:
                 break
-            if entry.work.slo.slo_class in barred or entry.work.input_tokens >= too_large:
+            if entry.work.slo.slo_class in barred or self._tokens(entry.work) >= too_large:
                 self._queue.pass_over(entry)
                 passed += 1
                 continue

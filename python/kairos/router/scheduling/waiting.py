@@ -62,7 +62,8 @@ class WaitingQueue:
         key = (work.deadline_s, work.id)
         at = bisect_left(self._keys, key)
         insort(self._keys, key)
-        self._rows[at + 1 : n + 1] = self._rows[at:n]
+        raw = self._raw()
+        raw[at + 1 : n + 1] = raw[at:n]
         self._rows[at] = (
             work.deadline_s,
             work.id,
@@ -80,7 +81,8 @@ class WaitingQueue:
         entry = self.entries.pop(id)
         at = self._find(entry.work)
         n = len(self._keys)
-        self._rows[at : n - 1] = self._rows[at + 1 : n]
+        raw = self._raw()
+        raw[at : n - 1] = raw[at + 1 : n]
         self._state[at : n - 1] = self._state[at + 1 : n]
         del self._keys[at]
         self.sequences -= entry.work.sequences
@@ -137,6 +139,10 @@ class WaitingQueue:
     def _live(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.int8]]:
         n = len(self._keys)
         return self._rows[:n], self._state[:n]
+
+    def _raw(self) -> npt.NDArray[np.float64]:
+        """The rows as plain words, which numpy moves some ten times faster than records."""
+        return self._rows.view(np.float64).reshape(len(self._rows), -1)
 
     def _at(self, index: int) -> Entry | None:
         return None if index < 0 else self.entries[int(self._rows["id"][index])]
