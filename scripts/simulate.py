@@ -64,6 +64,7 @@ def _arguments() -> argparse.Namespace:
     add("--decode-cap", type=int, default=0, help="static cap on the decode batch")
     add("--no-lengths", action="store_true", help="do not learn output lengths")
     add("--starve-share", type=float, help="share of prefill time for starved requests")
+    add("--tail-ms", type=float, default=0.0, help="time that urgency leaves before a deadline")
     add("--period", type=int, default=1, help="decode steps between two selections")
     add("--decode-bias", type=float, default=1.0, help="predicted / true step time")
     add("--prefill-bias", type=float, default=1.0, help="predicted / true batch time")
@@ -104,6 +105,7 @@ def _points(args: argparse.Namespace) -> list[Point]:
         seed=args.seed,
     )
     base = replace(base, slack=base.slack._replace(period=args.period))
+    base = replace(base, urgency=replace(base.urgency, tail_s=args.tail_ms / 1e3))
     if args.starve_share is not None:
         base = replace(base, urgency=replace(base.urgency, starve_share=args.starve_share))
     pairs = itertools.product(args.prefill_policy.split(","), args.decode_policy.split(","))
