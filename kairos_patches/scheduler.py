@@ -66,8 +66,7 @@ def process_pending_chunked_abort(original: Any, scheduler: Any) -> None:
 
 def record_step_counters(output: None, scheduler: Any, batch: Any, result: Any) -> None:
     """Measure the batch whose result has just been processed."""
-    if scheduler.kairos.planner is not None:
-        scheduler.kairos.planner.observer.finished(batch)
+    scheduler.kairos.measured(batch)
 
 
 def collect_inflight_reqs(found: set[Any], scheduler: Any) -> set[Any]:
@@ -161,9 +160,10 @@ HOOKS = [
         kind=Kind.AFTER,
         process=Process.SCHEDULER,
         call=record_step_counters,
-        changes="The duration of every planned batch corrects the latency model.",
+        changes="The duration of every planned batch corrects the latency model; with "
+        "--enable-metrics, Kairos' figures appear in /metrics.",
         why="Runs once per batch, right after its result was processed.",
-        test="test/engine/test_prefill_planner.py",
+        test="test/engine/test_prefill_modes.py",
     ),
     Hook(
         module="sglang.srt.managers.scheduler",

@@ -60,6 +60,13 @@ class Scheduler:
         self.planner = PrefillPlanner(PROFILE, self, SharedClock(1))
         self.out_of_memory = False
         self.ended: list[str] = []
+        self.requeued: list[str] = []
+
+    def optimistic_release_and_requeue(self, req: Req) -> None:
+        """Upstream's: the KV is given back, the request waits again."""
+        req.prefix_len = req.extend_end = 0
+        self.requeued.append(req.rid)
+        self.waiting_queue.insert(0, req)
 
     def step(self) -> list[Req]:
         if self.chunked_req is not None:  # upstream publishes the last chunk first
@@ -200,16 +207,101 @@ def test_out_of_memory_for_the_urgent_one_lets_the_parked_one_finish() -> None:
     assert run_dry(scheduler) == ["r2"]
 
 
-@pytest.mark.parametrize("field", ["pending_bootstrap", "to_finish"])
-def test_a_prompt_that_upstream_must_go_on_with_is_not_parked(field: str) -> None:
+def parked_behind(urgent_tokens: int) -> Scheduler:
+    """A scheduler whose long prompt r1 is parked behind r2."""
     scheduler = Scheduler()
-    scheduler.waiting_queue = [request(1, 4 * CHUNK, ttft_ms=HOPELESS_MS)]
+    scheduler.waiting_queue = [request(1, 10 * CHUNK, ttft_ms=HOPELESS_MS)]
     scheduler.step()
-    assert scheduler.chunked_req is not None
-    setattr(scheduler.chunked_req, field, True)
-    scheduler.waiting_queue.append(request(2, 100))
+    scheduler.waiting_queue.append(request(2, urgent_tokens))
+    scheduler.step()
+    return scheduler
+
+
+def test_a_prompt_that_upstream_is_about_to_end_is_not_parked() -> None:
+    scheduler = Scheduler()
+    scheduler.waiting_queue = [request(1, 10 * CHUNK, ttft_ms=HOPELESS_MS)]
+    scheduler.step()
+    scheduler.chunked_req.to_finish = "abort"
+    scheduler.waiting_queue.append(request(2, 3 * CHUNK))
     scheduler.step()
     assert scheduler.planner.parked == []
+
+
+def test_the_result_of_a_parked_prompt_is_that_of_a_started_one() -> None:
+    scheduler = parked_behind(3 * CHUNK)
+    (long,) = scheduler.planner.parked
+    running, seen = scheduler.chunked_req, []
+
+    def process(upstream: Scheduler, batch: Any, result: Any) -> None:
+        seen.append(upstream.chunked_req)
+
+    for chunked in (long, running, None):
+        batch = SimpleNamespace(chunked_req=chunked)
+        scheduler.planner.process_result(process, scheduler, batch, None)
+    assert seen == [long, running, running]
+    assert scheduler.chunked_req is running
+
+
+def test_a_prompt_that_upstream_gives_back_to_the_queue_starts_anew() -> None:
+    scheduler = Scheduler()
+    scheduler.waiting_queue = [request(1, 5 * CHUNK)]
+    scheduler.step()
+    req, scheduler.chunked_req = scheduler.chunked_req, None
+    scheduler.optimistic_release_and_requeue(req)
+    req.num_matched_prefix_tokens = 2 * CHUNK  # what the radix cache kept of it
+    batch = scheduler.step()
+    assert [(r.rid, r.prefix_len) for r in batch] == [("r1", 2 * CHUNK)]
+    assert run_dry(scheduler) == ["r1"]
+
+
+def test_kv_is_given_back_when_memory_is_short_the_longest_slack_first() -> None:
+    scheduler = parked_behind(3 * CHUNK)
+    scheduler.waiting_queue.append(request(3, 3 * CHUNK, 5_000))
+    scheduler.step()
+    assert {req.rid for req in scheduler.planner.parked} == {"r1", "r2"}
+    for req in scheduler.planner.parked:
+        req.pending_bootstrap = True
+    scheduler.waiting_queue.append(request(4, 100, 400))
+    scheduler.planner._give_back(scheduler)
+    assert scheduler.requeued == ["r2"]
+    assert sorted(run_dry(scheduler)) == ["r1", "r2", "r3", "r4"]
+
+
+def test_kv_that_a_transfer_may_still_read_is_kept() -> None:
+    scheduler = parked_behind(3 * CHUNK)
+    scheduler.out_of_memory = True
+    scheduler.waiting_queue.append(request(3, 100, 400))
+    scheduler.step()
+    assert scheduler.requeued == []
+
+
+def test_priority_comes_before_urgency() -> None:
+    scheduler = Scheduler()
+    scheduler.policy.enable_priority_scheduling = True
+    low, high = request(1, CHUNK, 10_000), request(2, CHUNK, 60_000)
+    low.priority, high.priority = 1, 2
+    scheduler.waiting_queue = [low, high]
+    assert run_dry(scheduler) == ["r2", "r1"]
+
+
+def test_health_is_counted() -> None:
+    scheduler = parked_behind(3 * CHUNK)
+    run_dry(scheduler)
+    figures = scheduler.planner.snapshot()
+    assert figures["parks"] == 1
+    assert figures["overtakes"] == 1
+    assert figures["parked"] == 0
+
+
+def test_a_late_batch_does_not_let_the_plan_run_ahead() -> None:
+    """Predictions that are too long would otherwise add up while the server is busy."""
+    scheduler = Scheduler()
+    clock = SharedClock(1, lambda: 1000.0)  # batches take no time at all
+    scheduler.planner = PrefillPlanner(PROFILE, scheduler, clock)
+    scheduler.waiting_queue = [request(1, 50 * CHUNK)]
+    for _ in range(20):
+        scheduler.step()
+    assert scheduler.planner._start_s() <= 1000.0 + scheduler.planner._in_flight_s
 
 
 def test_aborts_end_parked_prompts_and_leave_the_running_one() -> None:

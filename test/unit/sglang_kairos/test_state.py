@@ -20,6 +20,7 @@ def state(role: str) -> KairosState:
         disaggregation_mode=SimpleNamespace(value=role),
         req_to_token_pool=SimpleNamespace(available_size=lambda: 8),
         tp_size=1,
+        metrics_reporter=SimpleNamespace(metrics_collector=None),
         chunked_prefill_size=2048,
         page_size=1,
         max_total_num_tokens=10_000,

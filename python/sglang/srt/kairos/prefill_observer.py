@@ -1,6 +1,7 @@
 """What the prefill batches of one server really take."""
 
 import logging
+import math
 import re
 import threading
 import time
@@ -62,7 +63,7 @@ class PrefillObserver:
         self._flights: dict[int, _Flight] = {}
         self._last_end_s = 0.0
         self._last_iteration = -1
-        self._saved_s = time.monotonic()
+        self._saved_s = -math.inf
         if self._warm:
             self._publish()
 

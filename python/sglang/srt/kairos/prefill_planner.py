@@ -104,6 +104,10 @@ class PrefillPlanner:
             self._started(formed, started, start, scheduler.forward_ct + 1)
         return formed, running_batch
 
+    def has_nothing(self) -> bool:
+        """No prompt waits and none is started, as of the last plan."""
+        return not self._jobs
+
     def ordered(self) -> list[Any] | None:
         """The requests being taken from the waiting queue, in order; None while nothing is."""
         return self._batch.waiting if self._batch is not None else None

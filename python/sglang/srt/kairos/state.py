@@ -8,6 +8,7 @@ from sglang.srt.kairos.config import KairosConfig
 from sglang.srt.kairos.decode_scheduler import DecodeScheduler
 from sglang.srt.kairos.prefill_planner import PrefillPlanner, planning_refusal
 from sglang.srt.kairos.prefill_scheduler import PrefillScheduler
+from sglang.srt.kairos.prometheus import engine_metrics
 from sglang.srt.kairos.request_slo import RequestSlo, of_request
 from sglang.srt.kairos.shared_clock import SharedClock, install
 
@@ -62,6 +63,7 @@ class KairosState:
         self._received = 0
         self._handshakes_ordered_s = -HANDSHAKE_ORDER_S
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+        self._metrics = engine_metrics(scheduler, self.snapshot)
 
     def admit(self, req: Any) -> None:
         """Attach its SLO to a new upstream `Req` as `req.kairos`."""
@@ -110,6 +112,18 @@ class KairosState:
         for req in requests:
             if not hasattr(req, "kairos"):  # embeddings are made without the hook
                 self.admit(req)
+
+    def measured(self, batch: Any) -> None:
+        """The result of an upstream `ScheduleBatch` has just been processed."""
+        if self.planner is not None:
+            self.planner.observer.finished(batch)
+        if self._metrics is None:
+            return
+        # An idle scheduler shows nothing more, so the end of a burst is shown at once.
+        if self.planner is not None:
+            self._metrics.update(force=self.planner.has_nothing())
+        else:
+            self._metrics.update(force=all(req.finished() for req in batch.reqs))
 
     def _state_dir(self) -> str | None:
         """Where this rank keeps what it learns: only what the first one learns counts."""

@@ -1,0 +1,71 @@
+"""Kairos' figures in the /metrics of a server that runs with --enable-metrics."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kairos.metrics import ENGINE_METRICS, figure
+
+_EVERY_S = 1.0
+
+
+class EngineMetrics:
+    """Copies figures of /server_info into Prometheus metrics, once a second at most.
+
+    Args:
+        snapshot: gives the `kairos` object of /server_info.
+        labels: upstream's labels of this scheduler.
+        registry: None is the client library's default one, which upstream serves.
+    """
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Mapping[str, Any]],
+        labels: Mapping[str, Any],
+        registry: Any = None,
+    ) -> None:
+        # Upstream sets the folder of its multiprocess mode first; the library reads it at import.
+        from prometheus_client import REGISTRY, Counter, Gauge
+
+        self._snapshot = snapshot
+        self._updated_s = -_EVERY_S
+        state = snapshot()
+        values = {name: str(value) for name, value in labels.items()}
+        registry = registry or REGISTRY
+        self._gauges, self._counters = [], []
+        for metric in ENGINE_METRICS:
+            if figure(state, metric.path) is None:
+                continue
+            if metric.kind == "gauge":
+                gauge = Gauge(
+                    metric.name,
+                    metric.help,
+                    list(values),
+                    registry=registry,
+                    multiprocess_mode="mostrecent",
+                )
+                self._gauges.append((metric, gauge.labels(**values)))
+            else:
+                counter = Counter(metric.name, metric.help, list(values), registry=registry)
+                self._counters.append((metric, counter.labels(**values)))
+        self._counted = dict.fromkeys((metric.name for metric, _ in self._counters), 0.0)
+
+    def update(self, force: bool = False) -> None:
+        """Called after every batch; `force` ignores that the last update was just now."""
+        now = time.monotonic()
+        if now - self._updated_s < _EVERY_S and not force:
+            return
+        self._updated_s = now
+        state = self._snapshot()
+        for metric, gauge in self._gauges:
+            gauge.set(figure(state, metric.path) or 0.0)
+        for metric, counter in self._counters:
+            value = figure(state, metric.path) or 0.0
+            counter.inc(max(0.0, value - self._counted[metric.name]))
+            self._counted[metric.name] = value
+
+
+def engine_metrics(scheduler: Any, snapshot: Callable[[], Mapping[str, Any]]) -> Any:
+    """The metrics of an upstream `Scheduler`; None where upstream collects none."""
+    collector = getattr(scheduler.metrics_reporter, "metrics_collector", None)
+    return None if collector is None else EngineMetrics(snapshot, collector.labels)

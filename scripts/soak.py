@@ -1,0 +1,189 @@
+"""Overload a pair of real servers on the emulated accelerator in waves, for as long as asked.
+
+    python scripts/soak.py --duration-s 1800
+
+Waves of overload (1.5 times what the prefill server can do) and relief (0.4 times). Some clients
+give up. Fails when memory of the servers grows, when a request is older than `--bound-s` and
+unserved, when one ends otherwise than asked, or when something is held in the end.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+from bench_prefill import Client
+
+from kairos.cluster import Cluster, ClusterSpec
+from kairos.errors import InputError
+from kairos.latency import load_profile
+from kairos_emulation.cluster import platform_model, with_platform
+
+PROFILE = "tiny-fast"
+OVERLOAD, RELIEF = (1.5, 40.0), (0.4, 80.0)  # load, seconds
+GIVES_UP = 0.05  # share of clients
+MOST_GROWTH = 0.1  # of resident memory, from the second quarter to the last
+
+
+def prompt(dice: random.Random) -> int:
+    """Long-tailed: mostly short, one in twenty tens of thousands of tokens."""
+    if dice.random() < 0.05:
+        return dice.randrange(20_000, 80_000)
+    return min(int(dice.lognormvariate(6.5, 1.0)) + 16, 20_000)
+
+
+class Soak:
+    """One run. `oldest_s` is the largest age of a request, served or not, seconds."""
+
+    def __init__(self, cluster: Cluster, duration_s: float, seed: int) -> None:
+        self._cluster, self._duration_s = cluster, duration_s
+        self._dice = random.Random(seed)
+        model = load_profile(PROFILE).prefill
+        sample = random.Random(seed)
+        lengths = [prompt(sample) for _ in range(4000)]
+        self._work_s = statistics.mean(model.remaining_s(0, n, 2048) for n in lengths)
+        self._alive: dict[int, float] = {}
+        self.oldest_s = 0.0
+        self.outcomes: dict[str, int] = {"served": 0, "gave up": 0, "failed": 0}
+        self.resident: list[list[float]] = []
+
+    async def run(self) -> None:
+        timeout = aiohttp.ClientTimeout(total=None)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+            client = Client(self._cluster, session)
+            watch = asyncio.create_task(self._watch())
+            requests = set()
+            begin = time.monotonic()
+            number = 0
+            while (now := time.monotonic() - begin) < self._duration_s:
+                load = OVERLOAD[0] if now % (OVERLOAD[1] + RELIEF[1]) < OVERLOAD[1] else RELIEF[0]
+                number += 1
+                task = asyncio.create_task(self._request(client, number))
+                requests.add(task)
+                task.add_done_callback(requests.discard)
+                await asyncio.sleep(self._dice.expovariate(load / self._work_s))
+            await asyncio.gather(*requests)
+            watch.cancel()
+
+    async def _request(self, client: Client, number: int) -> None:
+        tokens = prompt(self._dice)
+        patience = self._dice.uniform(0.1, 5.0) if self._dice.random() < GIVES_UP else None
+        self._alive[number] = time.monotonic()
+        try:
+            async with asyncio.timeout(patience):
+                await client.first_token(tokens, 300 + tokens / 10)
+            self.outcomes["served"] += 1
+        except TimeoutError:
+            self.outcomes["gave up"] += 1
+        except (aiohttp.ClientError, InputError) as error:
+            print(f"request {number} failed: {error}", file=sys.stderr)
+            self.outcomes["failed"] += 1
+        finally:
+            self._note_age(number)
+            del self._alive[number]
+
+    def _note_age(self, number: int) -> None:
+        self.oldest_s = max(self.oldest_s, time.monotonic() - self._alive[number])
+
+    async def _watch(self) -> None:
+        while True:
+            self._cluster.check()
+            for number in list(self._alive):
+                self._note_age(number)
+            self.resident.append([_resident(server.pid) for server in _servers(self._cluster)])
+            await asyncio.sleep(max(1.0, self._duration_s / 200))
+
+    def growth(self) -> float:
+        """Largest growth of a server's resident memory, as a fraction."""
+        quarter = len(self.resident) // 4
+        if quarter < 3:
+            return 0.0
+        return max(
+            statistics.median(series[-quarter:]) / statistics.median(series[quarter : 2 * quarter])
+            - 1.0
+            for series in zip(*self.resident, strict=True)
+        )
+
+
+def _servers(cluster: Cluster) -> list[Any]:
+    return [*cluster.prefill, *cluster.decode]
+
+
+def _resident(pid: int) -> float:
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return float(sum(process.memory_info().rss for process in family))
+
+
+async def _held(cluster: Cluster) -> dict[str, int]:
+    """What requests still hold, after at most 30 s."""
+    held: dict[str, int] = {}
+    async with aiohttp.ClientSession() as session:
+        for _ in range(30):
+            held = {}
+            for server in _servers(cluster):
+                async with session.get(f"{server.url}/v1/loads?include=all") as response:
+                    load = (await response.json())["loads"][0]
+                for name in ("num_running_reqs", "num_waiting_reqs", "num_used_tokens"):
+                    if load[name]:
+                        held[f"{server.name}.{name}"] = load[name]
+            if not held:
+                break
+            await asyncio.sleep(1)
+    return held
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--duration-s", type=float, default=1800.0)
+    parser.add_argument("--bound-s", type=float, default=120.0, help="oldest request allowed")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", metavar="FILE", help="also write the figures here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        spec = ClusterSpec(
+            model=platform_model("emulated", Path(folder) / "models"),
+            router=None,
+            kairos=True,
+            args=("--kairos-profile", PROFILE),
+        )
+        with Cluster(with_platform(spec, "emulated", PROFILE), Path(folder) / "run") as cluster:
+            soak = Soak(cluster, args.duration_s, args.seed)
+            asyncio.run(soak.run())
+            held = asyncio.run(_held(cluster))
+    figures = {
+        "outcomes": soak.outcomes,
+        "oldest_s": round(soak.oldest_s, 1),
+        "memory_growth": round(soak.growth(), 4),
+        "held_in_the_end": held,
+    }
+    print(json.dumps(figures, indent=2))
+    if args.json:
+        Path(args.json).write_text(json.dumps(figures, indent=2))
+    faults = [
+        name
+        for name, wrong in (
+            ("a request failed", soak.outcomes["failed"] > 0),
+            ("a request was older than its bound", soak.oldest_s > args.bound_s),
+            ("memory grew", soak.growth() > MOST_GROWTH),
+            ("something is still held", bool(held)),
+        )
+        if wrong
+    ]
+    print("soak:", "; ".join(faults) or "passed")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        sys.exit(f"soak: error: {error}")

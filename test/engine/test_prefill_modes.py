@@ -1,0 +1,145 @@
+"""Planned prefill under upstream's other modes: allocation of decode memory after prefill, so that
+every prompt is computed before its handshake, and priorities. Pause, flush and what is learned."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from tempfile import gettempdir
+from typing import Any
+
+import httpx
+
+from kairos.cluster import Cluster
+from support.clusters import on
+from support.configs import KAIROS
+from support.pair import (
+    Streaming,
+    fresh_prompt,
+    kairos_state,
+    occupancy,
+    room,
+    send,
+    wait_for,
+    wait_idle,
+)
+
+LONG = 80_000
+HOPELESS = {"ttft_ms": 1000}
+URGENT = {"ttft_ms": 60_000}
+
+MODES = replace(
+    KAIROS,
+    args=(
+        *KAIROS.args,
+        "--enable-priority-scheduling",
+        *("--disaggregation-decode-allocation-policy", "prefill_complete"),
+        *("--kairos-state-dir", f"{gettempdir()}/kairos-test-{room():x}"),
+    ),
+)
+
+
+def body(tokens: int, slo: dict[str, float], **fields: Any) -> dict[str, Any]:
+    params = {"temperature": 0, "max_new_tokens": 2, "ignore_eos": True}
+    return {"input_ids": fresh_prompt(tokens), "sampling_params": params, "kairos": slo, **fields}
+
+
+def planner(cluster: Cluster) -> dict[str, Any]:
+    state = kairos_state(cluster.prefill[0])
+    assert state is not None
+    assert isinstance(state["planner"], dict), state["planner"]
+    return state["planner"]
+
+
+def started(cluster: Cluster) -> bool:
+    return occupancy(cluster.prefill[0])["num_used_tokens"] > 0
+
+
+def post(cluster: Cluster, path: str, fields: dict[str, Any] | None = None) -> httpx.Response:
+    return httpx.post(f"{cluster.prefill[0].url}/{path}", json=fields or {}, timeout=30)
+
+
+@on(MODES)
+def test_a_prompt_without_decode_memory_is_overtaken_and_completes(cluster: Cluster) -> None:
+    before = planner(cluster)
+    with ThreadPoolExecutor(4) as pool:
+        finished: list[str] = []
+
+        def answered(name: str, request: dict[str, Any]) -> list[int]:
+            ids: list[int] = send(cluster, request).decode.json()["output_ids"]
+            finished.append(name)
+            return ids
+
+        long = pool.submit(answered, "long", body(LONG, HOPELESS))
+        wait_for(lambda: started(cluster))
+        others = [pool.submit(answered, f"{n}", body(20_000, URGENT)) for n in range(2)]
+        assert [len(answer.result()) for answer in (long, *others)] == [2, 2, 2]
+    after = planner(cluster)
+    assert finished[-1] == "long"
+    assert after["parks"] > before["parks"]
+    assert after["overtakes"] >= before["overtakes"] + 2
+    wait_idle(cluster)
+
+
+@on(MODES)
+def test_priority_goes_first_whatever_the_deadlines(cluster: Cluster) -> None:
+    finished: list[int] = []
+    with ThreadPoolExecutor(8) as pool:
+
+        def answered(priority: int, tokens: int, slo: dict[str, float]) -> None:
+            assert send(cluster, body(tokens, slo, priority=priority)).decode.status_code == 200
+            finished.append(priority)
+
+        blocker = pool.submit(answered, 9, 60_000, {"ttft_ms": 20_000})
+        wait_for(lambda: started(cluster))
+        # The later the deadline, the higher the priority. No two fit into one chunk of 2,048.
+        rest = []
+        for priority in (1, 2, 3):
+            slo = {"ttft_ms": 20_000.0 * priority}
+            rest.append(pool.submit(answered, priority, 2000, slo))
+        wait_for(lambda: occupancy(cluster.prefill[0])["num_waiting_reqs"] == 3)
+        for future in (blocker, *rest):
+            future.result()
+    assert finished == [9, 3, 2, 1]
+    wait_idle(cluster)
+
+
+@on(MODES)
+def test_parked_prompts_outlast_a_pause_and_refuse_a_flush(cluster: Cluster) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        long = pool.submit(send, cluster, body(LONG, HOPELESS))
+        wait_for(lambda: started(cluster))
+        urgent = pool.submit(send, cluster, body(40_000, URGENT))
+        wait_for(lambda: planner(cluster)["parked"] == 1)
+        for mode in ("in_place", "retract"):
+            assert post(cluster, "pause_generation", {"mode": mode}).status_code == 200
+            assert post(cluster, "flush_cache").status_code != 200
+            time.sleep(0.3)
+            assert not urgent.done()
+            assert post(cluster, "continue_generation").status_code == 200
+        for answer in (long, urgent):
+            assert len(answer.result().decode.json()["output_ids"]) == 2
+    wait_idle(cluster)
+    assert post(cluster, "flush_cache").status_code == 200
+
+
+@on(MODES)
+def test_a_parked_prompt_without_decode_memory_can_be_aborted(cluster: Cluster) -> None:
+    with Streaming(cluster, LONG, 2, slo=HOPELESS) as long:
+        wait_for(lambda: started(cluster))
+        with Streaming(cluster, 40_000, 2, slo=URGENT) as urgent:
+            wait_for(lambda: planner(cluster)["parked"] == 1)
+            long.abort()
+            long.wait_finished()
+            wait_for(lambda: planner(cluster)["parked"] == 0, "the parked prompt to end", 5)
+            urgent.wait_finished()
+            assert urgent.events >= 2
+    wait_idle(cluster)
+
+
+@on(MODES)
+def test_batches_are_measured(cluster: Cluster) -> None:
+    assert send(cluster, body(3000, URGENT)).decode.status_code == 200
+    wait_idle(cluster)
+    figures = planner(cluster)
+    assert figures["batches_measured"] > 0
+    assert figures["prediction_ratio"] > 0.5  # the emulation follows the profile

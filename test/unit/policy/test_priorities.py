@@ -1,0 +1,81 @@
+"""Priority first, urgency within."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kairos.latency import Chunk, load_profile
+from kairos.policy.jobs import PrefillJob
+from kairos.policy.priorities import PriorityQueues
+from kairos.policy.urgency import UrgencyParams, UrgencyQueue
+
+MODEL = load_profile("tiny-fast").prefill
+CHUNK = 2048
+BUDGET = 8192
+
+
+def job(number: int, tokens: int, due_s: float = 60.0, done: int = 0) -> PrefillJob:
+    return PrefillJob(number, 0.0, due_s, tokens, done)
+
+
+def planned(jobs: list[tuple[PrefillJob, int]], budget: int = BUDGET) -> dict[int, int]:
+    queues = PriorityQueues(MODEL, CHUNK)
+    for each, level in jobs:
+        queues.add(each, level)
+    return dict(queues.plan(0.0, budget).chunks)
+
+
+def test_1_a_higher_priority_goes_first_whatever_the_deadlines() -> None:
+    urgent, important = (job(1, 3000, due_s=1.0), 0), (job(2, CHUNK, due_s=50.0), -1)
+    assert list(planned([urgent, important], budget=CHUNK)) == [2]
+
+
+def test_2_a_lower_one_gets_the_room_that_is_left() -> None:
+    assert planned([(job(1, 1000), 0), (job(2, 300), -1)]) == {2: 300, 1: 1000}
+
+
+def test_3_it_does_not_make_the_higher_one_late() -> None:
+    alone_s = MODEL.batch_s([Chunk(0, 300)])
+    tight = job(2, 300, due_s=alone_s + 0.01)
+    assert planned([(job(1, 4000), 0), (tight, -1)]) == {2: 300}
+
+
+@given(st.lists(st.tuples(st.integers(1, 9000), st.floats(0.05, 60.0)), min_size=1, max_size=9))
+def test_4_one_priority_is_one_queue(jobs: list[tuple[int, float]]) -> None:
+    queue, queues = UrgencyQueue(MODEL, CHUNK), PriorityQueues(MODEL, CHUNK)
+    for number, (tokens, due_s) in enumerate(jobs):
+        queue.add(job(number, tokens, due_s))
+        queues.add(job(number, tokens, due_s))
+    assert queue.plan(0.0, BUDGET).chunks == queues.plan(0.0, BUDGET).chunks
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9000), st.floats(0.05, 60.0), st.integers(-2, 2)), max_size=9)
+)
+def test_5_plans_fit_and_lower_ones_wait_while_a_higher_one_gets_nothing(
+    jobs: list[tuple[int, float, int]],
+) -> None:
+    plan = planned([(job(n, tokens, due), level) for n, (tokens, due, level) in enumerate(jobs)])
+    assert sum(plan.values()) <= BUDGET
+    assert bool(plan) == bool(jobs)
+    if plan:
+        assert jobs[next(iter(plan))][2] == min(level for _, _, level in jobs)
+
+
+def test_6_updates_reach_the_right_queue() -> None:
+    queues = PriorityQueues(MODEL, CHUNK, UrgencyParams())
+    for number, level in ((1, 0), (2, 5), (3, -5)):
+        queues.add(job(number, 5000), level)
+    queues.progress(3, 4900)
+    assert next(iter(queues.plan(0.0, BUDGET).chunks)) == (3, 100)
+    queues.remove(3)
+    queues.remove(2)
+    assert len(queues) == 1
+    assert [number for number, _ in queues.plan(0.0, BUDGET).chunks] == [1]
+
+
+def test_7_predictions_are_scaled() -> None:
+    queues = PriorityQueues(MODEL, CHUNK)
+    queues.add(job(1, 1000))
+    before = queues.plan(0.0, BUDGET).batch_s
+    queues.predict_with(MODEL, 3.0)
+    assert queues.plan(0.0, BUDGET).batch_s == 3.0 * before

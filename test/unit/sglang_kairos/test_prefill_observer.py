@@ -1,0 +1,96 @@
+"""Durations of batches, and what a restart begins with."""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang.srt.kairos import prefill_observer
+from sglang.srt.kairos.prefill_observer import PrefillObserver, state_file
+from sglang.srt.kairos.shared_clock import SharedClock
+
+from kairos.latency import Chunk, load_profile
+from kairos.latency.prefill_learner import REFIT_EVERY
+
+PROFILE = load_profile("tiny-fast")
+CHUNKS = [Chunk(0, 1000)]
+
+
+class Device:
+    """Runs batches one after the other, and tells an observer as upstream's scheduler would."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, overlap: bool, folder: Any = None):
+        self.now = 100.0
+        local_time = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr(prefill_observer, "time", local_time)
+        self.clock = SharedClock(1, lambda: self.now)
+        self.observer = PrefillObserver(PROFILE, self.clock, overlap, folder)
+        self.iteration = 0
+
+    def launch(self, idle: bool = False) -> Any:
+        self.iteration += 1
+        model, factor = self.observer.model()
+        self.observer.formed(self.iteration, CHUNKS, factor * model.batch_s(CHUNKS))
+        return SimpleNamespace(forward_iter=self.iteration, launch_ts=self.now, after_idle_gap=idle)
+
+
+def test_overlapped_batches_are_measured_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch, overlap=True)
+    slow_s = 2 * PROFILE.prefill.batch_s(CHUNKS)
+    queued = [device.launch(idle=True), device.launch()]
+    for _ in range(60):
+        device.now += slow_s
+        device.observer.finished(queued.pop(0))
+        queued.append(device.launch())
+    figures = device.observer.snapshot()
+    assert figures["batches_measured"] == 60
+    assert figures["calibration"] == pytest.approx(2.0, rel=0.1)
+    assert figures["prediction_ratio"] < 1.5, "of predictions that were corrected on the way"
+
+
+def test_the_time_of_an_idle_server_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for overlap in (True, False):
+        device = Device(monkeypatch, overlap=overlap)
+        for _ in range(30):
+            batch = device.launch(idle=True)
+            device.now += PROFILE.prefill.batch_s(CHUNKS)
+            device.observer.finished(batch)
+            device.now += 3.0
+        assert device.observer.snapshot()["calibration"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_batch_that_was_not_announced_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch, overlap=True)
+    batch = device.launch()
+    batch.forward_iter += 1
+    device.observer.finished(batch)
+    assert device.observer.snapshot()["batches_measured"] == 0
+
+
+def test_a_restart_begins_with_what_was_learned(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    device = Device(monkeypatch, overlap=False, folder=str(tmp_path))
+    for _ in range(REFIT_EVERY + 1):
+        batch = device.launch(idle=True)
+        device.now += 3 * PROFILE.prefill.batch_s(CHUNKS)
+        device.observer.finished(batch)
+    file = state_file(str(tmp_path), PROFILE.name)
+    deadline = time.monotonic() + 10
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert load_profile(file).provenance.kind == "learned"
+    restarted = PrefillObserver(PROFILE, SharedClock(1), False, str(tmp_path))
+    model, factor = restarted.model()
+    assert restarted.snapshot()["warm_start"]
+    assert factor * model.batch_s(CHUNKS) == pytest.approx(
+        3 * PROFILE.prefill.batch_s(CHUNKS), rel=0.1
+    )
+
+
+def test_a_damaged_file_is_a_cold_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state_file(str(tmp_path), PROFILE.name).write_text("{")
+    observer = PrefillObserver(PROFILE, SharedClock(1), True, str(tmp_path))
+    assert observer.model() == (PROFILE.prefill, 1.0)
+    assert "begins without" in caplog.text
