@@ -8,6 +8,7 @@ from tempfile import gettempdir
 from typing import Any
 
 import httpx
+import numpy as np
 
 from kairos.cluster import Cluster
 from support.clusters import on
@@ -134,6 +135,50 @@ def test_a_parked_prompt_without_decode_memory_can_be_aborted(cluster: Cluster) 
             urgent.wait_finished()
             assert urgent.events >= 2
     wait_idle(cluster)
+
+
+@on(MODES, KAIROS)
+def test_rows_tokens_and_locks_are_back_after_anything(cluster: Cluster) -> None:
+    """Arrivals, aborts, disconnects, pauses, and more prompts than the cache holds."""
+    dice = np.random.default_rng(17)
+    plans = [
+        (int(tokens), float(ttft_ms), str(end), float(after_s), float(start_s))
+        for tokens, ttft_ms, end, after_s, start_s in zip(
+            np.minimum(dice.lognormal(8.3, 1.2, 32).astype(int) + 20, 40_000),
+            dice.integers(200, 20_000, 32),
+            dice.choice(["finish", "finish", "abort", "disconnect"], 32),
+            dice.uniform(0.0, 2.5, 32),
+            dice.uniform(0.0, 4.0, 32),
+            strict=True,
+        )
+    ]
+
+    def live(plan: tuple[int, float, str, float, float]) -> None:
+        tokens, ttft_ms, end, after_s, start_s = plan
+        time.sleep(start_s)
+        with Streaming(cluster, tokens, 3, slo={"ttft_ms": ttft_ms}) as request:
+            if end == "finish":
+                request.wait_finished()
+                assert request.events >= 3
+                return
+            time.sleep(after_s)
+            if end == "abort":
+                request.abort()
+                request.wait_finished()
+
+    with ThreadPoolExecutor(len(plans)) as pool:
+        lives = [pool.submit(live, plan) for plan in plans]
+        for mode in ("in_place", "retract"):
+            time.sleep(1.2)
+            assert post(cluster, "pause_generation", {"mode": mode}).status_code == 200
+            time.sleep(0.2)
+            assert post(cluster, "continue_generation").status_code == 200
+        for each in lives:
+            each.result()
+    wait_idle(cluster)
+    assert planner(cluster)["parked"] == 0
+    # Upstream checks its pools against the cache when it flushes and when idle.
+    assert post(cluster, "flush_cache").status_code == 200
 
 
 @on(MODES)
