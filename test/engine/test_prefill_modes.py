@@ -33,6 +33,7 @@ MODES = replace(
     args=(
         *KAIROS.args,
         "--enable-priority-scheduling",
+        "--enable-metrics",
         *("--disaggregation-decode-allocation-policy", "prefill_complete"),
         *("--kairos-state-dir", f"{gettempdir()}/kairos-test-{room():x}"),
     ),
@@ -188,3 +189,7 @@ def test_batches_are_measured(cluster: Cluster) -> None:
     figures = planner(cluster)
     assert figures["batches_measured"] > 0
     assert figures["prediction_ratio"] > 0.5  # the emulation follows the profile
+    served = httpx.get(f"{cluster.prefill[0].url}/metrics", timeout=30).text
+    (line,) = [row for row in served.splitlines() if row.startswith("kairos:prefill_parks_total{")]
+    assert float(line.split()[-1]) == figures["parks"]
+    assert "kairos:prefill_prediction_ratio{" in served

@@ -1,0 +1,62 @@
+"""Figures of /server_info in /metrics."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from sglang.srt.kairos.prefill_planner import PrefillPlanner
+from sglang.srt.kairos.prometheus import EngineMetrics, engine_metrics
+from sglang.srt.kairos.shared_clock import SharedClock
+
+from kairos.latency import load_profile
+from kairos.metrics import ENGINE_METRICS, figure
+
+
+def test_every_prefill_metric_has_its_figure() -> None:
+    scheduler = SimpleNamespace(
+        enable_overlap=True, page_size=1, chunked_prefill_size=2048, max_total_num_tokens=10_000
+    )
+    planner = PrefillPlanner(load_profile("tiny-fast"), scheduler, SharedClock(1))
+    state = {"planner": planner.snapshot()}
+    for metric in ENGINE_METRICS:
+        if metric.path[0] == "planner":
+            assert figure(state, metric.path) is not None, metric.name
+
+
+def test_names_are_distinct_and_explained() -> None:
+    assert len({metric.name for metric in ENGINE_METRICS}) == len(ENGINE_METRICS)
+    assert all(metric.help.endswith(".") for metric in ENGINE_METRICS)
+
+
+def test_figures_are_copied_and_counters_only_grow() -> None:
+    state: dict[str, Any] = {"invalid_slos": 2, "planner": {"parks": 3, "parked": 1}}
+    registry = CollectorRegistry()
+    metrics = EngineMetrics(lambda: state, {"model_name": "m", "tp_rank": 0}, registry)
+    labels = {"model_name": "m", "tp_rank": "0"}
+
+    def value(name: str) -> float | None:
+        return registry.get_sample_value(name, labels)
+
+    metrics.update()
+    assert value("kairos:prefill_parks_total") == 3
+    assert value("kairos:prefill_parked") == 1
+    state["planner"] = {"parks": 5, "parked": 0}
+    metrics.update()
+    assert value("kairos:prefill_parked") == 1, "once a second"
+    metrics.update(force=True)
+    assert (value("kairos:prefill_parks_total"), value("kairos:prefill_parked")) == (5, 0)
+    assert value("kairos:invalid_slos_total") == 2
+    assert b"kairos:decode" not in generate_latest(registry), "this server has none of it"
+
+
+def test_no_metrics_where_upstream_has_none() -> None:
+    scheduler = SimpleNamespace(metrics_reporter=SimpleNamespace(metrics_collector=None))
+    assert engine_metrics(scheduler, dict) is None
+
+
+def test_what_is_no_number_is_no_figure() -> None:
+    state = {"planner": "LoRA", "decode": None, "on": True}
+    assert figure(state, ("planner", "parks")) is None
+    assert figure(state, ("decode", "steps")) is None
+    assert figure(state, ("on",)) is None
