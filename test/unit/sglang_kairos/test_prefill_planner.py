@@ -235,8 +235,8 @@ def test_the_result_of_a_parked_prompt_is_that_of_a_started_one() -> None:
     def process(upstream: Scheduler, batch: Any, result: Any) -> None:
         seen.append(upstream.chunked_req)
 
-    for chunked in (long, running, None):
-        batch = SimpleNamespace(chunked_req=chunked)
+    for reqs in ([long], [running], []):
+        batch = SimpleNamespace(reqs=reqs)
         scheduler.planner.process_result(process, scheduler, batch, None)
     assert seen == [long, running, running]
     assert scheduler.chunked_req is running

@@ -142,10 +142,11 @@ class PrefillPlanner:
     ) -> None:
         """Around `Scheduler.process_batch_result_disagg_prefill`. A prompt that is still waiting
         for its decode server is taken for one that upstream gave up unless it is `chunked_req`."""
-        kept = scheduler.chunked_req
-        if batch.chunked_req not in self.parked:
+        # The batch's own `chunked_req` is not in the copy of it that results come with.
+        parked = next((req for req in self.parked if req in batch.reqs), None)
+        if parked is None:
             return original(scheduler, batch, result)
-        scheduler.chunked_req = batch.chunked_req
+        kept, scheduler.chunked_req = scheduler.chunked_req, parked
         try:
             return original(scheduler, batch, result)
         finally:
