@@ -182,15 +182,19 @@ class PrefillPlanner:
 
     def _sync(self, started: Sequence[Any], scheduler: Any) -> None:
         """Bring the policy's queues in line with the scheduler's."""
-        waiting = {req.kairos.number: req for req in scheduler.waiting_queue}
-        current = {req.kairos.number: req for req in started} | waiting
+        current = {req.kairos.number: req for req in scheduler.waiting_queue}
         # What upstream has given back to the queue is without its KV again.
-        given_back = self._start_of.keys() & waiting.keys()
-        for number in (self._jobs.keys() - current.keys()) | given_back:
+        for number in self._start_of.keys() & current.keys():
             self._forget(number)
+        for req in started:
+            current[req.kairos.number] = req
+        new = [number for number in current if number not in self._jobs]
+        if len(self._jobs) + len(new) > len(current):  # some are gone; comparing all takes time
+            for number in self._jobs.keys() - current.keys():
+                self._forget(number)
         policy = scheduler.policy
         sign = policy.priority_sign if policy.enable_priority_scheduling else 0
-        for number in current.keys() - self._jobs.keys():
+        for number in new:
             req = current[number]
             self._queue.add(job_of(req), sign * (req.priority or 0))
         self._jobs = current
