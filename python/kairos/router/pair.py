@@ -46,6 +46,9 @@ class Pair:
 
     Args:
         on_prefill: called when the prefill server has answered.
+
+    Attributes:
+        ending: runs `end`, once it has begun; kept by the owner.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Pair:
         self.decode = decode
         self.rids = rids
         self.prefill_body = b""
+        self.ending: asyncio.Task[None] | None = None
         self._parts = parts
         self._rooms = rooms
         self._on_prefill = on_prefill
@@ -183,7 +187,7 @@ class Pair:
 
     def settled(self) -> bool:
         """End it if both servers are done with it already; whether they were."""
-        if any(leg.live for leg in self._legs.values()):
+        if self.ending is not None or any(leg.live for leg in self._legs.values()):
             return False
         self._closed = True
         self._stop_timer()

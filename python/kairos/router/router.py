@@ -451,17 +451,24 @@ class Router:
         """Return when the old pair is gone and the request waits for another one."""
         pair = life.pair
         if pair is not None:
-            await asyncio.shield(self._spawn(self._over(pair, reason), "end of an attempt"))
+            await asyncio.shield(self._ending(pair, reason))
             life.pair = None
         if not self.dispatcher.requeue(life.id, time.monotonic()):
             raise _unavailable("server_gone", "the server was removed")
 
-    async def _over(self, pair: Pair, reason: str) -> None:
-        try:
-            await pair.end(reason)
-        finally:
-            self.fleet.idle(pair.prefill)
-            self.fleet.idle(pair.decode)
+    def _ending(self, pair: Pair, reason: str) -> "asyncio.Task[None]":
+        """The one task that ends an attempt; the client may leave while it runs."""
+
+        async def over() -> None:
+            try:
+                await pair.end(reason)
+            finally:
+                self.fleet.idle(pair.prefill)
+                self.fleet.idle(pair.decode)
+
+        if pair.ending is None:
+            pair.ending = self._spawn(over(), "end of an attempt")
+        return pair.ending
 
     def _ended(self, life: Life) -> None:
         """Count a request once, and see to it that its servers are done with it too."""
@@ -491,7 +498,7 @@ class Router:
 
         async def later() -> None:
             try:
-                await self._over(pair, life.reason or "done")
+                await self._ending(pair, life.reason or "done")
             finally:
                 self._let_go(life, time.monotonic())
 
