@@ -41,6 +41,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--trace", required=True, help="trace file, any format that replay.py reads")
     add("--pairs", type=_numbers, default=[2, 4, 8, 16, 32, 64], help="a list: 2,8,32")
+    add("--per-cell", type=_numbers, help="only these sizes of a cell (default: powers of two)")
     add("--load", type=float, default=0.9, help="prefill load")
     add("--compare", action="store_true", help="2P1D and 2P2D at loads 0.7, 0.9 and 1.1")
     add("--first", type=int, default=2_000, help="with --compare: requests of the trace")
@@ -89,7 +90,7 @@ def layouts(args: argparse.Namespace) -> list[Layout]:
     for pairs in args.pairs:
         size = 1
         while size <= pairs:
-            if pairs % size == 0:
+            if pairs % size == 0 and size in (args.per_cell or [size]):
                 for balancer in BALANCERS if size < pairs else BALANCERS[:1]:
                     cells = pairs // size
                     found.append(Layout(cells, size, size, balancer, args.engine, UNBOUNDED))

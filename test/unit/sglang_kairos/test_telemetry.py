@@ -161,3 +161,26 @@ def test_7_a_report_is_small():
     from kairos.telemetry import MOST_BYTES, encoder
 
     assert len(encoder.encode(report_of(scheduler(), "e" * 16, 2**60))) < MOST_BYTES / 4
+
+
+def test_8_the_flag_is_checked_and_reaches_child_processes(monkeypatch):
+    from sglang.srt.kairos import config
+
+    monkeypatch.setenv(config.ENV, "--kairos-telemetry tcp://127.0.0.1:0")
+    parsed = config.config_from_env()
+    assert parsed.telemetry == "tcp://127.0.0.1:0"
+    assert parsed.flags[-2:] == ("--kairos-telemetry", "tcp://127.0.0.1:0")
+    monkeypatch.setenv(config.ENV, "1")
+    assert config.config_from_env().telemetry is None
+    monkeypatch.setenv(config.ENV, "--kairos-telemetry 127.0.0.1:0")
+    with pytest.raises(InputError, match="--kairos-telemetry"):
+        config.config_from_env()
+
+
+def test_9_without_an_address_nothing_is_published():
+    from sglang.srt.kairos.telemetry import publisher_for
+
+    assert publisher_for(None, scheduler()) is None
+    parallel = SimpleNamespace(server_args=SimpleNamespace(dp_size=2))
+    with pytest.raises(InputError, match="data parallelism"):
+        publisher_for("tcp://127.0.0.1:0", parallel)
