@@ -12,6 +12,7 @@ KAIROS = replace(
     args=(
         *("--kairos-slo-class", "interactive=500,25", "batch=20000,150"),
         *("--kairos-profile", "tiny-fast"),
+        *("--kairos-telemetry", "tcp://127.0.0.1:0"),
     ),
 )
 # Decode memory for a prompt or two, and first tokens held back.
