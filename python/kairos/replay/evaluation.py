@@ -18,13 +18,13 @@ from kairos.workload.load import scale_to_load
 from kairos.workload.slo_sets import assign_slos
 from kairos.workload.trace import Trace
 
-UPSTREAM = ("fcfs", "lpm", "hrrn", "sjf", "fcfs-cap32", "sjf-cap32", "sjf-cap64")
+UPSTREAM = ("fcfs", "hrrn", "sjf", "fcfs-cap32", "sjf-cap64")
 KAIROS = ("kairos-urgency", "kairos-slack", "kairos", "kairos-hold")
-LOADS = (0.5, 0.7, 0.9, 1.1)
+LOADS = (0.7, 0.9, 1.1)
 MAIN_LOAD = 0.9
 BASELINE = "fcfs"
 BASELINE_PERCENT = 60.0
-SEARCHED = ("fcfs", "hrrn", "sjf", "kairos", "kairos-hold")
+SEARCHED = ("fcfs", "sjf", "kairos", "kairos-hold")
 GOODPUT_PERCENT = 90.0
 _TOLERANCE = 0.05
 SHOWN = (

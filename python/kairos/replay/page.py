@@ -119,7 +119,7 @@ def _deciles(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
                 if i < len(own)
                 else ()
             )
-            cells += [f"{value:.0f}" for value in figures] or [_MISSING] * 3
+            cells.append(" / ".join(f"{value:.0f}" for value in figures) or _MISSING)
         rows.append((f"{first.shortest_tokens:,} – {first.longest_tokens:,}", cells))
     return rows
 
