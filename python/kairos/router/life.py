@@ -33,6 +33,7 @@ class Life:
         "pair",
         "path",
         "peer",
+        "predicted_ttft_s",
         "reason",
         "received_s",
         "rid",
@@ -57,6 +58,7 @@ class Life:
         self.counted: PromptTokens | None = None
         self.slo: Slo | None = None
         self.best_effort = False
+        self.predicted_ttft_s: float | None = None  # from receipt
         self.offered = False
         self.attempts = 0
         self.pair: Pair | None = None
@@ -103,6 +105,7 @@ class Life:
             input_tokens=self.counted.tokens if self.counted else None,
             output_tokens=tokens,
             queue_s=queue_until_s - self.received_s if queue_until_s is not None else None,
+            predicted_ttft_s=self.predicted_ttft_s,
             ttft_s=self.first_s - self.arrival_s if self.first_s else None,
             tpot_s=tpot_s,
             attempts=self.attempts,

@@ -4,6 +4,7 @@ Label values that others choose (tenants, classes, models, addresses) are capped
 of distinct ones they count as "other", so that nobody can fill the memory with them.
 """
 
+import math
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -175,6 +176,9 @@ class RouterMetrics:
             self.ttft.labels(slo_class).observe(end.ttft_s)
             if end.slo:
                 self.ttft_over_slo.labels(slo_class).observe(end.ttft_s / end.slo.ttft_s)
+            predicted_s = end.predicted_ttft_s
+            if end.stream and predicted_s is not None and math.isfinite(predicted_s):
+                self.prediction.labels("ttft").observe(predicted_s / max(end.ttft_s, 1e-6))
         if end.tpot_s is not None:
             self.tpot.labels(slo_class).observe(end.tpot_s)
             if end.slo:

@@ -200,3 +200,14 @@ def test_12_standard_output(capfd) -> None:
     log.write(end())
     log.close()
     assert json.loads(capfd.readouterr().out)["outcome"] == "completed"
+
+
+def test_13_predictions_are_compared_where_a_first_token_was_seen() -> None:
+    metrics = RouterMetrics()
+    for fields in (
+        {"stream": True, "predicted_ttft_s": 1.0},
+        {"stream": True, "predicted_ttft_s": float("nan")},
+        {"stream": False, "predicted_ttft_s": 1.0},
+    ):
+        metrics.ended(end(ttft_s=0.5, **fields))
+    assert value(metrics, "predicted_over_actual_ratio_sum", stage="ttft") == 2.0
