@@ -257,6 +257,7 @@ class Router:
         life.offered = True
         life.slo = verdict.slo
         life.best_effort = verdict.decision is Decision.BEST_EFFORT
+        life.predicted_ttft_s = verdict.predicted_ttft_s
 
     def _rejection(self, verdict: Verdict) -> RefusedError:
         reason = verdict.reason
