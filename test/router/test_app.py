@@ -1,0 +1,138 @@
+"""The endpoints beside generation, with and without keys."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from kairos.router.config import Limits, Scheduling, Security, Workers
+from kairos.router.endpoint import parse_pattern
+from kairos.router.keys import new_key
+from kairos.router.outcome import Outcome
+from kairos.slo import parse_class
+from support.router_engine import fakes, until
+from support.router_running import config_for, running
+
+BODY = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 2}}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def test_1_health_ready_metrics_models() -> None:
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        for path in ("/health", "/ready", "/metrics", "/v1/models", "/model_info", "/openapi.json"):
+            async with up.session.get(up.url + path) as answer:
+                assert answer.status == 200, path
+        async with up.post(BODY) as answer:
+            await answer.read()
+        await up.quiet()
+        async with up.session.get(up.url + "/metrics") as answer:
+            text = await answer.text()
+        assert 'outcome="completed"' in text
+        assert "kairos_router_live_rooms 0.0" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/generate", 405),
+        ("POST", "/abort_request", 404),
+        ("DELETE", "/workers/1.2.3.4:5", 403),
+        ("POST", "/workers", 403),
+    ],
+)
+async def test_2_nothing_else_is_there(method: str, path: str, status: int) -> None:
+    async with (
+        fakes() as cluster,
+        running(config_for(cluster)) as up,
+        up.session.request(method, up.url + path) as answer,
+    ):
+        assert answer.status == status
+        assert (await answer.json())["error"]["message"]
+
+
+async def test_3_without_a_pair_it_is_not_ready() -> None:
+    async with fakes() as cluster:
+        await cluster.decode[0].stop()
+        async with running(config_for(cluster), ready=False) as up:
+            async with up.session.get(up.url + "/ready") as answer:
+                assert answer.status == 503
+            async with up.post(BODY) as answer:
+                assert answer.status == 503
+                assert "Retry-After" in answer.headers
+            assert [end.outcome for end in up.ends] == [Outcome.UNAVAILABLE]
+
+
+async def test_4_keys_tenants_and_the_servers_own_key(tmp_path: Path) -> None:
+    key, hashed = new_key()
+    admin, admin_hash = new_key()
+    keys, admins, engine = tmp_path / "keys.yaml", tmp_path / "admin", tmp_path / "engine"
+    keys.write_text(f"tenants: {{a: {{keys: ['{hashed}'], classes: [default, fast]}}}}\n")
+    admins.write_text(admin_hash)
+    engine.write_text("engine-secret")
+    async with fakes() as cluster:
+        workers = config_for(cluster).workers
+        config = config_for(
+            cluster,
+            security=Security(keys_file=keys, admin_key_file=admins, engine_key_file=engine),
+            scheduling=Scheduling(
+                slo_class=(parse_class("fast=100,10", "t"), parse_class("slow=9000,90", "t"))
+            ),
+            workers=Workers(
+                **{name: getattr(workers, name) for name in ("prefill", "decode")},
+                allow_worker=(parse_pattern("127.0.0.1:*", "t"),),
+                health_interval_s=0.1,
+            ),
+        )
+        async with running(config) as up:
+            for headers, status in (({}, 401), (bearer("x"), 401), (bearer(key), 200)):
+                async with up.post(BODY, headers=headers) as answer:
+                    assert answer.status == status
+            sent = cluster.decode[0].headers[-1]
+            assert sent["authorization"] == "Bearer engine-secret"
+            fast = {**bearer(key), "x-kairos-slo-class": "fast"}
+            async with up.post(BODY, headers=fast) as answer:
+                applied = answer.headers["x-kairos-slo-applied"]
+                assert applied == "ttft-ms=100, tpot-ms=10, class=fast"
+            async with up.post(BODY, headers={**bearer(key), "x-kairos-slo-class": "slow"}) as no:
+                assert no.status == 400
+            async with up.session.get(up.url + "/workers", headers=bearer(admin)) as answer:
+                assert len((await answer.json())["workers"]) == 2
+            async with up.session.get(up.url + "/workers", headers=bearer(key)) as answer:
+                assert answer.status == 401
+            async with up.session.post(up.url + "/flush_cache", headers=bearer(admin)) as answer:
+                assert answer.status == 200
+            assert cluster.prefill[0].flushed == 1
+            more = {"role": "decode", "url": "http://127.0.0.1:9"}
+            async with up.session.post(
+                up.url + "/workers", json=more, headers=bearer(admin)
+            ) as answer:
+                assert answer.status == 201
+            url = f"{up.url}/workers/127.0.0.1:9"
+            async with up.session.delete(url, headers=bearer(admin)) as answer:
+                assert answer.status == 200
+            await until(lambda: "127.0.0.1:9" not in up.router.fleet.instances)
+
+
+async def test_5_a_full_queue_answers_429_and_nothing_is_left() -> None:
+    async with fakes() as cluster:
+        config = config_for(cluster, limits=Limits(max_queued_requests=1))
+        async with running(config) as up:
+            for instance in up.router.fleet.instances.values():
+                up.router.dispatcher.set_available(instance.key, False)
+            requests = [asyncio.ensure_future(_status(up)) for _ in range(4)]
+            await until(lambda: len(up.ends) == 3)
+            for instance in up.router.fleet.instances.values():
+                up.router.dispatcher.set_available(instance.key, True)
+            up.router.pump()
+            assert sorted(await asyncio.gather(*requests)) == [200, 429, 429, 429]
+            await up.quiet()
+
+
+async def _status(up) -> int:
+    async with up.post(BODY) as answer:
+        await answer.read()
+        return int(answer.status)
