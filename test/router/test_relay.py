@@ -5,7 +5,9 @@ import asyncio
 import orjson
 import pytest
 
+from kairos.router.config import Scheduling
 from kairos.router.outcome import Outcome
+from kairos.slo import parse_class
 from support.router_engine import fakes
 from support.router_running import config_for, running
 
@@ -127,3 +129,16 @@ async def test_7_many_at_once_each_end_once() -> None:
         assert [end.outcome for end in up.ends] == [Outcome.COMPLETED] * 200
         assert not cluster.world.violations
         assert cluster.idle
+
+
+async def test_8_a_class_that_a_kairos_server_does_not_define_is_not_named_to_it() -> None:
+    scheduling = Scheduling(slo_class=(parse_class("fast=100,10", "t"),))
+    async with fakes() as cluster:
+        cluster.decode[0].state = {"kairos": {}}
+        async with running(config_for(cluster, scheduling=scheduling)) as up:
+            async with up.post(BODY, headers={"x-kairos-slo-class": "fast"}) as answer:
+                assert answer.status == 200
+                assert "class=fast" in answer.headers["x-kairos-slo-applied"]
+            sent = cluster.decode[0].seen[-1]["sampling_params"]["custom_params"]["kairos"]
+            assert "class" not in sent
+            assert sent["ttft_ms"] == 100

@@ -82,6 +82,7 @@ class Engine:
         self.aborts = 0
         self.flushed = 0
         self.seed = 1
+        self.state: dict[str, Any] = {}
         self.live_rooms: set[int] = set()
         self._runner: web.AppRunner | None = None
         self._events: dict[str, asyncio.Event] = {}
@@ -139,7 +140,7 @@ class Engine:
     async def _server_info(self, request: web.Request) -> web.Response:
         await self._maybe_hang()
         return web.json_response(
-            {"random_seed": self.seed, "startup_time": {"total": 1.0}, "internal_states": [{}],
+            {"random_seed": self.seed, "startup_time": {"total": 1.0}, "internal_states": [self.state],
              "max_total_num_tokens": 1_000_000}
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from kairos.router.breaker import Breaker
 from kairos.router.endpoint import Endpoint, Role
+from kairos.slo import DEFAULT_CLASS
 
 MOST_ABORTS = 16
 """Aborts in flight to one server; a storm of them has taken clusters down."""
@@ -53,3 +54,12 @@ class Instance:
     @property
     def role(self) -> Role:
         return Role(self.endpoint.role)
+
+    def knows_class(self, name: str) -> bool:
+        """Whether the server takes an SLO of this class. One without Kairos takes any."""
+        if not self.kairos or name == DEFAULT_CLASS:
+            return True
+        defined = self.info.get("kairos_slo_class")
+        return isinstance(defined, list) and any(
+            isinstance(one, str) and one.startswith(f"{name}=") for one in defined
+        )

@@ -248,21 +248,24 @@ def outgoing(
     prefill: Endpoint,
     rids: tuple[str, ...],
     rooms: tuple[int, ...],
+    with_class: bool = True,
 ) -> bytes:
     """The body that both servers get.
 
     Args:
         elapsed_s: since the request's arrival.
         rids, rooms: one for each sequence.
+        with_class: name the class; servers refuse one that they do not define themselves, and the
+            objectives go with every request anyway.
     """
-    custom = {
-        SLO_KEY: {
-            "ttft_ms": slo.ttft_ms,
-            "tpot_ms": slo.tpot_ms,
-            "class": slo.slo_class,
-            "elapsed_ms": round(max(elapsed_s, 0.0) * 1e3, 3),
-        }
+    applied: dict[str, float | str] = {
+        "ttft_ms": slo.ttft_ms,
+        "tpot_ms": slo.tpot_ms,
+        "elapsed_ms": round(max(elapsed_s, 0.0) * 1e3, 3),
     }
+    if with_class:
+        applied["class"] = slo.slo_class
+    custom = {SLO_KEY: applied}
     body = dict(intake.body)
     if intake.path == GENERATE:
         params = body.get("sampling_params")

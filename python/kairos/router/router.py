@@ -326,7 +326,9 @@ class Router:
             lambda: self._prefilled(life), self.admin_headers(),
         )  # fmt: skip
         elapsed_s = time.monotonic() - life.arrival_s
-        body = intakes.outgoing(intake, life.slo, elapsed_s, prefill.endpoint, rids, rooms)
+        name = life.slo.slo_class
+        named = prefill.knows_class(name) and decode.knows_class(name)
+        body = intakes.outgoing(intake, life.slo, elapsed_s, prefill.endpoint, rids, rooms, named)
         headers, legs = self._leg_headers(life, prefill, decode)
         problem: str | None = "ended early"
         try:
