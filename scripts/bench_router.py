@@ -212,7 +212,7 @@ async def measure(router: str, args: argparse.Namespace) -> dict[str, Any]:
                 _start(stack, [sys.executable, str(FAKE), str(fake), "2", "2000"])
             port = _port()
             pid = _start(stack, command(router, port, prefill, decode))
-            await asyncio.sleep(3.0)
+            await _answers(port)
             found["idle"] = await idle_streams(port, pid, args.idle)
             print(f"{router:8} idle", json.dumps(found["idle"]), flush=True)
     return found
