@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kairos.router.keys import new_key
 from kairos.router.openapi import document
-from support.router_process import routed
+from support.router_process import Engine, routed
 
 PROMPT = {"text": "hello", "sampling_params": {"max_new_tokens": 2}}
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -69,18 +69,22 @@ def test_2_clients_headers_and_bodies_choose_nothing_for_the_servers(served) -> 
         "authorization": "Bearer client", "cookie": "a=b", "x-forwarded-for": "1.2.3.4",
     }  # fmt: skip
     body = {**PROMPT, "rid": "a", "bootstrap_host": "evil", "bootstrap_room": 1}
-    before = len(decode.of("/generate"))
+
+    def mine(engine: Engine) -> list:
+        return [leg for leg in engine.of("/generate") if leg[0].get("traceparent") == TRACE]
+
     assert router.ask("POST", "/generate", body, headers=hostile)[0] == 200
-    legs = [engine.of("/generate")[before:] for engine in (prefill, decode)]
-    mine = [[leg for leg in one if leg[0].get("traceparent") == TRACE] for one in legs]
-    assert [len(one) for one in mine] == [1, 1]
-    for [(headers, sent)] in mine:
+    # These decode servers do not wait for the prefill server, so neither does the answer.
+    wait_for(lambda: mine(prefill) and mine(decode))
+    legs = [mine(engine) for engine in (prefill, decode)]
+    assert [len(leg) for leg in legs] == [1, 1]
+    for [(headers, sent)] in legs:
         assert not {"authorization", "cookie", "x-forwarded-for"} & set(headers)
         assert not [name for name in headers if name.startswith("x-override")]
         assert sent["bootstrap_host"] == "127.0.0.1"
         assert sent["bootstrap_port"] == 8998
         assert len(sent["rid"]) == 32
-    assert mine[0][0][1] == mine[1][0][1]
+    assert legs[0][0][1] == legs[1][0][1]
 
 
 def test_3_every_request_is_one_line_and_one_count(served) -> None:
