@@ -16,7 +16,11 @@ WHOLE = b'{"text":"x","meta_info":{"prompt_tokens":3,"completion_tokens":1,"fini
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
-INFO = b'{"model_path":"fake","internal_states":[{}],"status":"ready","loads":[]}'
+# Room for everything: it is not to be the servers' limits that are measured.
+INFO = (
+    b'{"model_path":"fake","internal_states":[{}],"status":"ready","loads":[],'
+    b'"max_running_requests":1000000,"max_total_num_tokens":1000000000}'
+)
 
 
 def chunk(data: bytes) -> bytes:
