@@ -124,6 +124,7 @@ class _Simulation:
                 for request in self.prefill[what].finish():
                     self._prefilled(request, what, now)
                 self._launch(what, now)
+                self._wake(now)
             else:
                 self._ready(what, now)
         return Finished(self.scenario, self.settings, self.records, self.prefill, self.decode)
@@ -219,6 +220,7 @@ class _Simulation:
             self.records.last_s[request] = self.records.first_s[request]
             if self._rooms is not None:
                 self._rooms.redeem(request)
+                self._grant(now)  # no decode step follows that would
             return
         link = self.profile.kv
         tokens = self._input[request]

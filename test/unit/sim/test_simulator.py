@@ -400,3 +400,12 @@ def test_20_the_first_token_comes_from_the_decode_server_where_that_sends_it(out
         assert seen["decode"][1] == seen["prefill"][1]
     else:
         assert seen["decode"][1] == seen["decode"][0]
+
+
+def test_21_room_of_a_request_with_one_token_goes_to_the_next_though_no_step_follows():
+    """Found by test 19: the second one was never prefilled."""
+    scenario = poisson(2, 1000.0, 90_000, 1)
+    settings = Settings("fcfs", "continuous", preallocate=True)
+    profile = flat_profile(0.01, kv_tokens=100_000)
+    records = simulate(scenario, settings, profile).records
+    assert np.isfinite(records.last_s).all()
