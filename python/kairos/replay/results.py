@@ -29,7 +29,7 @@ class RunResult:
         if self.forwards_path is None:
             return []
         start = self.header.start_monotonic_s
-        return [f for f in read_forwards(self.forwards_path) if f.start_s >= start - 1.0]
+        return [f for f in read_forwards(self.forwards_path) if f.start_s >= start]
 
 
 @dataclass(frozen=True)

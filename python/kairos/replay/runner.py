@@ -147,9 +147,7 @@ def _measured(
         watch = Watch()
         worker.start()
         records, note = _watched(setting, run.stem, worker, len(plan.requests), check)
-    forwards = [
-        f for f in read_forwards(run.forwards(setting.out)) if f.end_s >= worker.start_s - 1.0
-    ]
+    forwards = [f for f in read_forwards(run.forwards(setting.out)) if f.start_s >= worker.start_s]
     quiet = watch.result(records, forwards, emulated=setting.emulated, dilate=plan.dilate)
     records = _with_engine_clock(records, forwards)
     workload = plan.workload
