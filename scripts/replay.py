@@ -27,6 +27,7 @@ def emulated(local: LocalCluster) -> ClusterSpec:
         ),
         decode_args=local.arm.decode_args,
         router=local.arm.router or ("mini_lb" if local.mini_lb else None),
+        router_args=local.arm.router_args,
     )
     return with_platform(spec, "emulated", local.profile)
 

@@ -44,7 +44,7 @@ class ArmSpec:
     prefill_args, decode_args: flags of one role. A decode server has no prefix cache, without
         which some of upstream's orders refuse to start.
     send_slo: whether requests carry their SLO.
-    router: what they go through; None: straight to both servers.
+    router, router_args: what they go through, and its flags; None: straight to both servers.
     simulated: the simulator's settings for the same; None: it has no model of it.
     """
 
@@ -55,6 +55,7 @@ class ArmSpec:
     decode_args: tuple[str, ...] = ()
     send_slo: bool = False
     router: Router | None = None
+    router_args: tuple[str, ...] = ()
     simulated: Settings | None = field(default=None, compare=False)
 
 
@@ -118,10 +119,13 @@ def arm_spec(name: str, profile: str, slo_set: str = "L3") -> ArmSpec:
 
 def _kairos(name: str, parts: _Parts, profile: str, slo_set: str) -> ArmSpec:
     flags = ["--kairos", "--kairos-profile", profile]
+    router_flags = ["--profile", profile]
     if slo_set == "tiers":
         # Requests carry their own objectives; the servers only have to know the class names.
         for tier in TIERS:
-            flags += ["--kairos-slo-class", f"{tier.name}={1e3 * tier.base_s:g},{tier.tpot_ms:g}"]
+            value = f"{tier.name}={1e3 * tier.base_s:g},{tier.tpot_ms:g}"
+            flags += ["--kairos-slo-class", value]
+            router_flags += ["--slo-class", value]
     settings = replace(
         _ENGINE,
         prefill_policy="urgency" if parts.prefill else "fcfs",
@@ -137,6 +141,7 @@ def _kairos(name: str, parts: _Parts, profile: str, slo_set: str) -> ArmSpec:
         decode_args=(*(flags if parts.decode else ()), *(["--kairos-hold"] * parts.hold)),
         send_slo=True,
         router="kairos" if parts.router else None,
+        router_args=tuple(router_flags) if parts.router else (),
         # The simulator has no router in front of servers that order by themselves.
         simulated=None if parts.router else settings,
     )

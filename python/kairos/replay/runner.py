@@ -116,7 +116,7 @@ def run_on_cluster(
             "all": list(spec.args),
             "prefill": list(spec.prefill_args),
             "decode": list(spec.decode_args),
-            "router": [spec.router] if spec.router else [],
+            "router": [spec.router, *spec.router_args] if spec.router else [],
             "client sends to": target.describe(),
         }
         return _measured(setting, run, plan, target, servers, arm.send_slo, cluster.check)

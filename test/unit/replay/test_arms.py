@@ -52,6 +52,8 @@ def test_4_kairos_knows_the_classes_of_the_tiers() -> None:
     arm = arm_spec("kairos", "tiny-fast", "tiers")
     assert "interactive=1000,25" in arm.prefill_args
     assert "interactive=1000,25" in arm.decode_args
+    assert "interactive=1000,25" in arm_spec("kairos-all", "tiny-fast", "tiers").router_args
+    assert arm_spec("kairos-router", "tiny-fast").router_args == ("--profile", "tiny-fast")
     assert "interactive=1000,25" not in arm_spec("kairos", "tiny-fast", "L3").prefill_args
 
 
