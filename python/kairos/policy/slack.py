@@ -59,7 +59,7 @@ class SlackParams(NamedTuple):
     """
 
     give_up: float = 0.7
-    floor: float = 0.8
+    floor: float = 0.95
     guard_tokens: float = 2.0
     horizon_min: float = 16.0
     horizon_max: float = 128.0

@@ -32,7 +32,7 @@ _ENGINE = Settings(lookahead=True, preallocate=True, contention=True, first_toke
 
 # What Kairos' prefill servers add to a predicted end for hand-over and transfer; the simulator's
 # own is the transfer alone.
-_TAIL = UrgencyParams(tail_s=0.06)
+_TAIL = UrgencyParams(tail_s=0.09)
 
 
 @dataclass(frozen=True, slots=True)
