@@ -72,7 +72,7 @@ def fit_prefill(
         floored = per_token * new < weight_floor_s if per_token else np.zeros(len(new), bool)
         columns = np.column_stack([np.ones_like(new), np.where(floored, 0.0, new), area])
         target = seconds - np.where(floored, weight_floor_s, 0.0)
-        coefficients, fit = _robust_nnls(columns, target, seconds)
+        coefficients, fit = robust_nnls(columns, target, seconds)
         per_token = float(coefficients[1])
     fixed, linear, attention = map(float, coefficients)
     return PrefillModel(fixed, weight_floor_s, max(linear, 1e-12), attention), fit
@@ -99,7 +99,7 @@ def refine_prefill(prior: PrefillModel, samples: Sequence[PrefillSample]) -> Pre
         floored = known[1] * new < floor
         columns = np.column_stack([np.ones_like(new), np.where(floored, 0.0, new), area])
         target = seconds - np.where(floored, floor, 0.0)
-        coefficients, fit = _robust_nnls(columns, target, seconds, (pulls, pulls @ known))
+        coefficients, fit = robust_nnls(columns, target, seconds, (pulls, pulls @ known))
         if fit.relative_rms < best_rms:
             fixed, per_token, attention = map(float, coefficients)
             best_rms = fit.relative_rms
@@ -119,7 +119,7 @@ def fit_decode(samples: Sequence[StepSample], expert_fraction: float) -> tuple[D
     share = 1.0 - (1.0 - expert_fraction) ** batch
     experts = share if 0.0 < expert_fraction < 1.0 else np.zeros_like(share)
     columns = np.column_stack([np.ones_like(batch), experts, context, batch])
-    coefficients, fit = _robust_nnls(columns, seconds, seconds)
+    coefficients, fit = robust_nnls(columns, seconds, seconds)
     fixed, experts_s, per_context, per_request = map(float, coefficients)
     return DecodeModel(fixed, experts_s, expert_fraction, per_context, per_request), fit
 
@@ -129,7 +129,7 @@ def fit_kv(samples: Sequence[TransferSample], bytes_per_token: float) -> tuple[K
     tokens = np.array([s.tokens for s in samples], np.float64)
     seconds = np.array([s.seconds for s in samples], np.float64)
     columns = np.column_stack([np.ones_like(tokens), tokens * bytes_per_token])
-    (fixed, per_byte), fit = _robust_nnls(columns, seconds, seconds)
+    (fixed, per_byte), fit = robust_nnls(columns, seconds, seconds)
     return KvLink(float(fixed), bytes_per_token, 1.0 / max(float(per_byte), 1e-15)), fit
 
 
@@ -142,7 +142,7 @@ def _prefill_features(samples: Sequence[PrefillSample]) -> tuple[Floats, Floats,
     return new, area, np.array([s.seconds for s in samples], np.float64)
 
 
-def _robust_nnls(
+def robust_nnls(
     columns: Floats,
     target: Floats,
     seconds: Floats,

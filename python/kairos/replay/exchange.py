@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from kairos.replay.api import Api
 from kairos.replay.plan import PlannedRequest
 from kairos.replay.record import Outcome, Record, make_record
-from kairos.replay.stream import StreamError
+from kairos.replay.stream import StreamError, TokenStream
 from kairos.replay.target import Leg
 from kairos.replay.wire import Connection, WireError
 
@@ -37,6 +37,16 @@ class Exchange:
         self._connections: list[Connection] = []
         self._stream = api.stream(planned.request.output_tokens)
         self._error_body = b""
+
+    @property
+    def sent_s(self) -> float:
+        """Monotonic time at which it left; when it was due, if it did not."""
+        return self.due if self._sent is None else self._sent
+
+    @property
+    def stream(self) -> TokenStream:
+        """What has been received so far."""
+        return self._stream
 
     async def dial(self) -> None:
         """Connect to every leg. Requests leave on connections that are open already: dialling

@@ -1,0 +1,188 @@
+"""Sends the requests of one point and stamps their tokens."""
+
+import asyncio
+import gc
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import orjson
+import uvloop
+
+from kairos.replay.api import GenerateApi
+from kairos.replay.exchange import Exchange, named
+from kairos.replay.plan import PlannedRequest
+from kairos.replay.prompts import Prompts
+from kairos.replay.record import Outcome
+from kairos.replay.target import Leg
+from kairos.slo import TPOT_RANGE_MS, TTFT_RANGE_MS, Slo
+from kairos.workload.trace import TraceRequest
+
+VOCABULARY = 1024
+"""Token ids are below this: in the vocabulary of any model."""
+_LOOK_S = 0.02
+
+
+class DriveError(Exception):
+    """The servers did not do what a point needs; one line that says what instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids by length and name: equal parts have equal ids, different names share nothing.
+
+    Attributes:
+        parts: (tokens, name) one behind the other.
+    """
+
+    parts: tuple[tuple[int, int], ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return sum(tokens for tokens, _ in self.parts)
+
+
+class Answer(NamedTuple):
+    """Attributes:
+    sent_s: monotonic time at which the request left.
+    times_s: and at which its tokens arrived.
+    cached_tokens: prefix hit that the server reports, None if it does not.
+    """
+
+    sent_s: float
+    times_s: Sequence[float]
+    cached_tokens: int | None
+
+
+class Driver(Protocol):
+    """Something that generates."""
+
+    def play(
+        self,
+        prompts: Sequence[Prompt],
+        output_tokens: int,
+        limit_s: float,
+        together: int | None = None,
+    ) -> list[Answer]:
+        """Send all of `prompts` at once, wait for their answers.
+
+        Args:
+            limit_s: seconds after which it is given up.
+            together: hang up as soon as every request has got so many tokens since the last one
+                got its first. None waits for all `output_tokens`.
+
+        Raises:
+            DriveError: a request failed, or the time is over.
+        """
+
+
+class HttpDriver:
+    """Real servers, through SGLang's `/generate` with token ids.
+
+    Args:
+        legs: one server, or prefill and decode.
+        send_slo: say that there is no hurry, to servers that would schedule by it.
+        seed: of all token ids. Runs with different ones find nothing of each other in the cache.
+    """
+
+    def __init__(self, legs: Sequence[Leg], *, send_slo: bool, seed: int) -> None:
+        self._legs = tuple(legs)
+        self._send_slo = send_slo
+        self._prompts = Prompts(VOCABULARY, seed)
+        self._run_id = f"calibrate-{seed:x}"
+        self._count = 0
+
+    def play(
+        self,
+        prompts: Sequence[Prompt],
+        output_tokens: int,
+        limit_s: float,
+        together: int | None = None,
+    ) -> list[Answer]:
+        bodies = [self._prepared(prompt, output_tokens) for prompt in prompts]
+        gc.collect()
+        gc.disable()  # a collection would stamp tokens late
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(self._play(bodies, limit_s, together))
+        finally:
+            gc.enable()
+
+    def _prepared(self, prompt: Prompt, output_tokens: int) -> tuple[PlannedRequest, str, bytes]:
+        """Written before the clock starts: a long prompt takes milliseconds."""
+        self._count += 1
+        request = TraceRequest(0.0, prompt.length, output_tokens)
+        planned = PlannedRequest(self._count, request, 0, Slo(TTFT_RANGE_MS[1], TPOT_RANGE_MS[1]))
+        ids: list[int] = []
+        for tokens, name in prompt.parts:
+            ids += self._prompts.token_ids(TraceRequest(0.0, tokens, 1), name).tolist()
+        rid = f"{self._run_id}-{self._count:06d}"
+        body = GenerateApi().body(planned, rid, orjson.dumps(ids), self._legs, self._send_slo)
+        return planned, rid, body
+
+    async def _play(
+        self,
+        requests: Sequence[tuple[PlannedRequest, str, bytes]],
+        limit_s: float,
+        together: int | None,
+    ) -> list[Answer]:
+        api = GenerateApi()
+        exchanges = [
+            Exchange(planned, rid, time.monotonic(), self._legs, api)
+            for planned, rid, _ in requests
+        ]
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            async with asyncio.timeout(limit_s):
+                await asyncio.gather(*(exchange.dial() for exchange in exchanges))
+                for exchange, (_, _, body) in zip(exchanges, requests, strict=True):
+                    exchange.send(body, self._send_slo)
+                tasks = [asyncio.create_task(_ended_well(exchange)) for exchange in exchanges]
+                await _all_or_enough(tasks, exchanges, together)
+        except TimeoutError:
+            raise DriveError(f"no end after {limit_s:.0f} s") from None
+        except OSError as error:
+            raise DriveError(named(error)) from error
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for exchange in exchanges:
+                exchange.close()
+        return [
+            Answer(exchange.sent_s, exchange.stream.times, exchange.stream.cached_tokens)
+            for exchange in exchanges
+        ]
+
+
+async def _ended_well(exchange: Exchange) -> None:
+    outcome, reason = await exchange.answer()
+    if outcome is not Outcome.OK:
+        raise DriveError(f"{outcome.value}: {' '.join(reason.split())}")
+
+
+async def _all_or_enough(
+    tasks: Sequence[asyncio.Task[None]], exchanges: Sequence[Exchange], together: int | None
+) -> None:
+    pending = set(tasks)
+    while pending:
+        done, pending = await asyncio.wait(
+            pending,
+            timeout=None if together is None else _LOOK_S,
+            return_when=asyncio.FIRST_EXCEPTION,
+        )
+        for task in done:
+            task.result()
+        if together is not None and shared_tokens([e.stream.times for e in exchanges]) >= together:
+            return
+
+
+def shared_tokens(times: Sequence[Sequence[float]]) -> int:
+    """Tokens that every stream has got since the last of them began."""
+    if not all(times):
+        return 0
+    began = max(own[0] for own in times)
+    return min(len(own) - bisect_left(own, began) for own in times)

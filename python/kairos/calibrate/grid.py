@@ -1,0 +1,210 @@
+"""What is measured: points, whether they fit the servers, how long they should take."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from kairos.errors import InputError
+from kairos.latency import Limits, Profile
+from kairos.latency.first_token import lone_chunks, prefill_s
+
+STEPS = 64
+"""Decode steps that a point looks at."""
+WARM_UP = 16
+"""Steps before them, once all requests decode; as many are left over behind them."""
+REPEATS = 5
+"""Prompts of a prefill point."""
+TAIL = 16
+"""Tokens of a decode point's prompts that are not shared."""
+RESERVE = 512
+"""Tokens beside its context that a decode server keeps free for a request, as upstream does."""
+_PATH_S = 0.05  # of the estimates only
+_PER_TOKEN_S = 2e-6
+_LARGEST_CONTEXT = 65_536
+_SIZES = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 3, 4, 8)
+_SMALLEST = 16
+
+
+class DecodePoint(msgspec.Struct, frozen=True, tag="decode"):
+    """`batch` requests of about `context` tokens each, decoding together."""
+
+    batch: int
+    context: int
+
+    def __str__(self) -> str:
+        return f"decode {self.batch} x {self.context:,}"
+
+
+class PrefillPoint(msgspec.Struct, frozen=True, tag="prefill"):
+    """A prompt of `new` tokens behind a cached prefix of `prefix` tokens."""
+
+    new: int
+    prefix: int
+
+    def __str__(self) -> str:
+        return f"prefill {self.new:,} behind {self.prefix:,}"
+
+
+Point = DecodePoint | PrefillPoint
+P = TypeVar("P", DecodePoint, PrefillPoint)
+
+
+class Skipped(msgspec.Struct, frozen=True):
+    """A point without a sample, and why."""
+
+    point: Point
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """Values along each axis. None: chosen by the servers' limits."""
+
+    batches: Sequence[int] | None = None
+    contexts: Sequence[int] | None = None
+    new: Sequence[int] | None = None
+    prefixes: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        for flag, low in (("batches", 1), ("contexts", TAIL + 1), ("new", 1), ("prefixes", 0)):
+            for value in getattr(self, flag) or ():
+                if not low <= value <= 10_000_000:
+                    raise InputError(f"--{flag}: {value} is out of range, allowed are {low} to 1e7")
+
+
+class Grid(NamedTuple):
+    """Attributes:
+    points: in the order in which they are measured: the corners first, then what lies between, so
+        that a run that ends early still spans the grid.
+    skipped: those that do not fit.
+    """
+
+    points: tuple[Point, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def make_grid(axes: Axes, limits: Limits, longest_prompt: int) -> Grid:
+    """Every combination of `axes` that the servers hold.
+
+    Args:
+        longest_prompt: tokens that a server accepts.
+
+    Raises:
+        InputError: nothing fits.
+    """
+    batches = axes.batches or _powers(1, limits.max_batch, 2)
+    largest = min(longest_prompt - STEPS - 2 * WARM_UP, limits.kv_tokens, _LARGEST_CONTEXT)
+    contexts = axes.contexts or _powers(256, max(256, largest), 4)
+    chunk = limits.chunk_tokens
+    new = axes.new or sorted({max(_SMALLEST, int(chunk * share)) for share in _SIZES})
+    prefixes = axes.prefixes or (0, chunk, 4 * chunk)
+    decode = _coarse_first(batches, contexts, DecodePoint)
+    prefill = [
+        point
+        for point in _coarse_first(new, prefixes, PrefillPoint)
+        # Long prompts are there for their number of chunks; a prefix would only take time.
+        if axes.new or not (point.prefix and point.new > chunk)
+    ]
+    points: list[Point] = []
+    skipped = []
+    for point in _alternating(prefill, decode):
+        reason = unfit(point, limits, longest_prompt)
+        if reason:
+            skipped.append(Skipped(point, reason))
+        else:
+            points.append(point)
+    if not points:
+        raise InputError(
+            f"grid: no point fits the servers; {skipped[0].point}: {skipped[0].reason}"
+        )
+    return Grid(tuple(points), tuple(skipped))
+
+
+def unfit(point: Point, limits: Limits, longest_prompt: int) -> str:
+    """Why the servers cannot hold `point`; empty if they can."""
+    if isinstance(point, PrefillPoint):
+        length, requests = point.new + point.prefix, 1
+    else:
+        length, requests = point.context, point.batch
+        if requests > limits.max_batch:
+            return f"more than {limits.max_batch} requests run at once"
+    if length >= longest_prompt:
+        return f"prompts have at most {longest_prompt:,} tokens"
+    needed = requests * (length + output_tokens(point) + RESERVE)
+    if needed > limits.kv_tokens:
+        return f"needs {needed:,} tokens of KV, there are {limits.kv_tokens:,}"
+    return ""
+
+
+def output_tokens(point: Point) -> int:
+    """Tokens that each request of a point asks for. Requests of a large batch begin one after the
+    other, and the first must still decode when the last has begun: hence the part per request."""
+    if isinstance(point, PrefillPoint):
+        return 1
+    return STEPS + 2 * WARM_UP + max(32, 2 * point.batch)
+
+
+def estimate_s(point: Point, profile: Profile) -> float:
+    """How long measuring `point` takes on servers like `profile`, seconds."""
+    chunk = profile.limits.chunk_tokens
+
+    def first_token_s(length: int, cached: int) -> float:
+        run = prefill_s(profile.prefill, lone_chunks(length, cached, chunk))
+        return _PATH_S + _PER_TOKEN_S * length + run
+
+    if isinstance(point, PrefillPoint):
+        length = point.new + point.prefix
+        once = first_token_s(point.prefix, 0) if point.prefix else 0.0
+        return once + REPEATS * first_token_s(length, point.prefix)
+    joining = first_token_s(point.context, 0) + point.batch * (
+        _PER_TOKEN_S * point.context + profile.prefill.per_token_s * TAIL
+    )
+    step_s = profile.decode.step_s(point.batch, point.batch * point.context, point.context)
+    return joining + _PATH_S + (STEPS + 2 * WARM_UP) * step_s
+
+
+def _powers(low: int, high: int, base: int) -> list[int]:
+    found = []
+    while low < high:
+        found.append(low)
+        low *= base
+    return [*found, high]
+
+
+def _coarse_first(
+    rows: Sequence[int], columns: Sequence[int], point: Callable[[int, int], P]
+) -> list[P]:
+    """All combinations, those at the ends of both axes first."""
+    rows, columns = sorted(set(rows)), sorted(set(columns))
+    row_levels, column_levels = _levels(len(rows)), _levels(len(columns))
+    places = [(i, j) for i in range(len(rows)) for j in range(len(columns))]
+    places.sort(key=lambda place: max(row_levels[place[0]], column_levels[place[1]]))
+    return [point(rows[i], columns[j]) for i, j in places]
+
+
+def _levels(n: int) -> list[int]:
+    """0 for both ends, 1 for the middle, 2 for the middles of the halves, and so on."""
+    levels = [0] * n
+    open_gaps, level = [(0, n - 1)], 1
+    while open_gaps:
+        halves = []
+        for left, right in open_gaps:
+            if right - left < 2:
+                continue
+            middle = (left + right) // 2
+            levels[middle] = level
+            halves += [(left, middle), (middle, right)]
+        open_gaps, level = halves, level + 1
+    return levels
+
+
+def _alternating(first: Sequence[Point], second: Sequence[Point]) -> list[Point]:
+    """The two merged so that any beginning holds as large a share of one as of the other."""
+    ranked = [
+        ((i + 0.5) / len(points), point)
+        for points in (first, second)
+        for i, point in enumerate(points)
+    ]
+    return [point for _, point in sorted(ranked, key=lambda pair: pair[0])]

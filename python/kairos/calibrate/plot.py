@@ -1,0 +1,113 @@
+"""The picture of a calibration: fit above, residuals below."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from kairos.calibrate.measure import FirstTokens, Steps
+from kairos.calibrate.result import Calibrated
+from kairos.latency.first_token import lone_chunks, prefill_s
+from kairos.replay.drawing import legend_below, png
+
+_LINE_POINTS = 60
+S = TypeVar("S", Steps, FirstTokens)
+
+
+def picture(found: Calibrated, title: str) -> bytes:
+    """PNG: decode steps on the left, prefill on the right."""
+
+    def draw(axes: Any) -> None:
+        _decode(axes[0, 0], found)
+        _prefill(axes[0, 1], found)
+        _residuals(
+            axes[1, 0],
+            _groups(found.steps, lambda s: s.batch),
+            lambda s: s.total_context,
+            lambda s: found.step_s(s) / s.seconds - 1.0,
+            "sum of contexts, tokens",
+            "Decode: prediction against measurement",
+        )
+        _residuals(
+            axes[1, 1],
+            _groups(found.first_tokens, lambda s: s.cached),
+            lambda s: s.length - s.cached,
+            lambda s: (found.prefill_s(s) + found.path.seconds(s.length)) / s.seconds - 1.0,
+            "new tokens",
+            "Time to first token: prediction against measurement",
+        )
+
+    return png((2, 2), (14, 9.6), title, draw)
+
+
+def _decode(axes: Any, found: Calibrated) -> None:
+    groups = _groups(found.steps, lambda s: s.batch)
+    for (batch, samples), shade in zip(groups.items(), _shades(len(groups)), strict=True):
+        contexts = [s.total_context for s in samples]
+        axes.scatter(
+            contexts, [1e3 * s.seconds for s in samples], s=28, color=shade, label=f"{batch}"
+        )
+        line = np.geomspace(min(contexts) / 1.2, max(contexts) * 1.2, _LINE_POINTS)
+        model = found.profile.decode
+        fitted = [1e3 * model.step_s(batch, context, context / batch) for context in line]
+        axes.plot(line, fitted, color=shade, linewidth=1.2)
+    _scales(axes, "sum of contexts, tokens", "step, ms")
+    axes.set_ylim(bottom=0)
+    axes.set_title("Decode steps: measured (points) and fitted (lines), by batch size")
+    legend_below(axes, 0.14, 10)
+
+
+def _prefill(axes: Any, found: Calibrated) -> None:
+    chunk = found.profile.limits.chunk_tokens
+    groups = _groups(found.first_tokens, lambda s: s.cached)
+    for (cached, samples), shade in zip(groups.items(), _shades(len(groups)), strict=True):
+        new = [s.length - s.cached for s in samples]
+        measured = [1e3 * found.measured_prefill_s(s) for s in samples]
+        axes.scatter(new, measured, s=28, color=shade, label=f"behind {cached:,}")
+        line = np.geomspace(min(new) / 1.2, max(new) * 1.2, _LINE_POINTS).astype(int)
+        fitted = [
+            1e3 * prefill_s(found.profile.prefill, lone_chunks(cached + n, cached, chunk))
+            for n in line
+        ]
+        axes.plot(line, fitted, color=shade, linewidth=1.2)
+    _scales(axes, "new tokens", "prefill, ms")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    path = f"{1e3 * found.path.fixed_s:.1f} ms + {1e6 * found.path.per_token_s:.2f} µs a token"
+    axes.set_title(f"Time to first token less its path ({path})")
+    legend_below(axes, 0.14, 5)
+
+
+def _residuals(
+    axes: Any,
+    groups: Mapping[int, Sequence[Any]],
+    x: Callable[[Any], float],
+    error: Callable[[Any], float],
+    label: str,
+    title: str,
+) -> None:
+    for samples, shade in zip(groups.values(), _shades(len(groups)), strict=True):
+        axes.scatter([x(s) for s in samples], [100 * error(s) for s in samples], s=28, color=shade)
+    axes.axhline(0.0, color="#111111", linewidth=1)
+    reach = max(1.0, *(abs(v) for v in axes.get_ylim()))
+    axes.set_ylim(-reach, reach)
+    _scales(axes, label, "predicted / measured - 1, %")
+    axes.set_title(title)
+
+
+def _scales(axes: Any, x: str, y: str) -> None:
+    axes.set(xscale="log", xlabel=x, ylabel=y)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
+def _groups(samples: Sequence[S], key: Callable[[S], int]) -> dict[int, list[S]]:
+    found: dict[int, list[S]] = {}
+    for sample in sorted(samples, key=key):
+        found.setdefault(key(sample), []).append(sample)
+    return found
+
+
+def _shades(n: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    return [colormaps["viridis_r"](0.1 + 0.85 * i / max(1, n - 1)) for i in range(n)]

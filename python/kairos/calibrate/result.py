@@ -1,0 +1,162 @@
+"""From samples to a profile, and how well it describes them."""
+
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+
+from kairos.calibrate.grid import Skipped
+from kairos.calibrate.measure import FirstTokens, Measured, Steps
+from kairos.calibrate.server import Servers
+from kairos.errors import InputError
+from kairos.latency import Chunk, Profile, Provenance
+from kairos.latency.first_token import (
+    FirstToken,
+    FirstTokenPath,
+    fit_first_tokens,
+    lone_chunks,
+    prefill_s,
+)
+from kairos.latency.fit import Floats, StepSample, fit_decode
+
+T = TypeVar("T")
+
+
+class Errors(NamedTuple):
+    """Of predictions against measurements, as fractions of the measured.
+
+    Attributes:
+        points: samples compared.
+        median, p90, worst: of the absolute values.
+    """
+
+    points: int
+    median: float
+    p90: float
+    worst: float
+
+
+class Calibrated(NamedTuple):
+    """Attributes:
+    profile: what was fitted; the KV link is the base profile's.
+    path: what first tokens take beside prefill. No part of the profile.
+    steps, first_tokens: the samples.
+    """
+
+    profile: Profile
+    path: FirstTokenPath
+    steps: tuple[Steps, ...]
+    first_tokens: tuple[FirstTokens, ...]
+
+    def step_s(self, sample: Steps) -> float:
+        """Predicted time of a step."""
+        return step_s(self.profile, sample)
+
+    def prefill_s(self, sample: FirstTokens) -> float:
+        """Predicted time of the forwards alone."""
+        return prefill_s(self.profile.prefill, _chunks(self.profile, sample))
+
+    def measured_prefill_s(self, sample: FirstTokens) -> float:
+        """Measured time to first token less the path."""
+        return sample.seconds - self.path.seconds(sample.length)
+
+    def errors(self) -> dict[str, Errors]:
+        """By what is predicted."""
+        return {
+            "decode step": _errors(self.steps, self.step_s, lambda s: s.seconds),
+            "time to first token": _errors(
+                self.first_tokens,
+                lambda s: self.prefill_s(s) + self.path.seconds(s.length),
+                lambda s: s.seconds,
+            ),
+            "prefill (less the path)": _errors(
+                self.first_tokens, self.prefill_s, self.measured_prefill_s
+            ),
+        }
+
+    def errors_against(self, truth: Profile) -> dict[str, Errors]:
+        """At the measured points, against a profile that is known to be true."""
+        chunk = self.profile.limits.chunk_tokens
+        return {
+            f"decode step, against {truth.name}": _errors(
+                self.steps, self.step_s, lambda s: step_s(truth, s)
+            ),
+            f"prefill, against {truth.name}": _errors(
+                self.first_tokens,
+                self.prefill_s,
+                lambda s: prefill_s(truth.prefill, lone_chunks(s.length, s.cached, chunk)),
+            ),
+        }
+
+
+def step_s(profile: Profile, sample: Steps) -> float:
+    """Time of a step as `profile` predicts it."""
+    longest = sample.total_context / sample.batch
+    return profile.decode.step_s(sample.batch, sample.total_context, longest)
+
+
+def calibrated(
+    samples: Sequence[Measured], servers: Servers, base: Profile, name: str, source: str
+) -> Calibrated:
+    """Fit a profile.
+
+    Args:
+        base: gives what cannot be measured from outside: KV link, the share of experts that a
+            token activates, the weight of the longest context.
+        source: how the samples came about.
+
+    Raises:
+        InputError: too few samples.
+    """
+    steps = tuple(s for s in samples if isinstance(s, Steps))
+    first_tokens = tuple(s for s in samples if isinstance(s, FirstTokens))
+    decode, _ = fit_decode(
+        [StepSample(s.batch, round(s.total_context), s.seconds) for s in steps],
+        base.decode.expert_fraction,
+    )
+    chunk = servers.limits.chunk_tokens
+    prefill, path, _ = fit_first_tokens(
+        [FirstToken(lone_chunks(s.length, s.cached, chunk), s.seconds) for s in first_tokens]
+    )
+    commands = "; ".join(f"{role}: {text}" for role, text in servers.commands.items())
+    provenance = Provenance(
+        "measured",
+        f"{source}, SGLang {servers.version}, model {servers.model}. {len(steps)} decode points of "
+        f"{sum(len(s.blocks_s) for s in steps)} timed blocks, {len(first_tokens)} prefill points "
+        f"of {sum(len(s.each_s) for s in first_tokens)} prompts. KV link, expert fraction and "
+        f"straggler of {base.name} ({base.provenance.kind}). Started as: {commands}",
+        date.today().isoformat(),
+    )
+    decode = msgspec.structs.replace(decode, straggler=base.decode.straggler)
+    profile = Profile(base.schema, name, provenance, prefill, decode, base.kv, servers.limits)
+    return Calibrated(profile, path, steps, first_tokens)
+
+
+def write_samples(
+    path: Path, servers: Servers, samples: Sequence[Measured], skipped: Sequence[Skipped]
+) -> None:
+    """JSON lines: the servers, then every sample, then every point that was skipped.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    lines = [{"servers": servers}, *samples, *({"skipped": point} for point in skipped)]
+    try:
+        path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    except OSError as error:
+        raise InputError(f"cannot write samples {path}: {error.strerror}") from error
+
+
+def _chunks(profile: Profile, sample: FirstTokens) -> tuple[Chunk, ...]:
+    return lone_chunks(sample.length, sample.cached, profile.limits.chunk_tokens)
+
+
+def _errors(
+    samples: Sequence[T], predicted: Callable[[T], float], measured: Callable[[T], float]
+) -> Errors:
+    found: Floats = np.array([abs(predicted(s) / measured(s) - 1.0) for s in samples])
+    median, p90 = (float(x) for x in np.percentile(found, [50, 90]))
+    return Errors(len(samples), median, p90, float(found.max()))

@@ -1,0 +1,146 @@
+"""The servers to be measured, as they describe themselves."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import orjson
+
+from kairos.errors import InputError
+from kairos.latency import Limits
+from kairos.replay.target import Leg, UrlTarget
+
+_TIMEOUT_S = 10.0
+_SECRET = re.compile(r"(--\S*api-key[ =])\S+")
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """One server, or a prefill and a decode server.
+
+    Attributes:
+        legs: where requests go.
+        limits: what both hold.
+        longest_prompt: tokens; prompts must be shorter.
+        kairos: they schedule by SLO.
+        model: its path there.
+        version: of SGLang.
+        commands: how they were started, by role.
+    """
+
+    legs: tuple[Leg, ...]
+    limits: Limits
+    longest_prompt: int
+    kairos: bool
+    model: str
+    version: str
+    commands: Mapping[str, str]
+
+
+def ask_servers(urls: Sequence[str], model: str | None = None) -> Servers:
+    """What listens at `urls`.
+
+    Args:
+        urls: a single server, or prefill and decode server in any order.
+        model: path or served name that is expected.
+
+    Raises:
+        InputError: unreachable, not what is needed, or of another model.
+    """
+    if not 1 <= len(urls) <= 2:
+        raise InputError(f"--url: {len(urls)} servers; allowed are one, or a prefill and a decode")
+    infos = {url.rstrip("/"): _info(url) for url in urls}
+    roles = {url: str(info.get("disaggregation_mode", "null")) for url, info in infos.items()}
+    wanted = ["null"] if len(urls) == 1 else ["decode", "prefill"]
+    if sorted(roles.values()) != wanted:
+        found = ", ".join(f"{url} is {_role(role)}" for url, role in roles.items())
+        raise InputError(
+            f"--url: {found}; allowed are one server without disaggregation, or a prefill and a "
+            "decode server"
+        )
+    for url, info in infos.items():
+        _check_model(url, info, model)
+    first = next((u for u, role in roles.items() if role != "decode"), urls[0])
+    last = next((u for u, role in roles.items() if role != "prefill"), urls[-1])
+    return Servers(
+        legs=_legs(first, last, infos[first]),
+        limits=_limits(infos[first], infos[last]),
+        longest_prompt=min(int(_number(u, i, "max_req_input_len")) for u, i in infos.items()),
+        kairos=any("kairos" in _state(info) for info in infos.values()),
+        model=str(infos[last].get("served_model_name") or infos[last].get("model_path")),
+        version=str(infos[last].get("version", "unknown")),
+        commands={
+            _role(roles[url]): _SECRET.sub(r"\1...", str(info.get("launch_command") or "unknown"))
+            for url, info in infos.items()
+        },
+    )
+
+
+def _legs(first: str, last: str, prefill: Mapping[str, Any]) -> tuple[Leg, ...]:
+    if first == last:
+        return (Leg("server", first),)
+    host = urlsplit(first).hostname or ""
+    port = int(_number(first, prefill, "disaggregation_bootstrap_port"))
+    return (
+        Leg("prefill", first, streams=False, bootstrap_host=host, bootstrap_port=port),
+        Leg("decode", last),
+    )
+
+
+def _limits(prefill: Mapping[str, Any], decode: Mapping[str, Any]) -> Limits:
+    chunk = prefill.get("chunked_prefill_size") or 0
+    if chunk <= 0:  # no chunks: a batch still ends there
+        chunk = int(_number("prefill", prefill, "max_prefill_tokens"))
+    kv = min(int(_number("server", info, "max_total_num_tokens")) for info in (prefill, decode))
+    running = _state(decode).get("effective_max_running_requests_per_dp") or decode.get(
+        "max_running_requests"
+    )
+    if not isinstance(running, int) or running < 1:
+        raise InputError("--url: the server does not say how many requests it runs at once")
+    return Limits(int(chunk), kv, running)
+
+
+def _check_model(url: str, info: Mapping[str, Any], model: str | None) -> None:
+    served = {str(info[name]) for name in ("model_path", "served_model_name") if info.get(name)}
+    if model is not None and model not in served:
+        raise InputError(f"--model: {url} serves {', '.join(sorted(served))}, not {model}")
+    if info.get("is_embedding"):
+        raise InputError(f"--url: {url} serves an embedding model, which generates nothing")
+
+
+def _info(url: str) -> dict[str, Any]:
+    UrlTarget(url)
+    address = f"{url.rstrip('/')}/server_info"
+    try:
+        with urlopen(address, timeout=_TIMEOUT_S) as answer:
+            info = orjson.loads(answer.read())
+    except (OSError, ValueError) as error:
+        if getattr(error, "code", None) in (404, 405):
+            raise InputError(
+                f"--url: {url} is no SGLang server ({address}: {error}); of a router, name the "
+                "servers behind it"
+            ) from error
+        raise InputError(f"--url: no answer of an SGLang server at {address}: {error}") from error
+    if not isinstance(info, dict) or "max_total_num_tokens" not in info:
+        raise InputError(f"--url: {address} does not say max_total_num_tokens; is it SGLang?")
+    return info
+
+
+def _state(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    states = info.get("internal_states")
+    first = states[0] if isinstance(states, list) and states else None
+    return first if isinstance(first, dict) else {}
+
+
+def _number(where: str, info: Mapping[str, Any], name: str) -> float:
+    value = info.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"--url: /server_info of {where} has {name} {value!r}, not a number")
+    return value
+
+
+def _role(mode: str) -> str:
+    return {"null": "server"}.get(mode, mode)
