@@ -1,0 +1,100 @@
+"""Samples from token times, on an engine with a clock of its own."""
+
+import statistics
+
+import pytest
+
+from kairos.calibrate.drive import Answer, DriveError, shared_tokens
+from kairos.calibrate.grid import REPEATS, DecodePoint, PrefillPoint
+from kairos.calibrate.measure import BLOCK, FirstTokens, Meter, Steps, steps_of
+from kairos.latency import load_profile
+from kairos.latency.first_token import FirstTokenPath, lone_chunks, prefill_s
+from support.virtual_engine import VirtualEngine
+
+PROFILE = load_profile("minimax-m2.5-tp4-h200")
+PATH = FirstTokenPath(0.02, 2e-6)
+
+
+def forever() -> float:
+    return 1e6
+
+
+def test_1_a_step_is_that_of_all_requests_together() -> None:
+    """The first prompts decode alone for a while; that must not count."""
+    engine = VirtualEngine(PROFILE, PATH)
+    sample = Meter(engine).measure(DecodePoint(16, 4096), forever)
+    assert isinstance(sample, Steps)
+    assert sample.batch == 16
+    assert 16 * 4096 < sample.total_context < 16 * (4096 + 200)
+    expected = PROFILE.decode.step_s(16, sample.total_context)
+    assert sample.seconds == pytest.approx(expected, rel=1e-3)
+
+
+def test_2_tokens_that_arrive_late_and_together_do_not_matter() -> None:
+    engine = VirtualEngine(PROFILE, PATH, jitter_s=0.01)  # a step is 11 ms
+    sample = Meter(engine).measure(DecodePoint(16, 1024), forever)
+    assert isinstance(sample, Steps)
+    expected = PROFILE.decode.step_s(16, sample.total_context)
+    assert sample.seconds == pytest.approx(expected, rel=0.03)
+    assert statistics.pstdev(sample.blocks_s) > 0.0
+
+
+def test_3_more_output_when_the_first_end_before_the_last_begin() -> None:
+    slow = VirtualEngine(PROFILE, PATH, cache=False)  # prefills every context
+    sample = Meter(slow).measure(DecodePoint(4, 16_384), forever)
+    assert isinstance(sample, Steps)
+    assert sample.seconds == pytest.approx(PROFILE.decode.step_s(4, sample.total_context), rel=1e-3)
+    first, second = (output for prompts, output in slow.played if len(prompts) > 1)
+    assert second == 4 * first
+
+
+def test_4_requests_that_never_meet() -> None:
+    slow = VirtualEngine(PROFILE, PATH, cache=False)
+    with pytest.raises(DriveError, match="never decoded together"):
+        Meter(slow).measure(DecodePoint(16, 60_000), forever)
+
+
+def test_5_requests_held_back() -> None:
+    even = [Answer(0.0, [0.01 * i for i in range(100)], 0) for _ in range(3)]
+    held = Answer(0.0, [0.05 * i for i in range(20)], 0)
+    with pytest.raises(DriveError, match="held back"):
+        steps_of([*even, held], 100)
+
+
+def test_6_tokens_all_at_once() -> None:
+    with pytest.raises(DriveError, match="all at once"):
+        steps_of([Answer(0.0, [1.0] * 100, 0)], 100)
+
+
+def test_7_first_tokens_with_and_without_prefix() -> None:
+    engine = VirtualEngine(PROFILE, PATH)
+    for point in (PrefillPoint(1000, 0), PrefillPoint(1000, 20_000), PrefillPoint(20_000, 0)):
+        sample = Meter(engine, first_name=1000 * point.prefix + point.new).measure(point, forever)
+        assert isinstance(sample, FirstTokens)
+        assert (sample.cached, sample.length) == (point.prefix, point.prefix + point.new)
+        assert len(sample.each_s) == REPEATS
+        chunks = lone_chunks(sample.length, sample.cached, PROFILE.limits.chunk_tokens)
+        expected = PATH.seconds(sample.length) + prefill_s(PROFILE.prefill, chunks)
+        assert sample.seconds == pytest.approx(expected)
+
+
+def test_8_a_server_without_prefix_cache_gives_another_point() -> None:
+    engine = VirtualEngine(PROFILE, PATH, cache=False)
+    sample = Meter(engine).measure(PrefillPoint(1000, 2000), forever)
+    assert isinstance(sample, FirstTokens)
+    assert (sample.cached, sample.length) == (0, 3000)
+
+
+def test_9_no_content_comes_twice() -> None:
+    engine = VirtualEngine(PROFILE, PATH)
+    meter = Meter(engine)
+    for point in (PrefillPoint(64, 0), PrefillPoint(64, 128), DecodePoint(4, 512)):
+        meter.measure(point, forever)
+    tails = [prompt.parts[-1][1] for prompts, _ in engine.played for prompt in prompts]
+    assert len(set(tails)) == len(tails)
+
+
+def test_10_shared_tokens() -> None:
+    assert shared_tokens([[1.0, 2.0, 3.0], []]) == 0
+    assert shared_tokens([[1.0, 2.0, 3.0, 4.0], [2.5, 3.5]]) == 2
+    assert BLOCK > 1
