@@ -103,7 +103,6 @@ class HttpDriver:
         together: int | None = None,
     ) -> list[Answer]:
         bodies = [self._prepared(prompt, output_tokens) for prompt in prompts]
-        gc.collect()
         gc.disable()  # a collection would stamp tokens late
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -74,7 +74,7 @@ def _prefill(axes: Any, found: Calibrated) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     path = f"{1e3 * found.path.fixed_s:.1f} ms + {1e6 * found.path.per_token_s:.2f} µs a token"
-    axes.set_title(f"Time to first token less its path ({path})")
+    axes.set_title(f"Time to first token less {path}")
     legend_below(axes, 0.14, 5)
 
 

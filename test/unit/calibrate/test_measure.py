@@ -6,7 +6,7 @@ import pytest
 
 from kairos.calibrate.drive import Answer, DriveError, shared_tokens
 from kairos.calibrate.grid import REPEATS, DecodePoint, PrefillPoint
-from kairos.calibrate.measure import BLOCK, FirstTokens, Meter, Steps, steps_of
+from kairos.calibrate.measure import FirstTokens, Meter, Steps, steps_of
 from kairos.latency import load_profile
 from kairos.latency.first_token import FirstTokenPath, lone_chunks, prefill_s
 from support.virtual_engine import VirtualEngine
@@ -97,4 +97,3 @@ def test_9_no_content_comes_twice() -> None:
 def test_10_shared_tokens() -> None:
     assert shared_tokens([[1.0, 2.0, 3.0], []]) == 0
     assert shared_tokens([[1.0, 2.0, 3.0, 4.0], [2.5, 3.5]]) == 2
-    assert BLOCK > 1
