@@ -140,9 +140,13 @@ class Engine:
     async def _server_info(self, request: web.Request) -> web.Response:
         await self._maybe_hang()
         return web.json_response(
-            {"random_seed": self.seed, "startup_time": {"total": 1.0}, "internal_states": [self.state],
-             "max_total_num_tokens": 1_000_000}
-        )  # fmt: skip
+            {
+                "random_seed": self.seed,
+                "startup_time": {"total": 1.0},
+                "internal_states": [self.state],
+                "max_total_num_tokens": 1_000_000,
+            }
+        )
 
     async def _loads(self, request: web.Request) -> web.Response:
         await self._maybe_hang()
