@@ -54,8 +54,8 @@ class SlackParams(NamedTuple):
     starve_s: who got no token for so many seconds comes first.
     period: steps between two selections; between them everybody who joined runs.
     kv_share: share of KV capacity that admission may fill.
-    late_kv_share: the same for requests that are late already. Without it they fill the memory,
-        and new requests, which could be on time, wait for it.
+    late_share: share of KV capacity and of the slots that may be taken when a request joins that is
+        late already. Without it they fill both, and new requests, which could be on time, wait.
     """
 
     give_up: float = 0.7
@@ -67,7 +67,7 @@ class SlackParams(NamedTuple):
     starve_s: float = 5.0
     period: int = 1
     kv_share: float = 0.96
-    late_kv_share: float = 0.6
+    late_share: float = 0.6
 
     def check(self) -> None:
         """Raise `InputError` for a value out of range."""
@@ -81,7 +81,7 @@ class SlackParams(NamedTuple):
             "starve_s": (0.0, math.inf),
             "period": (1, 10_000),
             "kv_share": (0.01, 1.0),
-            "late_kv_share": (0.01, self.kv_share),
+            "late_share": (0.01, self.kv_share),
         }
         for name, (low, high) in allowed.items():
             value = getattr(self, name)
@@ -119,7 +119,14 @@ class SlackPolicy:
         self, waiting: Rows, now_s: float, kv_tokens: int, kv_capacity: int, slots: int
     ) -> npt.NDArray[np.int64]:
         admitted: Any = self._kernel.admit(
-            waiting, now_s, self.params, self._horizons, float(kv_tokens), kv_capacity, slots
+            waiting,
+            now_s,
+            self.params,
+            self._horizons,
+            float(kv_tokens),
+            kv_capacity,
+            slots,
+            self.max_batch,
         )
         return np.asarray(admitted)
 

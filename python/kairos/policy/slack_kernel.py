@@ -194,6 +194,9 @@ def _serve_victims(
 ) -> None:
     """Fill the step with victims, the starved first, up to a length that costs nobody his pace."""
     n = rows.shape[0]
+    # Victims that do not run keep slots from those who wait for one: then steps are as full as
+    # steps of those on time may be.
+    shortest = p.floor if n >= max_batch else 0.0
     limit = math.inf
     loosest = 0.0
     key = np.full(n, math.inf)
@@ -206,7 +209,7 @@ def _serve_victims(
                 key[i] = row.last - FAR
         else:
             banked = min(0.5 * slack[i], 3.0 * row.tau)
-            limit = min(limit, max(min(pace[i], row.tau), banked))
+            limit = min(limit, max(min(pace[i], row.tau), banked, shortest * row.tau))
     if loosest == 0.0:
         return
     if limit == math.inf:
@@ -229,12 +232,13 @@ def admit(
     held: float,
     capacity: float,
     slots: int,
+    max_batch: int,
 ) -> Any:
     """Indices of the waiting rows to admit: those that can keep their pace first, short ones first.
 
     Args:
         held: tokens of KV in use, of `capacity`.
-        slots: requests that may be admitted.
+        slots: requests that may be admitted, of `max_batch`.
     """
     n = rows.shape[0]
     key = np.empty(n)
@@ -247,8 +251,10 @@ def admit(
     order = _order(key, rows)
     count = 0
     for at in order:
-        share = p.late_kv_share if key[at] >= FAR else p.kv_share
-        if count == slots or (held > 0.0 and held + rows[at].context > share * capacity):
+        late = key[at] >= FAR
+        share = p.late_share if late else p.kv_share
+        kept_free = (1.0 - p.late_share) * max_batch if late and held > 0.0 else 0.0
+        if slots - count <= kept_free or (held > 0.0 and held + rows[at].context > share * capacity):
             break
         held += rows[at].context
         count += 1
