@@ -83,7 +83,8 @@ def test_an_urgent_request_of_ten_chunks_overtakes_a_long_prompt(cluster: Cluste
 @on(OFF)
 def test_upstream_serves_it_last(cluster: Cluster) -> None:
     long_s, short_s = race(cluster, 100)
-    assert long_s < short_s
+    # It may share the last chunk; then two threads get their answers in either order.
+    assert short_s > 0.98 * long_s
 
 
 @on(KAIROS)
@@ -115,7 +116,7 @@ def test_a_parked_prompt_can_be_aborted(cluster: Cluster, by: str) -> None:
             wait_for(lambda: planner(cluster)["parked"] == 0, "the parked prompt to end", 5)
             assert urgent.events == 0, "it was aborted while parked"
             urgent.wait_finished()
-            assert urgent.events >= 2
+            assert urgent.made == 2
     wait_idle(cluster)
 
 

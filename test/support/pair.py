@@ -1,5 +1,6 @@
 """Talk to the two legs of a disaggregated pair as a router does, headers included."""
 
+import json
 import secrets
 import socket
 import threading
@@ -70,6 +71,7 @@ class Streaming:
     ) -> None:
         self.rid = f"{room():032x}"
         self.events = 0
+        self.made = 0  # tokens, of the last event: a busy server puts several into one
         self._stack = ExitStack()
         self._legs = (cluster.prefill[0].url, cluster.decode[0].url)
         self._body: dict[str, Any] = {
@@ -124,7 +126,10 @@ class Streaming:
     def _read(self, response: httpx.Response) -> None:
         try:
             for line in response.iter_lines():
-                self.events += line.startswith("data: {")
+                if line.startswith("data: {"):
+                    self.events += 1
+                    event = json.loads(line.removeprefix("data: "))
+                    self.made = event.get("meta_info", {}).get("completion_tokens", self.made)
         except (httpx.HTTPError, httpx.StreamError):
             return
 

@@ -107,6 +107,11 @@ class HttpDriver:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(self._play(bodies, limit_s, together))
+        except RuntimeError as error:
+            # Ctrl-C while the loop was being closed, which asyncio answers with another error.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            raise
         finally:
             gc.enable()
 

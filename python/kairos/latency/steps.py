@@ -100,6 +100,7 @@ class StepLearner:
         self._straggler = prior.straggler
         self._mean = 1.0
         self._window = np.zeros((WINDOW, 4))
+        self._seen = 0  # steps of this run, which is what the window holds
         self._version = 0
         self._learned = Learned(0, self._ratios.tobytes(), self._straggler, 1.0)
 
@@ -122,8 +123,9 @@ class StepLearner:
         self.calibration.observe(predicted, seconds)
         if self.samples < 8 * REFRESH or self.samples % SHAPE_EVERY == 0:
             self._learn_shape(batch, total, longest, seconds)
-        self._window[self.samples % WINDOW] = batch, total, longest, seconds
-        if self.samples % WINDOW == 0:
+        self._window[self._seen % WINDOW] = batch, total, longest, seconds
+        self._seen += 1
+        if self._seen % WINDOW == 0:
             self._learn_straggler()
         if self.samples % REFRESH == 0:
             self._refresh()

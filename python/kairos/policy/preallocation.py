@@ -4,6 +4,7 @@ A prompt holds the memory from here until its last token, through its wait for p
 given to prompts that miss their objective anyway is missing for those that could meet it.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ class Asking(NamedTuple):
         deadline_s: of its first token.
         work_s: shortest prefill that it may need, seconds.
         output_tokens: expected; 0 where nothing is known.
+        needed_tokens: free tokens that the engine insists on before it gives memory away; 0: the
+            prompt's and the reserve.
     """
 
     id: int
@@ -30,6 +33,7 @@ class Asking(NamedTuple):
     deadline_s: float
     work_s: float
     output_tokens: float = 0.0
+    needed_tokens: float = 0.0
 
 
 class Room(NamedTuple):
@@ -42,6 +46,7 @@ class Room(NamedTuple):
         late_pending: held by prompts that were late when granted and are not decoding yet.
         contexts, remaining: of the residents, promised ones included; see `peak_tokens`. Empty
             where nothing is known about lengths.
+        slots: prompts that can be taken in before the engine runs out of rows.
     """
 
     capacity: float
@@ -50,6 +55,7 @@ class Room(NamedTuple):
     late_pending: float
     contexts: Floats
     remaining: Floats
+    slots: int = sys.maxsize
 
 
 class PreallocationParams(NamedTuple):
@@ -88,6 +94,8 @@ class Preallocation:
 
     def grant(self, asking: Sequence[Asking], room: Room, now_s: float) -> list[Grant]:
         """Prompts that get memory now, in this order."""
+        if room.slots <= 0:
+            return []
         p = self.params
         left = _Left(room, p.peak_share)
         granted: list[Grant] = []
@@ -132,6 +140,11 @@ def _late(prompt: Asking, now_s: float) -> bool:
     return now_s + prompt.work_s > prompt.deadline_s
 
 
+# Prompts are tried short ones first: when so many would overfill memory at its peak, longer ones
+# would too, and a pass of the event loop has no time to find the exception.
+_PEAK_REFUSALS = 8
+
+
 class _Left:
     """What is left of a `Room` while it is being given away."""
 
@@ -141,18 +154,24 @@ class _Left:
         self._contexts, self._remaining = room.contexts, room.remaining
         self._most = peak_share * room.capacity
         self.used = max(0.0, room.capacity - room.free)
+        self._slots = room.slots
+        self._refusals = 0
 
     def take(self, prompt: Asking) -> bool:
         """Take memory for `prompt` if it fits, now and at the peak."""
         needed = prompt.tokens + self._room.reserve
-        if needed > self._free:
+        if self._slots <= 0 or max(needed, prompt.needed_tokens) > self._free:
+            return False
+        if self._refusals >= _PEAK_REFUSALS:
             return False
         if prompt.output_tokens > 0.0 and len(self._contexts):
             contexts = np.append(self._contexts, float(prompt.tokens))
             remaining = np.append(self._remaining, prompt.output_tokens)
             if peak_tokens(contexts, remaining) > self._most:
+                self._refusals += 1
                 return False
             self._contexts, self._remaining = contexts, remaining
+        self._slots -= 1
         self._free -= needed
         self.used += needed
         return True

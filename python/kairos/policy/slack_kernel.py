@@ -254,7 +254,9 @@ def admit(
         late = key[at] >= FAR
         share = p.late_share if late else p.kv_share
         kept_free = (1.0 - p.late_share) * max_batch if late and held > 0.0 else 0.0
-        if slots - count <= kept_free or (held > 0.0 and held + rows[at].context > share * capacity):
+        if slots - count <= kept_free or (
+            held > 0.0 and held + rows[at].context > share * capacity
+        ):
             break
         held += rows[at].context
         count += 1

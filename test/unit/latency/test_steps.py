@@ -101,6 +101,17 @@ def test_6_a_restart_goes_on_where_the_last_run_ended(tmp_path) -> None:
     assert load_state(tmp_path, "nothing", "engine") is None
 
 
+def test_6_a_restart_learns_on_with_the_steps_of_its_own_run() -> None:
+    """It took the empty part of its window for steps, and stopped the server with an error."""
+    learner = StepLearner(PRIOR)
+    true = scaled(2, 0.7, 2, 3)
+    follow(learner, true, 700)
+    fresh = StepLearner(PRIOR)
+    fresh.restore(learner.state())
+    follow(fresh, true, 1_200)
+    assert fresh.table.step_s(30, 300_000) == pytest.approx(true.step_s(30, 300_000), rel=0.05)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1", '"'])
 def test_7_a_damaged_state_file_is_named(tmp_path, text: str) -> None:
     (tmp_path / "decode.json").write_text(text)

@@ -48,6 +48,23 @@ def test_5_a_late_one_gets_an_empty_server_however_long_it_is() -> None:
     assert granted([asking(1, 9_000, deadline_s=0.5)], room(10_000)) == [1]
 
 
+def test_5_nobody_gets_memory_without_a_row_and_nobody_earns_credit_for_it() -> None:
+    """Elders were credited in every pass in which upstream had no row left for anybody."""
+    policy = Preallocation(PreallocationParams(elder_s=30.0, elder_credit=0.5))
+    full = room(9_000)._replace(slots=0)
+    elder = asking(1, 9_500, deadline_s=5.0)
+    for at in range(40):
+        assert policy.grant([elder, asking(2, 900)], full, float(at)) == []
+    assert [g.at for g in policy.grant([elder, asking(2, 900)], room(9_000), 41.0)] == [1]
+    few = room(9_000)._replace(slots=1)
+    assert [g.at for g in policy.grant([asking(1, 900), asking(2, 500)], few, 0.0)] == [1]
+
+
+def test_5_one_for_whom_the_engine_wants_more_room_than_there_is_blocks_nobody() -> None:
+    greedy = asking(1, 500)._replace(needed_tokens=4_500.0)
+    assert granted([greedy, asking(2, 900)], room(2_000)) == [2]
+
+
 def test_6_who_has_asked_too_long_goes_before_everybody() -> None:
     policy = Preallocation(PreallocationParams(elder_s=30.0, elder_credit=0.5))
     elder = asking(1, 3_000, deadline_s=5.0)

@@ -1,9 +1,10 @@
 """Which of the prompts that have shaken hands get decode memory, and in which order."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from sglang.srt.environ import envs
 from sglang.srt.kairos.decode_rows import DecodeRows
 from sglang.srt.kairos.shared_clock import SharedClock
 
@@ -14,6 +15,21 @@ from kairos.policy.preallocation import Asking, Preallocation, Room
 # A prefix cache may spare a prompt part of its prefill, and a decode server does not know which.
 # A prompt counts as late when even this share of its work no longer ends in time.
 LEAST_WORK = 0.5
+
+
+class _Known(NamedTuple):
+    """What does not change while a request waits.
+
+    Attributes:
+        made: tokens of output it came with.
+        group: of its output length.
+        limit: tokens it may make.
+    """
+
+    asking: Asking
+    made: int
+    group: int
+    limit: float
 
 
 class DecodePreallocation:
@@ -39,8 +55,10 @@ class DecodePreallocation:
         self._scheduler = scheduler
         self._refusal = refusal
         self._policy = Preallocation()
+        self._most_output = envs.SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION.get()
         self._capacity = float(scheduler.max_total_num_tokens)
         self._late: dict[int, int] = {}
+        self._known: dict[int, _Known] = {}
         self._granted = self._granted_late = self._skips = 0
 
     def arrange(self, queue: Any) -> None:
@@ -56,9 +74,23 @@ class DecodePreallocation:
         ]
         if not ready:
             return
+        slots = min(
+            queue.req_to_token_pool.available_size(),
+            queue.req_to_metadata_buffer_idx_allocator.available_size(),
+        )
+        if slots <= 0:
+            return  # upstream stops at the first, too
         now = self._clock.now()
-        prompts = [self._asking(waiting.req) for waiting in ready]
-        grants = self._policy.grant(prompts, self._room(queue), now)
+        free, retractable = self._free(queue)
+        self._known = {w.req.kairos.number: self._of(w.req) for w in ready}
+        known = list(self._known.values())
+        shortest = min(one.asking.tokens for one in known)
+        if shortest + queue.num_reserved_decode_tokens > free and self._active():
+            for waiting in ready:
+                waiting.waiting_for_input = False
+            return
+        prompts = self._asking(known, retractable)
+        grants = self._policy.grant(prompts, self._room(queue, free, slots), now)
         if not grants and not self._active():
             return  # an empty server: upstream decides what fits it at all
         chosen = [ready[grant.at] for grant in grants]
@@ -88,27 +120,45 @@ class DecodePreallocation:
             "skips": self._skips,
         }
 
-    def _asking(self, req: Any) -> Asking:
+    def _of(self, req: Any) -> _Known:
         request = req.kairos
-        tokens = len(req.origin_input_ids) + max(len(req.output_ids) - 1, 0)
-        work = self._prefill.batch_s([Chunk(0, tokens)])
-        output = self._remaining([req])[0]
-        return Asking(
-            request.number,
-            tokens,
-            request.arrival_s,
-            request.ttft_deadline_s,
-            LEAST_WORK * work,
-            float(output),
-        )
+        made = max(len(req.output_ids) - 1, 0)
+        known = self._known.get(request.number)
+        if known is not None and known.made == made:
+            return known
+        tokens = len(req.origin_input_ids) + made
+        work = LEAST_WORK * self._prefill.batch_s([Chunk(0, tokens)])
+        asking = Asking(request.number, tokens, request.arrival_s, request.ttft_deadline_s, work)
+        limit = float(req.sampling_params.max_new_tokens)
+        return _Known(asking, made, self._rows.group(req), limit)
 
-    def _room(self, queue: Any) -> Room:
-        """Memory as upstream counts it for its own admission."""
+    def _asking(self, known: Sequence[_Known], retractable: int) -> list[Asking]:
+        """What upstream wants to see free before it takes one in: room for its whole output, unless
+        retracting those that run would make it."""
+        outputs = self._lengths.remaining(
+            np.array([one.group for one in known], np.int64),
+            np.array([one.made for one in known], np.int64),
+            np.array([one.limit for one in known]),
+        ).tolist()
+        return [
+            one.asking._replace(
+                output_tokens=output,
+                needed_tokens=one.asking.tokens + min(one.limit, self._most_output) - retractable,
+            )
+            for one, output in zip(known, outputs, strict=True)
+        ]
+
+    def _free(self, queue: Any) -> tuple[float, int]:
+        """Tokens to give away, as upstream counts them for its own admission, and how many
+        retracting would free."""
         running = self._scheduler.running_batch.reqs
         retractable = sum(len(r.origin_input_ids) + len(r.output_ids) for r in running)
         free = queue._allocatable_token_budgets(
             retractable_tokens=retractable, count_retracted=True
         )
+        return float(free), retractable
+
+    def _room(self, queue: Any, free: float, slots: int) -> Room:
         promised = self._promised()
         pending = {req.kairos.number for req in promised}
         self._late = {number: held for number, held in self._late.items() if number in pending}
@@ -117,11 +167,12 @@ class DecodePreallocation:
         residents = self._lengths.remaining(rows["group"], rows["tokens"], rows["limit"])
         return Room(
             self._capacity,
-            float(free),
+            free,
             float(queue.num_reserved_decode_tokens),
             float(sum(self._late.values())),
             np.concatenate([rows["context"].astype(np.float64), contexts]),
             np.concatenate([residents, self._remaining(promised)]),
+            slots,
         )
 
     def _promised(self) -> list[Any]:
@@ -148,6 +199,8 @@ def preallocation_refusal(scheduler: Any, parking: str | None) -> str | None:
         return parking
     if scheduler.enable_decode_hicache:
         return "hierarchical cache on decode"
+    if scheduler.server_args.disaggregation_decode_enable_radix_cache:
+        return "radix cache on decode"  # prompts that share a prefix need less than they count for
     return None
 
 

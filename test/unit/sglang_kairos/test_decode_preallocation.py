@@ -1,0 +1,94 @@
+"""Decode memory on a queue like upstream's."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from sglang.srt.kairos.decode_preallocation import DecodePreallocation
+from sglang.srt.kairos.decode_rows import DecodeRows
+from sglang.srt.kairos.request_slo import RequestSlo
+
+from kairos.latency import load_profile
+from kairos.policy.length import LengthEstimator
+from kairos.slo import Slo, SloClasses
+
+CAPACITY = 100_000
+
+
+def waiting(number: int, tokens: int, max_new: int = 100) -> Any:
+    req = SimpleNamespace(
+        origin_input_ids=[1] * tokens,
+        output_ids=[],
+        finished_reason=None,
+        sampling_params=SimpleNamespace(max_new_tokens=max_new),
+        kairos=RequestSlo(Slo(60_000.0, 50.0), 0.0, number),
+    )
+    return SimpleNamespace(req=req, waiting_for_input=True)
+
+
+class Server:
+    """What `arrange` reads of a scheduler and its queue."""
+
+    def __init__(self, free: int, rows: int, prompts: list[Any], running: int = 1) -> None:
+        resident = SimpleNamespace(origin_input_ids=[1] * 100, output_ids=[])
+        scheduler = SimpleNamespace(
+            max_total_num_tokens=CAPACITY,
+            running_batch=SimpleNamespace(reqs=[resident] * running),
+            disagg_decode_transfer_queue=SimpleNamespace(queue=[]),
+            waiting_queue=[],
+        )
+        self.queue = SimpleNamespace(
+            queue=list(prompts),
+            num_reserved_decode_tokens=512,
+            req_to_token_pool=SimpleNamespace(available_size=lambda: rows),
+            req_to_metadata_buffer_idx_allocator=SimpleNamespace(available_size=lambda: 64),
+            _allocatable_token_budgets=lambda **_: free,
+        )
+        clock = SimpleNamespace(now=lambda: 1.0, decided=lambda *_: None)
+        table = DecodeRows(SloClasses(Slo(2_000.0, 50.0)))
+        self.preallocation = DecodePreallocation(
+            load_profile("tiny-fast").prefill, table, LengthEstimator(), clock, scheduler, None
+        )
+
+    def arrange(self) -> list[int]:
+        """Numbers of those that upstream will look at, in order."""
+        self.preallocation.arrange(self.queue)
+        return [w.req.kairos.number for w in self.queue.queue if w.waiting_for_input]
+
+
+def test_short_ones_that_fit_are_put_in_front() -> None:
+    prompts = [waiting(1, 50_000), waiting(2, 9_000), waiting(3, 4_000)]
+    assert Server(20_000, 8, prompts).arrange() == [3, 2]
+
+
+def test_one_whose_output_upstream_wants_room_for_does_not_stop_those_behind_it() -> None:
+    prompts = [waiting(1, 1_000, max_new=4_000), waiting(2, 2_000)]
+    assert Server(3_000, 8, prompts).arrange() == [2]
+
+
+def test_without_rows_nothing_is_granted() -> None:
+    server = Server(50_000, 0, [waiting(1, 1_000), waiting(2, 1_000)])
+    for _ in range(40):
+        server.arrange()
+    assert server.preallocation.snapshot()["granted"] == 0
+
+
+def test_when_not_even_the_shortest_fits_nobody_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server(1_000, 8, [waiting(n, 1_000 + n) for n in range(50)])
+    monkeypatch.setattr(LengthEstimator, "remaining", lambda *_: np.empty(0)[1])
+    assert server.arrange() == []
+
+
+def test_an_empty_server_is_left_to_upstream() -> None:
+    assert Server(1_000, 8, [waiting(1, 90_000)], running=0).arrange() == [1]
+
+
+def test_what_is_known_of_a_prompt_is_forgotten_with_it() -> None:
+    server = Server(20_000, 8, [waiting(n, 30_000) for n in range(5)])
+    server.arrange()
+    server.queue.queue = [waiting(9, 1_000)]
+    assert server.arrange() == [9]
+    assert set(server.preallocation._known) == {9}
