@@ -49,6 +49,21 @@ def update_handshake_waiters(result: None, queue: Any, *args: Any, **kwargs: Any
         decode.preallocation.arrange(queue)
 
 
+def resume_retracted_reqs(original: Any, queue: Any, *args: Any, **kwargs: Any) -> Any:
+    """Bring back short ones first: the loop ends at the first that does not fit."""
+    decode = queue.scheduler.kairos.decode
+    if decode is not None:
+        decode.preallocation.arrange_retracted(queue)
+    return original(queue, *args, **kwargs)
+
+
+def process_decode_queue(result: None, scheduler: Any) -> None:
+    """Take in prompts whose KV has arrived while retracted requests wait for memory."""
+    decode = scheduler.kairos.decode
+    if decode is not None:
+        decode.preallocation.take_in_transferred()
+
+
 def get_decode_retraction_order(original: Any, reqs: list[Any]) -> list[int]:
     """Keep requests in Kairos' order where it has one for all of them."""
     order: list[int] = original(reqs)
@@ -126,6 +141,28 @@ HOOKS = [
         test="test/engine/test_decode_preallocation.py",
     ),
     Hook(
+        module=_DECODE,
+        name="DecodePreallocQueue.resume_retracted_reqs",
+        kind=Kind.AROUND,
+        process=Process.SCHEDULER,
+        call=resume_retracted_reqs,
+        changes="Retracted requests come back short ones first.",
+        why="It goes by position and ends at the first that does not fit, and nobody gets memory "
+        "before all are back.",
+        test="test/unit/sglang_kairos/test_decode_preallocation.py",
+    ),
+    Hook(
+        module=_DECODE,
+        name="SchedulerDisaggregationDecodeMixin.process_decode_queue",
+        kind=Kind.AFTER,
+        process=Process.SCHEDULER,
+        call=process_decode_queue,
+        changes="Prompts whose KV has arrived join, and stream their first token, also while "
+        "retracted requests wait for memory.",
+        why="It returns before it looks at transfers; they need no memory any more.",
+        test="test/unit/sglang_kairos/test_decode_preallocation.py",
+    ),
+    Hook(
         module="sglang.srt.managers.schedule_batch",
         name="ScheduleBatch._get_decode_retraction_order",
         kind=Kind.AROUND,
@@ -162,6 +199,10 @@ RELIES_ON = [
     Reliance(
         "sglang.srt.disaggregation.decode.DecodePreallocQueue.pop_preallocated",
         "skips prompts that are not waiting for input, and takes the others in order",
+    ),
+    Reliance(
+        "sglang.srt.disaggregation.decode.DecodeTransferQueue.pop_transferred",
+        "returns the requests whose KV has arrived; they hold their memory",
     ),
     Reliance(
         "sglang.srt.disaggregation.decode.DecodePreallocQueue._allocatable_token_budgets",

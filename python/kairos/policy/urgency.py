@@ -180,16 +180,16 @@ class UrgencyQueue:
     def order(self, start_s: float) -> list[int]:
         """Ids of all jobs, most urgent first: those that will be on time by deadline, then those
         given up by remaining work, then those late already by how many of their SLOs they took."""
-        rows, state, left, _ = self._classified(start_s)
+        rows, state, left, model = self._classified(start_s)
         weight = rows["weight"]
-        slo = rows["deadline"] - rows["arrival"]
+        late = [self._kernel.late_key(rows, i, start_s, model) for i in range(len(rows))]
         key = np.where(
             state == self._kernel.KEPT,
             rows["deadline"],
             np.where(
                 state == self._kernel.DROPPED,
                 left / weight,
-                -(start_s + left - rows["arrival"]) * weight / slo,
+                -np.array(late),
             ),
         )
         ids: list[int] = rows["id"][np.lexsort((rows["id"], key, state))].tolist()

@@ -120,11 +120,23 @@ def classify(
 
 
 @compiled
-def _next(rows: Rows, state: Any, left: Any, start: float, cursor: int) -> int:
+def late_key(rows: Rows, i: int, start: float, model: Tuple4) -> float:
+    """Multiple of its SLO at which a late job could be done, were nothing of it computed yet.
+
+    With the work that is left instead, the key of the running job would stand still while those
+    of the others grow: all would take turns, hold their KV, and end last.
+    """
+    row = rows[i]
+    waited = start + work_s(model, 0, row.total) - row.arrival
+    return float(waited * row.weight / (row.deadline - row.arrival))
+
+
+@compiled
+def _next(rows: Rows, state: Any, left: Any, start: float, cursor: int, model: Tuple4) -> int:
     """Index of the most urgent job not chosen yet, -1 when none is left.
 
-    Kept jobs by deadline, then dropped ones by remaining work, then late ones by the multiple of
-    their SLO at which they can be done. `cursor` skips rows known to hold no kept job.
+    Kept jobs by deadline, then dropped ones by remaining work, then late ones, see `late_key`.
+    `cursor` skips rows known to hold no kept job.
     """
     n = rows.shape[0]
     for i in range(cursor, n):
@@ -134,11 +146,8 @@ def _next(rows: Rows, state: Any, left: Any, start: float, cursor: int) -> int:
     for i in range(n):
         if state[i] == CHOSEN or state[i] > best_state:
             continue
-        if state[i] == DROPPED:
-            key = -left[i] / rows[i].weight
-        else:
-            waited = start + left[i] - rows[i].arrival
-            key = waited * rows[i].weight / (rows[i].deadline - rows[i].arrival)
+        dropped = state[i] == DROPPED
+        key = -left[i] / rows[i].weight if dropped else late_key(rows, i, start, model)
         if (
             state[i] < best_state
             or key > best_key
@@ -205,7 +214,7 @@ def pack(
         chosen = _oldest_starved(rows, state, start, starve_after) if credit > 0.0 else -1
         starved = chosen >= 0
         if not starved:
-            chosen = _next(rows, state, left, start, cursor)
+            chosen = _next(rows, state, left, start, cursor, model)
         if chosen < 0:
             break
         row = rows[chosen]

@@ -104,11 +104,12 @@ def test_environment_malformed(text: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 SUPPORTED = {
-    "disaggregation_mode": "prefill",
+    "disaggregation_mode": "decode",
     "pp_size": 1,
     "tp_size": 1,
     "enable_dp_attention": False,
     "tokenizer_worker_num": 1,
+    "speculative_algorithm": None,
     "grpc_mode": False,
     "smg_grpc_mode": False,
     "grpc_port": None,
@@ -128,6 +129,7 @@ def test_supported_modes_pass() -> None:
         ("pp_size", 2, "--pp-size 2"),
         ("enable_dp_attention", True, "--enable-dp-attention"),
         ("tokenizer_worker_num", 2, "--tokenizer-worker-num 2"),
+        ("speculative_algorithm", "EAGLE", "--speculative-algorithm"),
         ("grpc_mode", True, "--grpc-mode"),
         ("smg_grpc_mode", True, "--grpc-mode"),
         ("grpc_port", 50051, "--grpc-port 50051"),

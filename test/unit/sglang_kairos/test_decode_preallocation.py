@@ -32,7 +32,7 @@ class Server:
 
     def __init__(self, free: int, rows: int, prompts: list[Any], running: int = 1) -> None:
         resident = SimpleNamespace(origin_input_ids=[1] * 100, output_ids=[])
-        scheduler = SimpleNamespace(
+        self.scheduler = SimpleNamespace(
             max_total_num_tokens=CAPACITY,
             running_batch=SimpleNamespace(reqs=[resident] * running),
             disagg_decode_transfer_queue=SimpleNamespace(queue=[]),
@@ -48,7 +48,7 @@ class Server:
         clock = SimpleNamespace(now=lambda: 1.0, decided=lambda *_: None)
         table = DecodeRows(SloClasses(Slo(2_000.0, 50.0)))
         self.preallocation = DecodePreallocation(
-            load_profile("tiny-fast").prefill, table, LengthEstimator(), clock, scheduler, None
+            load_profile("tiny-fast").prefill, table, LengthEstimator(), clock, self.scheduler, None
         )
 
     def arrange(self) -> list[int]:
@@ -92,3 +92,23 @@ def test_what_is_known_of_a_prompt_is_forgotten_with_it() -> None:
     server.queue.queue = [waiting(9, 1_000)]
     assert server.arrange() == [9]
     assert set(server.preallocation._known) == {9}
+
+
+def test_retracted_requests_come_back_short_ones_first() -> None:
+    server = Server(1_000, 8, [])
+    server.queue.retracted_queue = [waiting(1, 900).req, waiting(2, 90).req, waiting(3, 500).req]
+    server.preallocation.arrange_retracted(server.queue)
+    assert [req.kairos.number for req in server.queue.retracted_queue] == [2, 3, 1]
+
+
+@pytest.mark.parametrize("retracted", [0, 1])
+def test_who_has_been_transferred_joins_while_others_wait_to_come_back(retracted: int) -> None:
+    server = Server(1_000, 8, [])
+    scheduler, arrived = server.scheduler, waiting(7, 100).req
+    transfers = SimpleNamespace(queue=[arrived], pop_transferred=lambda: [arrived])
+    scheduler.disagg_decode_transfer_queue = transfers
+    scheduler.disagg_decode_prealloc_queue = SimpleNamespace(
+        retracted_queue=[waiting(1, 900).req] * retracted
+    )
+    server.preallocation.take_in_transferred()
+    assert scheduler.waiting_queue == [arrived] * retracted

@@ -53,7 +53,8 @@ class Scheduler:
         self.policy = SimpleNamespace(enable_priority_scheduling=False, priority_sign=-1)
         self.chunked_prefill_size = CHUNK
         self.max_total_num_tokens = 200_000
-        self.tree_cache = None
+        self.tree_cache = SimpleNamespace(evictable_size=lambda: 0)
+        self.token_to_kv_pool_allocator = SimpleNamespace(available_size=self.free_tokens)
         self.waiting_queue: list[Req] = []
         self.chunked_req: Req | None = None
         self._pending_chunked_abort_req: Req | None = None
@@ -61,6 +62,12 @@ class Scheduler:
         self.out_of_memory = False
         self.ended: list[str] = []
         self.requeued: list[str] = []
+
+    def started(self) -> list[Req]:
+        return [req for req in (*self.planner.parked, self.chunked_req) if req is not None]
+
+    def free_tokens(self) -> int:
+        return self.max_total_num_tokens - sum(req.extend_end for req in self.started())
 
     def optimistic_release_and_requeue(self, req: Req) -> None:
         """Upstream's: the KV is given back, the request waits again."""
@@ -74,6 +81,7 @@ class Scheduler:
         for req in self.planner.parked:
             assert req.prefix_len == req.extend_end
         batch, _ = self.planner.next_batch(form, self, running_batch=None)
+        assert self.free_tokens() >= 0, "upstream ends the process here"
         return [] if batch is None else batch.reqs
 
 
@@ -107,7 +115,7 @@ def form(scheduler: Scheduler, running_batch: object) -> tuple[Any, object]:
 
 @pytest.fixture(autouse=True)
 def no_radix_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefill_planner, "match_prefixes", lambda *_: None)
+    monkeypatch.setattr(prefill_planner, "match_prefixes", lambda *_: [])
 
 
 def request(number: int, tokens: int, ttft_ms: float = 60_000, cached: int = 0) -> Req:
@@ -189,6 +197,53 @@ def test_kv_held_by_started_prompts_is_bounded() -> None:
         parked = sum(req.extend_end for req in scheduler.planner.parked)
         assert parked <= scheduler.max_total_num_tokens / 2
     run_dry(scheduler)
+
+
+def test_late_prompts_of_like_slo_are_finished_one_after_the_other() -> None:
+    """They took turns slice by slice, and together grew beyond the memory."""
+    scheduler = Scheduler()
+    scheduler.planner = PrefillPlanner(PROFILE, scheduler, SharedClock(1))
+    for number in range(1, 6):
+        scheduler.waiting_queue.append(request(number, 49_000, HOPELESS_MS))
+        scheduler.step()
+    run_dry(scheduler)
+    assert scheduler.planner.snapshot()["parks"] <= 5
+
+
+def test_nobody_is_started_into_the_memory_of_those_that_are() -> None:
+    scheduler = Scheduler()
+    for number in range(1, 12):
+        scheduler.waiting_queue.append(request(number, 49_000, 900_000 - 10_000 * number))
+        scheduler.step()
+        scheduler.step()
+        owed = sum(len(r.origin_input_ids) - r.extend_end for r in scheduler.started())
+        assert owed <= scheduler.free_tokens()
+    assert len(run_dry(scheduler)) == 11
+
+
+def test_a_prompt_whose_turn_to_be_looked_up_comes_later_counts_without_its_cached_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns: list[Req] = []
+    monkeypatch.setattr(prefill_planner, "match_prefixes", lambda *_: turns)
+    scheduler = Scheduler()
+    scheduler.waiting_queue = [request(1, 3 * CHUNK, 1_000), request(2, 3 * CHUNK)]
+    scheduler.step()
+    later = scheduler.waiting_queue[-1]
+    later.num_matched_prefix_tokens = 2 * CHUNK
+    turns.append(later)
+    scheduler.step()
+    assert scheduler.planner._queue._queues[0].job(2)[2] == 2 * CHUNK
+
+
+def test_pages_never_stretch_a_batch_beyond_the_chunk() -> None:
+    scheduler = Scheduler()
+    scheduler.page_size = 64
+    scheduler.planner = PrefillPlanner(PROFILE, scheduler, SharedClock(1))
+    scheduler.waiting_queue = [request(n, 65) for n in range(1, 60)]
+    for _ in range(4):
+        batch = scheduler.step()
+        assert sum(-(-r.extend_end // 64) * 64 for r in batch) <= CHUNK
 
 
 def test_out_of_memory_for_the_urgent_one_lets_the_parked_one_finish() -> None:

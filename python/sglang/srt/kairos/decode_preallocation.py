@@ -111,6 +111,22 @@ class DecodePreallocation:
         if grants:
             self._clock.decided(*(prompts[grant.at].id for grant in grants))
 
+    def arrange_retracted(self, queue: Any) -> None:
+        """Before `DecodePreallocQueue.resume_retracted_reqs`."""
+        if self._refusal is None and len(queue.retracted_queue) > 1:
+            queue.retracted_queue.sort(
+                key=lambda req: (len(req.origin_input_ids) + len(req.output_ids), _number(req))
+            )
+
+    def take_in_transferred(self) -> None:
+        """After `process_decode_queue`, which looks at no transfer while a retracted request waits
+        for memory."""
+        scheduler = self._scheduler
+        waiting = scheduler.disagg_decode_prealloc_queue.retracted_queue
+        if self._refusal is None and waiting and scheduler.disagg_decode_transfer_queue.queue:
+            arrived = scheduler.disagg_decode_transfer_queue.pop_transferred()
+            scheduler.waiting_queue.extend(arrived)
+
     def snapshot(self) -> dict[str, Any]:
         """Counters for /server_info."""
         return {
@@ -195,7 +211,7 @@ def preallocation_refusal(scheduler: Any, parking: str | None) -> str | None:
     `parking`: why it cannot park requests."""
     if scheduler.enable_priority_scheduling:
         return "priority scheduling"
-    if parking is not None and parking != "speculative decoding":
+    if parking is not None:
         return parking
     if scheduler.enable_decode_hicache:
         return "hierarchical cache on decode"
@@ -205,7 +221,12 @@ def preallocation_refusal(scheduler: Any, parking: str | None) -> str | None:
 
 
 def _among(waiting: Any, numbers: set[int]) -> bool:
-    """Whether a request of upstream's queue was chosen. Upstream makes requests in other ways than
-    through the hook that numbers them; those are never chosen."""
-    request = getattr(waiting.req, "kairos", None)
-    return request is not None and request.number in numbers
+    """Whether a request of upstream's queue was chosen."""
+    return _number(waiting.req) in numbers
+
+
+def _number(req: Any) -> int:
+    """Upstream makes requests in other ways than through the hook that numbers them: those have
+    0, which nobody else has."""
+    request = getattr(req, "kairos", None)
+    return 0 if request is None else int(request.number)

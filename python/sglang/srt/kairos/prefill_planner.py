@@ -85,8 +85,10 @@ class PrefillPlanner:
             return original(scheduler, **kwargs)
         begin = time.perf_counter()
         started = self.parked if running is None else [running, *self.parked]
-        match_prefixes(scheduler.waiting_queue, scheduler.tree_cache)
+        matched = match_prefixes(scheduler.waiting_queue, scheduler.tree_cache)
         self._sync(started, scheduler)
+        for req in matched:  # one that was queued before its turn counted in full so far
+            self._queue.progress(req.kairos.number, cached_tokens(req))
         self._queue.predict_with(*self.observer.model())
         start = self._start_s()
         plan = self._queue.plan(start, self._budget, self._page)
@@ -99,7 +101,7 @@ class PrefillPlanner:
             self._give_back(scheduler)
             self._resume_one(scheduler)
             kwargs["running_batch"] = running_batch
-            formed, running_batch = original(scheduler, **kwargs)
+            formed, running_batch = self._upstreams_choice(started, original, scheduler, kwargs)
         self._parks += running is not None and running in self.parked
         if formed is not None:
             self._started(formed, started, start, scheduler.forward_ct + 1)
@@ -219,6 +221,9 @@ class PrefillPlanner:
         batch = Batch()
         for number, tokens in plan.chunks:
             req = self._jobs[number]
+            padded = -(-tokens // self._page) * self._page
+            if batch.tokens and batch.tokens + padded > self._budget:
+                continue
             finishes = tokens >= total_tokens(req) - self._done(req, started)
             if not finishes and batch.unfinished:
                 continue
@@ -232,7 +237,7 @@ class PrefillPlanner:
                 batch.tail = req
             else:
                 continue
-            batch.tokens += -(-tokens // self._page) * self._page
+            batch.tokens += padded
         if batch.tokens == 0 and started:
             batch.lead, batch.lead_tokens, batch.tokens = started[0], self._budget, self._budget
         return batch
@@ -253,20 +258,39 @@ class PrefillPlanner:
         scheduler: Any,
         kwargs: dict[str, Any],
     ) -> tuple[Any, Any]:
-        """Let upstream form `batch`, showing it only what is planned."""
+        """Let upstream form `batch`, showing it only what is planned and has memory to the end."""
+        room = _Room(scheduler, started)
+        batch.whole = [req for req in batch.whole if room.take(req)]
+        if batch.tail is not None and not room.take(batch.tail):
+            batch.tail = None
         chosen = set(batch.waiting)
         hidden = [req for req in scheduler.waiting_queue if req not in chosen]
         scheduler.waiting_queue = batch.waiting
         scheduler.chunked_req = batch.lead
         self.parked = [req for req in started if req is not batch.lead]
         self._most_parked = max(self._most_parked, len(self.parked))
-        scheduler.chunked_prefill_size = max(batch.tokens, self._page)
+        scheduler.chunked_prefill_size = min(max(batch.tokens, self._page), self._budget)
         self._batch = batch
         try:
             return original(scheduler, **kwargs)
         finally:
             self._batch = None
             scheduler.chunked_prefill_size = self._budget
+            scheduler.waiting_queue = [*scheduler.waiting_queue, *hidden]
+
+    def _upstreams_choice(
+        self, started: Sequence[Any], original: Original, scheduler: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """Upstream forms a batch by itself, of what does not take the memory of started prompts."""
+        room = _Room(scheduler, started)
+        everybody = scheduler.waiting_queue
+        fitting = [req for req in everybody if not started or room.take(req)]
+        shown = set(fitting)
+        hidden = [req for req in everybody if req not in shown]
+        scheduler.waiting_queue = fitting
+        try:
+            return original(scheduler, **kwargs)
+        finally:
             scheduler.waiting_queue = [*scheduler.waiting_queue, *hidden]
 
     def _give_back(self, scheduler: Any) -> None:
@@ -297,7 +321,7 @@ class PrefillPlanner:
         self._in_flight_s = factor * model.batch_s(chunks)
         self._busy_until_s = start + self._in_flight_s
         self.observer.formed(iteration, chunks, self._in_flight_s)
-        self._clock.decided(*(req.kairos.number for req in formed.reqs))
+        self._clock.decided(*(n for r in formed.reqs for n in (r.kairos.number, r.extend_end)))
         for req in formed.reqs:
             req.kairos.matched = False  # should it come back to the queue
             if req.kairos.number in self._jobs:
@@ -310,6 +334,23 @@ class PrefillPlanner:
             begun = self._start_of[number]
             self._overtakes += any(self._start_of.get(other, begun) < begun for other in behind)
             self._forget(number)
+
+
+class _Room:
+    """Memory that is left for prompts not started yet: what started ones still need is theirs.
+    Upstream takes the memory of a continued prompt unasked, and dies when there is none."""
+
+    def __init__(self, scheduler: Any, started: Sequence[Any]) -> None:
+        free = scheduler.token_to_kv_pool_allocator.available_size()
+        self._left = free + scheduler.tree_cache.evictable_size() - scheduler.page_size
+        self._left -= sum(total_tokens(req) - req.extend_end for req in started)
+
+    def take(self, req: Any) -> bool:
+        """Whether a waiting request fits; its cached prefix counts, it can be evicted no more."""
+        if total_tokens(req) > self._left:
+            return False
+        self._left -= total_tokens(req)
+        return True
 
 
 def planning_refusal(scheduler: Any) -> str | None:

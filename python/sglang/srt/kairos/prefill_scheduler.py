@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from kairos.latency import Profile
@@ -68,17 +69,14 @@ class PrefillScheduler:
         return late, remaining if late else deadline, req.bootstrap_room or 0
 
 
-def match_prefixes(waiting: Iterable[Any], tree_cache: Any) -> None:
-    """Look waiting requests up in the radix cache, each once, `MATCHES_PER_PASS` at most."""
+def match_prefixes(waiting: Iterable[Any], tree_cache: Any) -> list[Any]:
+    """Look waiting requests up in the radix cache, each once, `MATCHES_PER_PASS` at most; returns
+    those that were looked up."""
     # Here, because importing it takes seconds and needs a platform; a scheduler has it loaded.
     from sglang.srt.mem_cache.common import match_kv_cache
 
-    budget = MATCHES_PER_PASS
-    for req in waiting:
-        if req.kairos.matched:
-            continue
+    new = list(islice((req for req in waiting if not req.kairos.matched), MATCHES_PER_PASS))
+    for req in new:
         match_kv_cache(req, tree_cache)
         req.kairos.matched = True
-        budget -= 1
-        if budget == 0:
-            return
+    return new

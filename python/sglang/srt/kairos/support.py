@@ -31,6 +31,13 @@ def refuse_unsupported(server_args: Any) -> None:
             a.tokenizer_worker_num > 1,
             "SGLang loads no plugins in extra tokenizer workers, so SLO headers would be ignored",
         ),
+        (
+            "--speculative-algorithm",
+            a.speculative_algorithm,
+            a.speculative_algorithm is not None and a.disaggregation_mode == "decode",
+            "a step would make several tokens per request, which Kairos' step times and slack do "
+            "not count",
+        ),
         ("--grpc-mode", True, a.grpc_mode or a.smg_grpc_mode, "the gRPC server has no SLO fields"),
         ("--grpc-port", a.grpc_port, a.grpc_port is not None, "the gRPC server has no SLO fields"),
         ("--encoder-only", True, a.encoder_only, "an encoder has neither prefill nor decode"),
