@@ -64,7 +64,11 @@ def started(arm: str, folder: str, env: dict[str, str] | None = None) -> Cluster
         env=env or {},
         args=("--kairos-profile", PROFILE) if arm == "kairos" else (),
         prefill_args=("--max-running-requests", "2048", "--context-length", "131072"),
-        decode_args=("--max-running-requests", "2048", "--context-length", "131072"),
+        # The queue to be measured is that of the prefill server: no wait for decode memory.
+        decode_args=(
+            *("--max-running-requests", "2048", "--context-length", "131072"),
+            *("--disaggregation-decode-allocation-policy", "prefill_complete"),
+        ),
     )
     return Cluster(with_platform(spec, "emulated", PROFILE), Path(folder) / f"run-{arm}")
 
@@ -96,9 +100,13 @@ class Client:
 
         async def leg(url: str) -> float:
             async with self._session.post(f"{url}/generate", json=body) as response:
-                async for _ in response.content:
-                    return time.monotonic() - begin
-            raise InputError("a server closed the stream without a token")
+                line = await response.content.readline()
+                seconds = time.monotonic() - begin
+                # An error or an abort is no first token, however fast it comes.
+                told = line.startswith(b"data: {") and b'"error"' not in line
+                if response.status != 200 or not told or b'"type":"abort"' in line:
+                    raise InputError(f"{url}: status {response.status}, no token: {line[:200]!r}")
+                return seconds
 
         tasks = [asyncio.create_task(leg(url)) for url in self._legs]
         try:

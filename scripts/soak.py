@@ -10,6 +10,7 @@ unserved, when one ends otherwise than asked, or when something is held in the e
 import argparse
 import asyncio
 import json
+import math
 import random
 import statistics
 import sys
@@ -43,8 +44,8 @@ def prompt(dice: random.Random) -> int:
 class Soak:
     """One run. `oldest_s` is the largest age of a request, served or not, seconds."""
 
-    def __init__(self, cluster: Cluster, duration_s: float, seed: int) -> None:
-        self._cluster, self._duration_s = cluster, duration_s
+    def __init__(self, cluster: Cluster, duration_s: float, bound_s: float, seed: int) -> None:
+        self._cluster, self._duration_s, self._bound_s = cluster, duration_s, bound_s
         self._dice = random.Random(seed)
         model = load_profile(PROFILE).prefill
         sample = random.Random(seed)
@@ -64,14 +65,18 @@ class Soak:
             requests = set()
             begin = time.monotonic()
             number = 0
-            while (now := time.monotonic() - begin) < self._duration_s:
+            while (now := time.monotonic() - begin) < self._duration_s and not watch.done():
                 load = OVERLOAD[0] if now % (OVERLOAD[1] + RELIEF[1]) < OVERLOAD[1] else RELIEF[0]
                 number += 1
                 task = asyncio.create_task(self._request(client, number))
                 requests.add(task)
                 task.add_done_callback(requests.discard)
                 await asyncio.sleep(self._dice.expovariate(load / self._work_s))
-            await asyncio.gather(*requests)
+            rest = asyncio.gather(*requests)
+            await asyncio.wait({watch, rest}, return_when=asyncio.FIRST_COMPLETED)
+            if watch.done():  # a server died, or a request is never served
+                rest.cancel()
+                watch.result()
             watch.cancel()
 
     async def _request(self, client: Client, number: int) -> None:
@@ -99,6 +104,8 @@ class Soak:
             self._cluster.check()
             for number in list(self._alive):
                 self._note_age(number)
+            if self.oldest_s > 2 * self._bound_s:
+                raise InputError(f"a request is {self.oldest_s:.0f} s old and not served")
             self.resident.append([_resident(server.pid) for server in _servers(self._cluster)])
             await asyncio.sleep(max(1.0, self._duration_s / 200))
 
@@ -106,7 +113,7 @@ class Soak:
         """Largest growth of a server's resident memory, as a fraction."""
         quarter = len(self.resident) // 4
         if quarter < 3:
-            return 0.0
+            return math.inf  # too short a run to say
         return max(
             statistics.median(series[-quarter:]) / statistics.median(series[quarter : 2 * quarter])
             - 1.0
@@ -156,7 +163,7 @@ def main() -> int:
             args=("--kairos-profile", PROFILE),
         )
         with Cluster(with_platform(spec, "emulated", PROFILE), Path(folder) / "run") as cluster:
-            soak = Soak(cluster, args.duration_s, args.seed)
+            soak = Soak(cluster, args.duration_s, args.bound_s, args.seed)
             asyncio.run(soak.run())
             held = asyncio.run(_held(cluster))
     figures = {
