@@ -1,5 +1,7 @@
 PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE :=
+# Two at a time, those of a file by one process. Engine tests share servers and run alone.
+TOGETHER := -n 2 --dist loadfile
 
 .PHONY: help setup demo test unit engine lint types review clean
 
@@ -13,10 +15,11 @@ demo: setup ## Serve a long-tailed trace under FCFS and under Kairos, show both
 	@$(PY) scripts/demo.py
 
 test: setup lint types review ## Every gate and every test (this is what CI runs)
-	@$(PY) -m pytest --cov --cov-report=term
+	@$(PY) -m pytest $(TOGETHER) -m "not engine" --cov --cov-report=
+	@$(PY) -m pytest -m engine --cov --cov-append --cov-report=term
 
 unit: setup ## Unit tests only, seconds
-	@$(PY) -m pytest -m "not engine and not slow"
+	@$(PY) -m pytest $(TOGETHER) -m "not engine and not slow"
 
 engine: setup ## Tests on real SGLang servers, minutes
 	@$(PY) -m pytest -m engine

@@ -25,15 +25,9 @@ PARKING = Config(
     env=(("PYTHONPATH", str(COIN)), ("KAIROS_TEST_COIN", "1")),
 )
 # And every 25th step retracts one.
-RETRACTING_NO_OVERLAP = replace(
-    PARKING,
-    args=(*PARKING.args, "--disable-overlap-schedule"),
-    env=(
-        *PARKING.env,
-        ("SGLANG_TEST_RETRACT", "1"),
-        ("SGLANG_TEST_RETRACT_INTERVAL", "25"),
-    ),
-)
+RETRACT = (("SGLANG_TEST_RETRACT", "1"), ("SGLANG_TEST_RETRACT_INTERVAL", "25"))
+RETRACTING = replace(PARKING, env=(*PARKING.env, *RETRACT))
+RETRACTING_NO_OVERLAP = replace(RETRACTING, args=(*PARKING.args, "--disable-overlap-schedule"))
 
 REQUESTS = 100
 
@@ -87,7 +81,7 @@ def alone() -> list[Answer]:
     return []
 
 
-@on(PARKING, RETRACTING_NO_OVERLAP)
+@on(PARKING, RETRACTING, RETRACTING_NO_OVERLAP)
 def test_tokens_and_logprobs_are_those_of_requests_served_alone(
     cluster: Cluster, alone: list[Answer]
 ) -> None:
@@ -141,7 +135,8 @@ def test_nobody_is_parked_beside_a_request_with_penalties(cluster: Cluster) -> N
 
 
 @on(PARKING)
-def test_a_pause_keeps_the_parked(cluster: Cluster) -> None:
+@pytest.mark.parametrize("mode", ["in_place", "retract"])
+def test_a_pause_loses_no_parked_request(cluster: Cluster, mode: str) -> None:
     url = cluster.decode[0].url
     body = bodies()[1]
     body["sampling_params"]["max_new_tokens"] = 150
@@ -150,7 +145,7 @@ def test_a_pause_keeps_the_parked(cluster: Cluster) -> None:
         answers = [pool.submit(answer, cluster, body) for _ in range(8)]
         try:
             wait_for(lambda: decode(cluster)["parked"] > 0, "a parked request")
-            httpx.post(f"{url}/pause_generation", json={"mode": "in_place"}).raise_for_status()
+            httpx.post(f"{url}/pause_generation", json={"mode": mode}).raise_for_status()
         finally:
             httpx.post(f"{url}/continue_generation", json={}).raise_for_status()
         assert [future.result() for future in answers] == [alone] * 8
@@ -181,6 +176,7 @@ def test_those_with_time_to_spare_sit_out_for_those_without(cluster: Cluster) ->
 def test_who_has_missed_its_pace_still_gets_tokens(cluster: Cluster) -> None:
     # 0.1 ms per token is out of reach: victims, which get what the others leave, and the others
     # leave nothing. The starvation bound is five seconds.
+    before = decode(cluster)["steps_with_parked"]
     with ExitStack() as stack:
         victims = streams(cluster, stack, 2, 0.1)
         others = streams(cluster, stack, 30, 8.9)
@@ -188,6 +184,7 @@ def test_who_has_missed_its_pace_still_gets_tokens(cluster: Cluster) -> None:
         seen = [one.events for one in victims]
         time.sleep(6.5)
         assert all(one.events > was for one, was in zip(victims, seen, strict=True))
+        assert decode(cluster)["steps_with_parked"] > before, "they were never parked"
         for one in [*others, *victims]:
             one.abort()
             one.wait_finished()

@@ -9,6 +9,7 @@ import pytest
 
 from kairos.cluster import Cluster
 from support.clusters import ClusterPool, Config, on
+from support.pair import send
 
 # The servers' chunk is 256 tokens: prompts of one, two and four chunks, two with a shared prefix.
 LENGTHS = (30, 90, 200, 255, 300, 520, 700, 900)
@@ -39,7 +40,10 @@ def generate(cluster: Cluster, ids: list[int]) -> list[int]:
         "input_ids": ids,
         "sampling_params": {"temperature": 0, "max_new_tokens": NEW_TOKENS, "ignore_eos": True},
     }
-    response = httpx.post(f"{cluster.url}/generate", json=body, timeout=120)
+    if cluster.decode:
+        response = send(cluster, body).decode
+    else:
+        response = httpx.post(f"{cluster.url}/generate", json=body, timeout=120)
     assert response.status_code == 200, response.text
     output = response.json()["output_ids"]
     assert len(output) == NEW_TOKENS

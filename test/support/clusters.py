@@ -53,6 +53,7 @@ class Config:
             model=platform_model(self.platform, models),
             prefill=self.prefill,
             decode=self.decode,
+            router=None,  # its start takes as long as a server's; tests speak to both legs
             kairos=self.kairos,
             args=self.args,
             prefill_args=self.prefill_args,
