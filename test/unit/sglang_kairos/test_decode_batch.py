@@ -52,6 +52,7 @@ class Batch:
         orchestrator = SimpleNamespace(is_required=False, penalizers={Penalizer: None}, batch=self)
         self.sampling_info = SimpleNamespace(rows=list(reqs), penalizer_orchestrator=orchestrator)
         self.token_to_kv_pool_allocator = free
+        self.tree_cache = SimpleNamespace(evictable_size=lambda: 0)
         self.batch_is_full = False
 
     def filter_batch(self, keep_indices: list[int] | None = None) -> None:

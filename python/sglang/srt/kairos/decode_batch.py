@@ -249,7 +249,9 @@ class DecodeBatcher:
         allocator = batch.token_to_kv_pool_allocator
         if self._reload_s_per_token is None:
             return
-        if allocator.available_size() >= len(batch.reqs) * allocator.page_size:
+        needed = len(batch.reqs) * allocator.page_size
+        free = allocator.available_size()
+        if free >= needed or free + batch.tree_cache.evictable_size() >= needed:
             return
         order = self.policy.keep_order(self.rows.rows, start, self._reload_s_per_token)
         for rank, at in enumerate(order):
@@ -267,7 +269,8 @@ class DecodeBatcher:
         for req in left:
             reason = req.finished_reason
             if reason is not None and reason.to_json()["type"] != "abort":
-                self.policy.completed(self.rows.group(req), len(req.output_ids))
+                # The first token came with the KV: lengths count those made here.
+                self.policy.completed(self.rows.group(req), max(len(req.output_ids) - 1, 0))
 
     def _period(self) -> int:
         """Steps between two selections, so that changing the batch costs little of them."""
