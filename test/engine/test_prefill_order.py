@@ -13,8 +13,9 @@ from support.pair import fresh_prompt, kairos_state, occupancy, send, wait_for, 
 # others queue up. The blocker's own deadline is earlier than theirs, so it is not overtaken.
 BLOCKER_TOKENS = 80_000
 BLOCKER_TTFT_MS = 20_000
-# More than half a chunk of 2,048, and less than one: no two of them finish in the same batch.
-TOKENS = 2000
+# Nearly three chunks of 2,048: no two of them finish in the same batch, and not so soon one after
+# the other that the threads here note them in another order on a busy machine.
+TOKENS = 6000
 FEASIBLE = [(TOKENS, 60_000 - 1000 * rank) for rank in range(6)]  # latest deadline first
 # Takes longer than its SLO allows, and is not yet starved when the others are through.
 HOPELESS = (40_000, 2000)
