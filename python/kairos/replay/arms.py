@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from kairos.errors import InputError
-from kairos.policy.urgency import UrgencyParams
 from kairos.sim.settings import Settings
 from kairos.workload.slo_sets import TIERS
 
@@ -30,9 +29,9 @@ _COMMON = ("--incremental-streaming-output",)
 # decode server sends the first token.
 _ENGINE = Settings(lookahead=True, preallocate=True, contention=True, first_token="decode")
 
-# What Kairos' prefill servers add to a predicted end for hand-over and transfer; the simulator's
-# own is the transfer alone.
-_TAIL = UrgencyParams(tail_s=0.09)
+# What Kairos' prefill servers add to a predicted end for the hand-over, before the fixed cost of a
+# transfer; the simulator's own default is the transfer alone.
+_HAND_OVER_S = 0.08
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,8 @@ class ArmSpec:
         which some of upstream's orders refuse to start.
     send_slo: whether requests carry their SLO.
     router, router_args: what they go through, and its flags; None: straight to both servers.
-    simulated: the simulator's settings for the same; None: it has no model of it.
+    simulated: the simulator's settings for the same, but for what depends on the profile, see
+        `settings`; None: it has no model of it.
     """
 
     name: str
@@ -57,6 +57,17 @@ class ArmSpec:
     router: Router | None = None
     router_args: tuple[str, ...] = ()
     simulated: Settings | None = field(default=None, compare=False)
+
+    def settings(self, transfer_s: float) -> Settings | None:
+        """The simulator's settings.
+
+        Args:
+            transfer_s: fixed cost of a KV transfer in the profile, not dilated.
+        """
+        if self.simulated is None:
+            return None
+        urgency = replace(self.simulated.urgency, tail_s=_HAND_OVER_S + transfer_s)
+        return replace(self.simulated, urgency=urgency)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +143,6 @@ def _kairos(name: str, parts: _Parts, profile: str, slo_set: str) -> ArmSpec:
         decode_policy="slack" if parts.decode else "continuous",
         hold=parts.hold,
         grants="deadline" if parts.decode else "arrival",
-        urgency=_TAIL,
     )
     return ArmSpec(
         name,

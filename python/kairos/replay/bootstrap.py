@@ -40,6 +40,25 @@ def block_length(n: int) -> int:
     return max(1, round(math.sqrt(n)))
 
 
+def percent_interval(values: Floats, lowest: float = 0.0) -> tuple[float, float]:
+    """Interval of a mean of percents, or of their differences.
+
+    Resamples of values that are all the same have no width, although there is doubt left. There it
+    is Clopper and Pearson's bound of an event that never happened, for as many trials as there are
+    independent blocks.
+
+    Args:
+        values: per request in order of arrival.
+        lowest: that a value can be: 0, or -100 for differences.
+    """
+    if np.any(values != values[0]):
+        return interval(block_means(values[:, None])[:, 0])
+    trials = len(values) / block_length(len(values))
+    unseen = 100.0 * (1.0 - (0.5 - LEVEL_PERCENT / 200.0) ** (1.0 / trials))
+    same = float(values[0])
+    return max(lowest, same - unseen), min(100.0, same + unseen)
+
+
 def interval(samples: Floats) -> tuple[float, float]:
     """The middle LEVEL_PERCENT of resampled means."""
     tail = (100.0 - LEVEL_PERCENT) / 2

@@ -7,7 +7,7 @@ from pathlib import Path
 from kairos.errors import InputError
 from kairos.replay.plan import Plan
 from kairos.replay.record import Header, read_records
-from kairos.replay.runner import Run
+from kairos.replay.runner import Run, Setting, git_commit, reached
 
 
 def runs_of(arms: Sequence[str], loads: Sequence[float], repeats: int) -> list[Run]:
@@ -28,16 +28,22 @@ def runs_of(arms: Sequence[str], loads: Sequence[float], repeats: int) -> list[R
     return runs
 
 
-def finished(runs: Sequence[Run], plans: Mapping[float, Plan], out: Path) -> dict[str, Header]:
-    """Headers of the runs in `out` that are done, by stem. Disturbed ones and those in which a
-    server died are not: their records move to rejected-STEM.jsonl.
+def finished(
+    runs: Sequence[Run], plans: Mapping[float, Plan], setting: Setting, force: bool = False
+) -> dict[str, Header]:
+    """Headers of the runs that are done, by stem. Disturbed ones and those in which a server died
+    are not: their records move to rejected-STEM.N.jsonl, which reports read.
+
+    Args:
+        force: keep runs of another commit.
 
     Raises:
-        InputError: records that are of other work than asked for.
+        InputError: records that are of other work, servers or software than asked for.
     """
     done = {}
+    commit = git_commit()
     for run in runs:
-        path = run.records(out)
+        path = run.records(setting.out)
         if not path.exists():
             continue
         header, _ = read_records(path)
@@ -46,21 +52,52 @@ def finished(runs: Sequence[Run], plans: Mapping[float, Plan], out: Path) -> dic
         theirs = (
             *(header.trace_sha256, header.requests, header.slo_set, header.tpot_ms),
             *(header.seed, header.time_scale, header.dilate, header.cache_tokens),
+            *(header.profile, header.instances, header.start_s, header.emulated),
+            *(header.servers.get(name) for name in reached(setting)),
         )
         mine = (
             *(workload.trace.sha256, len(plan.requests), plan.slo_set, plan.tpot_ms),
             *(plan.seed, workload.time_scale, plan.dilate, workload.cache_tokens),
+            *(setting.profile, setting.instances, setting.start_s, setting.emulated),
+            *reached(setting).values(),
         )
         if theirs != mine:
             raise InputError(
-                f"--resume: {path} is of another replay; give the same trace, load, duration, "
-                "SLOs, seed, dilation and prefix cache, or another --out"
+                f"--resume: {path} is of another replay; give the same trace, start, load, "
+                "duration, SLOs, seed, profile, instances, dilation, prefix cache, URL and model, "
+                "or another --out"
+            )
+        if commit and header.git_commit and header.git_commit != commit and not force:
+            raise InputError(
+                f"--resume: {path} was made with commit {header.git_commit}, this is {commit}; "
+                "--force keeps it, and the report says so"
             )
         if header.counts:
             done[run.stem] = header
         else:
-            path.replace(out / f"rejected-{run.stem}.jsonl")
+            path.replace(_rejected(setting.out, run.stem))
     return done
+
+
+def _rejected(out: Path, stem: str) -> Path:
+    """The first name that is free."""
+    names = (out / f"rejected-{stem}.{i}.jsonl" for i in itertools.count(1))
+    return next(path for path in names if not path.exists())
+
+
+def rejected_in(folder: Path, stems: Sequence[str] = ("",)) -> list[Path]:
+    """Record files of runs that did not count and were set aside, by name.
+
+    Args:
+        stems: what follows "rejected-".
+    """
+    starts = tuple(f"rejected-{stem}" for stem in stems)
+    return [p for p in sorted(folder.glob("rejected-*.jsonl")) if p.name.startswith(starts)]
+
+
+def probes_in(folder: Path, arms: Sequence[str]) -> list[Path]:
+    """Record files of single loads of `arms`, which are those that a goodput search leaves."""
+    return [path for arm in arms for path in sorted(folder.glob(f"requests-{arm}@*.jsonl"))]
 
 
 def records_in(folder: Path) -> list[Path]:

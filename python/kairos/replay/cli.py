@@ -48,7 +48,7 @@ examples:
   python scripts/replay.py compare out/a out/b --out out/both --force
 
 exit code: 0; 1 servers failed, 2 bad input, {INVALID} a run was disturbed (the report says how), \
-130 interrupted
+130 interrupted. Runs that were left out or made again count for 1 and {INVALID}, too.
 """
 
 
@@ -164,6 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--repeats", type=int, default=1, metavar="N", help="runs of each arm (default 1)")
     add("--resume", action="store_true", help="keep the runs that are in --out already")
     add("--overwrite", action="store_true", help="replace the runs that are in --out already")
+    add("--force", action="store_true",
+        help="with --resume: keep runs of another commit; the report says so")
     add("--max-runs", type=int, metavar="N", help="stop after N runs; --resume goes on")
     add("--allow-disturbed", action="store_true",
         help="count runs although the machine was not quiet; the report still says so")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kairos.errors import InputError
-from kairos.replay.campaign import records_in
+from kairos.replay.campaign import records_in, rejected_in
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,7 @@ def report(options: argparse.Namespace) -> int:
 
     from kairos.replay.results import read_arms
 
-    arms = read_arms(records_in(options.folder))
+    arms = read_arms(records_in(options.folder), rejected=rejected_in(options.folder))
     return publish(arms, options.folder, Console(), goodput=options.goodput, force=options.force)
 
 
@@ -35,15 +35,32 @@ def compare(options: argparse.Namespace) -> int:
     from kairos.replay.results import read_arms
 
     folders: list[Path] = options.folders
-    label = len(folders) > 1
     arms = [
         arm
-        for folder in folders
-        for arm in read_arms(records_in(folder), f"{folder.name}/" if label else "")
+        for folder, label in zip(folders, labels(folders), strict=True)
+        for arm in read_arms(records_in(folder), label, rejected_in(folder))
     ]
     return publish(
         arms, writable(options.out), Console(), goodput=options.goodput, force=options.force
     )
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """What is put in front of the arms of each folder: as much of its path as tells it from the
+    others; nothing where there is one.
+
+    Raises:
+        InputError: a folder is named twice.
+    """
+    paths = [folder.resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
+        raise InputError("compare: a folder is named twice")
+    if len(paths) < 2:
+        return [""]
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return ["/".join(path.parts[-depth:]) + "/" for path in paths]
 
 
 def writable(path: Path) -> Path:
@@ -79,14 +96,20 @@ def publish(
         searched: found on the engine already.
 
     Returns:
-        Exit code.
+        Exit code: 1 where servers died in a run, 3 where one was disturbed; runs that were left out
+        of the figures, and those made again, are no exception.
+
+    Raises:
+        InputError: the arms of a load cannot be compared.
     """
     from kairos.replay.cli import INVALID
     from kairos.replay.report import Extras, headline, subtitle, terminal_table, write_report
-    from kairos.replay.results import by_load
+    from kairos.replay.results import by_load, check_comparable
     from kairos.replay.simulated import fidelity, simulated_figures, simulated_goodput
 
     groups = by_load(arms)
+    for group in groups.values():  # before anything is computed from what does not fit together
+        check_comparable(group, force=force)
     simulated: dict[float, dict[str, Any]] = {}
     differences: dict[float, dict[str, Any]] = {}
     for load, group in groups.items():
@@ -111,8 +134,13 @@ def publish(
             verdict = "disturbed" if arm.counts else "NOT VALID"
             where = f"{arm.name} at load {arm.header.load:g}"
             console.print(f"{where}: {verdict}: {arm.summary.note}", style="red")
+        for header in arm.left_out:
+            where = f"{arm.name} at load {header.load:g}, run {header.repeat}"
+            reason = "; ".join(header.troubles)
+            console.print(f"{where}: NOT VALID, left out: {reason}", style="red")
     for name in ("report.html", "report.png", "report.json"):
         console.print(str(folder / name), highlight=False, soft_wrap=True)
-    if any(run.header.note for arm in arms for run in arm.runs):
+    headers = [h for arm in arms for h in (*(run.header for run in arm.runs), *arm.left_out)]
+    if any(header.note for header in headers):
         return 1
-    return 0 if all(arm.counts for arm in arms) else INVALID
+    return 0 if all(header.counts for header in headers) else INVALID

@@ -9,7 +9,7 @@ from kairos.errors import InputError
 from kairos.replay.record import Device
 
 LAG_LIMIT_S = 0.02
-"""A longer pause of a decode server is taken for having had nothing to do."""
+"""A longer pause before a step of new requests only is taken for having had nothing to do."""
 
 
 class Forward(msgspec.Struct, frozen=True, gc=False):
@@ -56,14 +56,18 @@ def read_forwards(path: Path) -> list[Forward]:
 
 def decode_lag_percent(forwards: Sequence[Forward], dilate: float = 1.0) -> float | None:
     """Time that decode devices waited for their host between steps, in percent of the time they
-    computed; of the worst server. None without decode steps."""
+    computed; of the worst server. None without decode steps.
+
+    A pause counts however long it was where the step carries on requests of the one before: the
+    device had work then.
+    """
     waited: dict[int, float] = {}
     computed: dict[int, float] = {}
     for f in forwards:
         if f.kind != "decode":
             continue
         computed[f.pid] = computed.get(f.pid, 0.0) + f.duration_s
-        if f.bubble_s < LAG_LIMIT_S * dilate:
+        if f.bubble_s < LAG_LIMIT_S * dilate or f.batch > len(f.joined):
             waited[f.pid] = waited.get(f.pid, 0.0) + f.bubble_s
     return max((100.0 * waited.get(pid, 0.0) / computed[pid] for pid in computed), default=None)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from kairos.replay.bootstrap import DRAWS, block_length
 from kairos.replay.goodput import TARGETS
+from kairos.replay.record import Header
 from kairos.replay.report import ROWS, Extras, Row, best_of, gains, headline, subtitle
 from kairos.replay.results import Arm
 from kairos.replay.summary import BOOTSTRAPPED
@@ -53,10 +54,14 @@ def page(
         classes=sorted({name for arm in arms for name in arm.summary.classes}),
         **_fidelity(extras, load),
         quiet=[
-            _quiet(arm, i)
+            _quiet(arm.name, header, left_out)
             for group in groups.values()
             for arm in group
-            for i in range(len(arm.runs))
+            for headers, left_out in (
+                ([run.header for run in arm.runs], False),
+                (arm.left_out, True),
+            )
+            for header in headers
         ],
         outcomes=[row for arm in arms for row in _outcomes(arm)],
         differences=overlooked,
@@ -137,16 +142,17 @@ def _fidelity(extras: Extras, load: float) -> dict[str, Any]:
     return {"fidelity": rows, "fidelity_names": list(found)}
 
 
-def _quiet(arm: Arm, i: int) -> list[str]:
-    header = arm.runs[i].header
+def _quiet(name: str, header: Header, left_out: bool) -> list[str]:
     quiet, device = header.quiet, header.device
 
     def shown(value: float | None, unit: str, digits: int = 1) -> str:
         return _MISSING if value is None else f"{value:.{digits}f}{unit}"
 
-    troubles = [text for text in (header.note, *quiet.problems) if text]
+    verdict = "disturbed" if header.counts else "NOT VALID"
+    if left_out:
+        verdict += ", left out of all figures"
     return [
-        f"{arm.name}, load {header.load:g}, run {header.repeat}",
+        f"{name}, load {header.load:g}, run {header.repeat}",
         shown(quiet.send_lag_p99_ms, " ms"),
         shown(quiet.cpu_pressure_percent, " %"),
         shown(quiet.others_cores, "", 2),
@@ -154,9 +160,7 @@ def _quiet(arm: Arm, i: int) -> list[str]:
         shown(quiet.device_lag_percent, " %"),
         shown(None if device is None else device.prefill_busy_percent, " %"),
         shown(None if device is None else device.decode_busy_percent, " %"),
-        "; ".join((("disturbed" if header.counts else "NOT VALID"), *troubles))
-        if troubles
-        else "valid",
+        "; ".join((verdict, *header.troubles)) if header.troubles else "valid",
     ]
 
 

@@ -149,6 +149,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         span_s: seconds from the first to the last arrival as sent.
         requests: how many the plan has.
         slo_set, tpot_ms: the SLO map, before dilation.
+        content_seed: of the prompts' token ids, where it is not `seed`.
         profile: the latency profile, as emulated or predicted with; dilated if the run was.
         emulated: whether it drove the servers' clock.
         warm_up: what was sent before and is not in the records.
@@ -182,6 +183,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     slo_set: str
     tpot_ms: float
     seed: int
+    content_seed: int | None = None
     profile: Profile
     emulated: bool
     warm_up: str = "none"
@@ -197,6 +199,11 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     start_monotonic_s: float = 0.0
 
     @property
+    def troubles(self) -> list[str]:
+        """What went wrong, as a whole and with the quiet; empty if nothing is known."""
+        return [text for text in (self.note, *self.quiet.problems) if text]
+
+    @property
     def counts(self) -> bool:
         """Whether the run may be used as evidence."""
         return not self.note and (self.allow_disturbed or not self.quiet.problems)
@@ -210,7 +217,7 @@ SAME_WORK = (
 
 
 def differences(one: Header, other: Header) -> list[str]:
-    """How the work of two runs differs, a line per field."""
+    """How the work of two runs, or the software that did it, differs, a line per field."""
     found = []
     for name in SAME_WORK:
         a, b = getattr(one, name), getattr(other, name)
@@ -222,6 +229,23 @@ def differences(one: Header, other: Header) -> list[str]:
         a, b = one.versions.get(name), other.versions.get(name)
         if a != b:
             found.append(f"version of {name} is {a} and {b}")
+    # Outside of a checkout the commit is unknown; then the versions have to do.
+    if one.git_commit and other.git_commit and one.git_commit != other.git_commit:
+        found.append(f"commit is {one.git_commit} and {other.git_commit}")
+    return found
+
+
+def server_differences(one: Header, other: Header) -> list[str]:
+    """How the servers of two runs of one arm differ, a line per role."""
+    # Servers that a run starts itself have other ports each time.
+    varies = {"client", "client sends to"} if one.emulated else {"client"}
+    found = []
+    for role in dict.fromkeys((*one.servers, *other.servers)):
+        a, b = one.servers.get(role, []), other.servers.get(role, [])
+        if role not in varies and a != b:
+            found.append(
+                f"servers, {role}: {' '.join(a) or 'none'!r} and {' '.join(b) or 'none'!r}"
+            )
     return found
 
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from kairos.replay.bootstrap import block_means, interval
 from kairos.replay.results import Arm, by_load, check_comparable
-from kairos.replay.summary import BOOTSTRAPPED, Summary, per_request
+from kairos.replay.summary import BOOTSTRAPPED, Summary, interval_of, per_request
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -123,7 +122,7 @@ def gains(arms: Sequence[Arm]) -> dict[str, dict[str, tuple[float, float, float]
             if len(own[name]) != len(base[name]):
                 continue
             difference = own[name] - base[name]
-            low, high = interval(block_means(difference[:, None])[:, 0])
+            low, high = interval_of(name, difference, lowest=-100.0)
             found[arm.name][name] = (float(np.mean(difference)), low, high)
     return found
 
@@ -219,5 +218,10 @@ def _of_load(load: float, arms: Sequence[Arm], extras: Extras) -> dict[str, Any]
         "simulated": extras.simulated.get(load, {}),
         "headers": {
             arm.name: [msgspec.to_builtins(run.header) for run in arm.runs] for arm in arms
+        },
+        "left_out": {
+            arm.name: [msgspec.to_builtins(header) for header in arm.left_out]
+            for arm in arms
+            if arm.left_out
         },
     }

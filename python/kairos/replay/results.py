@@ -7,7 +7,13 @@ from pathlib import Path
 
 from kairos.errors import InputError
 from kairos.replay.forwards import Forward, read_forwards
-from kairos.replay.record import Header, Record, differences, read_records
+from kairos.replay.record import (
+    Header,
+    Record,
+    differences,
+    read_records,
+    server_differences,
+)
 from kairos.replay.summary import Summary, summarise
 
 
@@ -38,11 +44,13 @@ class Arm:
 
     Attributes:
         name: as shown; differs from the header's where two folders have the same arm.
-        runs: at least one. Disturbed ones are left out where there are others.
+        runs: at least one. Those that do not count are left out where there are others.
+        left_out: headers of the runs left out, those that were made again included.
     """
 
     name: str
     runs: tuple[RunResult, ...]
+    left_out: tuple[Header, ...] = ()
 
     @property
     def header(self) -> Header:
@@ -63,11 +71,14 @@ class Arm:
         return summarise([(run.header, run.records) for run in self.runs])
 
 
-def read_arms(paths: Sequence[Path], label: str = "") -> list[Arm]:
-    """Arms of record files, loads ascending, each load's arms in the order in which they ran.
+def read_arms(paths: Sequence[Path], label: str = "", rejected: Sequence[Path] = ()) -> list[Arm]:
+    """Arms of record files, loads ascending. Each load has its arms in the same order, that of
+    their first runs at any load, so that the first arm is the baseline of every load.
 
     Args:
         label: put in front of every name.
+        rejected: record files of runs that were set aside to be made again. Only where that has
+            not happened yet are they shown as runs of their own.
 
     Raises:
         InputError: see `read_records`.
@@ -78,12 +89,23 @@ def read_arms(paths: Sequence[Path], label: str = "") -> list[Arm]:
         forwards = path.with_name(path.name.replace("requests-", "forwards-", 1))
         result = RunResult(header, records, forwards if forwards.exists() else None)
         groups.setdefault((header.load, header.arm), []).append(result)
+    set_aside: dict[tuple[float, str], list[RunResult]] = {}
+    for path in rejected:
+        result = RunResult(*read_records(path))
+        set_aside.setdefault((result.header.load, result.header.arm), []).append(result)
+    everyone = set_aside | groups
+    began: dict[str, int] = {}
+    for (_, name), runs in everyone.items():
+        for run in runs:
+            began[name] = min(began.get(name, run.header.position), run.header.position)
     arms = []
-    for (_, name), runs in groups.items():
+    for (load, name), runs in sorted(everyone.items(), key=lambda g: (g[0][0], began[g[0][1]])):
+        runs.sort(key=lambda run: run.header.repeat)
         good = [run for run in runs if run.header.counts] or runs
-        good.sort(key=lambda run: run.header.repeat)
-        arms.append(Arm(f"{label}{name}", tuple(good)))
-    arms.sort(key=lambda arm: (arm.header.load, min(r.header.position for r in arm.runs)))
+        left_out = [run.header for run in runs if good is not runs and not run.header.counts]
+        if (load, name) in groups:
+            left_out += [run.header for run in set_aside.get((load, name), ())]
+        arms.append(Arm(f"{label}{name}", tuple(good), tuple(left_out)))
     return arms
 
 
@@ -94,7 +116,9 @@ def check_comparable(arms: Sequence[Arm], force: bool = False) -> list[str]:
         What differs, where `force` lets it pass.
 
     Raises:
-        InputError: no arm, or headers that differ in trace, load, SLOs, seed, profile or versions.
+        InputError: no arm; headers that differ in trace, load, SLOs, seed, profile, versions or
+            commit; runs of an arm whose servers had other flags, or, `force` or not, that have
+            unlike numbers of records, which cannot be taken together.
     """
     if not arms:
         raise InputError("a report needs at least one arm")
@@ -102,7 +126,15 @@ def check_comparable(arms: Sequence[Arm], force: bool = False) -> list[str]:
     first = arms[0]
     for arm in arms:
         for run in arm.runs:
-            for difference in differences(first.header, run.header):
+            if len(run.records) != len(arm.runs[0].records):
+                raise InputError(
+                    f"runs of {arm.name} have {len(arm.runs[0].records)} and {len(run.records)} "
+                    "records: they cannot be one arm"
+                )
+            for difference in (
+                *differences(first.header, run.header),
+                *server_differences(arm.header, run.header),
+            ):
                 text = f"{first.name} and {arm.name} cannot be compared: {difference}"
                 if not force:
                     raise InputError(f"{text}; --force compares them all the same")

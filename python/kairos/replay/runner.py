@@ -2,8 +2,10 @@
 
 import os
 import platform
+import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ import psutil
 
 from kairos.cluster import Cluster, ClusterError, ClusterSpec, ServerDiedError
 from kairos.latency import Profile
+from kairos.replay.api import CompletionsApi
 from kairos.replay.arms import ArmSpec
 from kairos.replay.client import Options
 from kairos.replay.forwards import Forward, device_use, engine_tpot_ms, read_forwards
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 VOCABULARY = 1024
 TRACE_ENV = "KAIROS_EMULATION_TRACE"
 _REDRAW_S = 0.5
+_EXIT_S = 2.0  # a server's connections break some time before its process has ended
 _WARM_UP_LENGTHS = (64, 2_000, 12_000)
 _WARM_UP_TOKENS = 16
 _WARM_UP_LIMIT_S = 120.0
@@ -76,6 +80,7 @@ class Setting:
         instances: such as "1P1D".
         profile: latency profile of predictions, dilated if the run is.
         emulated: whether it also drives the servers' clock.
+        url: of servers that run already; None where each run starts its own.
         start_s: where in the trace the plan begins, seconds.
         limits: of a request and of an arm.
         out: folder of records and logs.
@@ -86,6 +91,7 @@ class Setting:
     instances: str
     profile: Profile
     emulated: bool
+    url: str | None
     start_s: float
     limits: Options
     out: Path
@@ -122,10 +128,20 @@ def run_on_cluster(
         return _measured(setting, run, plan, target, servers, arm.send_slo, cluster.check)
 
 
+def reached(setting: Setting) -> dict[str, list[str]]:
+    """What the header says of servers that run already; empty where a run starts its own."""
+    if setting.url is None:
+        return {}
+    found = {"client sends to": UrlTarget(setting.url).describe()}
+    if isinstance(setting.limits.api, CompletionsApi):
+        found["model"] = [setting.limits.api.model]
+    return found
+
+
 def run_on_url(setting: Setting, run: Run, plan: Plan, url: str) -> Header:
     """Replay against servers that run already."""
     target = UrlTarget(url)
-    servers = {"client sends to": target.describe(), "state": ["as found, not restarted"]}
+    servers = reached(setting) | {"state": ["as found, not restarted"]}
     return _measured(setting, run, plan, target, servers, True, lambda: None)
 
 
@@ -139,10 +155,11 @@ def _measured(
     check: Callable[[], None],
 ) -> Header:
     options = replace(setting.limits, send_slo=send_slo)
-    warm_up = _warm_up(plan, target, options, check)
+    seed = content_seed(setting, plan)
+    warm_up = _warm_up(plan, seed, target, options, check)
     started = datetime.now(UTC)
     run_id = f"{run.stem}-{started:%H%M%S}"
-    job = Job(target, Prompts(VOCABULARY, plan.seed), options, run_id, plan.requests)
+    job = Job(target, Prompts(VOCABULARY, seed), options, run_id, plan.requests)
     with Worker(job) as worker:
         watch = Watch()
         worker.start()
@@ -169,6 +186,7 @@ def _measured(
         slo_set=plan.slo_set,
         tpot_ms=plan.tpot_ms,
         seed=plan.seed,
+        content_seed=seed,
         profile=setting.profile,
         emulated=setting.emulated,
         warm_up=warm_up,
@@ -187,6 +205,12 @@ def _measured(
     return header
 
 
+def content_seed(setting: Setting, plan: Plan) -> int:
+    """Seed of a run's prompts: that of the plan on servers that are started for the run. Others
+    keep the prompts of earlier runs in their prefix cache, so each run brings its own."""
+    return plan.seed if setting.url is None else secrets.randbits(62)
+
+
 def _watched(
     setting: Setting, label: str, worker: Worker, total: int, check: Callable[[], None]
 ) -> tuple[list[Record], str]:
@@ -200,16 +224,36 @@ def _watched(
             bar.update(line, completed=counts.done, sent=counts.sent, failed=counts.failed)
             bar.refresh()
             if records is not None:
-                return records, note
-            try:
-                check()
-            except ServerDiedError as died:
-                if not note:
-                    note = str(died).splitlines()[0]
-                    worker.stop(note)
+                return records, note or last_check(records, check)
+            died = _died(check)
+            if died and not note:
+                note = died
+                worker.stop(note)
 
 
-def _warm_up(plan: Plan, target: Target, options: Options, check: Callable[[], None]) -> str:
+def last_check(
+    records: Sequence[Record], check: Callable[[], None], within_s: float = _EXIT_S
+) -> str:
+    """What has died by the end of a run: when the last requests failed, their server may be about
+    to. Empty if nothing has."""
+    until = time.monotonic() + within_s
+    failed = any(r.outcome not in (Outcome.OK, Outcome.TIMEOUT, Outcome.CUT) for r in records)
+    while not (died := _died(check)) and failed and time.monotonic() < until:
+        time.sleep(min(0.1, within_s))
+    return died
+
+
+def _died(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except ServerDiedError as died:
+        return str(died).splitlines()[0]
+    return ""
+
+
+def _warm_up(
+    plan: Plan, seed: int, target: Target, options: Options, check: Callable[[], None]
+) -> str:
     """Prompts of other content and several lengths through every pair, twice; returns what was
     done.
 
@@ -227,7 +271,7 @@ def _warm_up(plan: Plan, target: Target, options: Options, check: Callable[[], N
     ]
     limits = replace(options, timeout_s=_WARM_UP_LIMIT_S, budget_s=2 * _WARM_UP_LIMIT_S)
     # Another seed gives other ids everywhere, so that the run finds none of it cached.
-    job = Job(target, Prompts(VOCABULARY, plan.seed + 1), limits, f"w{os.getpid():07d}", requests)
+    job = Job(target, Prompts(VOCABULARY, seed + 1), limits, f"w{os.getpid():07d}", requests)
     with Worker(job) as worker:
         worker.start()
         while (records := worker.poll(_REDRAW_S)) is None:

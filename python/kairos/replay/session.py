@@ -21,7 +21,7 @@ from kairos.replay.arms import arm_spec, parse_arms
 from kairos.replay.cli import DRAIN_S, ClusterOf, LocalCluster
 from kairos.replay.client import Options
 from kairos.replay.dilation import dilated
-from kairos.replay.goodput import TARGETS, largest_load
+from kairos.replay.goodput import TARGETS, Goodput, largest_load
 from kairos.replay.plan import Plan, make_plan
 from kairos.replay.results import read_arms
 from kairos.replay.runner import Run, Setting, run_on_cluster, run_on_url
@@ -37,6 +37,7 @@ SYNTHETIC = "synthetic:"
 _SYNTHETIC_REQUESTS = 20_000  # more than a load of 2 over half an hour takes of any preset
 _URL_ARM = "url"
 _ENGINE_TOLERANCE = 0.05  # of a goodput search whose probes take minutes
+_PROBE_TRIES = 3
 
 
 def replay(options: argparse.Namespace, command: Sequence[str], cluster_of: ClusterOf) -> int:
@@ -56,8 +57,15 @@ def replay(options: argparse.Namespace, command: Sequence[str], cluster_of: Clus
     searched: dict[str, Any] = {}
     if options.goodput == "engine" and rest <= 0:
         searched = session.goodput()
-    arms = read_arms(session.record_files())
-    code = commands.publish(arms, options.out, console, goodput=options.goodput, searched=searched)
+    arms = read_arms(session.record_files(), rejected=session.rejected_files())
+    code = commands.publish(
+        arms,
+        options.out,
+        console,
+        goodput=options.goodput,
+        searched=searched,
+        force=options.force,
+    )
     if rest > 0:
         console.print(f"{rest} runs are left; go on with --resume")
     return code
@@ -75,6 +83,7 @@ class _Session:
     ) -> None:
         self._options = options
         self._cluster_of = cluster_of
+        self._console = console
         self._prefill, self._decode = parse_instances(options.instances)
         self._profile = load_profile(options.profile)
         self._trace = load_trace(options.trace, options.trace_format, options.seed)
@@ -110,6 +119,7 @@ class _Session:
             instances=options.instances,
             profile=slowed,
             emulated=options.url is None,
+            url=options.url,
             start_s=options.start_s,
             limits=limits,
             out=self._out,
@@ -124,17 +134,22 @@ class _Session:
         Raises:
             InputError: there are records, and it was not said what to do with them.
         """
-        there = [run for run in self.runs if run.records(self._out).exists()]
+        there = [path for run in self.runs if (path := run.records(self._out)).exists()]
+        arms = list(dict.fromkeys(run.arm for run in self.runs))
+        if self._options.goodput == "engine":
+            there = list(dict.fromkeys((*there, *campaign.probes_in(self._out, arms))))
         if there and not self._options.resume and not self._options.overwrite:
             raise InputError(
-                f"--out: {there[0].records(self._out)} exists; --resume keeps what is done, "
-                "--overwrite replaces it"
+                f"--out: {there[0]} exists; --resume keeps what is done, --overwrite replaces it"
             )
         if not self._options.resume:
-            for run in there:
-                run.records(self._out).unlink()
+            for path in there:
+                path.unlink()
+            if self._options.overwrite:
+                for path in self.rejected_files():
+                    path.unlink()
             return self.runs
-        done = campaign.finished(self.runs, self._plans, self._out)
+        done = campaign.finished(self.runs, self._plans, self._setting, self._options.force)
         return [run for run in self.runs if run.stem not in done]
 
     def run(self, run: Run) -> None:
@@ -156,31 +171,72 @@ class _Session:
         run_on_cluster(self._setting, run, plan, arm, self._cluster_of(local))
 
     def goodput(self) -> dict[str, Any]:
-        """Search each arm's goodput with runs at further loads, whose records stay."""
+        """Search each arm's goodput with runs at further loads, whose records stay. Without a
+        result for an arm one of whose runs never counted."""
         found: dict[str, Any] = {}
         for arm in dict.fromkeys(run.arm for run in self.runs):
-
-            def attainment(load: float, arm: str = arm) -> float:
-                run = Run(arm, load, 1, len(self.runs) + 1, f"{arm}@{load:g}")
-                self.runs.append(run)
-                if not campaign.finished([run], {load: self._plan(load)}, self._out):
-                    self.run(run)
-                return self._attainment(run)
-
-            known = {r.load: self._attainment(r) for r in self.runs if r.arm == arm}
-            results = []
-            for target in TARGETS:
-                results.append(largest_load(attainment, target, known, _ENGINE_TOLERANCE))
-                known |= {float(x): value for x, value in results[-1].probes.items()}
-            found[arm] = {"in": "engine", "loads": msgspec.to_builtins(results)}
+            try:
+                loads = self._searched(arm)
+            except _NeverCountedError as error:
+                self._console.print(f"{arm}: no goodput: {error}", style="red")
+                loads = None
+            found[arm] = {"in": "engine", "loads": msgspec.to_builtins(loads)}
         return found
 
     def record_files(self) -> list[Path]:
         """Records of the runs that have been made."""
-        return [path for run in self.runs if (path := run.records(self._out)).exists()]
+        paths = dict.fromkeys(run.records(self._out) for run in self.runs)
+        return [path for path in paths if path.exists()]
 
-    def _attainment(self, run: Run) -> float:
-        return read_arms([run.records(self._out)])[0].summary.e2e_attainment
+    def rejected_files(self) -> list[Path]:
+        """Records that were set aside, of these runs and of the arms' probes."""
+        stems = [f"{run.stem}." for run in self.runs]
+        if self._options.goodput == "engine":
+            stems += [f"{run.arm}@" for run in self.runs]
+        return campaign.rejected_in(self._out, stems)
+
+    def _searched(self, arm: str) -> list[Goodput]:
+        known = {}
+        for load in dict.fromkeys(run.load for run in self.runs if run.arm == arm):
+            value = self._attainment(arm, load)
+            if value is not None:
+                known[load] = value
+        results = []
+        for target in TARGETS:
+            results.append(
+                largest_load(lambda load: self._probed(arm, load), target, known, _ENGINE_TOLERANCE)
+            )
+            known |= {float(x): value for x, value in results[-1].probes.items()}
+        return results
+
+    def _probed(self, arm: str, load: float) -> float:
+        """Attainment at a load that no run is known of: made until it counts.
+
+        Raises:
+            _NeverCountedError: it never did.
+        """
+        run = Run(arm, load, 1, len(self.runs) + 1, f"{arm}@{load:g}")
+        self.runs.append(run)
+        plans = {load: self._plan(load)}
+        for tries in range(_PROBE_TRIES + 1):
+            if campaign.finished([run], plans, self._setting, self._options.force):
+                value = self._attainment(arm, load)
+                assert value is not None
+                return value
+            if tries < _PROBE_TRIES:
+                self.run(run)
+        raise _NeverCountedError(f"{_PROBE_TRIES} runs at load {load:g} did not count")
+
+    def _attainment(self, arm: str, load: float) -> float | None:
+        """Of all runs of an arm at a load that count, taken together; None without one."""
+        paths = dict.fromkeys(
+            run.records(self._out) for run in self.runs if (run.arm, run.load) == (arm, load)
+        )
+        paths_there = [path for path in paths if path.exists()]
+        if not paths_there:
+            return None
+        (pooled,) = read_arms(paths_there)
+        return pooled.summary.e2e_attainment if pooled.counts else None
 
     def _plan(self, load: float) -> Plan:
         if load not in self._plans:
@@ -199,6 +255,10 @@ class _Session:
                 dilate=options.dilate,
             )
         return self._plans[load]
+
+
+class _NeverCountedError(Exception):
+    """A probe was disturbed, or its servers died, each time."""
 
 
 def load_trace(source: str, format_name: str | None, seed: int) -> Trace:

@@ -53,9 +53,10 @@ def settings_of(header: Header) -> Settings | None:
         arm = arm_spec(header.arm, header.profile.name)
     except InputError:  # servers of somebody else
         return None
-    if arm.simulated is None:
+    settings = arm.settings(header.profile.kv.fixed_s / header.dilate)
+    if settings is None:
         return None
-    return dilated_settings(replace(arm.simulated, instances=header.instances), header.dilate)
+    return dilated_settings(replace(settings, instances=header.instances), header.dilate)
 
 
 def simulated_figures(header: Header, records: Sequence[Record]) -> dict[str, Any] | None:

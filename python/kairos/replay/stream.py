@@ -67,13 +67,15 @@ class TokenStream:
         """The connection ended.
 
         Raises:
-            StreamError: bytes are left that are no complete event, for example an error body.
+            StreamError: bytes are left that are no complete event, for example an error body; or
+                there were more tokens than asked for.
         """
         if self._pending.strip():
             raise StreamError(f"stream ended with {_shown(self._pending)}")
 
     def settle(self) -> None:
-        """Nothing more comes: make `times` complete."""
+        """Nothing more comes: make `times` complete, whatever came. Never raises, because records
+        are written after the run, when an error would cost all of them."""
 
     def _event(self, event: bytes, now: float) -> None:
         if not event.startswith(_PREFIX):
@@ -89,25 +91,28 @@ class TokenStream:
             if "error" in fields:
                 raise StreamError(f"error event: {_shown(orjson.dumps(fields['error']))}")
             self._take(fields, now)
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, IndexError) as error:
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
             raise StreamError(f"not a token event: {_shown(body)}") from error
 
     def _take(self, fields: Any, now: float) -> None:
         meta = fields["meta_info"]
         count = int(meta["completion_tokens"])
         finish = meta["finish_reason"]
-        if self.cached_tokens is None:
-            self.cached_tokens = meta.get("cached_tokens")
+        if self.cached_tokens is None and meta.get("cached_tokens") is not None:
+            self.cached_tokens = int(meta["cached_tokens"])
         if finish is not None:
             self.finish = finish if isinstance(finish, dict) else {"type": str(finish)}
         self._count(count, now)
 
     def _count(self, count: int, now: float) -> None:
-        if count > self._limit:
-            raise StreamError(f"{count} tokens, {self._limit} were asked for")
+        self._check(count)
         new = count - len(self.times)
         if new > 0:
             self.times.extend([now] * new)
+
+    def _check(self, count: int) -> None:
+        if count > self._limit:
+            raise StreamError(f"{count} tokens, {self._limit} were asked for")
 
 
 class CompletionStream(TokenStream):
@@ -140,15 +145,19 @@ class CompletionStream(TokenStream):
                 self._told = True
                 self._count(int(told), now)
         elif told is not None and not self._told:
+            self._check(int(told))
             self._spread(int(told))
+
+    def close(self) -> None:
+        super().close()
+        if not self.times:
+            self._check(len(self._chunks))
 
     def settle(self) -> None:
         if not self.times:
-            self._spread(len(self._chunks))
+            self._spread(min(len(self._chunks), self._limit))
 
     def _spread(self, tokens: int) -> None:
-        if tokens > self._limit:
-            raise StreamError(f"{tokens} tokens, {self._limit} were asked for")
         chunks = len(self._chunks)
         if not chunks:
             return

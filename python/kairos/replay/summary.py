@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from kairos.errors import InputError
-from kairos.replay.bootstrap import Floats, block_means, interval
+from kairos.replay.bootstrap import Floats, block_means, interval, percent_interval
 from kairos.replay.record import Header, Outcome, Record
 from kairos.workload.load import prefill_work_s
 from kairos.workload.trace import TraceRequest
@@ -64,7 +64,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         send_lag_p99_ms: how late the client itself was.
         deciles: by prompt length.
         classes: attainments per SLO class, where there are several.
-        intervals: 95 % confidence intervals by block bootstrap over requests.
+        intervals: 95 % confidence intervals by block bootstrap over requests; where all requests
+            agree, the bound that they still leave.
         note: what disturbed the runs; empty if nothing is known.
     """
 
@@ -156,10 +157,7 @@ def summarise(runs: Sequence[tuple[Header, Sequence[Record]]]) -> Summary:
         send_lag_p99_ms=percentile(lag, 99),
         deciles=_deciles(records),
         classes=_classes(records),
-        intervals={
-            name: interval(block_means(values[:, None])[:, 0])
-            for name, values in per_request(runs).items()
-        },
+        intervals={name: interval_of(name, values) for name, values in per_request(runs).items()},
         note="; ".join(dict.fromkeys(n for h, _ in runs for n in (h.note, *h.quiet.problems) if n)),
     )
 
@@ -185,6 +183,13 @@ def per_request(runs: Sequence[tuple[Header, Sequence[Record]]]) -> dict[str, Fl
         "goodput_tokens_per_s": tokens_factor
         * mean([[float(r.got_tokens * r.met) for r in own] for _, own in runs]),
     }
+
+
+def interval_of(name: str, values: Floats, lowest: float = 0.0) -> tuple[float, float]:
+    """Interval of the mean of a figure of BOOTSTRAPPED; see `percent_interval`."""
+    if name.endswith("_attainment"):
+        return percent_interval(values, lowest)
+    return interval(block_means(values[:, None])[:, 0])
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float | None:

@@ -3,7 +3,11 @@
 import pytest
 
 from kairos.errors import InputError
+from kairos.latency import load_profile
 from kairos.replay.arms import ARMS, arm_spec, parse_arms
+from kairos.replay.dilation import dilated
+from kairos.replay.simulated import settings_of
+from support.replay import header
 
 
 def test_1_upstreams_orders_go_to_prefill_servers_only() -> None:
@@ -70,3 +74,19 @@ def test_5_what_the_simulator_runs_has_an_engine_s_properties(name: str) -> None
 def test_6_other_names_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="--arms"):
         parse_arms(text)
+
+
+@pytest.mark.parametrize("profile", ["tiny-fast", "minimax-m2.5-tp4-h200"])
+def test_7_what_follows_prefill_is_the_profile_s(profile: str) -> None:
+    transfer_s = load_profile(profile).kv.fixed_s
+    settings = arm_spec("kairos", profile).settings(transfer_s)
+    assert settings is not None
+    assert settings.urgency.tail_s == pytest.approx(0.08 + transfer_s)
+    assert arm_spec("kairos-all", profile).settings(transfer_s) is None
+
+
+def test_8_a_dilated_tail_is_stretched_as_a_whole() -> None:
+    profile = dilated(load_profile("tiny-fast"), 2.0)
+    settings = settings_of(header("kairos", profile=profile, dilate=2.0))
+    assert settings is not None
+    assert settings.urgency.tail_s == pytest.approx(2.0 * 0.081)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kairos.replay.bootstrap import block_length, block_means, interval
+from kairos.replay.bootstrap import block_length, block_means, interval, percent_interval
 
 
 def test_1_constant_values_have_no_interval() -> None:
@@ -39,3 +39,16 @@ def test_4_columns_and_arrays_of_one_length_get_the_same_blocks() -> None:
 def test_5_one_request() -> None:
     assert block_length(1) == 1
     assert interval(block_means(np.array([[3.0]]))[:, 0]) == (3.0, 3.0)
+
+
+@pytest.mark.parametrize(("same", "ends"), [(100.0, (83.16, 100.0)), (0.0, (0.0, 16.84))])
+def test_6_all_alike_leaves_a_doubt(same: float, ends: tuple[float, float]) -> None:
+    """400 requests are 20 independent blocks: Clopper and Pearson's bound for 20 of 20."""
+    assert percent_interval(np.full(400, same)) == pytest.approx(ends, abs=0.01)
+    assert percent_interval(np.full(1, same)) in ((2.5, 100.0), (0.0, 97.5))
+
+
+def test_7_so_do_differences_that_are_all_alike() -> None:
+    assert percent_interval(np.zeros(400), -100.0) == pytest.approx((-16.84, 16.84), abs=0.01)
+    mixed = np.array([0.0, 100.0] * 200)
+    assert percent_interval(mixed) == interval(block_means(mixed[:, None])[:, 0])

@@ -1,17 +1,25 @@
 """Runs: their order, what is done, what is done again; folders side by side."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
+from kairos.cluster import ServerDiedError
 from kairos.errors import InputError
 from kairos.latency import load_profile
+from kairos.replay import campaign
+from kairos.replay.api import CompletionsApi
 from kairos.replay.campaign import finished, runs_of
+from kairos.replay.client import Options
+from kairos.replay.commands import labels
 from kairos.replay.plan import Plan, make_plan
-from kairos.replay.record import Quiet, read_records, write_records
+from kairos.replay.record import Header, Outcome, Quiet, read_records, write_records
 from kairos.replay.results import check_comparable, read_arms
+from kairos.replay.runner import Setting, content_seed, last_check
 from kairos.workload.synthetic import generate
 from support import replay_fake
 from support.replay import header, record
@@ -37,6 +45,22 @@ def plan() -> Plan:
     return make_plan(generate("servegen-r1", 10, 0), load_profile("tiny-fast"), load=0.9)
 
 
+def setting(out: Path, **changes: object) -> Setting:
+    fields: dict[str, object] = {
+        "instances": "1P1D",
+        "profile": load_profile("tiny-fast"),
+        "emulated": True,
+        "url": None,
+        "start_s": 0.0,
+        "limits": Options(),
+        "out": out,
+        "command": (),
+        "allow_disturbed": False,
+        "console": Console(),
+    }
+    return Setting(**(fields | changes))  # type: ignore[arg-type]
+
+
 def written(out: Path, plan: Plan, **changes: object) -> None:
     workload = plan.workload
     same = {
@@ -50,7 +74,7 @@ def written(out: Path, plan: Plan, **changes: object) -> None:
 def test_2_done_are_runs_of_the_same_plan_that_count(tmp_path: Path, plan: Plan) -> None:
     runs = runs_of(["fcfs", "kairos"], [0.9], 1)
     written(tmp_path, plan)
-    assert list(finished(runs, {0.9: plan}, tmp_path)) == ["fcfs"]
+    assert list(finished(runs, {0.9: plan}, setting(tmp_path))) == ["fcfs"]
 
 
 @pytest.mark.parametrize(
@@ -59,20 +83,77 @@ def test_2_done_are_runs_of_the_same_plan_that_count(tmp_path: Path, plan: Plan)
 def test_3_others_are_set_aside_and_done_again(
     tmp_path: Path, plan: Plan, trouble: dict[str, object]
 ) -> None:
-    written(tmp_path, plan, **trouble)
-    assert finished(runs_of(["fcfs"], [0.9], 1), {0.9: plan}, tmp_path) == {}
-    assert [path.name for path in tmp_path.iterdir()] == ["rejected-fcfs.jsonl"]
+    for _ in range(2):
+        written(tmp_path, plan, **trouble)
+        assert finished(runs_of(["fcfs"], [0.9], 1), {0.9: plan}, setting(tmp_path)) == {}
+    names = ["rejected-fcfs.1.jsonl", "rejected-fcfs.2.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"slo_set": "F5"}, {"dilate": 2.0}, {"trace_sha256": "1" * 64}]
+    "change",
+    [
+        *({"seed": 1}, {"slo_set": "F5"}, {"dilate": 2.0}, {"trace_sha256": "1" * 64}),
+        *({"start_s": 60.0}, {"instances": "2P1D"}, {"emulated": False}),
+        {"profile": load_profile("minimax-m2.5-tp4-h200")},
+    ],
 )
 def test_4_records_of_another_replay_are_not_mixed_in(
     tmp_path: Path, plan: Plan, change: dict[str, object]
 ) -> None:
     written(tmp_path, plan, **change)
     with pytest.raises(InputError, match=r"--resume: .* is of another replay"):
-        finished(runs_of(["fcfs"], [0.9], 1), {0.9: plan}, tmp_path)
+        finished(runs_of(["fcfs"], [0.9], 1), {0.9: plan}, setting(tmp_path))
+
+
+def test_4a_nor_are_those_of_another_endpoint_or_model(tmp_path: Path, plan: Plan) -> None:
+    def done(url: str, model: str) -> dict[str, Header]:
+        own = setting(tmp_path, url=url, emulated=False, limits=Options(api=CompletionsApi(model)))
+        return finished(runs_of(["fcfs"], [0.9], 1), {0.9: plan}, own)
+
+    servers = {"client sends to": ["http://h:1"], "model": ["m"], "state": ["as found"]}
+    written(tmp_path, plan, emulated=False, servers=servers)
+    assert len(done("http://h:1", "m")) == 1
+    for url, model in (("http://h:2", "m"), ("http://h:1", "n")):
+        with pytest.raises(InputError, match="is of another replay"):
+            done(url, model)
+
+
+def test_4b_nor_of_another_commit_unless_forced(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "git_commit", lambda: "new")
+    runs = runs_of(["fcfs"], [0.9], 1)
+    written(tmp_path, plan, git_commit="old")
+    with pytest.raises(InputError, match="commit old, this is new; --force"):
+        finished(runs, {0.9: plan}, setting(tmp_path))
+    assert len(finished(runs, {0.9: plan}, setting(tmp_path), force=True)) == 1
+
+
+def test_4c_servers_that_keep_their_cache_get_other_prompts_each_run(
+    tmp_path: Path, plan: Plan
+) -> None:
+    assert content_seed(setting(tmp_path), plan) == plan.seed
+    there = setting(tmp_path, url="http://h:1", emulated=False)
+    assert len({content_seed(there, plan) for _ in range(9)} | {plan.seed}) == 10
+
+
+def test_4d_a_server_that_dies_with_the_last_request_is_noticed() -> None:
+    """Its connections break first; its process is gone a moment later."""
+
+    def dying() -> Callable[[], None]:
+        calls = iter([None] * 3)
+
+        def check() -> None:
+            if next(calls, "dead"):
+                raise ServerDiedError("decode-0", 1, Path("none.log"), "serving")
+
+        return check
+
+    good, broken = record(0), record(1, [], Outcome.CONNECTION_ERROR)
+    assert last_check([good, broken], dying()).startswith("decode-0 died")
+    assert last_check([good], dying()) == ""
+    assert last_check([broken], lambda: None, within_s=0.01) == ""
 
 
 @pytest.fixture
@@ -151,6 +232,7 @@ def test_8_disturbed_runs_are_left_out_where_there_are_others(tmp_path: Path) ->
     write_records(bad, noisy, [record()])
     (arm,) = read_arms([good, bad])
     assert (len(arm.runs), arm.counts) == (1, True)
+    assert [h.quiet.problems for h in arm.left_out] == [("loud",)]
     (alone,) = read_arms([bad])
     assert not alone.counts
     assert alone.summary.note == "loud"
@@ -166,3 +248,62 @@ def test_9_runs_of_one_arm_must_agree_too(tmp_path: Path) -> None:
 def test_10_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert replay_fake.replay(["report", str(tmp_path)]) == 2
     assert "no requests-*.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code"), [({"note": "decode-0 died"}, 1), ({"quiet": Quiet(problems=("loud",))}, 3)]
+)
+@pytest.mark.parametrize("name", ["requests-fcfs.r2.jsonl", "rejected-fcfs.1.jsonl"])
+def test_11_runs_left_out_or_made_again_are_reported(
+    tmp_path: Path,
+    trouble: dict[str, object],
+    code: int,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Otherwise an arm whose servers die now and then would look like one whose servers do not."""
+    stored(tmp_path, "fcfs")
+    write_records(tmp_path / name, header("fcfs", repeat=2, **trouble), [record()])
+    assert replay_fake.replay(["report", str(tmp_path), "--goodput", "none"]) == code
+    assert "fcfs at load 0.9, run 2: NOT VALID, left out" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["arms"]["fcfs"]["runs"], len(report["left_out"]["fcfs"])) == (1, 1)
+
+
+def test_12_a_run_that_was_not_made_again_yet_is_shown(tmp_path: Path) -> None:
+    one = stored(tmp_path, "fcfs")
+    lost = tmp_path / "rejected-kairos.1.jsonl"
+    write_records(lost, header("kairos", position=2, note="decode-0 died"), [record()])
+    arms = read_arms([one], rejected=[lost])
+    assert [(arm.name, arm.counts) for arm in arms] == [("fcfs", True), ("kairos", False)]
+
+
+def test_13_the_baseline_is_the_same_at_every_load(tmp_path: Path) -> None:
+    """Arms take turns in going first, which must not decide what gains are measured against."""
+    paths = []
+    for i, run in enumerate(runs_of(["fcfs", "kairos"], [0.7, 0.9], 1)):
+        path = tmp_path / f"requests-{i}.jsonl"
+        write_records(path, header(run.arm, load=run.load, position=run.position), [record()])
+        paths.append(path)
+    arms = read_arms(sorted(paths, reverse=True))
+    assert [(arm.header.load, arm.name) for arm in arms] == [
+        *((0.7, "fcfs"), (0.7, "kairos"), (0.9, "fcfs"), (0.9, "kairos")),
+    ]
+
+
+def test_14_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [tmp_path / "a" / "x", tmp_path / "b" / "x"]
+    assert labels(folders) == ["a/x/", "b/x/"]
+    assert labels([tmp_path / "a", tmp_path / "b"]) == ["a/", "b/"]
+    assert labels(folders[:1]) == [""]
+    with pytest.raises(InputError, match="named twice"):
+        labels([folders[0], folders[0] / ".." / "x"])
+
+
+def test_15_runs_of_unlike_length_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored(tmp_path, "fcfs")
+    write_records(tmp_path / "requests-fcfs.r2.jsonl", header("fcfs", repeat=2), [record()])
+    assert replay_fake.replay(["report", str(tmp_path), "--force"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

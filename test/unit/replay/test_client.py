@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
 from kairos.errors import InputError
+from kairos.replay.api import CompletionsApi
 from kairos.replay.client import Client, Options
 from kairos.replay.plan import PlannedRequest
 from kairos.replay.prompts import Prompts
@@ -331,3 +332,25 @@ def test_16_bad_limits(value: float) -> None:
         Options(timeout_s=value)
     with pytest.raises(InputError, match="--budget-s"):
         Options(budget_s=value)
+
+
+async def test_17_a_server_that_does_not_stop_costs_its_own_requests_only() -> None:
+    """Five chunks where three tokens were asked for, and no usage: such a run had no records."""
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        count = 5 if (await request.json())["max_tokens"] == 3 else 4
+        for _ in range(count):
+            await response.write(b'data: {"choices": [{"text": "x"}]}\n\n')
+        return response
+
+    app = web.Application()
+    app.router.add_post("/v1/completions", endless)
+    async with TestServer(app) as server:
+        target = UrlTarget(str(server.make_url("")).rstrip("/"))
+        requests = [planned(0, output_tokens=3), planned(1, output_tokens=4)]
+        records = await replay(requests, target, api=CompletionsApi("m"))
+    assert [r.outcome for r in records] == [Outcome.STREAM_ERROR, Outcome.OK]
+    assert records[0].reason == "5 tokens, 3 were asked for"
+    assert records[0].got_tokens == 3

@@ -105,3 +105,22 @@ def test_9_what_is_sent(names: str) -> None:
     assert list(headers) == list(SLO_HEADERS[names])
     assert [float(value) for value in headers.values()] == [750, 40][: len(headers)]
     assert set(api.headers(request, False)) == {"authorization"}
+
+
+def test_10_more_chunks_than_tokens_asked_for_are_an_error_once() -> None:
+    """Without usage only the end tells; the record is written after that, and must be."""
+    stream = CompletionStream(2)
+    for now in (1.0, 2.0, 3.0):
+        stream.feed(chunk(), now)
+    with pytest.raises(StreamError, match="3 tokens, 2 were asked for"):
+        stream.close()
+    stream.settle()
+    assert (stream.times[0], stream.times[-1], len(stream.times)) == (1.0, 3.0, 2)
+
+
+@pytest.mark.parametrize(
+    "data", [b'data: {"choices": ["x"]}\n\n', b'data: {"choices": [], "usage": [1]}\n\n']
+)
+def test_11_fields_of_another_shape(data: bytes) -> None:
+    with pytest.raises(StreamError, match="not a token event"):
+        CompletionStream(8).feed(data, 1.0)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kairos.errors import InputError
@@ -17,7 +18,8 @@ from kairos.replay.evaluation import (
     simulated,
     simulated_markdown,
 )
-from kairos.replay.report import write_report
+from kairos.replay.record import Device
+from kairos.replay.report import Extras, write_report
 from kairos.workload.synthetic import generate
 from support.replay import arm, record
 
@@ -45,6 +47,7 @@ def test_1_the_paper_s_table_compares_with_fcfs_and_the_best_of_upstream() -> No
     assert "| 0.9 | kairos | sjf | +0.0 | +0.0 | +15.0 | -4 % | +0 % |" in text
     assert "(simulated)" in text
     assert "kairos 1.00" in text
+    assert "FCFS meets both SLOs for at least 60 % of the requests: 20.0 %." in text
 
 
 @pytest.mark.slow
@@ -57,6 +60,9 @@ def test_2_a_small_trace_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
         requests=120, slo_set="L3", tpot_ms=30.0, git_commit="",
     )  # fmt: skip
     assert found.requests == 120
+    assert found.prefill_load is not None
+    assert 0.0 < found.prefill_load <= 1.0
+    assert found.prefill_load == 1.0 or found.stage == "decode"
     assert set(found.loads["0.9"]) == {"fcfs", "sjf", *evaluation.KAIROS}
     assert found.loads["1.1"]["fcfs"]["ttft_attainment"] <= 100.0
     assert "0.9" in simulated_markdown(found)
@@ -68,9 +74,38 @@ def test_3_a_kept_report_renders(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report.json").read_text())
     text = engine_markdown("mine", json.loads(json.dumps(kept(report))))
     assert "### mine (emulated)" in text
-    assert "100.0 (100.0–100.0)" in text
+    assert "100.0 (33.1–100.0)" in text
 
 
 def test_4_something_else_is_refused() -> None:
     with pytest.raises(InputError, match="mine: not a report"):
         engine_markdown("mine", {"emulated": True})
+
+
+def test_5_an_engine_s_gains_goodput_and_fidelity(tmp_path: Path) -> None:
+    fast = [record(i, [0.1, 0.12]) for i in range(10)]
+    half = [record(i, [0.1 if i % 2 else 0.9, 0.12 if i % 2 else 0.92]) for i in range(10)]
+    device = Device(
+        prefill_busy_percent=50.0, decode_busy_percent=50.0, decode_tokens_per_busy_s=100.0,
+        decode_batch_mean=2.0, prefill_batches=3,
+    )  # fmt: skip
+    arms = [
+        arm("fcfs", half, device=device),
+        arm("kairos", fast, device=msgspec.structs.replace(device, decode_tokens_per_busy_s=120.0)),
+    ]
+    found = {
+        "in": "simulator",
+        "loads": [{"target": 90.0, "load": 1.25}, {"target": 99.0, "load": 1.0}],
+    }
+    points = {"ttft_attainment": 1.0, "tpot_attainment": 0.0, "e2e_attainment": -2.0}
+    extras = Extras({}, {0.9: {"kairos": points}}, {"kairos": found, "x": found | {"loads": None}})
+    write_report(arms, tmp_path, extras)
+    text = engine_markdown("m", kept(json.loads((tmp_path / "report.json").read_text())))
+    assert "| 0.9 | kairos | fcfs | +50.0 | +0.0 | +50.0 | +20 % |" in text
+    assert "Goodput, largest load with 90 % e2e, simulator: kairos 1.25." in text
+    assert "points of TTFT / TPOT / e2e: kairos +1.0 / +0.0 / -2.0" in text
+
+
+def test_6_every_order_of_upstream_is_in_the_tables() -> None:
+    assert {"fcfs", "lpm", "hrrn", "sjf"} <= set(evaluation.UPSTREAM)
+    assert best_upstream({"kairos": figures(99.0)}) == ""

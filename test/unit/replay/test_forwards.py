@@ -51,10 +51,11 @@ def test_1_engine_clock_counts_from_the_first_step_to_the_one_of_the_last_token(
 
 
 def test_2_lag_is_short_pauses_of_a_busy_device() -> None:
-    steps = [step(1.0, 1), step(1.021, 1, bubble=0.001), step(5.0, 1, bubble=3.9)]
+    new = {"joined": ["b"]}
+    steps = [step(1.0, 1), step(1.021, 1, bubble=0.001), step(5.0, 1, bubble=3.9, **new)]
     assert decode_lag_percent(steps) == pytest.approx(100 * 0.001 / 0.06)
     assert decode_lag_percent([]) is None
-    slow = [step(1.0, 1, bubble=0.03)]
+    slow = [step(1.0, 1, bubble=0.03, **new)]
     assert decode_lag_percent(slow) == 0.0
     assert decode_lag_percent(slow, dilate=2.0) == pytest.approx(150.0)
 
@@ -110,3 +111,9 @@ def test_7_waiting_counts_who_is_due_and_unserved() -> None:
     times, waiting = waiting_over_time(records)
     assert times.tolist() == pytest.approx([0.0, 0.2, 0.3, 0.7, 1.0])
     assert waiting.tolist() == [1, 2, 3, 2, 1]
+
+
+def test_8_a_long_pause_counts_where_the_device_had_work() -> None:
+    """A host that hangs for a second between two steps of a batch was once taken for idleness."""
+    hung = [step(1.0, 1, joined=["a"]), step(2.02, 2, bubble=1.0, joined=["b"])]
+    assert decode_lag_percent(hung) == pytest.approx(100 * 1.0 / 0.04)

@@ -13,8 +13,8 @@ from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.replay.record import Outcome
 from kairos.replay.report import ROWS, subtitle, terminal_table, write_report
-from kairos.replay.results import check_comparable
-from support.replay import arm, record
+from kairos.replay.results import Arm, RunResult, check_comparable
+from support.replay import arm, header, record
 
 SLOW = [record(i, [0.4 + 0.2 * i, 0.45 + 0.2 * i]) for i in range(10)]
 FAST = [record(i, [0.1 + 0.05 * i, 0.12 + 0.05 * i]) for i in range(10)]
@@ -121,6 +121,7 @@ def test_6_runs_without_a_single_first_token_can_be_reported(tmp_path: Path) -> 
         {"dilate": 2.0},
         {"versions": {"sglang": "0.5.24"}},
         {"emulated": False},
+        {"start_s": 5.0},
     ],
 )
 def test_7_arms_with_other_work_are_not_compared(change: dict[str, object]) -> None:
@@ -140,3 +141,39 @@ def test_9_subtitle_says_what_was_emulated() -> None:
     assert "emulated with profile tiny-fast" in subtitle([arm("fcfs", SLOW)])
     assert "emulated" not in subtitle([arm("fcfs", SLOW, emulated=False)])
     assert "25/50/150" in subtitle([arm("fcfs", SLOW, slo_set="tiers")])
+
+
+def test_10_arms_of_two_commits_are_not_compared() -> None:
+    arms = [arm("fcfs", SLOW, git_commit="a"), arm("kairos", FAST, git_commit="b")]
+    with pytest.raises(InputError, match="commit is a and b"):
+        check_comparable(arms)
+    assert len(check_comparable(arms, force=True)) == 1
+    assert check_comparable([arms[0], arm("kairos", FAST)]) == []  # unknown
+
+
+def test_11_repeats_of_an_arm_have_the_same_server_flags() -> None:
+    one = arm("fcfs", SLOW, SLOW)
+    runs = [
+        RunResult(header(repeat=i, servers={"all": flags, "client sends to": [f"http://h:{i}"]}), r)
+        for i, (flags, r) in enumerate(((["--a"], SLOW), (["--b"], SLOW)))
+    ]
+    assert check_comparable([one]) == []
+    with pytest.raises(InputError, match="servers, all: '--a' and '--b'"):
+        check_comparable([Arm("fcfs", tuple(runs))])
+    assert len(check_comparable([Arm("fcfs", tuple(runs))], force=True)) == 1
+
+
+def test_12_runs_of_unlike_length_are_no_arm_whatever_is_forced() -> None:
+    with pytest.raises(InputError, match="runs of fcfs have 10 and 9 records"):
+        check_comparable([arm("fcfs", SLOW, SLOW[:9])], force=True)
+
+
+def test_13_runs_left_out_are_in_the_quiet_table(tmp_path: Path) -> None:
+    lost = header(repeat=2, note="decode-0 died")
+    kept = Arm("fcfs", arm("fcfs", SLOW).runs, (lost,))
+    write_report([kept], tmp_path)
+    words = Page((tmp_path / "report.html").read_text()).words
+    assert "fcfs, load 0.9, run 2" in words
+    assert "NOT VALID, left out of all figures; decode-0 died" in words
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["left_out"]["fcfs"][0]["note"] == "decode-0 died"

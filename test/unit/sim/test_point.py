@@ -81,3 +81,11 @@ def test_3_every_slo_set_and_stage_runs(trace, slo, stages):
 def test_4_bad_arguments_are_input_errors(trace, bad):
     with pytest.raises(InputError):
         run(point(trace, **bad))
+
+
+def test_5_rates_are_over_the_time_to_the_last_token(trace):
+    """As on an engine. An overloaded server needs longer than the arrivals take."""
+    result = run(point(trace, load=3.0))
+    with gzip.open(trace, "rt") as file:
+        tokens = sum(json.loads(line)["output_tokens"] for line in file)
+    assert result["tokens_per_s"] == pytest.approx(tokens / result["makespan_s"])

@@ -1,0 +1,113 @@
+"""The goodput search on an engine: what of its runs is used."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kairos.errors import InputError
+from kairos.replay import cli, session
+from kairos.replay.plan import Plan
+from kairos.replay.record import Header, make_record, write_records
+from kairos.replay.runner import Run, Setting
+from support.replay import header
+
+EDGE = 1.2
+
+
+class Engine:
+    """Writes the records of a run at once: all SLOs met up to a load of EDGE.
+
+    Attributes:
+        made: stems of the runs, in order.
+        dies: how often each stem's servers die before a run counts.
+    """
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.dies: dict[str, int] = {}
+
+    def __call__(self, setting: Setting, run: Run, plan: Plan, *_: object) -> Header:
+        self.made.append(run.stem)
+        workload = plan.workload
+        dead = self.made.count(run.stem) <= self.dies.get(run.stem, 0)
+        head = header(
+            run.arm, repeat=run.repeat, position=run.position, load=run.load,
+            trace_sha256=workload.trace.sha256, time_scale=workload.time_scale,
+            requests=len(plan.requests), profile=setting.profile,
+            note="decode-0 died" if dead else "",
+        )  # fmt: skip
+        late = dead or run.load > EDGE or run.stem.endswith(".r2")
+        records = [
+            make_record(p, f"r{p.index}", "ok", token_times_s=[99.0 if late else 0.001])  # type: ignore[arg-type]
+            for p in plan.requests
+        ]
+        write_records(run.records(setting.out), head, records)
+        return head
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    engine = Engine()
+    monkeypatch.setattr(session, "run_on_cluster", engine)
+    return engine
+
+
+def begun(out: Path, *flags: str) -> session._Session:
+    trace = out / "trace.jsonl"
+    lines = [
+        json.dumps({"arrival_s": 0.5 * i, "input_tokens": 900 + i, "output_tokens": 1})
+        for i in range(12)
+    ]
+    trace.write_text("\n".join(lines) + "\n")
+    options = cli._parser().parse_args(
+        ["--trace", str(trace), "--arms", "fcfs", "--goodput", "engine", "--out", str(out), *flags]
+    )
+    return session._Session(options, (), lambda _: None, Console())  # type: ignore[arg-type,return-value]
+
+
+def searched(out: Path, *flags: str) -> dict:
+    one = begun(out, *flags)
+    for run in one.todo():
+        one.run(run)
+    return one.goodput()["fcfs"]
+
+
+def test_1_probes_that_do_not_count_are_made_again(tmp_path: Path, engine: Engine) -> None:
+    engine.dies = {"fcfs@1.8": 1}
+    found = searched(tmp_path)
+    assert engine.made[:3] == ["fcfs", "fcfs@1.8", "fcfs@1.8"]
+    assert found["loads"][0]["load"] <= EDGE < found["loads"][0]["misses_at"]
+    assert [path.name for path in tmp_path.glob("rejected-*")] == ["rejected-fcfs@1.8.1.jsonl"]
+
+
+def test_2_a_probe_that_never_counts_leaves_no_result(tmp_path: Path, engine: Engine) -> None:
+    engine.dies = {"fcfs@1.8": 99}
+    assert searched(tmp_path)["loads"] is None
+    assert engine.made == ["fcfs", *["fcfs@1.8"] * 3]
+
+
+def test_3_a_known_load_that_did_not_count_is_not_used(tmp_path: Path, engine: Engine) -> None:
+    engine.dies = {"fcfs": 1}
+    found = searched(tmp_path)
+    assert found["loads"][0]["load"] == pytest.approx(EDGE, rel=0.06)
+
+
+def test_4_repeats_are_taken_together(tmp_path: Path, engine: Engine) -> None:
+    """The first meets everything, the second nothing."""
+    found = searched(tmp_path, "--repeats", "2")
+    assert found["loads"][0]["probes"]["0.9"] == 50.0
+
+
+def test_5_old_probes_are_replaced_or_refused(tmp_path: Path, engine: Engine) -> None:
+    searched(tmp_path)
+    made = list(engine.made)
+    (tmp_path / "requests-fcfs.jsonl").unlink()
+    with pytest.raises(InputError, match="--overwrite replaces"):
+        begun(tmp_path).todo()
+    begun(tmp_path, "--overwrite").todo()
+    assert list(tmp_path.glob("requests-*")) == []
+    engine.made.clear()
+    searched(tmp_path, "--overwrite")
+    assert engine.made == made
