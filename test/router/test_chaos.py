@@ -1,12 +1,16 @@
 """What goes wrong at either leg, in each phase: every request ends once and leaves nothing."""
 
 import asyncio
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import orjson
 import pytest
 
-from kairos.router.config import Overload
+from kairos.router.config import Observability, Overload, Security
+from kairos.router.instance import MOST_ABORTS
+from kairos.router.keys import new_key
 from kairos.router.outcome import Outcome
 from support.router_engine import Fault, fakes, until
 from support.router_running import TIMEOUTS, Running, config_for, running
@@ -227,3 +231,183 @@ async def test_12_a_drained_server_ends_what_it_has_and_gets_nothing_new(leg: st
         await asyncio.gather(*(status_and_text(up, True) for _ in range(6)))
         assert len(engine.seen) == before
         await up.quiet()
+
+
+async def test_13_an_answer_that_is_no_stream_may_take_longer_than_a_first_byte() -> None:
+    timeouts = replace(TIMEOUTS, first_byte_timeout_s=0.3, stream_idle_timeout_s=0.1)
+    async with (
+        fakes(token_s=0.05) as cluster,
+        running(config_for(cluster, timeouts=timeouts, overload=ONCE)) as up,
+    ):
+        assert (await status_and_text(up, False))[0] == 200
+        await up.quiet()
+        assert not charged(up)
+
+
+def charged(up: Running) -> set[tuple[str, str]]:
+    """Role and reason of the failures that count for breakers."""
+    return {
+        (sample.labels["role"], sample.labels["reason"])
+        for family in up.router.metrics.registry.collect()
+        if family.name == "kairos_router_worker_failures"
+        for sample in family.samples
+        if sample.name.endswith("_total") and sample.value
+    }
+
+
+@pytest.mark.parametrize("leg", LEGS)
+async def test_14_before_prefill_has_ended_silence_is_charged_to_both_servers(leg: str) -> None:
+    async with (
+        fakes() as cluster,
+        running(config_for(cluster, timeouts=SHORT, overload=ONCE)) as up,
+    ):
+        engine = getattr(cluster, leg)[0]
+        engine.fault = Fault("hang", times=1)
+        assert (await status_and_text(up, True))[0] == 504
+        assert charged(up) == {(role, "first_byte_timeout") for role in LEGS}
+
+
+async def test_15_silence_in_a_stream_is_charged_to_the_decode_server() -> None:
+    async with (
+        fakes() as cluster,
+        running(config_for(cluster, timeouts=SHORT, overload=ONCE)) as up,
+    ):
+        cluster.decode[0].fault = Fault("drip", times=1)
+        await status_and_text(up, True)
+        assert charged(up) == {("decode", "stream_idle_timeout")}
+
+
+async def test_16_of_two_pairs_only_the_server_that_hangs_stays_out() -> None:
+    async with fakes(2, 2) as cluster:
+        config = config_for(cluster, timeouts=SHORT, overload=ONCE)
+        async with running(config) as up:
+            hung, *others = cluster.decode[0], cluster.decode[1], *cluster.prefill
+            hung.fault = Fault("hang")
+            states = up.router.fleet.instances
+            async with asyncio.timeout(30.0):
+                while states[hung.key].state.value != "open":
+                    await asyncio.gather(*(status_and_text(up, True) for _ in range(4)))
+            await until(lambda: all(states[one.key].state.value == "ready" for one in others))
+            assert states[hung.key].state.value == "open"
+            assert (await status_and_text(up, True))[0] == 200
+            hung.fault = None
+            await up.ready(2, 2)
+
+
+async def test_17_a_stream_that_takes_too_long_ends_with_an_error_event() -> None:
+    async with fakes(token_s=0.02) as cluster:
+        config = config_for(cluster, timeouts=replace(TIMEOUTS, request_timeout_s=0.5))
+        async with running(config) as up:
+            body = {"input_ids": [1], "sampling_params": {"max_new_tokens": 500}, "stream": True}
+            async with up.post(body) as answer:
+                text = await answer.text()
+            assert '"code":"request_timeout"' in text.split("\n\n")[-2]
+            await up.quiet()
+            (end,) = up.ends
+            assert (end.outcome, end.reason) == (Outcome.EXPIRED, "request_timeout")
+            assert not charged(up)
+            assert cluster.idle
+
+
+async def test_18_a_request_that_is_still_being_read_when_the_router_stops_is_told_so(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log"
+    async with fakes() as cluster:
+        config = config_for(
+            cluster,
+            observability=Observability(access_log=str(log)),
+            timeouts=replace(TIMEOUTS, drain_timeout_s=0.05),
+        )
+        async with running(config) as up:
+            host, port = up.url.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            await until(lambda: len(up.router.lives) == 1)
+            begun_s = time.monotonic()
+            await up.router.stop()
+            assert time.monotonic() - begun_s < 5.0
+            async with asyncio.timeout(5.0):
+                text = await reader.read()
+            assert text.startswith(b"HTTP/1.1 503 ")
+            assert b"shut_down" in text
+            writer.close()
+        assert [end.outcome for end in up.ends] == [Outcome.SHUT_DOWN]
+        (line,) = log.read_text().splitlines()
+        assert orjson.loads(line)["outcome"] == "shut_down"
+
+
+async def test_19_a_restarted_server_is_introduced_anew() -> None:
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        decode = cluster.decode[0]
+        instance = up.router.fleet.instances[decode.key]
+        telemetry = up.router.fleet.telemetry
+        assert telemetry is not None
+        assert telemetry.snapshot()[decode.key]["endpoint"] is None
+        for number in (1, 2):
+            decode.state = {"kairos": {"telemetry": f"tcp://127.0.0.1:{number}"}}
+            await decode.restart()
+            await until(lambda number=number: instance.restarts == number)
+            await up.ready()
+            assert instance.kairos
+            assert telemetry.snapshot()[decode.key]["endpoint"] == f"tcp://127.0.0.1:{number}"
+            assert (await status_and_text(up, True))[0] == 200
+        await up.quiet()
+
+
+async def test_20_a_decode_server_that_answers_no_abort_keeps_no_other_waiting() -> None:
+    async with (
+        fakes() as cluster,
+        running(config_for(cluster)) as up,
+    ):
+        cluster.world.prefill_s = 30.0
+        prefill, decode = cluster.prefill[0], cluster.decode[0]
+        batch = {"input_ids": [[1]] * 20, "sampling_params": {"max_new_tokens": 2}}
+        request = asyncio.ensure_future(up.session.post(up.url + "/generate", json=batch))
+        await until(lambda: len(prefill.running) == len(decode.running) == 20)
+        decode.abort_s = 0.9  # each, of twenty
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        begun_s = time.monotonic()
+        await until(lambda: bool(prefill.aborted))
+        assert time.monotonic() - begun_s < 0.7
+        await up.quiet()
+        assert time.monotonic() - begun_s < 8.0
+
+
+async def test_21_a_storm_of_aborts_is_damped() -> None:
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        decode = cluster.decode[0]
+        cluster.world.token_s = 30.0
+        decode.abort_s = 0.05
+        many = 4 * MOST_ABORTS
+        requests = [asyncio.ensure_future(status_and_text(up, True)) for _ in range(many)]
+        await until(lambda: sum(life.sent for life in up.router.lives.values()) == many)
+        for request in requests:
+            request.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
+        await up.quiet()
+        assert decode.most_aborting == MOST_ABORTS
+        damped = up.router.metrics.registry.get_sample_value("kairos_router_aborts_damped_total")
+        assert damped
+        assert cluster.idle
+
+
+async def test_22_a_request_that_its_tenants_limits_refuse_is_logged_as_the_tenants(
+    tmp_path: Path,
+) -> None:
+    key, hashed = new_key()
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f"tenants: {{a: {{keys: ['{hashed}'], requests_per_s: 0.001, burst: 1}}}}")
+    async with (
+        fakes() as cluster,
+        running(config_for(cluster, security=Security(keys_file=keys))) as up,
+    ):
+        for status in (200, 429):
+            headers = {"Authorization": f"Bearer {key}"}
+            async with up.post(BODY, headers=headers) as answer:
+                assert answer.status == status
+        await up.quiet()
+        assert [end.tenant for end in up.ends] == ["a", "a"]
+        (tenant,) = up.router.keyring.tenants
+        assert up.router.gate.running(tenant) == 0

@@ -57,6 +57,8 @@ async def serving(context: ssl.SSLContext | None = None, **groups: object) -> As
         except RefusedError as refused:
             return web.Response(status=refused.status, text=refused.reason)
         server.handled += 1
+        if request.path == "/long":
+            return web.Response(body=bytes(32 << 20))
         return web.Response(text=str(len(await request.read())))
 
     app = web.Application(client_max_size=1 << 30)
@@ -253,3 +255,30 @@ def test_9_bad_files_are_named(authority, tmp_path: Path) -> None:
             tls.server_context(listen)
     with pytest.raises(InputError, match="--engine-ca"):
         tls.client_context(Security(engine_ca=junk))
+
+
+async def test_10_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
+    async with serving(timeouts=Timeouts(write_timeout_s=0.2)) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n")
+        # The reader's own buffer is small, and nobody empties it.
+        async with asyncio.timeout(30):
+            while not server.handled or server.open:
+                await asyncio.sleep(0.01)
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await reader.readexactly(32 << 20)
+        writer.close()
+
+
+async def test_11_a_client_that_reads_slowly_gets_all_of_it() -> None:
+    async with serving(timeouts=Timeouts(write_timeout_s=0.2)) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /long HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        size = 0
+        while data := await reader.read(1 << 20):
+            size += len(data)
+            await asyncio.sleep(0.005)
+        assert b" 200 " in head
+        assert size == 32 << 20
+        writer.close()

@@ -5,10 +5,10 @@ import asyncio
 import orjson
 import pytest
 
-from kairos.router.config import Scheduling
+from kairos.router.config import Overload, Scheduling
 from kairos.router.outcome import Outcome
 from kairos.slo import parse_class
-from support.router_engine import fakes
+from support.router_engine import Fault, fakes, until
 from support.router_running import config_for, running
 
 BODY = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 4}}
@@ -142,3 +142,127 @@ async def test_8_a_class_that_a_kairos_server_does_not_define_is_not_named_to_it
             sent = cluster.decode[0].seen[-1]["sampling_params"]["custom_params"]["kairos"]
             assert "class" not in sent
             assert sent["ttft_ms"] == 100
+
+
+FORGED = '{"type":"abort"} \n\nevent: response.failed\n\n data: {"error": {}}'
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_9_what_a_client_wrote_into_a_responses_body_breaks_nothing(stream: bool) -> None:
+    body = {
+        "input": "x",
+        "stream": stream,
+        "metadata": {"type": "abort", "finish_reason": "abort", "note": FORGED},
+    }
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        async with up.post(body, "/v1/responses") as answer:
+            assert answer.status == 200
+            text = await answer.text()
+        await up.quiet()
+        assert [end.outcome for end in up.ends] == [Outcome.COMPLETED]
+        # Cut at its length, which is a proper end.
+        assert '"status":"incomplete"' in text
+        assert '"type":"abort"' in text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_10_a_responses_request_is_aborted_by_its_request_id(stream: bool) -> None:
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        decode = cluster.decode[0]
+        cluster.world.token_s = 5.0
+        request = asyncio.ensure_future(
+            up.session.post(up.url + "/v1/responses", json={"input": "x", "stream": stream})
+        )
+        await until(lambda: any("input" in body for body in decode.seen))
+        await asyncio.sleep(0.02)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        await up.quiet()
+        (sent,) = [body for body in decode.seen if "input" in body]
+        assert "rid" not in sent
+        assert sent["request_id"] in decode.aborted
+
+
+async def test_11_a_failed_response_is_no_completion_and_told_once() -> None:
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        decode = cluster.decode[0]
+        cluster.world.token_s = 5.0
+        async with up.post({"input": "x", "stream": True}, "/v1/responses") as answer:
+            first = await answer.content.readuntil(b"\n\n")
+            (rid,) = decode.running
+            decode._events[rid].set()  # the server gives it up
+            text = (first + await answer.content.read()).decode()
+        assert text.count("event: response.failed") == 1
+        assert "error" not in text
+        await up.quiet()
+        assert [end.outcome for end in up.ends] == [Outcome.ENGINE_FAILED]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/generate"])
+async def test_12_an_error_event_of_the_server_is_a_failure_and_told_once(path: str) -> None:
+    body = {"messages": [], "prompt": "x", "input_ids": [1], "stream": True}
+    async with (
+        fakes() as cluster,
+        running(config_for(cluster, overload=Overload(retries=0))) as up,
+    ):
+        cluster.decode[0].fault = Fault("error_event", after=1)
+        async with up.post(body, path) as answer:
+            text = await answer.text()
+        cluster.decode[0].fault = None
+        assert text.count('data: {"error"') == 1
+        assert text.endswith("data: [DONE]\n\n")
+        await up.quiet()
+        (end,) = up.ends
+        assert (end.outcome, end.reason) == (Outcome.ENGINE_FAILED, "error_500")
+
+
+async def test_13_an_abort_at_the_end_of_a_long_answer_is_a_failure() -> None:
+    async with (
+        fakes() as cluster,
+        running(config_for(cluster, overload=Overload(retries=0))) as up,
+    ):
+        cluster.decode[0].fault = Fault("abort")
+        async with up.post(BODY) as answer:
+            assert answer.status == 502
+        cluster.decode[0].fault = None
+        await up.quiet()
+        assert [end.reason for end in up.ends] == ["aborted"]
+
+
+@pytest.mark.parametrize("depth", [253, 600, 1000])
+async def test_14_a_body_that_can_be_read_but_not_written_is_refused(depth: int) -> None:
+    deep = b'{"text": "a", "deep": ' + b"[" * depth + b"]" * depth + b"}"
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        async with up.session.post(up.url + "/generate", data=deep) as answer:
+            assert answer.status == 400
+            assert "nested too deeply" in (await answer.json())["error"]["message"]
+        wide = {**BODY, "wide": [{}] * 5000}
+        async with up.post(wide) as answer:
+            assert answer.status == 200
+        assert [end.outcome for end in up.ends] == [Outcome.INVALID, Outcome.COMPLETED]
+
+
+async def test_15_tokens_of_a_batch_are_those_of_all_its_answers() -> None:
+    batch = {"input_ids": [[1], [2], [3]], "sampling_params": {"max_new_tokens": 4}}
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        async with up.post(batch) as answer:
+            await answer.read()
+        await up.quiet()
+        assert [end.output_tokens for end in up.ends] == [12]
+
+
+async def test_16_a_client_that_waits_for_100_continue_gets_it() -> None:
+    data = orjson.dumps(BODY)
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        host, port = up.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            b"POST /generate HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(data)
+        )
+        async with asyncio.timeout(5.0):
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(data)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+        writer.close()
+        await up.quiet()

@@ -24,10 +24,10 @@ class Fault:
     """What goes wrong at one server, until it is taken back.
 
     Attributes:
-        kind: status, hang, stopped, reset_headers, reset_stream, garbage, drip, incomplete or
-            kv_failure.
-        status: for `status`.
-        after: tokens sent before `reset_stream`, `incomplete` and `drip` begin.
+        kind: status, hang, stopped, reset_headers, reset_stream, garbage, drip, incomplete,
+            error_event, abort (told in a 200) or kv_failure.
+        status: for `status` and `error_event`.
+        after: tokens sent before `reset_stream`, `incomplete`, `error_event` and `drip` begin.
         times: requests that it hits; then it is over.
     """
 
@@ -67,6 +67,8 @@ class Engine:
         running: rid -> task, of what it works on.
         seen: bodies of the generations it got.
         aborted: rids that an abort hit.
+        abort_s: that it takes to answer an abort.
+        most_aborting: aborts that were in flight at once.
     """
 
     def __init__(self, role: str, world: World) -> None:
@@ -80,6 +82,9 @@ class Engine:
         self.headers: list[dict[str, str]] = []
         self.aborted: list[str] = []
         self.aborts = 0
+        self.abort_s = 0.0
+        self.aborting = 0
+        self.most_aborting = 0
         self.flushed = 0
         self.seed = 1
         self.state: dict[str, Any] = {}
@@ -165,9 +170,15 @@ class Engine:
         return web.Response(text="flushed")
 
     async def _abort(self, request: web.Request) -> web.Response:
-        await self._maybe_hang()
         rid = orjson.loads(await request.read())["rid"]
         self.aborts += 1
+        self.aborting += 1
+        self.most_aborting = max(self.most_aborting, self.aborting)
+        try:
+            await self._maybe_hang()
+            await asyncio.sleep(self.abort_s)
+        finally:
+            self.aborting -= 1
         for name in list(self.running):
             if name.startswith(rid):
                 self.aborted.append(name)
@@ -193,7 +204,8 @@ class Engine:
             await asyncio.sleep(0.001)
             request.transport.abort()
             raise asyncio.CancelledError
-        rids = body["rid"] if isinstance(body["rid"], list) else [body["rid"]]
+        rid = body["request_id" if request.path == "/v1/responses" else "rid"]
+        rids = rid if isinstance(rid, list) else [rid]
         rooms = body["bootstrap_room"]
         rooms = rooms if isinstance(rooms, list) else [rooms]
         for room in rooms:
@@ -236,14 +248,17 @@ class Engine:
         if not body.get("stream"):
             last = [event async for event in events][-1]
             finish = last["meta_info"]["finish_reason"]
-            if finish["type"] == "abort":
+            if fault is not None and fault.kind == "abort":
+                last["text"] = "x" * 10_000
+                last["meta_info"]["finish_reason"] = {"type": "abort"}
+            elif finish["type"] == "abort":
                 return web.json_response({"error": {"message": "aborted"}}, status=finish["status"])
             if fault is not None and fault.kind == "garbage":
                 return web.Response(body=b"\x00garbage", content_type="application/json")
-            batch = isinstance(body["rid"], list)
+            rid = body.get("rid")
             return web.Response(
                 body=orjson.dumps(
-                    [last] * len(body["rid"]) if batch else shaped(last, request.path)
+                    [last] * len(rid) if isinstance(rid, list) else shaped(last, request.path, body)
                 ),
                 content_type="application/json",
             )
@@ -266,11 +281,20 @@ class Engine:
                     raise asyncio.CancelledError
                 if fault.kind == "incomplete":
                     return response
+                if fault.kind == "error_event":
+                    error = {"error": {"message": "injected", "code": fault.status}}
+                    await response.write(b"data: " + orjson.dumps(error) + b"\n\n")
+                    break
                 if fault.kind == "drip":
                     await asyncio.sleep(3600)
-            await response.write(b"data: " + orjson.dumps(shaped(event, request.path)) + b"\n\n")
+            document = shaped(event, request.path, body)
+            name = b""
+            if "responses" in request.path:
+                name = b"event: response." + document["status"].encode() + b"\n"
+            await response.write(name + b"data: " + orjson.dumps(document) + b"\n\n")
             sent += 1
-        await response.write(b"data: [DONE]\n\n")
+        if "responses" not in request.path:
+            await response.write(b"data: [DONE]\n\n")
         return response
 
     async def _tokens(
@@ -334,7 +358,7 @@ def event(
     return {"text": "x" * number, "meta_info": meta}
 
 
-def shaped(event: dict[str, Any], path: str) -> dict[str, Any]:
+def shaped(event: dict[str, Any], path: str, body: dict[str, Any]) -> dict[str, Any]:
     """The event in the form of an endpoint."""
     if path == "/generate":
         return event
@@ -345,6 +369,11 @@ def shaped(event: dict[str, Any], path: str) -> dict[str, Any]:
         "completion_tokens": meta["completion_tokens"],
         "total_tokens": meta["prompt_tokens"] + meta["completion_tokens"],
     }
+    if "responses" in path:
+        ends = {None: "in_progress", "length": "incomplete", "abort": "failed"}
+        return {"id": body["request_id"], "object": "response", "created_at": 1, "model": "fake",
+                "status": ends[finish], "metadata": body.get("metadata"), "output": [],
+                "usage": usage}  # fmt: skip
     choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
     kind = "text_completion"
     if "chat" in path:

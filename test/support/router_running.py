@@ -119,3 +119,4 @@ async def running(config: RouterConfig, ready: bool = True) -> AsyncIterator[Run
             router.config = replace(config, timeouts=replace(config.timeouts, drain_timeout_s=0.01))
             await router.stop()
             await server.shutdown(0.1)
+            router.close()

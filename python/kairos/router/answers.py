@@ -57,6 +57,6 @@ def refusal(error: RefusedError, headers: dict[str, str] | None = None) -> web.R
         headers=headers,
         content_type="application/json",
     )
-    if error.status in (408, 413, 431) or error.reason == "draining":
+    if error.status in (408, 413, 431) or error.reason in ("draining", "shut_down"):
         answer.force_close()
     return answer

@@ -238,6 +238,7 @@ async def _serve(config: RouterConfig) -> int:
     finally:
         await router.stop()
         await server.shutdown(1.0)
+        router.close()
     return 0
 
 

@@ -1,8 +1,8 @@
-"""Client connections: what aiohttp's server leaves open about their beginning.
+"""Client connections: what aiohttp's server leaves open about their beginning and their end.
 
-A connection whose header lines do not arrive in time is closed, connections are counted and
-bounded, and what the HTTP parser refuses is answered in the router's own form, without echoing
-the bytes.
+A connection whose header lines do not arrive in time is closed, and so is one that does not read
+its answer; connections are counted and bounded, and what the HTTP parser refuses is answered in
+the router's own form, without echoing the bytes.
 """
 
 import asyncio
@@ -14,11 +14,13 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from kairos.router.answers import refusal
-from kairos.router.config import RouterConfig
+from kairos.router.config import RouterConfig, Timeouts
 from kairos.router.refusal import invalid
 
 KEEP_ALIVE_S = 75.0  # idle client connections; longer than common proxies' 60 s
 _LINGER_S = 2.0  # for the rest of a body that was refused
+# Relays bound every write of a stream themselves and know whose it is: they come first.
+_AFTER_RELAY_S = 0.25
 
 # Told of what never became a request: (status, reason).
 Refused = Callable[[int, str], None]
@@ -46,10 +48,10 @@ def protocol_factory(
         "access_log": None,
     }
     count = Count(limits.max_connections, changed)
-    header_s = config.timeouts.header_timeout_s
+    timeouts = config.timeouts
 
     def make() -> asyncio.Protocol:
-        return Connection(server, count, header_s, refused, **options)
+        return Connection(server, count, timeouts, refused, **options)
 
     return make
 
@@ -70,15 +72,21 @@ class Count:
 class Connection(RequestHandler):
     """One client connection."""
 
-    __slots__ = ("_count", "_counted", "_header_s", "_header_timer", "_refused")
+    __slots__ = ("_count", "_counted", "_header_timer", "_refused", "_timeouts", "_write_timer")
 
     def __init__(
-        self, server: web.Server, count: Count, header_s: float, refused: Refused, **options: Any
+        self,
+        server: web.Server,
+        count: Count,
+        timeouts: Timeouts,
+        refused: Refused,
+        **options: Any,
     ) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._count = count
         self._counted = False
-        self._header_s = header_s
+        self._timeouts = timeouts
+        self._write_timer: asyncio.TimerHandle | None = None
         self._header_timer: asyncio.TimerHandle | None = None
         self._refused = refused
 
@@ -98,7 +106,16 @@ class Connection(RequestHandler):
         self._counted = False
         self._count.add(-1)
         self._stop_timer()
+        self._stop_write_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._stop_write_timer()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         before = self._request_count
@@ -107,7 +124,9 @@ class Connection(RequestHandler):
             self._stop_timer()
         elif self._header_timer is None and self._waits_for_head:
             loop = asyncio.get_running_loop()
-            self._header_timer = loop.call_later(self._header_s, self._head_is_late)
+            self._header_timer = loop.call_later(
+                self._timeouts.header_timeout_s, self._head_is_late
+            )
 
     def handle_error(
         self,
@@ -134,6 +153,23 @@ class Connection(RequestHandler):
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
+
+    def _watch_reader(self, before: int | None = None) -> None:
+        """Cut the client off unless it has read something since `before` bytes were unsent."""
+        if self.transport is None:
+            return
+        unsent = self.transport.get_write_buffer_size()
+        if before is not None and unsent >= before:
+            self.transport.abort()  # not close(): that would wait for the client too
+            return
+        wait_s = self._timeouts.write_timeout_s + _AFTER_RELAY_S
+        loop = asyncio.get_running_loop()
+        self._write_timer = loop.call_later(wait_s, self._watch_reader, unsent)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _head_is_late(self) -> None:
         self._header_timer = None

@@ -97,7 +97,9 @@ class Fleet:
         self._metrics.worker_restarts.labels(*self._labels(instance)).inc()
         self._pool.drop(instance.endpoint)
         if instance.key in self._known:
-            self._dispatcher.forget_cache(instance.key)
+            # It is introduced anew when it is ready: with its sizes, and where it reports.
+            self._known.discard(instance.key)
+            self._dispatcher.remove_instance(instance.key)
         if instance.state is State.READY:
             self._set(instance, State.STARTING)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from kairos.router.config import Workers
 from kairos.router.endpoint import Role
 from kairos.router.fleet import Fleet
 from kairos.router.instance import Instance, State
+from kairos.router.intake import GENERATE
 from kairos.router.leg import LegError
 from kairos.router.pair import Pair, PairParts, problem_of
 from kairos.router.rooms import new_rid
@@ -92,9 +94,9 @@ class Health:
         try:
             async with asyncio.timeout(self._workers.health_timeout_s):
                 status = await pair.open(
-                    "/generate", body, {Role.PREFILL: headers, Role.DECODE: headers}
+                    GENERATE, body, {Role.PREFILL: headers, Role.DECODE: headers}
                 )
-                problem = problem_of(Role.DECODE, status, await pair.read_all(1 << 20))
+                problem = problem_of(Role.DECODE, status, await pair.read_all(1 << 20), GENERATE)
         except LegError as error:
             problem = error
         except TimeoutError:
@@ -183,8 +185,8 @@ class Health:
         )
         if not partners:
             return
-        self._turn += 1
-        partner = partners[self._turn % len(partners)]
+        # Not in turns: two servers that are probed in step would meet the same partners for ever.
+        partner = random.choice(partners)
         self._probing.add(instance.key)
         try:
             pair = (instance, partner) if other is Role.DECODE else (partner, instance)

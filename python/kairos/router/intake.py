@@ -53,6 +53,8 @@ _UNEXPANDABLE = ("input_embeds", "image_data", "video_data", "audio_data")
 _DEFAULT_TOKENS = {GENERATE: 128, COMPLETIONS: 16, CHAT: 4096, RESPONSES: 4096}
 _MOST_TOKENS = 1 << 24
 _MODEL_CHARS = 256
+_DEPTH = 254  # what can be written of what can be read
+_WRAPPED = 2  # levels that the router may add
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,23 @@ def read(path: str, raw: bytes, most_sequences: int) -> Intake:
         raise invalid(400, "body_malformed", f"body: not JSON: {error}") from None
     if not isinstance(body, dict):
         raise invalid(400, "body_malformed", "body: it must be a JSON object")
+    _check_depth(raw, body)
     try:
         return _read(path, body, len(raw), most_sequences)
     except InputError as error:
         raise invalid(400, "body_invalid", str(error)) from None
+
+
+def _check_depth(raw: bytes, body: dict[str, Any]) -> None:
+    most = _DEPTH - _WRAPPED
+    if raw.count(b"[") + raw.count(b"{") <= most:
+        return
+    try:
+        orjson.dumps([[body]])
+    except TypeError:
+        raise invalid(
+            400, "body_invalid", f"body: nested too deeply; allowed are {most} levels"
+        ) from None
 
 
 def _read(path: str, body: dict[str, Any], size: int, most_sequences: int) -> Intake:
@@ -276,7 +291,9 @@ def outgoing(
     elif intake.path != RESPONSES:
         body = _with(body, custom)
     batch = intake.batch
-    body["rid"] = rids[0] if batch is None else list(rids)
+    # Elsewhere upstream's servers would draw a number of their own, which no abort could name.
+    name = "request_id" if intake.path == RESPONSES else "rid"
+    body[name] = rids[0] if batch is None else list(rids)
     body["bootstrap_room"] = rooms[0] if batch is None else list(rooms)
     body["bootstrap_host"] = prefill.host if batch is None else [prefill.host] * batch
     port = prefill.bootstrap_port

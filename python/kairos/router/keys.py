@@ -112,9 +112,9 @@ class Keyring:
         """Let whoever may read /metrics pass.
 
         Raises:
-            RefusedError: 401; an admin key is set, `--open-metrics` is not, and this is not it.
+            RefusedError: 401 or 403 as for `authorize_admin`, unless `--open-metrics` is set.
         """
-        if self._keys.admin and not self._config.security.open_metrics:
+        if not self._config.security.open_metrics:
             self.authorize_admin(headers, changes=False)
 
     def reload(self) -> str | None:

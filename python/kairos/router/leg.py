@@ -13,16 +13,29 @@ class LegError(Exception):
         reason: one or few words with underscores, for metrics and the client's programs.
         status: the server's own, 0 where it did not answer.
         body: the server's answer, to be passed on; empty where there is none.
+        shared: the fault may as well be the other server's.
     """
 
     def __init__(
-        self, role: Role, reason: str, message: str, status: int = 0, body: bytes = b""
+        self,
+        role: Role,
+        reason: str,
+        message: str,
+        status: int = 0,
+        body: bytes = b"",
+        shared: bool = False,
     ) -> None:
         super().__init__(message)
         self.role = role
         self.reason = reason
         self.status = status
         self.body = body
+        self.shared = shared
+
+    @property
+    def ours(self) -> bool:
+        """The router ended the attempt; neither server is at fault."""
+        return self.reason in ("shut_down", "request_timeout")
 
     @property
     def refused(self) -> bool:

@@ -1,5 +1,6 @@
 """What happens to one request, noted down until its one end."""
 
+import asyncio
 import time
 
 from aiohttp import web
@@ -15,7 +16,14 @@ from kairos.slo import Slo
 
 
 class Life:
-    """One request from its receipt to its end. Times are monotonic seconds."""
+    """One request from its receipt to its end. Times are monotonic seconds.
+
+    Attributes:
+        entered: its tenant's gate counts it.
+        task: which serves it.
+        limit: of the whole request, as long as it can be answered with a status.
+        stopped: the router stopped and ended it.
+    """
 
     __slots__ = (
         "arrival_s",
@@ -23,10 +31,12 @@ class Life:
         "best_effort",
         "counted",
         "dispatched_s",
+        "entered",
         "first_s",
         "id",
         "intake",
         "last_s",
+        "limit",
         "offered",
         "outcome",
         "output_tokens",
@@ -40,6 +50,8 @@ class Life:
         "sent",
         "slo",
         "status",
+        "stopped",
+        "task",
         "tenant",
         "trace",
     )
@@ -54,6 +66,10 @@ class Life:
         self.first_s = 0.0
         self.last_s = 0.0
         self.tenant: Tenant | None = None
+        self.entered = False
+        self.task = asyncio.current_task()
+        self.limit: asyncio.Timeout | None = None
+        self.stopped = False
         self.intake: Intake | None = None
         self.counted: PromptTokens | None = None
         self.slo: Slo | None = None

@@ -60,6 +60,9 @@ async def read_body(request: web.BaseRequest, limits: Limits, timeouts: Timeouts
     too_long = invalid(413, "body_large", f"a body may have {limits.max_body_mib} MiB at most")
     if (request.content_length or 0) > limits.max_body_bytes:
         raise too_long
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
     chunks: list[bytes] = []
     size = 0
     try:

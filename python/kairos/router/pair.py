@@ -11,6 +11,7 @@ import orjson
 from kairos.router.config import Timeouts
 from kairos.router.endpoint import Role
 from kairos.router.instance import Instance
+from kairos.router.intake import RESPONSES
 from kairos.router.leg import Leg, LegError
 from kairos.router.metrics import RouterMetrics
 from kairos.router.rooms import Rooms
@@ -23,12 +24,15 @@ ABORT_LIMIT_S = 5.0
 PREFILL_GRACE_S = 2.0
 """For the prefill server to end its answer after the decode server ended its own."""
 _ABORT_PAUSE_S = (0.05, 1.0)
+_HEAD_START_S = 0.2
+"""For the decode server to answer an abort before the prefill server is told too."""
 _MOST_PREFILL_BYTES = 256 << 20
-_PEEK = 4096
 
 # Quotes inside of JSON strings are escaped, so generated text cannot look like these.
 _ABORTED = (b'"type":"abort"', b'"finish_reason":"abort"')
-_ERROR_EVENT = re.compile(rb'\Adata: ?\{"error": ?')
+_ERROR_EVENT = re.compile(rb'data: ?\{"error": ?(?!null)')
+# At the beginning of a line, where nothing can stand that a client or a model wrote.
+_RESPONSE_END = re.compile(rb"^event: response\.(completed|incomplete|failed)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ class Pair:
 
     Args:
         on_prefill: called when the prefill server has answered.
+        stream: the answer comes token by token; else nothing comes before its last one.
 
     Attributes:
         ending: runs `end`, once it has begun; kept by the owner.
@@ -60,6 +65,7 @@ class Pair:
         rooms: tuple[int, ...],
         on_prefill: Callable[[], None],
         abort_headers: Mapping[str, str],
+        stream: bool = False,
     ) -> None:
         self.prefill = prefill
         self.decode = decode
@@ -70,6 +76,8 @@ class Pair:
         self._rooms = rooms
         self._on_prefill = on_prefill
         self._abort_headers = abort_headers
+        self._stream = stream
+        self._path = ""
         self._legs: dict[Role, Leg] = {}
         self._failure: LegError | None = None
         self._prefilled = False
@@ -90,6 +98,7 @@ class Pair:
         Raises:
             LegError: an attempt that failed, of whichever leg.
         """
+        self._path = path
         pool = self._parts.pool
         for role, instance in ((Role.DECODE, self.decode), (Role.PREFILL, self.prefill)):
             try:
@@ -139,6 +148,9 @@ class Pair:
         leg = self._legs[Role.DECODE]
         connection = leg.connection
         while True:
+            if self._failure is not None and self._failure.ours and not connection.ended:
+                # A server that never pauses must not put the end off.
+                raise self._failure
             if connection.arrived:
                 self._last_s = time.monotonic()
                 if self._first:
@@ -199,7 +211,8 @@ class Pair:
 
         The decode server is told first: it tells the prefill server, which does not tell it. An
         abort that comes before its request is registered is lost although it is answered with
-        200, so it is repeated until the leg itself ends. What does not end is cut off.
+        200, so it is repeated until the leg itself ends. What does not end is cut off. A decode
+        server that does not answer keeps neither the other abort nor the end waiting.
         """
         self._closed = True
         self._stop_timer()
@@ -225,23 +238,39 @@ class Pair:
     async def _abort(self, live: list[Leg], reason: str) -> None:
         metrics = self._parts.metrics
         begun_s = time.monotonic()
+        limit_s = begun_s + ABORT_LIMIT_S
         pause_s, longest_s = _ABORT_PAUSE_S
         for leg in live:
             leg.connection.discard()
         while True:
-            for leg in live:
-                if leg.live:
-                    metrics.aborts.labels(leg.role.value, metrics.reason(reason)).inc()
-                    await self._tell(leg)
-            await _ended(live, pause_s)
+            await self._tell_all(live, reason, limit_s)
+            await _ended(live, min(pause_s, limit_s - time.monotonic()))
             for leg in live:
                 if not leg.live:
                     waited_s = time.monotonic() - begun_s
                     metrics.abort_wait.labels(leg.role.value).observe(waited_s)
             live = [leg for leg in live if leg.live]
-            if not live or time.monotonic() - begun_s > ABORT_LIMIT_S:
+            if not live or time.monotonic() >= limit_s:
                 return
             pause_s = min(2 * pause_s, longest_s)
+
+    async def _tell_all(self, live: list[Leg], reason: str, limit_s: float) -> None:
+        """One abort to each leg, until `limit_s` on the monotonic clock at most."""
+        metrics = self._parts.metrics
+        telling: list[asyncio.Task[None]] = []
+        try:
+            for leg in live:
+                if telling:
+                    await asyncio.wait(telling, timeout=_HEAD_START_S)
+                if leg.live:
+                    metrics.aborts.labels(leg.role.value, metrics.reason(reason)).inc()
+                    telling.append(asyncio.ensure_future(self._tell(leg)))
+            if telling:
+                await asyncio.wait(telling, timeout=max(limit_s - time.monotonic(), 0.0))
+        finally:
+            for task in telling:
+                task.cancel()
+            await asyncio.gather(*telling, return_exceptions=True)
 
     async def _tell(self, leg: Leg) -> None:
         gate = leg.instance.aborts
@@ -276,7 +305,7 @@ class Pair:
     def _prefill_ended(self) -> None:
         leg = self._legs[Role.PREFILL]
         body = leg.connection.take()
-        error = leg.broken() or problem_of(Role.PREFILL, leg.connection.status, body)
+        error = leg.broken() or problem_of(Role.PREFILL, leg.connection.status, body, self._path)
         if error is not None:
             self.fail(error)
             return
@@ -289,16 +318,23 @@ class Pair:
     def _watch(self) -> None:
         """Look whether the pair has been silent for too long; again when it could be."""
         now_s = time.monotonic()
+        idle_s = self._parts.timeouts.stream_idle_timeout_s
         due_s = self._last_s + self._limit_s
+        if self._first and self._prefilled and not self._stream:
+            # The first byte comes with the last token; how long that may take, the limit of the
+            # whole request says.
+            due_s = now_s + idle_s
         if now_s < due_s:
             loop = asyncio.get_running_loop()
             # A limit may get shorter in between.
-            wait_s = min(due_s - now_s, self._parts.timeouts.stream_idle_timeout_s)
-            self._timer = loop.call_later(wait_s + 1e-3, self._watch)
+            self._timer = loop.call_later(min(due_s - now_s, idle_s) + 1e-3, self._watch)
             return
-        role = Role.DECODE if self._prefilled else Role.PREFILL
+        # A prefill server waits for the decode server to make room: either may hang.
+        shared = self._first and not self._prefilled
+        role = Role.PREFILL if shared else Role.DECODE
         reason = "first_byte_timeout" if self._first else "stream_idle_timeout"
-        self.fail(LegError(role, reason, f"the servers were silent for {self._limit_s:g} s"))
+        text = f"the servers were silent for {self._limit_s:g} s"
+        self.fail(LegError(role, reason, text, shared=shared))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -306,18 +342,18 @@ class Pair:
             self._timer = None
 
 
-def problem_of(role: Role, status: int, data: bytes) -> LegError | None:
+def problem_of(role: Role, status: int, data: bytes, path: str) -> LegError | None:
     """What is wrong with an answer: its status, or an error or abort told in a 200.
 
     Args:
         data: the body, or the first events of a stream.
+        path: the endpoint's.
     """
     if status != 200:
         return LegError(
             role, f"status_{status}", f"the {role.value} server answered {status}", status, data
         )
-    peek = data[:_PEEK]
-    if found := _ERROR_EVENT.match(peek):
+    if found := _ERROR_EVENT.match(data):
         document, _, _ = data[found.start() :].removeprefix(b"data:").partition(b"\n\n")
         try:
             error = orjson.loads(document)["error"]
@@ -327,14 +363,43 @@ def problem_of(role: Role, status: int, data: bytes) -> LegError | None:
         code = code if 400 <= code <= 599 else 500
         text = f"the {role.value} server reported an error"
         return LegError(role, f"error_{code}", text, code, document.strip())
-    if is_aborted(peek):
+    if is_aborted(data, path):
         return LegError(role, "aborted", f"the {role.value} server aborted the request")
     return None
 
 
-def is_aborted(data: bytes) -> bool:
-    """Whether an answer's end says that the server gave the request up."""
+def is_aborted(data: bytes, path: str) -> bool:
+    """Whether an answer says that the server gave the request up."""
+    if path == RESPONSES:
+        return _is_failed(data)
     return any(mark in data for mark in _ABORTED)
+
+
+def error_event(events: bytes) -> bytes:
+    """The first error among events, and what follows it; empty if there is none."""
+    found = _ERROR_EVENT.search(events) if b'"error":' in events else None
+    return b"" if found is None else events[found.start() :]
+
+
+def response_end(events: bytes) -> bytes:
+    """How a stream of /v1/responses says that it ended: completed, incomplete (cut at its length,
+    which is a proper end too) or failed; empty where it did not end."""
+    ends = _RESPONSE_END.findall(events)
+    return ends[-1] if ends else b""
+
+
+def _is_failed(data: bytes) -> bool:
+    """The same for /v1/responses, whose answers repeat what the client wrote: bytes anywhere in
+    them prove nothing."""
+    if data[:1] != b"{":
+        return response_end(data) == b"failed"
+    if b'"failed"' not in data:
+        return False
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(document, dict) and document.get("status") == "failed"
 
 
 async def _ended(legs: list[Leg], limit_s: float) -> None:

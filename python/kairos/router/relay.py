@@ -7,11 +7,13 @@ from collections.abc import Awaitable, Callable
 import orjson
 from aiohttp import web
 
-from kairos.router.pair import is_aborted
+from kairos.router.intake import RESPONSES
+from kairos.router.pair import error_event, is_aborted, response_end
 
 _MOST_EVENT = 16 << 20
 _TAIL = 8192
 _STARTS = (b"data:", b"event:", b"id:", b":", b"retry:")
+_COMPLETION_TOKENS = b'"completion_tokens":'
 
 
 class SlowClientError(Exception):
@@ -24,13 +26,23 @@ class Relay:
     Events are not parsed. An event is sent when it is whole, so that a break never leaves half of
     one in front of the error event.
 
+    Args:
+        path: the endpoint's.
+        batch: events of several sequences, each with its index.
+
     Attributes:
+        error: the error that the server sent in the stream, if it did.
         change: applied to whole events before they are sent; None: as they are.
         first_s, last_s: when the first and the last bytes came, monotonic seconds; 0 before.
     """
 
-    def __init__(self, request: web.BaseRequest, write_timeout_s: float) -> None:
+    def __init__(
+        self, request: web.BaseRequest, write_timeout_s: float, path: str, batch: bool = False
+    ) -> None:
         self._request = request
+        self._path = path
+        self._counts: dict[int, int] | None = {} if batch else None  # by index
+        self.error = b""
         self._write_timeout_s = write_timeout_s
         self._response: web.StreamResponse | None = None
         self._part = b""
@@ -81,6 +93,12 @@ class Relay:
         if not chunk:
             return
         self._events += chunk.count(b"\n\n")
+        self.error = self.error or error_event(chunk)
+        if self._counts is not None:
+            for event in chunk.split(b"\n\n"):
+                if _COMPLETION_TOKENS in event:
+                    tokens = reported(event, _COMPLETION_TOKENS)
+                    self._counts[reported(event, b'"index":')] = tokens
         self._tail = chunk if len(chunk) >= _TAIL else (self._tail + chunk)[-_TAIL:]
         assert self._response is not None
         if self.change is not None:
@@ -93,9 +111,10 @@ class Relay:
         await self._within(self._response.write_eof())
 
     async def break_off(self, error: bytes) -> None:
-        """End the answer with an error event."""
+        """End the answer with an error event, unless the server sent one."""
         assert self._response is not None
-        await self._within(self._response.write(b"data: " + error + b"\n\n"))
+        if not self._told:
+            await self._within(self._response.write(b"data: " + error + b"\n\n"))
         await self._within(self._response.write_eof())
 
     @property
@@ -104,17 +123,27 @@ class Relay:
         end = self._tail.rstrip()
         if self._part.strip():
             return False
-        return end.endswith(b"data: [DONE]") or b"event: response.completed" in end
+        if end.endswith(b"data: [DONE]"):
+            return True
+        return self._path == RESPONSES and response_end(end) != b""
 
     @property
     def aborted(self) -> bool:
         """Whether the server gave up and said so in its last events."""
-        return is_aborted(self._tail)
+        if self._path == RESPONSES:
+            return response_end(self._tail) == b"failed"
+        return is_aborted(self._tail, self._path)
+
+    @property
+    def _told(self) -> bool:
+        """Whether the client knows from the server itself that it failed."""
+        return bool(self.error) or (self._path == RESPONSES and self.aborted)
 
     @property
     def tokens(self) -> int:
         """Output tokens: as reported, else one per event."""
-        return reported(self._tail, b'"completion_tokens":') or max(self._events - 1, 0)
+        known = sum((self._counts or {}).values()) or reported(self._tail, _COMPLETION_TOKENS)
+        return known or max(self._events - 1, 0)
 
     @property
     def prompt_tokens(self) -> int:
@@ -144,6 +173,12 @@ def reported(data: bytes, name: bytes) -> int:
     while end < len(digits) and 48 <= digits[end] <= 57:
         end += 1
     return int(digits[:end] or 0)
+
+
+def reported_in_all(data: bytes, name: bytes) -> int:
+    """The sum over the answers of a batch."""
+    parts = data.split(name)[1:]
+    return sum(reported(name + part[:12], name) for part in parts)
 
 
 def merge_logprobs(prefill: bytes, decode: bytes) -> bytes:

@@ -111,10 +111,11 @@ class Router:
         deadline_s = time.monotonic() + self.config.timeouts.drain_timeout_s
         while self.lives and time.monotonic() < deadline_s:
             await asyncio.sleep(0.02)
-        for life in list(self.lives.values()):
-            self._shut_down(life)
         deadline_s = time.monotonic() + _END_LIMIT_S
         while (self.lives or len(self.rooms)) and time.monotonic() < deadline_s:
+            # Again and again: one that was between two attempts waits for a pair now.
+            for life in list(self.lives.values()):
+                self._shut_down(life)
             await asyncio.sleep(0.02)
         await self.health.close()
         for task in list(self._background):
@@ -126,6 +127,9 @@ class Router:
             await self._session.close()
         self.pool.close()
         self.counter.close()
+
+    def close(self) -> None:
+        """Write the rest of the log; after the last request has ended."""
         self.log.close()
 
     def reload(self) -> None:
@@ -176,6 +180,7 @@ class Router:
         self.lives[life.id] = life
         try:
             async with asyncio.timeout(self.config.timeouts.request_timeout_s) as limit:
+                life.limit = limit
                 return await self._serve(life, request)
         except RefusedError as error:
             life.end(error.outcome, error.status, error.reason)
@@ -192,7 +197,12 @@ class Router:
             life.end(Outcome.CLIENT_GONE, 499, "slow_reader")
             _cut(request)
             raise asyncio.CancelledError from None
-        except (asyncio.CancelledError, ConnectionError):
+        except (asyncio.CancelledError, ConnectionError) as error:
+            if life.stopped and life.task is not None and isinstance(error, asyncio.CancelledError):
+                life.task.uncancel()
+                stopped = _stopped()
+                life.end(stopped.outcome, stopped.status, stopped.reason)
+                return refusal(stopped, self._echo(life))
             life.end(Outcome.CLIENT_GONE, 499, "disconnected")
             raise
         except Exception:
@@ -210,15 +220,16 @@ class Router:
             raise _unavailable("draining", "the router is shutting down")
         check_headers(request.raw_headers, self.config.limits)
         tenant = self.keyring.authenticate(request.headers)
-        self.gate.enter(tenant, life.received_s)
         life.tenant = tenant
+        self.gate.enter(tenant, life.received_s)
+        life.entered = True
         raw = await read_body(request, self.config.limits, self.config.timeouts)
         intake = life.intake = intakes.read(life.path, raw, self.config.limits.max_sequences)
         try:
             asked = from_headers(request.headers.items()).over(intake.asked)
             life.slo = tenant.applied_slo(asked)
             life.arrival_s = life.received_s - tenant.elapsed_ms(asked) / 1e3
-            life.counted = await self.counter.count(intake.body)
+            life.counted = await self.counter.count(life.path, intake.body)
         except InputError as error:
             raise invalid(400, "body_invalid", str(error)) from None
         self._offer(life)
@@ -323,7 +334,7 @@ class Router:
         life.rid = rids[0]
         pair = life.pair = Pair(
             self.parts, prefill, decode, rids, rooms,
-            lambda: self._prefilled(life), self.admin_headers(),
+            lambda: self._prefilled(life), self.admin_headers(), intake.stream,
         )  # fmt: skip
         elapsed_s = time.monotonic() - life.arrival_s
         name = life.slo.slo_class
@@ -351,7 +362,7 @@ class Router:
         """An answer that is sent at once: until it is complete another pair may be tried."""
         assert life.intake
         body = await pair.read_all(_MOST_ANSWER_BYTES)
-        error = problem_of(Role.DECODE, status, body)
+        error = problem_of(Role.DECODE, status, body, life.path)
         if error is None and body[:1] not in (b"{", b"["):
             error = LegError(Role.DECODE, "garbage", "the decode server's answer is not JSON")
         if error is not None:
@@ -359,7 +370,8 @@ class Router:
         if life.intake.merge_logprobs:
             body = _merged(await pair.prefilled(), body)
         life.first_s = life.last_s = time.monotonic()
-        life.output_tokens = relays.reported(body, b'"completion_tokens":')
+        count = relays.reported if life.intake.batch is None else relays.reported_in_all
+        life.output_tokens = count(body, b'"completion_tokens":')
         self._completed(life, pair, relays.reported(body, b'"prompt_tokens":'))
         life.sent = True
         headers = {**self._echo(life), "Content-Type": pair.content_type}
@@ -368,10 +380,12 @@ class Router:
     async def _stream(self, life: Life, request: web.BaseRequest, pair: Pair) -> web.StreamResponse:
         """A stream, passed on as it comes."""
         assert life.intake
-        relay = Relay(request, self.config.timeouts.write_timeout_s)
+        batch = life.path == intakes.GENERATE and life.intake.batch is not None
+        relay = Relay(request, self.config.timeouts.write_timeout_s, life.path, batch)
+        late: asyncio.TimerHandle | None = None
         try:
             chunk = await pair.read()
-            error = problem_of(Role.DECODE, 200, chunk)
+            error = problem_of(Role.DECODE, 200, chunk, life.path)
             if error is None and not relays.looks_like_events(chunk):
                 error = LegError(Role.DECODE, "garbage", "the decode server's answer is no stream")
             if error is not None:
@@ -383,6 +397,7 @@ class Router:
             if life.intake.merge_logprobs:
                 relay.change = relays.LogprobMerge(await pair.prefilled())
             life.sent = True
+            late = self._limit_stream(life, pair)
             await relay.start(pair.content_type, self._echo(life))
             while chunk:
                 await relay.pass_on(chunk)
@@ -391,6 +406,9 @@ class Router:
                     relay.seen()
             life.last_s = relay.last_s
             life.output_tokens = relay.tokens
+            error = problem_of(Role.DECODE, 200, relay.error, life.path)
+            if error is not None:
+                raise error
             if relay.aborted or not relay.complete:
                 reason = "aborted" if relay.aborted else "stream_incomplete"
                 raise LegError(Role.DECODE, reason, "the decode server broke the stream off")
@@ -408,10 +426,23 @@ class Router:
             await relay.break_off(error_document(502, error.reason, str(error)))
             assert relay.response is not None
             return relay.response
+        finally:
+            if late is not None:
+                late.cancel()
         self._completed(life, pair, relay.prompt_tokens)
         await relay.finish()
         assert relay.response is not None
         return relay.response
+
+    def _limit_stream(self, life: Life, pair: Pair) -> asyncio.TimerHandle:
+        """From here on a request that takes too long ends with an error event, not with a reset:
+        the pair fails then, and every write is bounded."""
+        assert life.limit is not None
+        life.limit.reschedule(None)
+        limit_s = self.config.timeouts.request_timeout_s
+        error = LegError(Role.DECODE, "request_timeout", "the request took too long")
+        left_s = life.received_s + limit_s - time.monotonic()
+        return asyncio.get_running_loop().call_later(max(left_s, 0.0), pair.fail, error)
 
     def _completed(self, life: Life, pair: Pair, prompt_tokens: int) -> None:
         life.end(Outcome.COMPLETED, 200)
@@ -426,7 +457,7 @@ class Router:
     def _failed(self, life: Life, error: LegError) -> web.StreamResponse:
         """Answer with what the last attempt failed by."""
         if error.reason == "shut_down":
-            raise RefusedError(503, Outcome.SHUT_DOWN, "shut_down", str(error), 1.0)
+            raise _stopped()
         if error.refused:
             life.end(Outcome.ENGINE_REFUSED, error.status, error.reason)
             body = error.body
@@ -446,14 +477,17 @@ class Router:
         )
 
     def _note_failure(self, life: Life, error: LegError) -> None:
-        if error.reason == "shut_down":
+        if error.ours:
             return
         label = self.metrics.reason(error.reason)
         self.metrics.pair_failures.labels(error.role.value, label).inc()
         if error.refused or life.pair is None:
             return
         pair = life.pair
-        self.fleet.failed(pair.prefill if error.role is Role.PREFILL else pair.decode, error.reason)
+        for role, instance in ((Role.PREFILL, pair.prefill), (Role.DECODE, pair.decode)):
+            # Of two that may be at fault, probes through whole pairs find the one that is.
+            if error.shared or error.role is role:
+                self.fleet.failed(instance, error.reason)
 
     async def _again(self, life: Life, reason: str) -> None:
         """Return when the old pair is gone and the request waits for another one."""
@@ -484,7 +518,7 @@ class Router:
         del self.lives[life.id]
         if life.outcome is None:
             life.end(Outcome.CLIENT_GONE, 499, "disconnected")
-        if life.tenant is not None:
+        if life.tenant is not None and life.entered:
             self.gate.leave(life.tenant)
         if life.offered:
             self._release(life, now_s)
@@ -526,11 +560,13 @@ class Router:
     def _shut_down(self, life: Life) -> None:
         waiter = self._waiting.get(life.id)
         if waiter is not None and not waiter.done():
-            waiter.set_exception(
-                RefusedError(503, Outcome.SHUT_DOWN, "shut_down", "the router stopped", 1.0)
-            )
+            waiter.set_exception(_stopped())
         elif life.pair is not None:
             life.pair.fail(LegError(Role.DECODE, "shut_down", "the router stopped"))
+        elif not life.stopped and life.task is not None:
+            # Its body is being read or its prompt counted.
+            life.stopped = True
+            life.task.cancel()
 
     def _pump(self) -> None:
         self._pump_due = False
@@ -614,6 +650,10 @@ def _merged(prefill: bytes, decode: bytes) -> bytes:
         return relays.merge_logprobs(prefill, decode)
     except (ValueError, TypeError, AttributeError):
         raise LegError(Role.PREFILL, "garbage", "the servers' logprobs do not fit") from None
+
+
+def _stopped() -> RefusedError:
+    return RefusedError(503, Outcome.SHUT_DOWN, "shut_down", "the router stopped", 1.0)
 
 
 def _unavailable(reason: str, message: str) -> RefusedError:

@@ -20,6 +20,7 @@ import xxhash
 
 from kairos.errors import InputError
 from kairos.latency.calibration import Calibration
+from kairos.router.intake import CHAT, COMPLETIONS, GENERATE, RESPONSES
 
 BLOCK_TOKENS = 64
 BLOCK_BYTES = 256
@@ -34,6 +35,15 @@ MEDIA_TOKENS = 256
 _INLINE_BYTES = 16_384
 """More text than this is hashed off the event loop."""
 _MOST_MODELS = 64
+# What an endpoint reads. It ignores the fields of the others, which would make a prompt look
+# shorter than it is.
+_SALTS = ("cache_salt", "extra_key", "lora_path", "model")
+_FIELDS = {
+    GENERATE: ("input_ids", "text"),
+    COMPLETIONS: ("prompt",),
+    CHAT: ("input_ids", "messages", "tools"),
+    RESPONSES: ("input", "instructions", "tools"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +83,14 @@ class TokenCounter:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tokens")
         self._ratios: OrderedDict[tuple[str, str], Calibration] = OrderedDict()
 
-    async def count(self, body: Mapping[str, Any]) -> PromptTokens:
+    async def count(self, path: str, body: Mapping[str, Any]) -> PromptTokens:
         """Tokens and block hashes of a parsed request body. Fields that are missing or of unknown
         shape count nothing: whether a body is valid is the server's business.
 
         Raises:
             InputError: `input_ids` that are not integers.
         """
+        body = {name: body[name] for name in (*_FIELDS[path], *_SALTS) if name in body}
         model = body.get("model")
         model = model if isinstance(model, str) else ""
         salt = _salt(body)
@@ -165,7 +176,7 @@ def _load(path: Path) -> Any:
 
 def _salt(body: Mapping[str, Any]) -> int:
     """Prompts share cached prefixes only under the same salt, adapter and extra key."""
-    parts = [body.get(name) for name in ("cache_salt", "extra_key", "lora_path", "model")]
+    parts = [body.get(name) for name in _SALTS]
     return xxhash.xxh3_64_intdigest(
         orjson.dumps([p if isinstance(p, str) else None for p in parts])
     )

@@ -119,6 +119,11 @@ def test_7_the_settings_for_kubernetes_are_understood(tmp_path: Path) -> None:
     assert container["ports"][0]["containerPort"] == config.listen.port
     assert container["livenessProbe"]["httpGet"]["path"] == "/health"
     assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
+    # Compiled code is kept in a place that can be written to.
+    cache = {entry["name"]: entry["value"] for entry in container["env"]}["NUMBA_CACHE_DIR"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert "emptyDir" in volumes[mounts[str(Path(cache).parent)]]
 
 
 def test_8_flags_in_the_service_exist() -> None:
@@ -130,3 +135,27 @@ def test_8_flags_in_the_service_exist() -> None:
         if knob_of(field)
     }
     assert set(re.findall(r"--[a-z-]+", text)) <= known | {"--config", "--check"}
+
+
+def test_9_the_service_can_keep_compiled_code_and_read_its_keys() -> None:
+    text = (DEPLOY / "systemd/kairos-router.service").read_text()
+    settings = re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)
+    of = {name: [value for key, value in settings if key == name] for name, _ in settings}
+    assert of["Environment"] == [f"NUMBA_CACHE_DIR=/var/cache/{of['CacheDirectory'][0]}"]
+    handed = {value.partition(":")[0] for value in of["LoadCredential"]}
+    named = re.findall(r"/run/credentials/kairos-router\.service/(\S+)", text)
+    assert named
+    assert set(named) <= handed
+
+
+def test_10_where_nothing_can_be_kept_code_is_compiled_all_the_same(monkeypatch) -> None:
+    from numba.core import caching
+
+    from kairos.policy.compiled import compiled
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+
+    def double(x: int) -> int:
+        return 2 * x
+
+    assert compiled(double)(4) == 8

@@ -80,6 +80,10 @@ def test_3_the_admin_key_is_a_key_apart(tmp_path: Path) -> None:
     ring = Keyring(config(tmp_path, tenants, f"# rotated in May\n{admin_hash}\n"))
     ring.authorize_admin(bearer(admin))
     ring.authorize_metrics(bearer(admin))
+    without = Keyring(config(tmp_path, tenants))
+    for headers in (bearer(), bearer(user)):
+        with pytest.raises(RefusedError, match="admin key"):
+            without.authorize_metrics(headers)
     for headers in (bearer(user), bearer(), bearer(admin, admin)):
         for authorize in (ring.authorize_admin, ring.authorize_metrics):
             with pytest.raises(RefusedError, match=r"key|header"):

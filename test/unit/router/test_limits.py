@@ -51,6 +51,7 @@ def test_2_headers_that_pass() -> None:
 class FakeRequest:
     def __init__(self, chunks: list[bytes], length: int | None = None, late: bool = False) -> None:
         self.content_length = length
+        self.headers: dict[str, str] = {}
         self.content = self
         self.left = list(chunks)
         self.late = late

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kairos.errors import InputError
+from kairos.router.intake import CHAT, COMPLETIONS, GENERATE, RESPONSES
 from kairos.router.tokens import (
     BLOCK_TOKENS,
     MEDIA_TOKENS,
@@ -20,6 +21,13 @@ def counter():
     made = TokenCounter()
     yield made
     made.close()
+
+
+async def count(counter, body):
+    """By the endpoint that reads such a body."""
+    paths = {"messages": CHAT, "prompt": COMPLETIONS, "input": RESPONSES}
+    path = next((path for name, path in paths.items() if name in body), GENERATE)
+    return await counter.count(path, body)
 
 
 @pytest.fixture
@@ -41,7 +49,7 @@ def tokenizer_file(tmp_path):
     ],
 )
 async def test_1_ids_are_counted(counter, body, tokens):
-    counted = await counter.count(body)
+    counted = await count(counter, body)
     assert (counted.tokens, counted.exact, counted.source) == (tokens, True, "ids")
     assert counted.block_tokens == BLOCK_TOKENS
 
@@ -71,18 +79,18 @@ async def test_1_ids_are_counted(counter, body, tokens):
     ],
 )
 async def test_2_without_a_tokenizer_text_is_estimated_from_its_bytes(counter, body, tokens):
-    counted = await counter.count(body)
+    counted = await count(counter, body)
     assert (counted.tokens, counted.exact, counted.source) == (tokens, False, "bytes")
 
 
 async def test_2_tools_and_instructions_count(counter):
     asked = {"messages": [{"role": "user", "content": "x" * 100}]}
-    plain = await counter.count(asked)
+    plain = await count(counter, asked)
     tools = [{"type": "function", "function": {"name": "f" * 400}}]
-    more = await counter.count(
-        {"messages": [{"role": "user", "content": "x" * 100}], "tools": tools}
+    more = await count(
+        counter, {"messages": [{"role": "user", "content": "x" * 100}], "tools": tools}
     )
-    told = await counter.count({"input": "x", "instructions": "y" * 400})
+    told = await count(counter, {"input": "x", "instructions": "y" * 400})
     assert more.tokens >= plain.tokens + 100
     assert told.tokens >= 100
 
@@ -90,15 +98,15 @@ async def test_2_tools_and_instructions_count(counter):
 async def test_3_with_a_tokenizer_text_is_tokenized(tokenizer_file):
     for path in (tokenizer_file, tokenizer_file / "tokenizer.json"):
         counter = TokenCounter(path)
-        counted = await counter.count({"prompt": "a b a \ud800", "model": "m"})
+        counted = await count(counter, {"prompt": "a b a \ud800", "model": "m"})
         assert (counted.tokens, counted.source) == (4, "tokenizer")
         counter.close()
 
 
 async def test_3_tokenized_text_and_ids_have_the_same_blocks(tokenizer_file):
     counter = TokenCounter(tokenizer_file)
-    text = await counter.count({"prompt": "a b " * 100})
-    ids = await counter.count({"prompt": [1, 2] * 100})
+    text = await count(counter, {"prompt": "a b " * 100})
+    ids = await count(counter, {"prompt": [1, 2] * 100})
     assert text.blocks == ids.blocks
     assert len(ids.blocks) == 3
     counter.close()
@@ -107,23 +115,23 @@ async def test_3_tokenized_text_and_ids_have_the_same_blocks(tokenizer_file):
 async def test_4_the_ratio_is_learned_per_model_with_its_error(counter):
     body = {"prompt": "x" * 4_000, "model": "m"}
     for _ in range(200):
-        counter.observe(await counter.count(body), 1_500)
-    assert (await counter.count(body)).tokens == pytest.approx(1_500, rel=0.02)
-    assert (await counter.count({**body, "model": "other"})).tokens == 1_000
+        counter.observe(await count(counter, body), 1_500)
+    assert (await count(counter, body)).tokens == pytest.approx(1_500, rel=0.02)
+    assert (await count(counter, {**body, "model": "other"})).tokens == 1_000
     error = counter.errors()["bytes/m"]
     assert error["samples"] == 200
     assert error["spread"] < 0.05
-    blocks = (await counter.count(body)).block_tokens
+    blocks = (await count(counter, body)).block_tokens
     assert blocks == 96  # 256 bytes
 
 
 async def test_4_nonsense_teaches_nothing_and_models_are_bounded(counter):
-    counted = await counter.count({"prompt": "x" * 4_000, "model": "m"})
+    counted = await count(counter, {"prompt": "x" * 4_000, "model": "m"})
     counter.observe(counted, 0)
-    counter.observe(await counter.count({"prompt": [1, 2, 3]}), 500)
+    counter.observe(await count(counter, {"prompt": [1, 2, 3]}), 500)
     assert counter.errors() == {}
     for i in range(1_000):
-        counter.observe(await counter.count({"prompt": "x" * 40, "model": f"m{i}"}), 10)
+        counter.observe(await count(counter, {"prompt": "x" * 40, "model": f"m{i}"}), 10)
     assert len(counter.errors()) == 64
 
 
@@ -133,8 +141,8 @@ async def test_5_blocks_agree_exactly_as_far_as_the_prompts_do(ids, at):
     other = list(ids)
     at = min(at, len(ids) - 1)
     other[at] += 1
-    first = (await counter.count({"input_ids": ids})).blocks
-    second = (await counter.count({"input_ids": other})).blocks
+    first = (await count(counter, {"input_ids": ids})).blocks
+    second = (await count(counter, {"input_ids": other})).blocks
     assert len(first) == len(ids) // BLOCK_TOKENS
     same = [a == b for a, b in zip(first, second, strict=True)]
     assert same == [i < at // BLOCK_TOKENS for i in range(len(first))]
@@ -144,23 +152,23 @@ async def test_5_blocks_agree_exactly_as_far_as_the_prompts_do(ids, at):
 @pytest.mark.parametrize("field", ["cache_salt", "extra_key", "lora_path", "model"])
 async def test_6_salted_prompts_share_nothing(counter, field):
     for prompt in ({"prompt": "x" * 900}, {"input_ids": [7] * 900}):
-        plain = (await counter.count(prompt)).blocks
-        salted = (await counter.count({**prompt, field: "s"})).blocks
+        plain = (await count(counter, prompt)).blocks
+        salted = (await count(counter, {**prompt, field: "s"})).blocks
         assert plain
         assert not set(plain) & set(salted)
 
 
 async def test_7_the_hashed_part_is_bounded(counter):
-    counted = await counter.count({"input_ids": [1] * (MOST_BLOCKS * BLOCK_TOKENS + 5_000)})
+    counted = await count(counter, {"input_ids": [1] * (MOST_BLOCKS * BLOCK_TOKENS + 5_000)})
     assert len(counted.blocks) == MOST_BLOCKS
-    long = await counter.count({"text": "x" * 2_000_000})
+    long = await count(counter, {"text": "x" * 2_000_000})
     assert (len(long.blocks), long.tokens) == (MOST_BLOCKS, 500_000)
 
 
 @pytest.mark.parametrize("ids", [[1, "x"], [1, None], [2**70], [1.5, 2]])
 async def test_8_ids_that_are_none_are_refused(counter, ids):
     with pytest.raises(InputError, match="input_ids: must be integers"):
-        await counter.count({"input_ids": [3, *ids]})
+        await count(counter, {"input_ids": [3, *ids]})
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
@@ -170,3 +178,21 @@ def test_8_a_tokenizer_that_is_none_is_refused(tmp_path, content):
         file.write_text(content)
     with pytest.raises(InputError, match="tokenizer: "):
         TokenCounter(file)
+
+
+@pytest.mark.parametrize(
+    ("path", "read", "ignored"),
+    [
+        (GENERATE, {"text": "x" * 400}, {"prompt": [1], "messages": [], "input": "x"}),
+        (COMPLETIONS, {"prompt": "x" * 400}, {"input_ids": [1], "text": "x", "input": "x"}),
+        (CHAT, {"messages": [{"content": "x" * 400}]}, {"prompt": [1], "text": "x", "input": "x"}),
+        (RESPONSES, {"input": "x" * 400}, {"input_ids": [1], "prompt": [1], "messages": []}),
+    ],
+)
+async def test_9_fields_that_an_endpoint_ignores_do_not_count(counter, path, read, ignored):
+    assert await counter.count(path, {**ignored, **read}) == await counter.count(path, read)
+
+
+async def test_10_a_conversation_given_as_ids_is_counted_by_them(counter):
+    body = {"messages": [{"content": "x" * 400}], "input_ids": [1] * 7}
+    assert (await counter.count(CHAT, body)).tokens == 7
