@@ -26,6 +26,7 @@ from kairos.sim.settings import Settings
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
 URGENCY_SIZES = (100, 300, 1_000, 3_000, 10_000)
+SHORT_SIZES = (1_000, 10_000)
 SLACK_SIZES = (16, 64, 256, 1_024)
 DECISIONS = 400
 
@@ -53,6 +54,14 @@ def urgency_queue(size: int) -> UrgencyQueue:
         arrival = -float(rng.random()) * size / 100
         slack = float(rng.choice([0.5 + 4e-5 * length, 0.02 * size]))
         queue.add(PrefillJob(i, arrival, arrival + slack, length))
+    return queue
+
+
+def short_prompts(size: int) -> UrgencyQueue:
+    """Prompts of 50 tokens that are all late: a batch takes many of them."""
+    queue = UrgencyQueue(PROFILE.prefill, PROFILE.limits.chunk_tokens)
+    for i in range(size):
+        queue.add(PrefillJob(i, -10.0 - 1e-3 * i, -9.0 - 1e-3 * i, 50))
     return queue
 
 
@@ -169,6 +178,10 @@ def main() -> int:
         decide = decide_urgency(urgency_queue(size), size)
         p50, p99 = percentiles(decide, args.repeats)
         figures[f"urgency_p50_us_{size}"], figures[f"urgency_p99_us_{size}"] = p50, p99
+    for size in SHORT_SIZES:
+        p50, p99 = percentiles(decide_urgency(short_prompts(size), size), args.repeats)
+        figures[f"urgency_short_p50_us_{size}"] = p50
+        figures[f"urgency_short_p99_us_{size}"] = p99
     for size in SLACK_SIZES:
         p50, p99 = percentiles(decide_slack(size), args.repeats)
         figures[f"slack_p50_us_{size}"], figures[f"slack_p99_us_{size}"] = p50, p99

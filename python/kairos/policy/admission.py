@@ -1,5 +1,6 @@
 """Admission: what a new request can expect, given what waits already, and what to do about it."""
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,8 +76,7 @@ def outlook(
     chunk_tokens: int,
     params: AdmissionParams,
 ) -> Outlook:
-    """Predict one request. Work ahead of it: the queued jobs that are due earlier and can still
-    make it, as urgency serves them. O(len(queue)).
+    """Predict one request, given the work that urgency serves before it. O(n log n) in the queue.
 
     Args:
         queue: jobs of the instance that would serve it, without `job`.
@@ -85,15 +85,9 @@ def outlook(
     job.check()
     if not 0.0 < tpot_slo_s < math.inf:
         raise InputError(f"job {job.id}: TPOT objective {tpot_slo_s!r} must be finite and positive")
-    ahead = 0.0
-    for other in queue:
-        work = prefill.remaining_s(other.done_tokens, other.total_tokens, chunk_tokens)
-        in_time = now_s + work <= other.deadline_s
-        if in_time and (other.deadline_s, other.id) < (job.deadline_s, job.id):
-            ahead += work
     own = prefill.fixed_s + prefill.weight_floor_s
     own += prefill.remaining_s(job.done_tokens, job.total_tokens, chunk_tokens)
-    ttft = ahead + own
+    ttft = _work_ahead_s(job, own, queue, now_s, prefill, chunk_tokens) + own
     budget = job.deadline_s - now_s
     attainment = _normal_cdf((budget - ttft) / max(params.spread * ttft, 1e-9))
     step = decode_model.step_s(
@@ -106,6 +100,43 @@ def outlook(
         return Outlook(Verdict.REJECT, ttft, step, attainment, max(ttft - budget, 0.0))
     verdict = Verdict.DEGRADE if late or slow else Verdict.ADMIT
     return Outlook(verdict, ttft, step, attainment, 0.0)
+
+
+def _work_ahead_s(
+    job: PrefillJob,
+    own_s: float,
+    queue: Sequence[PrefillJob],
+    now_s: float,
+    prefill: PrefillModel,
+    chunk_tokens: int,
+) -> float:
+    """Seconds of work that urgency serves before `job`, which takes `own_s`: Moore-Hodgson over all
+    that can still make it. A job that is given up follows those kept and smaller ones given up."""
+    kept: list[tuple[float, int, tuple[float, int]]] = []  # a heap, the largest on top
+    end_s = now_s
+    given_up_s: list[float] = []
+    for each in sorted([*queue, job], key=_due):
+        work = own_s
+        if each is not job:
+            work = prefill.remaining_s(each.done_tokens, each.total_tokens, chunk_tokens)
+        if now_s + work > each.deadline_s:
+            continue
+        heapq.heappush(kept, (-work, each.id, _due(each)))
+        end_s += work
+        if end_s > each.deadline_s:
+            largest, _, _ = heapq.heappop(kept)
+            end_s += largest
+            given_up_s.append(-largest)
+    on_time = any(number == job.id for _, number, _ in kept)
+    if on_time:
+        return sum(-work for work, _, due in kept if due < _due(job))
+    late = now_s + own_s > job.deadline_s
+    smaller = sum(work for work in given_up_s if late or work < own_s)
+    return sum(-work for work, _, _ in kept) + smaller
+
+
+def _due(job: PrefillJob) -> tuple[float, int]:
+    return job.deadline_s, job.id
 
 
 def _normal_cdf(x: float) -> float:

@@ -89,7 +89,12 @@ class RankedQueue:
         return len(self._at)
 
     def add(self, job: PrefillJob) -> None:
+        """Raises:
+        InputError: impossible values, or an id that is queued already.
+        """
         job.check()
+        if job.id in self._at:
+            raise InputError(f"job {job.id} is queued already")
         n = len(self._at)
         if n == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])

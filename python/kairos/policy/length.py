@@ -86,7 +86,17 @@ class LengthEstimator:
         self._refresh()
 
     def observe(self, group: int, output_tokens: int) -> None:
-        """A request of `group` ended after `output_tokens` tokens."""
+        """A request of `group` ended after `output_tokens` tokens, the first one not counted: that
+        is how residents count theirs.
+
+        Raises:
+            InputError: no such group, or a negative number of tokens.
+        """
+        if not 0 <= group < len(self._counts) or not output_tokens >= 0:
+            raise InputError(
+                f"length estimator: group {group} and output_tokens {output_tokens!r}; "
+                f"allowed are 0 to {len(self._counts) - 1} and 0 or more"
+            )
         at = bin_of(output_tokens)
         for counts in (self._counts[group], self._all):
             counts *= self._keep

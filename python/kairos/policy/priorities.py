@@ -2,6 +2,7 @@
 
 import math
 
+from kairos.errors import InputError
 from kairos.latency.prefill import Chunk, PrefillModel
 from kairos.policy.jobs import PlannedChunk, PrefillJob, PrefillPlan
 from kairos.policy.urgency import UrgencyParams, UrgencyQueue
@@ -45,8 +46,11 @@ class PriorityQueues:
         """Smaller levels go first.
 
         Raises:
-            InputError: impossible values.
+            InputError: impossible values, or an id that is queued already, on any level.
         """
+        job.check()
+        if job.id in self._level_of:
+            raise InputError(f"job {job.id} is queued already")
         if level not in self._queues:
             fresh, self._spare = self._spare, None
             self._queues[level] = fresh or UrgencyQueue(
@@ -81,13 +85,14 @@ class PriorityQueues:
                 budget = min(budget, int(room_s / (self._model.per_token_s * self._factor)))
                 if budget < self._params.min_chunk:
                     break
-            plan = self._planned(queue, start_s, budget, page_tokens)
+            plan = queue.preview(start_s, budget, page_tokens)
             jobs = [(chunk, *queue.job(chunk.id)) for chunk in plan.chunks]
             joined = [*work, *(Chunk(done, chunk.tokens) for chunk, _, _, done in jobs)]
             joined_s = self._factor * self._model.batch_s(joined)
             ends_s = start_s + joined_s + self._params.tail_s
             if work and (ends_s > due or joined_s > self._params.slice_s):
                 break
+            self._commit(queue)
             work, batch_s = joined, joined_s
             chunks += plan.chunks
             budget -= sum(chunk.tokens for chunk in plan.chunks)
@@ -101,9 +106,8 @@ class PriorityQueues:
             )
         return PrefillPlan(chunks, batch_s)
 
-    def _planned(self, queue: UrgencyQueue, start_s: float, budget: int, page: int) -> PrefillPlan:
+    def _commit(self, queue: UrgencyQueue) -> None:
         demotions, grants = queue.demotions, queue.grants
-        plan = queue.plan(start_s, budget, page)
+        queue.commit()
         self.demotions += queue.demotions - demotions
         self.grants += queue.grants - grants
-        return plan

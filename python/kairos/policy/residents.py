@@ -59,6 +59,8 @@ class Resident:
         """Raise `InputError` for values under which slack means nothing."""
         if not all(map(math.isfinite, (self.first_s, self.last_s, self.tpot_s))):
             raise InputError(f"resident {self.id}: times must be finite")
+        if math.isnan(self.hold_until_s):
+            raise InputError(f"resident {self.id}: hold_until_s must be a number")
         if self.tpot_s <= 0.0:
             raise InputError(f"resident {self.id}: tpot_s {self.tpot_s!r} must be positive")
         if self.context_tokens < 1 or self.tokens < 0:

@@ -38,7 +38,7 @@ class DecodePolicy(Protocol):
         """Learn from a step that ran: what `select` returned and what it took."""
 
     def completed(self, group: int, output_tokens: int) -> None:
-        """Learn from a request that ended after so many tokens."""
+        """Learn from a request that ended after so many tokens, the first one not counted."""
 
 
 class SlackParams(NamedTuple):

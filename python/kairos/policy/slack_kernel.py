@@ -56,7 +56,8 @@ def horizon_of(row: Any, p: Any, horizons: Any) -> float:
     """Tokens over which a request has to catch up: a low quantile of what is predicted to remain;
     while nothing is known, as many as it has made already."""
     at = min(int(4.0 * math.log2(row.tokens + 1.0)), horizons.shape[1] - 1)
-    predicted = horizons[row.group, at]
+    # Without an estimator there is one row for all, and a newer class has none of its own.
+    predicted = horizons[min(row.group, horizons.shape[0] - 1), at]
     if predicted == 0.0:
         predicted = min(p.horizon_max, p.horizon_min + row.tokens)
     return float(max(1.0, min(predicted, row.limit - row.tokens)))

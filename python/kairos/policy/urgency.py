@@ -96,6 +96,7 @@ class UrgencyQueue:
         self._deadline_of: dict[int, float] = {}
         self._rows = np.zeros(64, urgency_kernel.ROW)
         self._credit_s = 0.0
+        self._previewed: tuple[npt.NDArray[np.bool_], float, float]
         self.plan(0.0, 1)  # compiles
 
     def __len__(self) -> int:
@@ -128,8 +129,18 @@ class UrgencyQueue:
         )
 
     def progress(self, job_id: int, done_tokens: int) -> None:
-        """Set the computed tokens of a queued job; KeyError if it is not queued."""
-        self._rows[self._find(job_id)]["done"] = done_tokens
+        """Set the computed tokens of a queued job; KeyError if it is not queued.
+
+        Raises:
+            InputError: the prompt is not that long; a finished one is to be removed.
+        """
+        row = self._rows[self._find(job_id)]
+        if not 0 <= done_tokens < row["total"]:
+            raise InputError(
+                f"job {job_id}: {done_tokens} of {row['total']} tokens done; "
+                "allowed are 0 to one less than total_tokens"
+            )
+        row["done"] = done_tokens
 
     def remove(self, job_id: int) -> None:
         """Forget a job: finished or aborted; KeyError if it is not queued."""
@@ -150,11 +161,20 @@ class UrgencyQueue:
             start_s: when it will start: now, or the predicted end of the batch in flight.
             budget_tokens: new tokens allowed in it.
             page_tokens: chunks that do not finish their prompt are multiples of this.
+
+        Raises:
+            InputError: the start is not finite.
         """
+        plan = self.preview(start_s, budget_tokens, page_tokens)
+        self.commit()
+        return plan
+
+    def preview(self, start_s: float, budget_tokens: int, page_tokens: int = 1) -> PrefillPlan:
+        """The same, but nothing is counted or charged until `commit`."""
+        if not math.isfinite(start_s):
+            raise InputError(f"urgency: a batch starts at {start_s!r} s; it must be finite")
         rows, state, left, model = self._classified(start_s)
         kept = state == self._kernel.KEPT
-        self.demotions += int(np.count_nonzero(rows["kept"] & ~kept))
-        rows["kept"] = kept
         p = self.params
         out = np.empty((min(len(rows), budget_tokens), 2), np.int64)
         count, batch_s, credit = self._kernel.pack(
@@ -173,26 +193,26 @@ class UrgencyQueue:
             self._credit_s,
             out,
         )
-        self.grants += credit < self._credit_s
-        self._credit_s = min(credit + p.starve_share * batch_s, p.starve_credit_s)
+        self._previewed = kept, credit, batch_s
         return PrefillPlan([PlannedChunk(*chunk) for chunk in out[:count].tolist()], batch_s)
+
+    def commit(self) -> None:
+        """The plan of the last `preview` is carried out. No job may have changed since."""
+        kept, credit, batch_s = self._previewed
+        rows = self._rows[: len(self._keys)]
+        self.demotions += int(np.count_nonzero(rows["kept"] & ~kept))
+        rows["kept"] = kept
+        self.grants += credit < self._credit_s
+        p = self.params
+        self._credit_s = min(credit + p.starve_share * batch_s, p.starve_credit_s)
 
     def order(self, start_s: float) -> list[int]:
         """Ids of all jobs, most urgent first: those that will be on time by deadline, then those
         given up by remaining work, then those late already by how many of their SLOs they took."""
         rows, state, left, model = self._classified(start_s)
-        weight = rows["weight"]
-        late = [self._kernel.late_key(rows, i, start_s, model) for i in range(len(rows))]
-        key = np.where(
-            state == self._kernel.KEPT,
-            rows["deadline"],
-            np.where(
-                state == self._kernel.DROPPED,
-                left / weight,
-                -np.array(late),
-            ),
-        )
-        ids: list[int] = rows["id"][np.lexsort((rows["id"], key, state))].tolist()
+        key = self._kernel.sort_keys(rows, state, left, start_s, model)
+        # Rows are sorted by (deadline, id), and so are equal keys.
+        ids: list[int] = rows["id"][np.lexsort((key, state))].tolist()
         return ids
 
     def _classified(

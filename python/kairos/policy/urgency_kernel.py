@@ -37,12 +37,18 @@ def work_s(model: Tuple4, done: int, tokens: int) -> float:
 
 
 @compiled
+def _above(key: float, member: int, other_key: float, other: int) -> bool:
+    """Whether an entry of a heap goes before another one: the larger key, the earlier member."""
+    return key > other_key or (key == other_key and member < other)
+
+
+@compiled
 def _push(keys: Any, members: Any, size: int, key: float, member: int) -> None:
-    """Insert into the max-heap keys[:size]; equal keys keep the earlier member on top."""
+    """Insert into the max-heap keys[:size]."""
     at = size
     while at > 0:
         above = (at - 1) // 2
-        if keys[above] >= key:
+        if not _above(key, member, keys[above], members[above]):
             break
         keys[at], members[at] = keys[above], members[above]
         at = above
@@ -60,9 +66,11 @@ def _pop(keys: Any, members: Any, size: int) -> int:
         below = 2 * at + 1
         if below >= size:
             break
-        if below + 1 < size and keys[below + 1] > keys[below]:
+        if below + 1 < size and _above(
+            keys[below + 1], members[below + 1], keys[below], members[below]
+        ):
             below += 1
-        if keys[below] <= key:
+        if not _above(keys[below], members[below], key, member):
             break
         keys[at], members[at] = keys[below], members[below]
         at = below
@@ -132,55 +140,82 @@ def late_key(rows: Rows, i: int, start: float, model: Tuple4) -> float:
 
 
 @compiled
-def _next(rows: Rows, state: Any, left: Any, start: float, cursor: int, model: Tuple4) -> int:
-    """Index of the most urgent job not chosen yet, -1 when none is left.
-
-    Kept jobs by deadline, then dropped ones by remaining work, then late ones, see `late_key`.
-    `cursor` skips rows known to hold no kept job.
-    """
-    n = rows.shape[0]
-    for i in range(cursor, n):
-        if state[i] == KEPT:
-            return i
-    best, best_state, best_key = -1, LATE + 1, 0.0
-    for i in range(n):
-        if state[i] == CHOSEN or state[i] > best_state:
-            continue
-        dropped = state[i] == DROPPED
-        key = -left[i] / rows[i].weight if dropped else late_key(rows, i, start, model)
-        if (
-            state[i] < best_state
-            or key > best_key
-            or (key == best_key and rows[i].id < rows[best].id)
-        ):
-            best, best_state, best_key = i, state[i], key
-    return best
+def _key(rows: Rows, state: Any, left: Any, i: int, start: float, model: Tuple4) -> float:
+    """Sort key among the jobs of the same state, lowest first."""
+    if state[i] == KEPT:
+        return float(rows[i].deadline)
+    if state[i] == DROPPED:
+        return float(left[i] / rows[i].weight)
+    return float(-late_key(rows, i, start, model))
 
 
 @compiled
-def _oldest_starved(rows: Rows, state: Any, start: float, after: float) -> int:
-    """The longest-waiting job that was given up and has waited `after` times its SLO, or -1."""
-    best = -1
+def sort_keys(rows: Rows, state: Any, left: Any, start: float, model: Tuple4) -> Any:
+    """`_key` of every row. Equal ones go in the order of the rows."""
+    keys = np.empty(rows.shape[0])
     for i in range(rows.shape[0]):
-        if state[i] != DROPPED and state[i] != LATE:
-            continue
+        keys[i] = _key(rows, state, left, i, start, model)
+    return keys
+
+
+@compiled
+def _heap_of(
+    rows: Rows,
+    state: Any,
+    which: int,
+    left: Any,
+    start: float,
+    model: Tuple4,
+    keys: Any,
+    members: Any,
+) -> int:
+    """Make a heap of the jobs in state `which`, the most urgent on top; returns its size."""
+    size = 0
+    for i in range(rows.shape[0]):
+        if state[i] == which:
+            _push(keys, members, size, -_key(rows, state, left, i, start, model), i)
+            size += 1
+    return size
+
+
+@compiled
+def _heap_of_starved(
+    rows: Rows, state: Any, start: float, after: float, keys: Any, members: Any
+) -> int:
+    """The same of the jobs that were given up and have waited `after` times their SLO, the oldest
+    on top."""
+    size = 0
+    for i in range(rows.shape[0]):
         row = rows[i]
-        if start - row.arrival <= after * (row.deadline - row.arrival):
-            continue
-        if best < 0 or (row.arrival, row.id) < (rows[best].arrival, rows[best].id):
-            best = i
-    return best
+        given_up = state[i] == DROPPED or state[i] == LATE
+        if given_up and start - row.arrival > after * (row.deadline - row.arrival):
+            _push(keys, members, size, -row.arrival, i)
+            size += 1
+    return size
 
 
 @compiled
 def _tokens_within(model: Tuple4, done: int, seconds: float) -> int:
-    """Most tokens after `done` whose marginal work fits into `seconds`."""
+    """Most tokens after `done` whose marginal work fits into `seconds`; a billion at most."""
     if seconds <= 0.0:
         return 0
     slope = model[2] + model[3] * done
     seconds = min(seconds, 1e6)
-    # work_s solved for tokens, in the form that neither cancels nor divides by zero.
-    return int(2.0 * seconds / (slope + math.sqrt(slope**2 + 2.0 * model[3] * seconds)))
+    # work_s solved for tokens, in the form that does not cancel.
+    per_token = 0.5 * (slope + math.sqrt(slope**2 + 2.0 * model[3] * seconds))
+    if seconds >= 1e9 * per_token:
+        return 1_000_000_000
+    return int(seconds / per_token)
+
+
+@compiled
+def _on_time(model: Tuple4, done: int, new: int, spare: float) -> int:
+    """The guard: most tokens after `done` that join a batch of `new` tokens without making it
+    longer by more than `spare` seconds. Under the weight floor only their attention takes time."""
+    free = max(0, int(model[1] / model[2]) - new)
+    if model[3] > 0.0 and spare < math.inf:
+        free = min(free, _tokens_within((model[0], model[1], 0.0, model[3]), done, spare))
+    return max(free, _tokens_within(model, done, spare))
 
 
 @compiled
@@ -206,21 +241,38 @@ def pack(
         number of chunks, predicted batch seconds, credit left.
     """
     fixed, floor, per_token, _ = model
+    n = rows.shape[0]
+    keys, members = np.empty(n), np.empty(n, np.int64)
+    size = 0
+    starved_keys, starved_members = np.empty(0), np.empty(0, np.int64)
+    starving = 0
+    if credit > 0.0:
+        starved_keys, starved_members = np.empty(n), np.empty(n, np.int64)
+        starving = _heap_of_starved(rows, state, start, starve_after, starved_keys, starved_members)
     count, new, attention = 0, 0, 0.0
     batch = 0.0
     due = math.inf  # earliest deadline of the prompts that this batch completes
-    cursor = 0
+    cursor, turn = 0, KEPT
     while budget > 0 and count < out.shape[0]:
-        chosen = _oldest_starved(rows, state, start, starve_after) if credit > 0.0 else -1
-        starved = chosen >= 0
-        if not starved:
-            chosen = _next(rows, state, left, start, cursor, model)
-        if chosen < 0:
-            break
+        # Credit only falls: once another one is chosen, no starved one is any more.
+        starved = credit > 0.0 and starving > 0
+        if starved:
+            chosen = _pop(starved_keys, starved_members, starving)
+            starving -= 1
+        else:
+            while cursor < n and state[cursor] != KEPT:
+                cursor += 1
+            chosen = cursor
+            if cursor == n:
+                while size == 0 and turn < LATE:
+                    turn += 1
+                    size = _heap_of(rows, state, turn, left, start, model, keys, members)
+                if size == 0:
+                    break
+                chosen = _pop(keys, members, size)
+                size -= 1
         row = rows[chosen]
         kept = state[chosen] == KEPT
-        if kept:
-            cursor = chosen + 1
         state[chosen] = CHOSEN
 
         used = fixed + max(floor, per_token * new) + attention
@@ -229,10 +281,8 @@ def pack(
             break
         remaining = row.total - row.done
         fits = max(min_chunk, _tokens_within(model, row.done, room))
-        # The guard: a prompt completed by this batch must not become late by what joins it. What
-        # hides under the weight floor costs it nothing.
-        hidden = int(floor / per_token) - new
-        on_time = max(hidden, _tokens_within(model, row.done, due - start - tail - used))
+        # A prompt completed by this batch must not become late by what joins it.
+        on_time = _on_time(model, row.done, new, due - start - tail - used)
         tokens = min(remaining, budget, fits, on_time)
         if tokens < remaining:
             tokens -= tokens % page

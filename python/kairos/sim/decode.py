@@ -68,6 +68,9 @@ class DecodeServer:
         self._change_cost_s = change_cost_s
         self._reload_s_per_token = reload_s_per_token
         self._retracted: set[int] = set()
+        # Admitted to a step that has not started: id, when its first token was ready, until when
+        # this may be held.
+        self._held: list[tuple[int, float, float]] = []
         self._batch = np.empty(limits.max_batch, np.int64)
         self._finished = np.empty(limits.max_batch, np.int64)
         self._current: Step | None = None
@@ -93,6 +96,7 @@ class DecodeServer:
         self._current, self._next = step, None
         if step is None:
             return None
+        self._release(now_s)
         self.busy_s += step.true_s
         self.steps += 1
         if self._lookahead:
@@ -123,7 +127,8 @@ class DecodeServer:
             else:
                 row = self.waiting.remove(request)
                 self._retracted.discard(request)
-            self.policy.completed(int(row["group"]), int(records.output_tokens[request]))
+            # Lengths are learned as residents count them, without the first token.
+            self.policy.completed(int(row["group"]), int(records.output_tokens[request]) - 1)
         if count and self._next is not None:
             self.wasted_rows += int(np.isin(self._next.batch, self._finished[:count]).sum())
         return count
@@ -159,7 +164,8 @@ class DecodeServer:
         for request in waiting["id"][admitted].tolist():
             row = self.waiting.remove(request)
             if row["tokens"] == 0:
-                # The client sees a held first token when the decode slot is ready.
+                # The client sees a held first token when the decode slot is ready, see `_release`.
+                self._held.append((request, float(row["first"]), float(row["hold"])))
                 row["first"] = max(row["first"], min(row["hold"], start_s))
                 row["last"] = row["first"]
                 records.first_s[request] = records.last_s[request] = row["first"]
@@ -171,6 +177,16 @@ class DecodeServer:
             self.running.add_row(row)
             self.kv_tokens += int(row["context"])
         return moved
+
+    def _release(self, now_s: float) -> None:
+        """A step starts: when the first tokens held for it are seen. With look-ahead it was
+        composed for a predicted start."""
+        for request, ready_s, hold_s in self._held:
+            first_s = max(ready_s, min(hold_s, now_s))
+            self._records.first_s[request] = self._records.last_s[request] = first_s
+            if request in self.running:
+                self.running.row(request)["first"] = first_s
+        self._held.clear()
 
     def _make_room(self, start_s: float) -> int:
         """Retract while the step could overflow KV; returns the tokens moved out."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kairos.errors import InputError
 from kairos.latency import Chunk, PrefillModel, Profile
 from kairos.latency.table import StepTable
 from kairos.policy.baselines import RankedQueue
@@ -43,12 +44,30 @@ class Finished:
 
 
 def simulate(scenario: Scenario, settings: Settings, profile: Profile) -> Finished:
-    """Deterministic: the same arguments give the same bytes."""
+    """Deterministic: the same arguments give the same bytes.
+
+    Raises:
+        InputError: a request is longer than the memory of a decode instance.
+    """
     return _Simulation(scenario, settings, profile).run()
+
+
+def _check_memory(scenario: Scenario, profile: Profile) -> None:
+    """Nobody could ever make room for a request that is longer than all memory."""
+    tokens = scenario.input_tokens + scenario.output_tokens
+    limit = profile.limits.kv_tokens
+    if (tokens > limit).any():
+        at = int(np.argmax(tokens > limit))
+        raise InputError(
+            f"scenario, request {at}: prompt and output have {tokens[at]} tokens; "
+            f"{profile.name} holds {limit}"
+        )
 
 
 class _Simulation:
     def __init__(self, scenario: Scenario, settings: Settings, profile: Profile) -> None:
+        if settings.stages != "prefill":
+            _check_memory(scenario, profile)
         self.scenario = scenario
         self.settings = settings
         self.profile = profile

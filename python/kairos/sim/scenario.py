@@ -1,5 +1,6 @@
 """The requests of a simulation as arrays."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -82,8 +83,10 @@ class Scenario:
         """Arrivals rescaled to a load of the decode stage: rate / rate at which the batch that
         Little's law gives has steps as long as the smallest TPOT objective (or fills KV)."""
         span = float(self.arrival_s[-1] - self.arrival_s[0])
-        if span <= 0.0 or load <= 0.0:
-            raise InputError(f"decode load {load:g} over {span:g} s: both must be positive")
+        if span <= 0.0 or not 0.0 < load < math.inf:
+            raise InputError(
+                f"decode load {load:g} over {span:g} s: both must be positive and finite"
+            )
         wanted = load * decode_capacity_per_s(self, profile)
         return replace(self, arrival_s=self.arrival_s * (len(self) / span / wanted))
 

@@ -102,11 +102,40 @@ def test_8_neither_the_order_of_the_queue_nor_the_clock_matters(queue, random, s
 
 
 @settings(max_examples=60, deadline=None)
-@given(queues)
-def test_9_more_work_ahead_never_helps(queue):
+@given(st.lists(st.tuples(st.floats(0.5, 2.0), st.integers(1, 400)), max_size=10))
+def test_9_while_nobody_is_given_up_more_work_ahead_never_helps(rows):
+    queue = [PrefillJob(i, 0.0, due, total) for i, (due, total) in enumerate(rows)]
     ahead = PrefillJob(10**7, -0.5, 0.5, 5_000)
-    assert ask([*queue, ahead]).ttft_s >= ask(queue).ttft_s
+    assert ask([*queue, ahead]).ttft_s > ask(queue).ttft_s
     assert ask([*queue, ahead]).ttft_attainment <= ask(queue).ttft_attainment
+
+
+def test_11_a_small_prompt_passes_a_backlog_of_which_most_cannot_be_on_time():
+    """The whole backlog counted, as each of its prompts could be on time if it were alone."""
+    small = PrefillJob(10**6, 0.0, 1.0, 500)
+    seen = outlook(
+        small,
+        0.03,
+        backlog(100),
+        IDLE,
+        0.0,
+        PROFILE.prefill,
+        PROFILE.decode,
+        8_192,
+        AdmissionParams(),
+    )
+    assert seen.verdict is Verdict.ADMIT
+    assert ask([]).ttft_s / 4 < seen.ttft_s < 1.0
+
+
+def test_12_a_prompt_that_is_given_up_waits_for_all_that_is_kept():
+    kept = [PrefillJob(i, 0.0, 0.3 + 0.2 * i, 6_000) for i in range(8)]
+    job = PrefillJob(10**6, 0.0, 1.0, 60_000)
+    assert ask(kept).verdict is Verdict.ADMIT
+    work_s = PROFILE.prefill.remaining_s(0, 6_000, 8_192)
+    args = (IDLE, 0.0, PROFILE.prefill, PROFILE.decode, 8_192, AdmissionParams())
+    alone = outlook(job, 0.03, [], *args).ttft_s
+    assert outlook(job, 0.03, kept, *args).ttft_s == pytest.approx(alone + 8 * work_s)
 
 
 @pytest.mark.parametrize("total", [1, 10_000_000])

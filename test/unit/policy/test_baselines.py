@@ -85,3 +85,11 @@ def test_6_a_plan_fits_its_budget_and_an_empty_queue_plans_nothing(name):
     plan = queue.plan(1.0, 8_192, 64)
     assert 0 < sum(chunk.tokens for chunk in plan.chunks) <= 8_192
     assert math.isfinite(plan.batch_s)
+
+
+def test_7_a_job_is_queued_once():
+    queue = RankedQueue(MODEL, 8_192, "fcfs")
+    queue.add(NEW_SHORT)
+    with pytest.raises(InputError, match="job 2 is queued already"):
+        queue.add(NEW_SHORT)
+    assert len(queue) == 1

@@ -72,3 +72,11 @@ def test_7_lengths_beyond_the_last_bin_count_there():
 def test_8_bad_parameters_are_rejected(bad):
     with pytest.raises(InputError):
         LengthEstimator(**bad)
+
+
+@pytest.mark.parametrize(("group", "tokens"), [(-1, 10), (4, 10), (0, -1)])
+def test_9_completions_out_of_range_are_rejected(group, tokens):
+    estimator = LengthEstimator()
+    with pytest.raises(InputError, match="length estimator"):
+        estimator.observe(group, tokens)
+    assert estimator.state()["seen"] == 0

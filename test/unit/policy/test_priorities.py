@@ -1,8 +1,10 @@
 """Priority first, urgency within."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kairos.errors import InputError
 from kairos.latency import Chunk, load_profile
 from kairos.policy.jobs import PrefillJob
 from kairos.policy.priorities import PriorityQueues
@@ -79,3 +81,31 @@ def test_7_predictions_are_scaled() -> None:
     before = queues.plan(0.0, BUDGET).batch_s
     queues.predict_with(MODEL, 3.0)
     assert queues.plan(0.0, BUDGET).batch_s == 3.0 * before
+
+
+def test_8_an_id_is_queued_once_whatever_the_level() -> None:
+    queues = PriorityQueues(MODEL, CHUNK)
+    queues.add(job(1, 1000), 0)
+    for level in (0, 1):
+        with pytest.raises(InputError, match="job 1 is queued already"):
+            queues.add(job(1, 1000), level)
+    assert len(queues) == 1
+    queues.remove(1)
+    assert queues.plan(0.0, BUDGET).chunks == []
+
+
+def test_9_a_plan_that_is_thrown_away_costs_the_lower_level_nothing() -> None:
+    """The lower one's chunk would make the higher one late."""
+    params = UrgencyParams(starve_share=1.0, min_chunk=16, slice_s=1.0, spare_slice_s=1.0)
+    queues = PriorityQueues(MODEL, CHUNK, params)
+    queues.add(PrefillJob(1, -1_000.0, -999.0, 90_300, 90_000), 1)
+    queues.plan(0.0, 16)  # earns credit
+    # Room for 200 tokens, were it not for their attention.
+    due_s = MODEL.batch_s([Chunk(0, 300)]) + 200 * MODEL.per_token_s
+    for number in range(3, 8):
+        queues.add(PrefillJob(number, 0.0, due_s, 300), 0)
+        assert dict(queues.plan(0.0, BUDGET).chunks) == {number: 300}
+        queues.remove(number)
+    assert queues.grants == 0
+    assert dict(queues.plan(0.0, BUDGET).chunks) == {1: 300}
+    assert queues.grants == 1

@@ -1,6 +1,7 @@
 """Slack, by numbered behaviours of SLACK.md."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -182,6 +183,7 @@ def test_13_extremes_give_finite_steps(context, tau, slack):
         Resident(1, 0, 0, 0.0, 0.0, TAU),
         Resident(1, 10, -1, 0.0, 0.0, TAU),
         Resident(1, 10, 0, 0.0, 0.0, TAU, max_new_tokens=0),
+        Resident(1, 10, 0, 0.0, 0.0, TAU, hold_until_s=math.nan),
     ],
 )
 def test_14_impossible_residents_are_rejected_by_name(bad):
@@ -247,3 +249,19 @@ def test_20_victims_that_hold_all_slots_are_worked_off():
 
     assert step_of(150) < 0.9 * TAU
     assert 0.9 * TAU < step_of(176) <= 0.95 * TAU
+
+
+def test_21_without_an_estimator_the_class_of_a_request_changes_nothing():
+    """Rows of the table were read that do not exist."""
+    one, other = (
+        held(
+            [
+                replace(at_slack(i, 3_000 * (i + 1), -0.02 * i), group=groups * i % 8)
+                for i in range(64)
+            ]
+        )
+        for groups in (0, 1)
+    )
+    assert policy().select(one.rows, 0.0) == policy().select(other.rows, 0.0)
+    assert running(one) == running(other)
+    assert (one.rows["victim"] == other.rows["victim"]).all()

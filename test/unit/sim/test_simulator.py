@@ -13,6 +13,7 @@ from unit.sim.scenarios import flat_profile, poisson
 from kairos.errors import InputError
 from kairos.latency import KvLink, load_profile
 from kairos.policy.baselines import BASELINES
+from kairos.policy.continuous import ContinuousPolicy
 from kairos.sim import decode as decode_module
 from kairos.sim.run import Finished, simulate
 from kairos.sim.scenario import Scenario, decode_capacity_per_s
@@ -409,3 +410,29 @@ def test_21_room_of_a_request_with_one_token_goes_to_the_next_though_no_step_fol
     profile = flat_profile(0.01, kv_tokens=100_000)
     records = simulate(scenario, settings, profile).records
     assert np.isfinite(records.last_s).all()
+
+
+def test_22_a_request_longer_than_all_memory_is_refused_by_number():
+    scenario = poisson(5, 1.0, 90, 20)
+    third = replace(scenario, output_tokens=np.array([9, 10, 1, 11, 9]))
+    profile = flat_profile(0.01, kv_tokens=109)
+    with pytest.raises(InputError, match="request 0: prompt and output have 110"):
+        simulate(scenario, Settings(), profile)
+    with pytest.raises(InputError, match="request 3"):
+        simulate(third, Settings(), flat_profile(0.01, kv_tokens=100))
+    simulate(scenario, Settings(stages="prefill"), profile)
+
+
+@pytest.mark.parametrize("load", [0.0, -1.0, float("nan"), float("inf")])
+def test_23_a_decode_load_is_positive_and_finite(load, scenario):
+    with pytest.raises(InputError, match="decode load"):
+        scenario.at_decode_load(load, PROFILE)
+
+
+def test_24_lengths_are_learned_without_the_first_token(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        ContinuousPolicy, "completed", lambda _, group, tokens: seen.append((group, tokens))
+    )
+    simulate(poisson(3, 1.0, 50, 7), Settings("fcfs", "continuous"), SMALL)
+    assert seen == [(0, 6)] * 3

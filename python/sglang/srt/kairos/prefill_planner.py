@@ -202,7 +202,8 @@ class PrefillPlanner:
             self._queue.add(job_of(req), sign * (req.priority or 0))
         self._jobs = current
         for req in started:
-            self._queue.progress(req.kairos.number, req.extend_end)
+            done = min(req.extend_end, total_tokens(req) - 1)  # nothing started is through
+            self._queue.progress(req.kairos.number, done)
             self._note_start(req.kairos.number)
 
     def _note_start(self, number: int) -> None:
