@@ -15,11 +15,11 @@ demo: setup ## Serve a long-tailed trace under FCFS and under Kairos, show both
 	@$(PY) scripts/demo.py
 
 test: setup lint types review ## Every gate and every test (this is what CI runs)
-	@$(PY) -m pytest $(TOGETHER) -m "not engine" --cov --cov-report=
-	@$(PY) -m pytest -m engine --cov --cov-append --cov-report=term
+	@$(PY) -m pytest $(TOGETHER) -m "not engine and not alone" --cov --cov-report=
+	@$(PY) -m pytest -m "engine or alone" --cov --cov-append --cov-report=term
 
 unit: setup ## Unit tests only, seconds
-	@$(PY) -m pytest $(TOGETHER) -m "not engine and not slow"
+	@$(PY) -m pytest $(TOGETHER) -m "not engine and not slow and not alone"
 
 engine: setup ## Tests on real SGLang servers, minutes
 	@$(PY) -m pytest -m engine

@@ -81,7 +81,12 @@ def _arguments() -> argparse.Namespace:
     add("--workers", type=int, default=0, help="processes of a sweep; 0: all cores")
     add("--json", type=Path, help="write the figures here")
     add("--plot", type=Path, help="write a plot over load here")
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name in ("requests", "workers", "decode_cap"):
+        value = getattr(args, name)
+        if value < 0:
+            parser.error(f"--{name.replace('_', '-')}: {value} is negative; allowed are 0 and more")
+    return args
 
 
 def _points(args: argparse.Namespace) -> list[Point]:

@@ -18,6 +18,8 @@ from kairos.errors import InputError
 from kairos.latency import Limits, load_profile
 from support.calibration_server import Fake, serving
 
+pytestmark = pytest.mark.alone
+
 GRID = [
     *("--batches", "1,2,9", "--contexts", "64,128"),
     *("--new", "16,32,64,128,192,256", "--prefixes", "0"),

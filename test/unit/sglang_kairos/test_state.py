@@ -40,7 +40,12 @@ def state(role: str) -> KairosState:
         max_running_requests=8,
         model_config=SimpleNamespace(is_encoder_decoder=False),
         tp_worker=SimpleNamespace(model_runner=SimpleNamespace()),
-        server_args=SimpleNamespace(retraction_policy="default", model_path="m", dtype="auto"),
+        server_args=SimpleNamespace(
+            retraction_policy="default",
+            model_path="m",
+            dtype="auto",
+            disaggregation_decode_enable_radix_cache=False,
+        ),
     )
     return KairosState(CONFIG, scheduler)
 
