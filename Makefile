@@ -3,7 +3,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Two at a time, those of a file by one process. Engine tests share servers and run alone.
 TOGETHER := -n 2 --dist loadfile
 
-.PHONY: help setup demo test unit engine lint types review clean
+.PHONY: help setup demo test unit engine long lint types review clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -15,14 +15,18 @@ demo: setup ## Serve a long-tailed trace under FCFS and under Kairos, show both
 	@$(PY) scripts/demo.py
 
 test: setup lint types review ## Every gate and every test (this is what CI runs)
-	@$(PY) -m pytest $(TOGETHER) -m "not engine and not alone" --cov --cov-report=
-	@$(PY) -m pytest -m "engine or alone" --cov --cov-append --cov-report=term
+	@$(PY) -m pytest $(TOGETHER) -m "not engine and not alone and not slow" --cov --cov-report=term
+	@$(PY) -m pytest $(TOGETHER) -m "slow and not engine and not alone"
+	@$(PY) -m pytest -m "(engine or alone) and not long"
 
 unit: setup ## Unit tests only, seconds
 	@$(PY) -m pytest $(TOGETHER) -m "not engine and not slow and not alone"
 
 engine: setup ## Tests on real SGLang servers, minutes
 	@$(PY) -m pytest -m engine
+
+long: setup ## Tests that start servers for one more case each, minutes; CI leaves them out
+	@$(PY) -m pytest -m long
 
 lint: setup ## ruff and the import contracts
 	@$(PY) -m ruff check .

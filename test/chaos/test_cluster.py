@@ -129,6 +129,7 @@ def test_a_pair_serves_and_kill_9_of_the_launcher_when_ready_leaves_nothing(laun
     assert launcher.left() == []
 
 
+@pytest.mark.long
 def test_kill_9_of_the_launcher_during_imports_leaves_nothing(launch):
     launcher = launch()
     launcher.await_imports()
@@ -136,6 +137,7 @@ def test_kill_9_of_the_launcher_during_imports_leaves_nothing(launch):
     assert launcher.left() == []
 
 
+@pytest.mark.long
 def test_kill_9_of_a_supervisor_during_imports_ends_everything(launch):
     launcher = launch("--prefill", "0", "--decode", "0")
     child = launcher.await_imports()
@@ -181,6 +183,7 @@ def test_a_dead_scheduler_is_the_death_of_its_server(tmp_path):
     assert not any(map(is_alive, children))
 
 
+@pytest.mark.long
 def test_a_servers_main_process_gone_takes_its_scheduler_along(tmp_path):
     spec = EMULATED_PAIR.spec(tmp_path / "models")
     with Cluster(spec, tmp_path / "log") as cluster:

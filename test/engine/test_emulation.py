@@ -190,6 +190,7 @@ def test_a_bad_profile_stops_the_server_at_its_start(tmp_path):
     assert "Traceback" not in str(died.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hooks", ["COMMON", "EMULATED"])
 def test_a_hook_whose_target_is_gone_stops_the_server_at_its_start(tmp_path, hooks):
     (tmp_path / "sitecustomize.py").write_text(

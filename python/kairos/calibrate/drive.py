@@ -79,6 +79,13 @@ class Driver(Protocol):
         """
 
 
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether `error` came up while a KeyboardInterrupt was being handled."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
 class HttpDriver:
     """Real servers, through SGLang's `/generate` with token ids.
 
@@ -108,8 +115,8 @@ class HttpDriver:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(self._play(bodies, limit_s, together))
         except RuntimeError as error:
-            # Ctrl-C while the loop was being closed, which asyncio answers with another error.
-            if isinstance(error.__context__, KeyboardInterrupt):
+            # Ctrl-C while the loop was being closed, which asyncio answers with other errors.
+            if _interrupted(error):
                 raise KeyboardInterrupt from error
             raise
         finally:
