@@ -11,6 +11,7 @@ FAR = 1e12  # added to a sort key: after everything without it
 EXPRESS_HORIZON = 32.0  # where no output ends that early, there is time to catch up
 EXPRESS_CATCH_UP = 2.0  # tokens in which a fresh request should catch up
 EXPRESS_FLOOR = 0.25  # shortest express step, as a share of its TPOT objective
+SPLIT_WORTH = 0.25  # a step without x % of those who cannot sit out is x / 4 % shorter at least
 SIT_OUT = 2.0  # full steps of slack with which a request can sit out
 CONTEXT_OFFSET = 1_500.0  # tokens of context that cost as much as a row's share of the weights
 
@@ -85,6 +86,7 @@ def select(
     load = np.zeros(3)
     tightest = math.inf
     starved = 0.0
+    on_time = 0.0
     for i in range(n):
         row = rows[i]
         slack[i] = row.first + row.tau * (row.tokens + 1 - p.guard_tokens) - now
@@ -96,6 +98,7 @@ def select(
             row.victim = False
         row.runs = False
         if not row.victim:
+            on_time += 1.0
             _add(load, row)
             tightest = min(tightest, max(pace[i], p.floor * row.tau))
         elif now - row.last > p.starve_s:
@@ -108,7 +111,13 @@ def select(
     if express < min(whole, tightest):
         _pack(rows, now, slack, pace, whole, express, True, load, table, factor, p, room)
     elif whole > tightest or load[0] > room:
-        _pack(rows, now, slack, pace, whole, math.inf, False, load, table, factor, p, room)
+        hurt = _pack(rows, now, slack, pace, whole, math.inf, False, load, table, factor, p, room)
+        shorter = 1.0 - step_s(table, factor, load[0], load[1], load[2]) / whole
+        if shorter < SPLIT_WORTH * hurt and on_time <= room:
+            load[:] = 0.0
+            for i in range(n):
+                if not rows[i].victim:
+                    _add(load, rows[i])
     _serve_victims(rows, now, slack, pace, load, table, factor, p, max_batch)
     return step_s(table, factor, load[0], load[1], load[2])
 
@@ -149,10 +158,14 @@ def _pack(
     factor: float,
     p: Any,
     room: float,
-) -> None:
+) -> float:
     """Choose at most `room` of those that are no victims: the starved, then who cannot sit out,
     cheap ones first and as long as the step keeps everybody's pace, then who can, as long as the
-    step gets no longer."""
+    step gets no longer.
+
+    Returns:
+        share of those that are no victims who are left out and cannot sit out.
+    """
     n = rows.shape[0]
     load[:] = 0.0
     key = np.empty(n)
@@ -179,6 +192,14 @@ def _pack(
         if needed or _step_with(table, factor, load, row.context) <= bound:
             _add(load, row)
             target = bound
+    hurt = 0.0
+    count = 0.0
+    for i in range(n):
+        if not rows[i].victim:
+            count += 1.0
+            if not rows[i].runs and key[i] < FAR:
+                hurt += 1.0
+    return hurt / max(count, 1.0)
 
 
 @compiled
@@ -194,27 +215,26 @@ def _serve_victims(
     max_batch: int,
 ) -> None:
     """Fill the step with victims, the starved first, up to a length that costs nobody his pace."""
+    # Nobody on time: nobody to wait for, and all that fit run.
     n = rows.shape[0]
     # Victims that do not run keep slots from those who wait for one: then steps are as full as
     # steps of those on time may be.
     shortest = p.floor if n >= max_batch else 0.0
     limit = math.inf
-    loosest = 0.0
+    victims = 0.0
     key = np.full(n, math.inf)
     for i in range(n):
         row = rows[i]
         if row.victim:
-            loosest = max(loosest, row.tau)
+            victims += 1.0
             key[i] = row.context
             if now - row.last > p.starve_s:
                 key[i] = row.last - FAR
         else:
             banked = min(0.5 * slack[i], 3.0 * row.tau)
             limit = min(limit, max(min(pace[i], row.tau), banked, shortest * row.tau))
-    if loosest == 0.0:
+    if victims == 0.0:
         return
-    if limit == math.inf:
-        limit = loosest
     for at in _order(key, rows):
         row = rows[at]
         if not row.victim or load[0] >= max_batch:
