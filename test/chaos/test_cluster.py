@@ -165,6 +165,7 @@ def test_a_refused_flag_is_told_with_the_servers_own_words(launch):
     assert launcher.left(limit_s=0.0) == []
 
 
+@pytest.mark.long
 def test_a_dead_scheduler_is_the_death_of_its_server(tmp_path):
     with Cluster(SINGLE.spec(tmp_path / "models"), tmp_path / "log") as cluster:
         (single,) = cluster.stats().servers

@@ -81,7 +81,7 @@ def alone() -> list[Answer]:
     return []
 
 
-@on(PARKING, RETRACTING, RETRACTING_NO_OVERLAP)
+@on(PARKING, RETRACTING, long=(RETRACTING_NO_OVERLAP,))
 def test_tokens_and_logprobs_are_those_of_requests_served_alone(
     cluster: Cluster, alone: list[Answer]
 ) -> None:

@@ -66,7 +66,7 @@ def traced(cluster: Cluster, *requests: dict) -> dict[str, list[Record]]:
     }
 
 
-@on(OVERLAP, BLOCKING)
+@on(OVERLAP, long=(BLOCKING,))
 def test_decode_steps_take_the_profiles_time_one_after_the_other(cluster):
     steps = traced(cluster, *(body(prompt(length), 40) for length in (5, 80, 300)))["decode"]
     assert {step.batch for step in steps} >= {3}
@@ -84,14 +84,14 @@ def test_with_overlap_the_next_step_is_launched_during_this_one(cluster):
     assert sum(ahead) > len(ahead) / 2
 
 
-@on(BLOCKING)
+@on(long=(BLOCKING,))
 def test_without_overlap_a_step_is_launched_after_the_last_one_ended(cluster):
     records = traced(cluster, body(prompt(2 * CHUNK), 40))
     for earlier, later in (*pairwise(records["decode"]), *pairwise(records["prefill"])):
         assert later.launch_s >= earlier.end_s - WAKE_UP_S
 
 
-@on(OVERLAP, BLOCKING)
+@on(OVERLAP, long=(BLOCKING,))
 def test_a_long_prompt_is_prefilled_in_chunks_that_know_their_context(cluster):
     batches = traced(cluster, body(prompt(2 * CHUNK + 500), 1))["prefill"]
     assert [(batch.context, batch.tokens) for batch in batches] == [
@@ -106,7 +106,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_that_know_their_context(cluster):
         assert later.end_s - earlier.end_s >= later.duration_s - ROUNDING_S
 
 
-@on(OVERLAP, BLOCKING)
+@on(OVERLAP, long=(BLOCKING,))
 def test_the_whole_kv_cache_crosses_the_link_between_prefill_and_decode(cluster):
     length = 2 * CHUNK + 500
     records = traced(cluster, body(prompt(length), 3))
@@ -122,7 +122,7 @@ def test_the_whole_kv_cache_crosses_the_link_between_prefill_and_decode(cluster)
     assert records["decode"][0].launch_s >= transfers[-1].end_s - WAKE_UP_S
 
 
-@on(OVERLAP, BLOCKING)
+@on(OVERLAP, long=(BLOCKING,))
 def test_a_cached_prefix_costs_no_prefill_time(cluster):
     ids = prompt(1000)
     traced(cluster, body(ids, 2))
@@ -131,7 +131,7 @@ def test_a_cached_prefix_costs_no_prefill_time(cluster):
     assert sum(transfer.tokens for transfer in again["transfer"]) == 1100
 
 
-@on(OVERLAP, BLOCKING, SINGLE)
+@on(OVERLAP, SINGLE, long=(BLOCKING,))
 def test_tokens_follow_from_the_sequence_alone(cluster):
     torch = pytest.importorskip("torch")
     from kairos_emulation.codes import successors

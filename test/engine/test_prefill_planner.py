@@ -65,14 +65,14 @@ def race(cluster: Cluster, tokens: int) -> tuple[float, float]:
         return long_s.result(), short_s.result()
 
 
-@on(KAIROS, NO_OVERLAP)
+@on(KAIROS, long=(NO_OVERLAP,))
 def test_a_short_request_joins_the_batches_of_a_long_prompt(cluster: Cluster) -> None:
     long_s, short_s = race(cluster, 100)
     assert short_s < long_s
     wait_idle(cluster)
 
 
-@on(KAIROS, NO_OVERLAP)
+@on(KAIROS, long=(NO_OVERLAP,))
 def test_an_urgent_request_of_ten_chunks_overtakes_a_long_prompt(cluster: Cluster) -> None:
     before = planner(cluster)["overtakes"]
     long_s, short_s = race(cluster, 20_000)
@@ -102,7 +102,7 @@ def test_overtaking_nests(cluster: Cluster) -> None:
     wait_idle(cluster)
 
 
-@on(KAIROS, NO_OVERLAP)
+@on(KAIROS, long=(NO_OVERLAP,))
 @pytest.mark.parametrize("by", ["rid", "disconnect"])
 def test_a_parked_prompt_can_be_aborted(cluster: Cluster, by: str) -> None:
     with Streaming(cluster, LONG, 2, slo=HOPELESS) as long:

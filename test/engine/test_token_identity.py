@@ -78,7 +78,7 @@ def test_the_reference_is_worth_comparing_with(cluster: Cluster, reference: list
     reference.append(alone)
 
 
-@on(UPSTREAM, OFF, KAIROS, KAIROS_NO_OVERLAP, KAIROS_SINGLE)
+@on(OFF, KAIROS, long=(UPSTREAM, KAIROS_NO_OVERLAP, KAIROS_SINGLE))
 def test_tokens_equal_those_of_a_single_upstream_server(
     cluster: Cluster, clusters: ClusterPool, reference: list[Outputs]
 ) -> None:

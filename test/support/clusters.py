@@ -67,9 +67,11 @@ EMULATED_PAIR = Config(profile="tiny-fast")
 CPU_PAIR = Config(platform="cpu")
 
 
-def on(*configs: Config) -> pytest.MarkDecorator:
-    """Runs a test with the fixture `cluster` on each configuration."""
-    return pytest.mark.parametrize("cluster", configs, indirect=True, ids=str)
+def on(*configs: Config, long: tuple[Config, ...] = ()) -> pytest.MarkDecorator:
+    """Runs a test with the fixture `cluster` on each configuration; on those of `long` only where
+    tests marked so run."""
+    extra = [pytest.param(config, marks=pytest.mark.long) for config in long]
+    return pytest.mark.parametrize("cluster", [*configs, *extra], indirect=True, ids=str)
 
 
 class ClusterPool:
