@@ -14,12 +14,12 @@ setup: ## Create .venv and install everything into it
 demo: setup ## Serve a long-tailed trace under FCFS and under Kairos, show both
 	@$(PY) scripts/demo.py
 
-test: setup lint types review ## Every gate and every test (this is what CI runs)
+test: setup lint types review ## Every gate, and the tests but for `long` (this is what CI runs)
 	@$(PY) -m pytest $(TOGETHER) -m "not engine and not alone and not slow" --cov --cov-report=term
 	@$(PY) -m pytest $(TOGETHER) -m "slow and not engine and not alone"
 	@$(PY) -m pytest -m "(engine or alone) and not long"
 
-unit: setup ## Unit tests only, seconds
+unit: setup ## Unit tests only, minutes
 	@$(PY) -m pytest $(TOGETHER) -m "not engine and not slow and not alone"
 
 engine: setup ## Tests on real SGLang servers, minutes

@@ -86,7 +86,6 @@ def select(
     load = np.zeros(3)
     tightest = math.inf
     starved = 0.0
-    on_time = 0.0
     for i in range(n):
         row = rows[i]
         slack[i] = row.first + row.tau * (row.tokens + 1 - p.guard_tokens) - now
@@ -98,11 +97,11 @@ def select(
             row.victim = False
         row.runs = False
         if not row.victim:
-            on_time += 1.0
             _add(load, row)
             tightest = min(tightest, max(pace[i], p.floor * row.tau))
         elif now - row.last > p.starve_s:
             starved += 1.0
+    on_time = load[0]
     # Slots for those on time: starved victims may take half of a full step, and one at least.
     room = max_batch - min(starved, max(1.0, float(max_batch // 2)))
     whole = step_s(table, factor, load[0], load[1], load[2])
@@ -113,7 +112,7 @@ def select(
     elif whole > tightest or load[0] > room:
         hurt = _pack(rows, now, slack, pace, whole, math.inf, False, load, table, factor, p, room)
         shorter = 1.0 - step_s(table, factor, load[0], load[1], load[2]) / whole
-        if shorter < SPLIT_WORTH * hurt and on_time <= room:
+        if shorter < SPLIT_WORTH * hurt / on_time and on_time <= room:
             load[:] = 0.0
             for i in range(n):
                 if not rows[i].victim:
@@ -164,7 +163,7 @@ def _pack(
     step gets no longer.
 
     Returns:
-        share of those that are no victims who are left out and cannot sit out.
+        how many of them are left out and cannot sit out.
     """
     n = rows.shape[0]
     load[:] = 0.0
@@ -193,13 +192,10 @@ def _pack(
             _add(load, row)
             target = bound
     hurt = 0.0
-    count = 0.0
     for i in range(n):
-        if not rows[i].victim:
-            count += 1.0
-            if not rows[i].runs and key[i] < FAR:
-                hurt += 1.0
-    return hurt / max(count, 1.0)
+        if not rows[i].victim and not rows[i].runs and key[i] < FAR:
+            hurt += 1.0
+    return hurt
 
 
 @compiled

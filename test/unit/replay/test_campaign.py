@@ -58,7 +58,7 @@ def setting(out: Path, **changes: object) -> Setting:
         "allow_disturbed": False,
         "console": Console(),
     }
-    return Setting(**(fields | changes))  # type: ignore[arg-type]
+    return Setting(**(fields | changes))
 
 
 def written(out: Path, plan: Plan, **changes: object) -> None:

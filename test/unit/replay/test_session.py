@@ -40,7 +40,7 @@ class Engine:
         )  # fmt: skip
         late = dead or run.load > EDGE or run.stem.endswith(".r2")
         records = [
-            make_record(p, f"r{p.index}", "ok", token_times_s=[99.0 if late else 0.001])  # type: ignore[arg-type]
+            make_record(p, f"r{p.index}", "ok", token_times_s=[99.0 if late else 0.001])
             for p in plan.requests
         ]
         write_records(run.records(setting.out), head, records)
@@ -64,7 +64,7 @@ def begun(out: Path, *flags: str) -> session._Session:
     options = cli._parser().parse_args(
         ["--trace", str(trace), "--arms", "fcfs", "--goodput", "engine", "--out", str(out), *flags]
     )
-    return session._Session(options, (), lambda _: None, Console())  # type: ignore[arg-type,return-value]
+    return session._Session(options, (), lambda _: None, Console())
 
 
 def searched(out: Path, *flags: str) -> dict:

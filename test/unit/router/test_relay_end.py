@@ -20,8 +20,8 @@ class Response:
 
 
 def relaying(path: str, batch: bool = False) -> tuple[Relay, Response]:
-    relay, response = Relay(None, 1.0, path, batch), Response()  # type: ignore[arg-type]
-    relay._response = response  # type: ignore[assignment]
+    relay, response = Relay(None, 1.0, path, batch), Response()
+    relay._response = response
     return relay, response
 
 

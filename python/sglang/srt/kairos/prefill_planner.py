@@ -101,7 +101,7 @@ class PrefillPlanner:
             self._give_back(scheduler)
             self._resume_one(scheduler)
             kwargs["running_batch"] = running_batch
-            formed, running_batch = self._upstreams_choice(started, original, scheduler, kwargs)
+            formed, running_batch = self._upstreams_choice(original, scheduler, kwargs)
         self._parks += running is not None and running in self.parked
         if formed is not None:
             self._started(formed, started, start, scheduler.forward_ct + 1)
@@ -280,9 +280,10 @@ class PrefillPlanner:
             scheduler.waiting_queue = [*scheduler.waiting_queue, *hidden]
 
     def _upstreams_choice(
-        self, started: Sequence[Any], original: Original, scheduler: Any, kwargs: dict[str, Any]
+        self, original: Original, scheduler: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
         """Upstream forms a batch by itself, of what does not take the memory of started prompts."""
+        started = [req for req in (scheduler.chunked_req, *self.parked) if req is not None]
         room = _Room(scheduler, started)
         everybody = scheduler.waiting_queue
         fitting = [req for req in everybody if not started or room.take(req)]
