@@ -4,12 +4,14 @@ A prompt holds the memory from here until its last token, through its wait for p
 given to prompts that miss their objective anyway is missing for those that could meet it.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from kairos.errors import InputError
 from kairos.policy.growth import Floats, peak_tokens
 
 
@@ -74,6 +76,13 @@ class PreallocationParams(NamedTuple):
     elder_s: float = 30.0
     elder_credit: float = 0.05
 
+    def check(self) -> None:
+        """Raise `InputError` for a value out of range."""
+        for name, value in self._asdict().items():
+            high = math.inf if name == "elder_s" else 1.0
+            if not 0.0 <= value <= high:
+                raise InputError(f"preallocation: {name} = {value!r}; allowed are 0 to {high:g}")
+
 
 class Grant(NamedTuple):
     """Attributes:
@@ -90,6 +99,7 @@ class Preallocation:
 
     def __init__(self, params: PreallocationParams | None = None) -> None:
         self.params = params or PreallocationParams()
+        self.params.check()
         self._credit = 0.0
 
     def grant(self, asking: Sequence[Asking], room: Room, now_s: float) -> list[Grant]:

@@ -1,5 +1,7 @@
 """Decode baselines, by numbered behaviours."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,3 +96,15 @@ def test_5_upstream_retracts_least_output_and_longest_context_first(kind):
     )
     order = kind(TABLE, 256).keep_order(table.rows, 1.0)
     assert table.rows["id"][order].tolist() == [2, 3, 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows_strategy, st.integers(-100_000, 100_000))
+def test_6_the_origin_of_the_clock_does_not_matter_to_greedy(residents, shift):
+    moved = [
+        replace(one, first_s=one.first_s + shift, last_s=one.last_s + shift) for one in residents
+    ]
+    here, there = held(residents), held(moved)
+    GreedyPolicy(TABLE, 256).select(here.rows, 0.0)
+    GreedyPolicy(TABLE, 256).select(there.rows, float(shift))
+    assert running(here) == running(there)

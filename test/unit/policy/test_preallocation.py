@@ -1,10 +1,13 @@
 """Memory for prompts before their prefill, by numbered behaviours."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kairos.errors import InputError
 from kairos.policy.growth import peak_tokens
 from kairos.policy.preallocation import Asking, Preallocation, PreallocationParams, Room
 
@@ -125,3 +128,38 @@ def test_10_no_more_is_granted_than_there_is(rows, free) -> None:
     grants = Preallocation().grant(asked, room(free), 50.0)
     assert len({grant.at for grant in grants}) == len(grants)
     assert sum(asked[grant.at].tokens + 10.0 for grant in grants) <= free
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 6_000), st.integers(0, 100), st.integers(0, 50)), min_size=1),
+    st.integers(0, 10_000),
+    st.randoms(use_true_random=False),
+    st.integers(-100_000, 100_000),
+)
+def test_11_neither_the_order_of_asking_nor_the_clock_matters(rows, free, random, shift):
+    asked = [asking(i, tokens, deadline, since) for i, (tokens, deadline, since) in enumerate(rows)]
+    shuffled = list(asked)
+    random.shuffle(shuffled)
+    moved = [
+        a._replace(deadline_s=a.deadline_s + shift, asked_s=a.asked_s + shift) for a in asked
+    ]
+    here = granted(asked, room(float(free)), 50.0)
+    assert granted(shuffled, room(float(free)), 50.0) == here
+    assert granted(moved, room(float(free)), 50.0 + shift) == here
+
+
+@pytest.mark.parametrize("tokens", [1, 10**9])
+@pytest.mark.parametrize("deadline_s", [-1e9, 1e9])
+def test_12_extremes_are_granted_or_not_and_harm_nobody(tokens, deadline_s):
+    fine = asking(2, 900)
+    assert 2 in granted([asking(1, tokens, deadline_s), fine], room(2_000))
+    assert granted([], room(2_000)) == []
+    assert granted([fine], room(-5.0)) == []
+
+
+@pytest.mark.parametrize("field", ["peak_share", "late_share", "late_pending_share", "elder_s"])
+@pytest.mark.parametrize("value", [math.nan, -1.0])
+def test_13_parameters_out_of_range_are_rejected(field, value):
+    with pytest.raises(InputError, match=field):
+        Preallocation(PreallocationParams()._replace(**{field: value}))

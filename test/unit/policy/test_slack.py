@@ -1,6 +1,7 @@
 """Slack, by numbered behaviours of SLACK.md."""
 
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -277,3 +278,50 @@ def test_22_nobody_is_parked_where_it_makes_a_step_hardly_shorter(slack: float) 
     table = held([at_slack(i, 300, slack * tau, tokens=0, tau=tau) for i in range(16)])
     SlackPolicy(flat, 64).select(table.rows, 0.0)
     assert len(running(table)) == 16
+
+
+@settings(max_examples=60, deadline=None)
+@given(residents_strategy, st.integers(-100_000, 100_000))
+def test_23_the_origin_of_the_clock_does_not_matter(residents, shift):
+    moved = [
+        replace(one, first_s=one.first_s + shift, last_s=one.last_s + shift) for one in residents
+    ]
+    here, there = held(residents), held(moved)
+    steps = policy().select(here.rows, 0.0), policy().select(there.rows, float(shift))
+    assert running(here) == running(there)
+    assert steps[0] == pytest.approx(steps[1])
+    assert policy().admit(here.rows, 0.0, 0, 900_000, 40).tolist() == (
+        policy().admit(there.rows, float(shift), 0, 900_000, 40).tolist()
+    )
+
+
+def test_24_in_endless_overload_nobody_goes_without_a_token_for_longer_than_the_bound():
+    """Contexts of 20,000 tokens, a hundred of them: a step of all takes twice the objective."""
+    table = held([at_slack(i, 20_000, 0.1, tau=0.02) for i in range(100)])
+    chooser = policy(starve_s=0.5)
+    now, longest_wait, longest_step = 0.0, 0.0, 0.0
+    for _ in range(1_500):
+        step_s = chooser.select(table.rows, now)
+        now += step_s
+        rows = table.rows
+        waited = now - np.maximum(rows["last"], 0.0)
+        longest_wait = max(longest_wait, float(waited.max()))
+        longest_step = max(longest_step, step_s)
+        rows["tokens"][rows["runs"]] += 1
+        rows["last"][rows["runs"]] = now
+    assert 0.5 < longest_wait <= 0.5 + 2 * longest_step
+    assert table.rows["victim"].any()
+
+
+def test_25_a_selection_grows_with_n_log_n():
+    def least_s(count: int) -> float:
+        table = held([at_slack(i, 500 + 7 * i % 4_000, 1e-4 * (i % 50)) for i in range(count)])
+        large = SlackPolicy(StepTable.from_model(PROFILE.decode, 4_096, 3_000_000), 4_096)
+        taken = []
+        for _ in range(9):
+            begin = time.thread_time()
+            large.select(table.rows, 0.0)
+            taken.append(time.thread_time() - begin)
+        return min(taken)
+
+    assert least_s(4_096) < 40 * least_s(256)

@@ -223,13 +223,14 @@ def test_8d_a_retracted_request_pays_for_the_way_out_and_back():
 
 
 def test_9_holding_the_first_token_moves_its_time_but_not_past_the_deadline(scenario):
-    plain = simulate(scenario, Settings(), SMALL)
-    held = simulate(scenario, Settings(hold=True), SMALL)
-    assert (held.records.first_s >= plain.records.prefilled_s.min()).all()
+    records = simulate(scenario, Settings(hold=True), SMALL).records
     deadline = scenario.arrival_s + scenario.ttft_s
-    moved = held.records.first_s > held.records.prefilled_s + 1e-12
+    moved = records.first_s > records.prefilled_s + 1e-12
     assert moved.any()
-    assert (held.records.first_s[moved] < deadline[moved]).all()
+    assert (records.first_s[moved] < deadline[moved]).all()
+    assert (records.first_s >= records.prefilled_s).all()
+    late = records.prefilled_s > deadline
+    assert not moved[late].any()
 
 
 def test_10_urgency_and_slack_beat_first_come_first_served_when_it_is_busy():
@@ -436,3 +437,12 @@ def test_24_lengths_are_learned_without_the_first_token(monkeypatch):
     )
     simulate(poisson(3, 1.0, 50, 7), Settings("fcfs", "continuous"), SMALL)
     assert seen == [(0, 6)] * 3
+
+
+def test_25_below_load_one_urgency_keeps_nobody_waiting_for_long():
+    scenario = poisson(2_000, 5.0, None, 1, seed=7)
+    done = simulate(scenario, Settings(stages="prefill"), SMALL)
+    assert 0.8 < done.prefill[0].busy_s / scenario.arrival_s[-1] < 0.9
+    figures = summarise(done)
+    assert figures["ttft_attainment"] < 100.0
+    assert figures["max_ttft_over_slo"] < 15.0
