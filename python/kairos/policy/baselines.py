@@ -35,10 +35,12 @@ class Baseline:
         rank: sort keys of the jobs at a start time, lowest first; ties go by arrival, then id.
         preemptive: whether a started prompt may wait for others between its chunks. Upstream
             always finishes the prompt that it has started.
+        makes_room: the chunk of the started prompt leaves room for the shorter ones that fit whole.
     """
 
     rank: Callable[[Jobs, float], Floats]
     preemptive: bool
+    makes_room: bool = False
 
 
 def _late(jobs: Jobs, start_s: float) -> npt.NDArray[np.bool_]:
@@ -52,7 +54,11 @@ def _response_ratio(jobs: Jobs, start_s: float) -> Floats:
 BASELINES = {
     "fcfs": Baseline(lambda jobs, _: jobs["arrival"], preemptive=False),
     "lpm": Baseline(lambda jobs, _: -jobs["cached"].astype(float), preemptive=False),
-    "spf": Baseline(lambda jobs, _: jobs["total"] - jobs["cached"].astype(float), preemptive=False),
+    "spf": Baseline(
+        lambda jobs, _: jobs["total"] - jobs["cached"].astype(float),
+        preemptive=False,
+        makes_room=True,
+    ),
     "hrrn": Baseline(_response_ratio, preemptive=True),
     "hrrn-np": Baseline(_response_ratio, preemptive=False),
     "sjf": Baseline(lambda jobs, _: jobs["left_s"], preemptive=True),
@@ -67,6 +73,16 @@ BASELINES = {
         preemptive=True,
     ),
 }
+
+
+def _room_for_shorter(jobs: Jobs, budget_tokens: int, page_tokens: int) -> int:
+    """Tokens of a batch that the first of `jobs`, which is started, leaves to those after it:
+    upstream's `SchedulePolicy.shortest_prefill_chunk_limit`."""
+    left = jobs["total"] - jobs["done"]
+    pages = np.cumsum(-(-left[1:] // page_tokens) * page_tokens)
+    fits = (left[1:] < left[0]) & (pages <= budget_tokens - page_tokens)
+    count = len(fits) if fits.all() else int(np.argmin(fits))
+    return int(pages[count - 1]) if count else 0
 
 
 class RankedQueue:
@@ -129,10 +145,16 @@ class RankedQueue:
         order = np.lexsort(keys if self._baseline.preemptive else [*keys, ~started])
         chunks: list[PlannedChunk] = []
         work: list[Chunk] = []
+        shared = self._baseline.makes_room and len(order) > 0 and bool(started[order[0]])
+        first_tokens = budget_tokens
+        if shared:
+            first_tokens -= _room_for_shorter(jobs[order], budget_tokens, page_tokens)
         for at in order:
             row = jobs[at]
             remaining = int(row["total"] - row["done"])
-            tokens = min(remaining, budget_tokens)
+            tokens = min(remaining, budget_tokens if chunks else first_tokens)
+            if shared and chunks and tokens < remaining:
+                break  # one unfinished prompt at a time
             if tokens < remaining:
                 tokens -= tokens % page_tokens
             if tokens <= 0:

@@ -29,9 +29,9 @@ _COMMON = ("--incremental-streaming-output",)
 # decode server sends the first token.
 _ENGINE = Settings(lookahead=True, preallocate=True, contention=True, first_token="decode")
 
-# What Kairos' prefill servers add to a predicted end for the hand-over, before the fixed cost of a
-# transfer; the simulator's own default is the transfer alone.
-_HAND_OVER_S = 0.08
+# What Kairos' prefill servers add to a predicted end for the hand-over, beside the transfer of the
+# last chunk; the simulator's own default is the fixed cost of a transfer alone.
+_HAND_OVER_S = 0.066
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class ArmSpec:
         """The simulator's settings.
 
         Args:
-            transfer_s: fixed cost of a KV transfer in the profile, not dilated.
+            transfer_s: of the KV of a full chunk in the profile, not dilated.
         """
         if self.simulated is None:
             return None

@@ -93,7 +93,9 @@ def simulated(
     stretch = max(1.0, decode_load)
 
     def figures(arm: str, load: float) -> dict[str, float]:
-        settings = arm_spec(arm, profile.name).settings(profile.kv.fixed_s)
+        settings = arm_spec(arm, profile.name).settings(
+            profile.kv.transfer_s(profile.limits.chunk_tokens)
+        )
         if settings is None:
             raise InputError(f"arm {arm}: the simulator has no model of it")
         scaled = replace(scenario, arrival_s=scenario.arrival_s * (stretch / load))

@@ -53,7 +53,9 @@ def settings_of(header: Header) -> Settings | None:
         arm = arm_spec(header.arm, header.profile.name)
     except InputError:  # servers of somebody else
         return None
-    settings = arm.settings(header.profile.kv.fixed_s / header.dilate)
+    profile = header.profile
+    transfer_s = profile.kv.transfer_s(profile.limits.chunk_tokens)
+    settings = arm.settings(transfer_s / header.dilate)
     if settings is None:
         return None
     return dilated_settings(replace(settings, instances=header.instances), header.dilate)

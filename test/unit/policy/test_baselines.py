@@ -93,3 +93,16 @@ def test_7_a_job_is_queued_once():
     with pytest.raises(InputError, match="job 2 is queued already"):
         queue.add(NEW_SHORT)
     assert len(queue) == 1
+
+
+@pytest.mark.parametrize(("page", "lead"), [(1, 8_192 - 700), (64, 8_192 - 320 - 448)])
+def test_8_upstreams_shortest_first_leaves_room_for_shorter_ones_beside_a_started_prompt(
+    page, lead
+):
+    queue = RankedQueue(MODEL, 8_192, "spf")
+    for number, total in ((1, 30_000), (2, 300), (3, 400), (4, 9_000), (5, 40_000)):
+        queue.add(PrefillJob(number, 0.0, 60.0, total))
+    queue.progress(1, 8_192)
+    chunks = queue.plan(0.0, 8_192, page).chunks
+    # 9,000 tokens do not fit beside it, and nobody else may be left unfinished.
+    assert chunks == [(1, lead), (2, 300), (3, 400)]

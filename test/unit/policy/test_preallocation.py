@@ -141,9 +141,7 @@ def test_11_neither_the_order_of_asking_nor_the_clock_matters(rows, free, random
     asked = [asking(i, tokens, deadline, since) for i, (tokens, deadline, since) in enumerate(rows)]
     shuffled = list(asked)
     random.shuffle(shuffled)
-    moved = [
-        a._replace(deadline_s=a.deadline_s + shift, asked_s=a.asked_s + shift) for a in asked
-    ]
+    moved = [a._replace(deadline_s=a.deadline_s + shift, asked_s=a.asked_s + shift) for a in asked]
     here = granted(asked, room(float(free)), 50.0)
     assert granted(shuffled, room(float(free)), 50.0) == here
     assert granted(moved, room(float(free)), 50.0 + shift) == here

@@ -81,12 +81,13 @@ def test_7_what_follows_prefill_is_the_profile_s(profile: str) -> None:
     transfer_s = load_profile(profile).kv.fixed_s
     settings = arm_spec("kairos", profile).settings(transfer_s)
     assert settings is not None
-    assert settings.urgency.tail_s == pytest.approx(0.08 + transfer_s)
+    assert settings.urgency.tail_s == pytest.approx(0.066 + transfer_s)
     assert arm_spec("kairos-all", profile).settings(transfer_s) is None
 
 
 def test_8_a_dilated_tail_is_stretched_as_a_whole() -> None:
-    profile = dilated(load_profile("tiny-fast"), 2.0)
-    settings = settings_of(header("kairos", profile=profile, dilate=2.0))
+    base = load_profile("tiny-fast")
+    transfer_s = base.kv.transfer_s(base.limits.chunk_tokens)
+    settings = settings_of(header("kairos", profile=dilated(base, 2.0), dilate=2.0))
     assert settings is not None
-    assert settings.urgency.tail_s == pytest.approx(2.0 * 0.081)
+    assert settings.urgency.tail_s == pytest.approx(2.0 * (0.066 + transfer_s))

@@ -85,3 +85,31 @@ def test_the_order_does_not_depend_on_how_requests_arrived_in_the_queue(
     shuffled = list(waiting)
     random.shuffle(shuffled)
     assert ordered(waiting) == ordered(shuffled)
+
+
+def test_the_oldest_of_those_that_waited_too_long_goes_first_now_and_then() -> None:
+    """Nothing bounded the wait of a long late prompt where batches are upstream's."""
+    scheduler = PrefillScheduler(PROFILE)
+    late = [request(1, 40_000, 1000), request(2, 90_000, 1000), request(3, 50_000, 2000)]
+    for req, age_s in zip(late, (9.0, 12.0, 15.9), strict=True):
+        req.kairos = RequestSlo(req.kairos.slo, NOW - age_s)
+    urgent = request(4, 100, 9000)
+
+    def front(waiting: list[Any], now: float) -> int:
+        scheduler.order(waiting, policy(), now)
+        room: int = waiting[0].bootstrap_room
+        return room
+
+    assert front([*late, urgent], NOW) == 2
+    left = [late[0], late[2], urgent]  # it was taken, and its work is 2 % of the time to the next
+    urgent.kairos = RequestSlo(urgent.kairos.slo, NOW + 2000)
+    assert front(left, NOW + 1) == 4
+    assert front(left, NOW + 200) == 4
+    assert front(left, NOW + 1000) == 3
+    assert scheduler.snapshot()["starvation_grants"] == 1
+
+
+def test_who_waited_too_long_passes_nobody_of_a_higher_priority() -> None:
+    old = request(1, 90_000, 1000, priority=0)
+    old.kairos = RequestSlo(old.kairos.slo, NOW - 60.0)
+    assert ordered([old, request(2, 100, 9000, priority=5)], priorities=True) == [2, 1]

@@ -26,6 +26,7 @@ def state(role: str) -> KairosState:
         max_total_num_tokens=10_000,
         enable_priority_scheduling=False,
         enable_lora=False,
+        is_generation=True,
         enable_hierarchical_cache=False,
         is_hybrid_swa=False,
         spec_algorithm=SimpleNamespace(is_none=lambda: True),

@@ -30,11 +30,11 @@ from kairos.policy.urgency import UrgencyParams
 MAX_STARTED = 16
 MAX_STARTED_KV = 0.5  # of the server's KV tokens
 
-# From the end of prefill to the client's first token, beyond the link's fixed cost, seconds:
-# hand-over of the last chunk, admission and first emission by the decode server. A constant: the
-# prefill server learns of a transfer's end only in its next pass, up to a batch later. About the
-# 95th percentile: prompts are planned to end just in time, so a mean makes half of those late.
-HANDOVER_S = 0.08
+# From the end of prefill to the client's first token, beyond the transfer of the last chunk's KV,
+# seconds: admission and first emission by the decode server. A constant: the prefill server learns
+# of a transfer's end only in its next pass, up to a batch later. About the 95th percentile: prompts
+# are planned to end just in time, so a mean makes half of those late.
+HANDOVER_S = 0.066
 
 Original = Callable[..., tuple[Any, Any]]
 
@@ -61,7 +61,7 @@ class PrefillPlanner:
         self._page = scheduler.page_size
         self._budget = scheduler.chunked_prefill_size
         self._max_started_tokens = int(MAX_STARTED_KV * scheduler.max_total_num_tokens)
-        params = UrgencyParams(tail_s=HANDOVER_S + profile.kv.fixed_s)
+        params = UrgencyParams(tail_s=HANDOVER_S + profile.kv.transfer_s(self._budget))
         self._queue = PriorityQueues(profile.prefill, self._budget, params)
         self._jobs: dict[int, Any] = {}
         self._start_of: dict[int, int] = {}  # of the started prompts, in their order
@@ -360,6 +360,7 @@ def planning_refusal(scheduler: Any) -> str | None:
     for reason, present in (
         ("not a prefill server", scheduler.disaggregation_mode.value != "prefill"),
         ("chunked prefill is off", not scheduler.chunked_prefill_size),
+        ("an embedding model", not scheduler.is_generation),
         ("LoRA", scheduler.enable_lora),
         ("hierarchical cache", scheduler.enable_hierarchical_cache),
         ("hybrid sliding-window attention", scheduler.is_hybrid_swa),

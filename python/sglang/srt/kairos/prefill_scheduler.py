@@ -6,10 +6,16 @@ from itertools import islice
 from typing import Any
 
 from kairos.latency import Profile
+from kairos.policy.urgency import UrgencyParams
 
 # Requests looked up in the radix cache per scheduling pass. A look-up walks the prompt, and a burst
 # of long prompts must not stall the step loop; the rest wait for a later pass at full length.
 MATCHES_PER_PASS = 32
+
+# Of engine time, for those that have waited too long; as `UrgencyParams.starve_share`, but larger:
+# upstream serves a prompt that it has started to its end, so a share is spent a prompt at a time.
+STARVE_SHARE = 0.02
+_STARVE_AFTER = UrgencyParams().starve_after
 
 
 class PrefillScheduler:
@@ -17,7 +23,8 @@ class PrefillScheduler:
 
     A request is feasible while its predicted prefill time still ends before its TTFT deadline.
     Feasible requests go by deadline. The others, which miss their SLO whatever happens, follow
-    with the shortest first, so that they cost the feasible ones as little as possible.
+    with the shortest first, so that they cost the feasible ones as little as possible. Of those
+    that have waited for many times their SLO the oldest goes first now and then.
     """
 
     def __init__(self, profile: Profile) -> None:
@@ -26,17 +33,22 @@ class PrefillScheduler:
         self._passes = 0
         self._late = 0
         self._longest_s = 0.0
+        self._oldest: Any = None  # the starved request that was put first
+        self._next_grant_s = 0.0
+        self._grants = 0
 
     def order(self, waiting: list[Any], policy: Any, now: float) -> None:
         """Sort upstream `Req`s in place. `policy` is the upstream `SchedulePolicy`: its radix cache
         is asked for cached prefixes, its priorities (if enabled) come before urgency. `now` is
         CLOCK_MONOTONIC, seconds."""
+        self._account_grant(waiting, now)
         if len(waiting) < 2:
             return
         begin = time.perf_counter()
         if not policy.waiting_queue_prefix_matched(waiting):
             match_prefixes(waiting, policy.tree_cache)
         self._late = self.sort(waiting, policy, now)
+        self._grant(waiting, policy, now)
         self._passes += 1
         self._longest_s = max(self._longest_s, time.perf_counter() - begin)
 
@@ -58,8 +70,33 @@ class PrefillScheduler:
         return {
             "ordered_passes": self._passes,
             "late_in_last_pass": self._late,
+            "starvation_grants": self._grants,
             "longest_pass_ms": round(self._longest_s * 1e3, 3),
         }
+
+    def _grant(self, waiting: list[Any], policy: Any, now: float) -> None:
+        """Put the oldest starved request first, if it is its turn. With priorities only among those
+        of the highest one that waits."""
+        if now < self._next_grant_s:
+            return
+        highest = waiting[0].priority if policy.enable_priority_scheduling else None
+        starved = [
+            req
+            for req in waiting
+            if (highest is None or req.priority == highest) and _starved(req, now)
+        ]
+        if starved:
+            self._oldest = min(starved, key=lambda r: (r.kairos.arrival_s, r.bootstrap_room or 0))
+            waiting.remove(self._oldest)
+            waiting.insert(0, self._oldest)
+
+    def _account_grant(self, waiting: list[Any], now: float) -> None:
+        """Once a granted request has been taken, its time is earned before the next one's turn."""
+        if self._oldest is None or self._oldest in waiting:
+            return
+        self._grants += 1
+        self._next_grant_s = now + self.remaining_s(self._oldest) / STARVE_SHARE
+        self._oldest = None
 
     def _key(self, req: Any, now: float) -> tuple[bool, float, int]:
         remaining = self.remaining_s(req)
@@ -67,6 +104,10 @@ class PrefillScheduler:
         late = now + self._model.fixed_s + remaining > deadline
         # Rooms are the same on both servers of a pair; rids need not be.
         return late, remaining if late else deadline, req.bootstrap_room or 0
+
+
+def _starved(req: Any, now: float) -> bool:
+    return now - req.kairos.arrival_s > _STARVE_AFTER * req.kairos.slo.ttft_s
 
 
 def match_prefixes(waiting: Iterable[Any], tree_cache: Any) -> list[Any]:

@@ -1,0 +1,124 @@
+"""A state machine over real servers: whatever clients and operators do in whatever order, every
+request ends and rows, tokens and locks are given back."""
+
+import time
+from dataclasses import replace
+
+import httpx
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from kairos.cluster import Cluster
+from support.clusters import on
+from support.configs import KAIROS
+from support.pair import Streaming, kairos_state, wait_idle
+
+AFTER_PREFILL = replace(
+    KAIROS, args=(*KAIROS.args, "--disaggregation-decode-allocation-policy", "prefill_complete")
+)
+PAGES = replace(KAIROS, args=(*KAIROS.args, "--page-size", "16"))
+NO_CACHE = replace(KAIROS, args=(*KAIROS.args, "--disable-radix-cache"))
+NO_OVERLAP = replace(KAIROS, args=(*KAIROS.args, "--disable-overlap-schedule"))
+
+NEW_TOKENS = 3
+STARTED_LIMIT = 16  # README, limits
+
+
+class Traffic(RuleBasedStateMachine):
+    """Clients of a pair, and its operator."""
+
+    cluster: Cluster
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[Streaming] = []
+        self.ended: list[Streaming] = []
+        self.paused = False
+
+    @rule(
+        tokens=st.sampled_from([20, 500, 2_049, 9_000, 40_000]),
+        ttft_ms=st.sampled_from([100, 1_000, 20_000]),
+    )
+    def arrive(self, tokens: int, ttft_ms: int) -> None:
+        self.open.append(
+            Streaming(self.cluster, tokens, NEW_TOKENS, slo={"ttft_ms": ttft_ms}).__enter__()
+        )
+
+    @precondition(lambda self: self.open)
+    @rule(at=st.integers(0, 100))
+    def abort(self, at: int) -> None:
+        request = self._taken(at)
+        request.abort()
+        self.ended.append(request)
+
+    @precondition(lambda self: self.open)
+    @rule(at=st.integers(0, 100))
+    def disconnect(self, at: int) -> None:
+        self._taken(at).__exit__()
+
+    @precondition(lambda self: not self.paused)
+    @rule(mode=st.sampled_from(["in_place", "retract"]))
+    def pause(self, mode: str) -> None:
+        self._post("pause_generation", {"mode": mode})
+        self.paused = True
+
+    @precondition(lambda self: self.paused)
+    @rule()
+    def resume(self) -> None:
+        self._post("continue_generation", {})
+        self.paused = False
+
+    @rule()
+    def flush(self) -> None:
+        """Refused while anybody is there; either way nobody is harmed."""
+        httpx.post(f"{self.cluster.prefill[0].url}/flush_cache", timeout=30)
+
+    @rule(seconds=st.sampled_from([0.05, 0.5]))
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+        assert planner(self.cluster)["parked"] < STARTED_LIMIT
+
+    def teardown(self) -> None:
+        if self.paused:
+            self._post("continue_generation", {})
+        for request in self.open:
+            request.wait_finished()
+            assert request.made == NEW_TOKENS
+        for request in self.ended:
+            request.wait_finished()
+        for request in (*self.open, *self.ended):
+            request.__exit__()
+        wait_idle(self.cluster)
+        assert planner(self.cluster)["parked"] == 0
+        # Upstream compares its pools with the cache when it flushes.
+        self._post("flush_cache", {})
+
+    def _taken(self, at: int) -> Streaming:
+        return self.open.pop(at % len(self.open))
+
+    def _post(self, path: str, fields: dict[str, str]) -> None:
+        answer = httpx.post(f"{self.cluster.prefill[0].url}/{path}", json=fields, timeout=30)
+        assert answer.status_code == 200, answer.text
+
+
+def planner(cluster: Cluster) -> dict[str, int]:
+    state = kairos_state(cluster.prefill[0])
+    assert state is not None
+    assert isinstance(state["planner"], dict), state["planner"]
+    return state["planner"]
+
+
+@on(KAIROS, AFTER_PREFILL, long=(PAGES, NO_CACHE, NO_OVERLAP))
+def test_whatever_happens_all_is_given_back(cluster: Cluster) -> None:
+    machine = type("TrafficHere", (Traffic,), {"cluster": cluster})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=5,
+            stateful_step_count=12,
+            deadline=None,
+            phases=[Phase.generate],  # a real server does not do the same twice
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
