@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 
 from kairos.cluster import Cluster
 from support.clusters import on
@@ -126,6 +127,31 @@ def test_parked_prompts_outlast_a_pause_and_refuse_a_flush(cluster: Cluster) -> 
 
 
 @on(MODES)
+@pytest.mark.parametrize("paused", [False, True])
+def test_parked_prompts_outlast_an_update_of_weights(cluster: Cluster, paused: bool) -> None:
+    """Upstream waits for requests to end before it loads; on a paused server it loads at once and
+    says that the cache still holds what the old weights made."""
+    info = httpx.get(f"{cluster.prefill[0].url}/model_info", timeout=30).json()
+    update = {"model_path": info["model_path"]}
+    with ThreadPoolExecutor(3) as pool:
+        long = pool.submit(send, cluster, body(LONG, HOPELESS))
+        wait_for(lambda: started(cluster))
+        urgent = pool.submit(send, cluster, body(40_000, URGENT))
+        wait_for(lambda: planner(cluster)["parked"] == 1)
+        if paused:
+            assert post(cluster, "pause_generation", {"mode": "in_place"}).status_code == 200
+        updated = pool.submit(post, cluster, "update_weights_from_disk", update)
+        if paused:
+            assert not updated.result().json()["success"]
+            assert post(cluster, "continue_generation").status_code == 200
+        for answer in (long, urgent):
+            assert len(answer.result().decode.json()["output_ids"]) == 2
+        assert paused or updated.result().json()["success"], updated.result().text
+    wait_idle(cluster)
+    assert post(cluster, "flush_cache").status_code == 200
+
+
+@on(MODES)
 def test_a_parked_prompt_without_decode_memory_can_be_aborted(cluster: Cluster) -> None:
     with Streaming(cluster, LONG, 2, slo=HOPELESS) as long:
         wait_for(lambda: started(cluster))
@@ -139,7 +165,7 @@ def test_a_parked_prompt_without_decode_memory_can_be_aborted(cluster: Cluster) 
     wait_idle(cluster)
 
 
-@on(MODES, KAIROS)
+@on(MODES)
 def test_rows_tokens_and_locks_are_back_after_anything(cluster: Cluster) -> None:
     """Arrivals, aborts, disconnects, pauses, and more prompts than the cache holds."""
     dice = np.random.default_rng(17)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from sglang.srt.kairos.config import KairosConfig
-from sglang.srt.kairos.state import RECENT, KairosState
+from sglang.srt.kairos.state import HANDSHAKE_ORDER_S, RECENT, KairosState
 
 from kairos.slo import Slo, SloClasses
 
@@ -102,3 +102,23 @@ def test_requests_are_numbered_and_the_recent_ones_shown() -> None:
         made.admit(req)
     assert [req.kairos.number for req in requests] == list(range(1, RECENT + 6))
     assert len(made.snapshot()["recent"]) == RECENT
+
+
+def test_handshakes_go_by_urgency_and_are_not_sorted_in_every_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = state("prefill")
+    now = [100.0]
+    monkeypatch.setattr(made.clock, "now", lambda: now[0])
+    queue = [request(f"{ms}", {"kairos": {"ttft_ms": ms}}) for ms in (9000, 500, 3000)]
+
+    def order() -> list[str]:
+        made.order_handshakes(queue, POLICY)
+        return [req.rid for req in queue]
+
+    assert order() == ["500", "3000", "9000"]
+    queue.append(request("100", {"kairos": {"ttft_ms": 100}}))
+    now[0] += 0.9 * HANDSHAKE_ORDER_S
+    assert order()[-1] == "100"
+    now[0] += 0.2 * HANDSHAKE_ORDER_S
+    assert order()[0] == "100"
