@@ -41,6 +41,7 @@ class Client(asyncio.Protocol):
         self._tail = b""
         self._need = 0
         self._chunked = False
+        self._event_s = 0.0
         self.done = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
@@ -70,10 +71,16 @@ class Client(asyncio.Protocol):
                 self._tail = head + found
                 return
             self._first = False
-            self._result.first_s.append(time.perf_counter() - self._begun_s)
+            self._event_s = time.perf_counter()
+            self._result.first_s.append(self._event_s - self._begun_s)
             data, self._tail = rest, b""
-        if self._chunked:
             self._result.events += data.count(b"data: {")
+        elif self._chunked and (events := data.count(b"data: {")):
+            now = time.perf_counter()
+            self._result.events += events
+            self._result.gaps_s += [now - self._event_s] + [0.0] * (events - 1)
+            self._event_s = now
+        if self._chunked:
             self._tail = (self._tail + data)[-5:]
             if self._tail != b"0\r\n\r\n":
                 return
@@ -98,6 +105,7 @@ class Result:
     def __init__(self) -> None:
         self.first_s: list[float] = []
         self.total_s: list[float] = []
+        self.gaps_s: list[float] = []
         self.events = 0
         self.failed = 0
         self.late = 0
@@ -105,6 +113,7 @@ class Result:
 
     def figures(self, seconds: float) -> dict[str, Any]:
         first, total = sorted(self.first_s), sorted(self.total_s)
+        gaps = sorted(self.gaps_s)
         return {
             "requests_per_s": round(len(total) / seconds, 1),
             "chunks_per_s": round(self.events / seconds),
@@ -115,6 +124,9 @@ class Result:
             "requests": len(total),
             "failed": self.failed,
             "timed_out": self.late,
+            "gap_p50_ms": _ms(gaps, 0.5),
+            "gap_p99_ms": _ms(gaps, 0.99),
+            "bunched_percent": round(100.0 * gaps.count(0.0) / len(gaps), 2) if gaps else None,
             **({"problem": self.problem} if self.problem else {}),
         }
 
@@ -189,14 +201,7 @@ def command(router: str, port: int, prefill: int, decode: int) -> list[str]:
 async def measure(router: str, args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with ExitStack() as stack:
-        prefill, decode = _port(), _port()
-        for fake in (prefill, decode):
-            pid = _start(stack, [sys.executable, str(FAKE), str(fake), str(TOKENS)])
-        port = decode
-        if router != "direct":
-            port = _port()
-            pid = _start(stack, command(router, port, prefill, decode))
-        await _answers(port)
+        port, pid = await _serving(stack, router, TOKENS, 0.0)
         for streams in args.streams:
             for name, body in (("whole", WHOLE), ("stream", STREAM)):
                 before_s = _cpu_s(pid)
@@ -205,17 +210,32 @@ async def measure(router: str, args: argparse.Namespace) -> dict[str, Any]:
                 figures["cpu_us_per_request"] = round(used_s / max(figures["requests"], 1) * 1e6)
                 found[f"{name}_{streams}"] = figures
                 print(f"{router:8} {name:6} {streams:5}", json.dumps(figures), flush=True)
+    if args.gap_ms:
+        with ExitStack() as stack:
+            port, _ = await _serving(stack, router, TOKENS, args.gap_ms / 1e3)
+            for streams in args.streams:
+                figures = await load(port, STREAM, streams, args.seconds)
+                found[f"paced_{streams}"] = figures
+                print(f"{router:8} paced  {streams:5}", json.dumps(figures), flush=True)
     if args.idle and router != "direct":
         with ExitStack() as stack:
-            prefill, decode = _port(), _port()
-            for fake in (prefill, decode):
-                _start(stack, [sys.executable, str(FAKE), str(fake), "2", "2000"])
-            port = _port()
-            pid = _start(stack, command(router, port, prefill, decode))
-            await _answers(port)
+            port, pid = await _serving(stack, router, 2, 2000.0)
             found["idle"] = await idle_streams(port, pid, args.idle)
             print(f"{router:8} idle", json.dumps(found["idle"]), flush=True)
     return found
+
+
+async def _serving(stack: ExitStack, router: str, tokens: int, gap_s: float) -> tuple[int, int]:
+    """Port and process of a router in front of two fake servers, or of one of these."""
+    prefill, decode = _port(), _port()
+    for fake in (prefill, decode):
+        pid = _start(stack, [sys.executable, str(FAKE), str(fake), str(tokens), str(gap_s)])
+    port = decode
+    if router != "direct":
+        port = _port()
+        pid = _start(stack, command(router, port, prefill, decode))
+    await _answers(port)
+    return port, pid
 
 
 async def _answers(port: int) -> None:
@@ -286,6 +306,8 @@ def main() -> None:
     parser.add_argument("--routers", default="direct,kairos,mini_lb,sglang")
     parser.add_argument("--streams", default="1,32,256,1024")
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--gap-ms", type=float, default=50.0, help="between the events of paced "
+                        "streams, for latency and bunching; 0: none")  # fmt: skip
     parser.add_argument("--idle", type=int, default=0, help="open streams for the memory figure")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
