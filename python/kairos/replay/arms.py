@@ -79,11 +79,18 @@ class _Parts:
     decode: bool = False
     hold: bool = False
     router: bool = False
+    overlap: bool = True
 
 
 _KAIROS = {
     "kairos": _Parts("urgency on prefill and slack on decode servers", prefill=True, decode=True),
     "kairos-hold": _Parts("kairos with --kairos-hold", prefill=True, decode=True, hold=True),
+    "kairos-no-overlap": _Parts(
+        "kairos, prefill servers with --disable-overlap-schedule",
+        prefill=True,
+        decode=True,
+        overlap=False,
+    ),
     "kairos-urgency": _Parts("urgency only, decode servers are upstream's", prefill=True),
     "kairos-slack": _Parts("slack only, prefill servers are upstream's fcfs", decode=True),
     "kairos-router": _Parts("Kairos' router only, all servers are upstream's fcfs", router=True),
@@ -147,13 +154,17 @@ def _kairos(name: str, parts: _Parts, profile: str, slo_set: str) -> ArmSpec:
     return ArmSpec(
         name,
         parts.about,
-        prefill_args=tuple(flags) if parts.prefill else (),
+        prefill_args=(
+            *(flags if parts.prefill else ()),
+            *([] if parts.overlap else ["--disable-overlap-schedule"]),
+        ),
         decode_args=(*(flags if parts.decode else ()), *(["--kairos-hold"] * parts.hold)),
         send_slo=True,
         router="kairos" if parts.router else None,
         router_args=tuple(router_flags) if parts.router else (),
-        # The simulator has no router in front of servers that order by themselves.
-        simulated=None if parts.router else settings,
+        # The simulator has no router in front of servers that order by themselves, and no
+        # look-ahead on decode servers only.
+        simulated=settings if parts.overlap and not parts.router else None,
     )
 
 

@@ -32,6 +32,7 @@ def test_2_a_cap_limits_the_decode_batch_only() -> None:
     [
         ("kairos", True, True, None),
         ("kairos-hold", True, True, None),
+        ("kairos-no-overlap", True, True, None),
         ("kairos-urgency", True, False, None),
         ("kairos-slack", False, True, None),
         ("kairos-router", False, False, "kairos"),
@@ -45,6 +46,8 @@ def test_3_parts_of_kairos_are_switched_off_by_role(
     assert ("--kairos" in arm.prefill_args) == prefill
     assert ("--kairos" in arm.decode_args) == decode
     assert ("--kairos-hold" in arm.decode_args) == (name in ("kairos-hold", "kairos-all"))
+    assert ("--disable-overlap-schedule" in arm.prefill_args) == (name == "kairos-no-overlap")
+    assert "--disable-overlap-schedule" not in arm.decode_args
     assert (arm.router, arm.send_slo) == (router, True)
     if arm.simulated is not None:
         assert arm.simulated.prefill_policy == ("urgency" if prefill else "fcfs")
@@ -62,7 +65,8 @@ def test_4_kairos_knows_the_classes_of_the_tiers() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in ARMS if name not in ("kairos-router", "kairos-all")]
+    "name",
+    [n for n in ARMS if n not in ("kairos-router", "kairos-all", "kairos-no-overlap")],
 )
 def test_5_what_the_simulator_runs_has_an_engine_s_properties(name: str) -> None:
     settings = arm_spec(name, "tiny-fast").simulated
