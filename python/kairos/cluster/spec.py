@@ -30,8 +30,8 @@ class ClusterSpec:
         prefill_args, decode_args: flags of one role, after `args`.
         env: variables of every process, on top of the launcher's own.
         kairos: adds `--kairos` to every server.
-        router: upstream's `mini_lb` (a random pair per request), `kairos` (kairos-router), or None
-            for bare servers.
+        router: upstream's `mini_lb` (a random pair per request) or `sglang` (its policies),
+            `kairos` (kairos-router), or None for bare servers.
         router_args: flags of the router, after those that name the servers.
         port: port of `Cluster.url`, i.e. of the router or the single server; 0 takes a free one.
         start_limit_s: seconds after which a cluster that is not ready is given up.
@@ -48,7 +48,7 @@ class ClusterSpec:
     decode_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     kairos: bool = False
-    router: Literal["mini_lb", "kairos"] | None = "mini_lb"
+    router: Literal["mini_lb", "sglang", "kairos"] | None = "mini_lb"
     router_args: tuple[str, ...] = ()
     port: int = 0
     start_limit_s: float = 600.0
@@ -73,7 +73,7 @@ class ClusterSpec:
         if self.router == "kairos":
             return [*(self.router_command or (sys.executable, "-m", "kairos.router"))]
         command = self.router_command or (sys.executable, "-m", "sglang_router.launch_router")
-        return [*command, "--pd-disaggregation", "--mini-lb"]
+        return [*command, "--pd-disaggregation", *["--mini-lb"] * (self.router == "mini_lb")]
 
     def server_argv(
         self, role: Role, host: str, port: int, bootstrap_port: int | None

@@ -8,7 +8,7 @@ from kairos.errors import InputError
 from kairos.sim.settings import Settings
 from kairos.workload.slo_sets import TIERS
 
-Router = Literal["kairos"]
+Router = Literal["sglang", "kairos"]
 
 # Upstream's orders of the prefill waiting queue by the name of the arm: its flag's value, and the
 # simulator's name of it. Upstream always finishes the prompt that it has started.
@@ -17,6 +17,12 @@ _UPSTREAM = {
     "lpm": ("lpm", "lpm"),
     "hrrn": ("hrrn", "hrrn-np"),
     "sjf": ("shortest-prefill-first", "spf"),
+}
+# Policies of upstream's router, which chooses the servers of a request as it arrives.
+_ROUTED = {
+    "router-round-robin": "round_robin",
+    "router-least-loaded": "power_of_two",
+    "router-cache-aware": "cache_aware",
 }
 _CAP = re.compile(r"(.+)-cap([1-9][0-9]{0,3})")
 
@@ -98,7 +104,7 @@ _KAIROS = {
         "router, urgency, slack and hold", prefill=True, decode=True, hold=True, router=True
     ),
 }
-ARMS = (*_UPSTREAM, *_KAIROS)
+ARMS = (*_UPSTREAM, *_ROUTED, *_KAIROS)
 ALLOWED = f"{', '.join(ARMS)}; upstream's with -capN (fcfs-cap32) limit the decode batch to N"
 
 
@@ -114,6 +120,14 @@ def arm_spec(name: str, profile: str, slo_set: str = "L3") -> ArmSpec:
     """
     if name in _KAIROS:
         return _kairos(name, _KAIROS[name], profile, slo_set)
+    if name in _ROUTED:
+        return ArmSpec(
+            name,
+            f"upstream's router with --policy {_ROUTED[name]}, all servers are upstream's fcfs",
+            prefill_args=("--schedule-policy", "fcfs"),
+            router="sglang",
+            router_args=("--policy", _ROUTED[name]),
+        )
     capped = _CAP.fullmatch(name)
     base = capped[1] if capped else name
     if base not in _UPSTREAM:

@@ -66,7 +66,11 @@ def test_4_kairos_knows_the_classes_of_the_tiers() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in ARMS if n not in ("kairos-router", "kairos-all", "kairos-no-overlap")],
+    [
+        name
+        for name in ARMS
+        if "router" not in name and name not in ("kairos-all", "kairos-no-overlap")
+    ],
 )
 def test_5_what_the_simulator_runs_has_an_engine_s_properties(name: str) -> None:
     settings = arm_spec(name, "tiny-fast").simulated
@@ -95,3 +99,12 @@ def test_8_a_dilated_tail_is_stretched_as_a_whole() -> None:
     settings = settings_of(header("kairos", profile=dilated(base, 2.0), dilate=2.0))
     assert settings is not None
     assert settings.urgency.tail_s == pytest.approx(2.0 * (0.066 + transfer_s))
+
+
+@pytest.mark.parametrize("name", [name for name in ARMS if name.startswith("router-")])
+def test_9_upstreams_router_stands_before_servers_without_kairos(name: str) -> None:
+    arm = arm_spec(name, "tiny-fast")
+    assert arm.router == "sglang"
+    assert arm.router_args[0] == "--policy"
+    assert "--kairos" not in (*arm.args, *arm.prefill_args, *arm.decode_args)
+    assert arm.simulated is None
