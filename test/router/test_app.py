@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kairos.router.config import Limits, Scheduling, Security, Workers
+from kairos.router.config import Limits, Observability, Scheduling, Security, Workers
 from kairos.router.endpoint import parse_pattern
 from kairos.router.keys import new_key
 from kairos.router.outcome import Outcome
@@ -136,3 +136,18 @@ async def _status(up) -> int:
     async with up.post(BODY) as answer:
         await answer.read()
         return int(answer.status)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_6_servers_are_named_in_answers_only_where_that_is_wanted(stream: bool) -> None:
+    async with fakes() as cluster:
+        for shown in (False, True):
+            observability = Observability(access_log="off", show_servers=shown)
+            config = config_for(cluster, observability=observability)
+            async with running(config) as up, up.post({**BODY, "stream": stream}) as answer:
+                await answer.read()
+                names = [answer.headers.get(f"x-kairos-{leg}") for leg in ("prefill", "decode")]
+            there = [cluster.prefill[0].url, cluster.decode[0].url]
+            assert names == (
+                [url.removeprefix("http://") for url in there] if shown else [None] * 2
+            )

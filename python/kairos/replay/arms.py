@@ -18,11 +18,11 @@ _UPSTREAM = {
     "hrrn": ("hrrn", "hrrn-np"),
     "sjf": ("shortest-prefill-first", "spf"),
 }
-# Policies of upstream's router, which chooses the servers of a request as it arrives.
-_ROUTED = {
-    "router-round-robin": "round_robin",
-    "router-least-loaded": "power_of_two",
-    "router-cache-aware": "cache_aware",
+# Routers that choose the servers of a request as it arrives: which one, and its flags.
+_ROUTED: dict[str, tuple[Router, tuple[str, ...]]] = {
+    "router-round-robin": ("kairos", ("--binding", "round-robin", "--show-servers")),
+    "router-least-loaded": ("kairos", ("--binding", "least-loaded", "--show-servers")),
+    "router-upstream": ("sglang", ("--policy", "cache_aware")),
 }
 _CAP = re.compile(r"(.+)-cap([1-9][0-9]{0,3})")
 
@@ -121,12 +121,13 @@ def arm_spec(name: str, profile: str, slo_set: str = "L3") -> ArmSpec:
     if name in _KAIROS:
         return _kairos(name, _KAIROS[name], profile, slo_set)
     if name in _ROUTED:
+        router, router_args = _ROUTED[name]
         return ArmSpec(
             name,
-            f"upstream's router with --policy {_ROUTED[name]}, all servers are upstream's fcfs",
+            f"{router} router with {' '.join(router_args)}, all servers are upstream's fcfs",
             prefill_args=("--schedule-policy", "fcfs"),
-            router="sglang",
-            router_args=("--policy", _ROUTED[name]),
+            router=router,
+            router_args=router_args,
         )
     capped = _CAP.fullmatch(name)
     base = capped[1] if capped else name
@@ -151,7 +152,7 @@ def arm_spec(name: str, profile: str, slo_set: str = "L3") -> ArmSpec:
 
 def _kairos(name: str, parts: _Parts, profile: str, slo_set: str) -> ArmSpec:
     flags = ["--kairos", "--kairos-profile", profile]
-    router_flags = ["--profile", profile]
+    router_flags = ["--profile", profile, "--show-servers"]
     if slo_set == "tiers":
         # Requests carry their own objectives; the servers only have to know the class names.
         for tier in TIERS:

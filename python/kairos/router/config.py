@@ -267,6 +267,7 @@ class Observability:
     log_level: str = choice(
         "info", ("debug", "info", "warning", "error"), "least severe message on stderr"
     )
+    show_servers: bool = switch("name a request's servers in x-kairos-prefill and x-kairos-decode")
 
     def __post_init__(self) -> None:
         check(self)

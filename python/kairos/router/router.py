@@ -590,6 +590,9 @@ class Router:
         headers = {"x-request-id": life.rid}
         if life.slo is not None:
             headers[APPLIED_HEADER] = life.slo.header()
+        if self.config.observability.show_servers and life.pair is not None:
+            headers["x-kairos-prefill"] = life.pair.prefill.key
+            headers["x-kairos-decode"] = life.pair.decode.key
         return headers
 
     def _leg_headers(
