@@ -14,19 +14,23 @@ from support.clusters import on
 from support.configs import KAIROS
 from support.pair import Streaming, kairos_state, wait_idle
 
+# Upstream loses sight of a request whose client leaves in the moment in which a paused server goes
+# on. What ends it then is the timeout of its handshake.
+HANDSHAKE_S = 15
+OPERATED = replace(KAIROS, env=(("SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", f"{HANDSHAKE_S}"),))
 AFTER_PREFILL = replace(
-    KAIROS, args=(*KAIROS.args, "--disaggregation-decode-allocation-policy", "prefill_complete")
+    OPERATED, args=(*KAIROS.args, "--disaggregation-decode-allocation-policy", "prefill_complete")
 )
-PAGES = replace(KAIROS, args=(*KAIROS.args, "--page-size", "16"))
-NO_CACHE = replace(KAIROS, args=(*KAIROS.args, "--disable-radix-cache"))
-NO_OVERLAP = replace(KAIROS, args=(*KAIROS.args, "--disable-overlap-schedule"))
+PAGES = replace(OPERATED, args=(*KAIROS.args, "--page-size", "16"))
+NO_CACHE = replace(OPERATED, args=(*KAIROS.args, "--disable-radix-cache"))
+NO_OVERLAP = replace(OPERATED, args=(*KAIROS.args, "--disable-overlap-schedule"))
 
 NEW_TOKENS = 3
 STARTED_LIMIT = 16  # README, limits
 
 
 class Traffic(RuleBasedStateMachine):
-    """Clients of a pair, and its operator."""
+    """Clients of a pair."""
 
     cluster: Cluster
 
@@ -34,7 +38,6 @@ class Traffic(RuleBasedStateMachine):
         super().__init__()
         self.open: list[Streaming] = []
         self.ended: list[Streaming] = []
-        self.paused = False
 
     @rule(
         tokens=st.sampled_from([20, 500, 2_049, 9_000, 40_000]),
@@ -57,18 +60,6 @@ class Traffic(RuleBasedStateMachine):
     def disconnect(self, at: int) -> None:
         self._taken(at).__exit__()
 
-    @precondition(lambda self: not self.paused)
-    @rule(mode=st.sampled_from(["in_place", "retract"]))
-    def pause(self, mode: str) -> None:
-        self._post("pause_generation", {"mode": mode})
-        self.paused = True
-
-    @precondition(lambda self: self.paused)
-    @rule()
-    def resume(self) -> None:
-        self._post("continue_generation", {})
-        self.paused = False
-
     @rule()
     def flush(self) -> None:
         """Refused while anybody is there; either way nobody is harmed."""
@@ -80,8 +71,6 @@ class Traffic(RuleBasedStateMachine):
         assert planner(self.cluster)["parked"] < STARTED_LIMIT
 
     def teardown(self) -> None:
-        if self.paused:
-            self._post("continue_generation", {})
         for request in self.open:
             request.wait_finished()
             assert request.made == NEW_TOKENS
@@ -89,7 +78,7 @@ class Traffic(RuleBasedStateMachine):
             request.wait_finished()
         for request in (*self.open, *self.ended):
             request.__exit__()
-        wait_idle(self.cluster)
+        wait_idle(self.cluster, 3.0 * HANDSHAKE_S)
         assert planner(self.cluster)["parked"] == 0
         # Upstream compares its pools with the cache when it flushes.
         self._post("flush_cache", {})
@@ -102,6 +91,31 @@ class Traffic(RuleBasedStateMachine):
         assert answer.status_code == 200, answer.text
 
 
+class Operation(Traffic):
+    """The same, and their operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paused = False
+
+    @precondition(lambda self: not self.paused)
+    @rule(mode=st.sampled_from(["in_place", "retract"]))
+    def pause(self, mode: str) -> None:
+        self._post("pause_generation", {"mode": mode})
+        self.paused = True
+
+    @precondition(lambda self: self.paused)
+    @rule()
+    def resume(self) -> None:
+        self._post("continue_generation", {})
+        self.paused = False
+
+    def teardown(self) -> None:
+        if self.paused:
+            self.resume()
+        super().teardown()
+
+
 def planner(cluster: Cluster) -> dict[str, int]:
     state = kairos_state(cluster.prefill[0])
     assert state is not None
@@ -109,13 +123,21 @@ def planner(cluster: Cluster) -> dict[str, int]:
     return state["planner"]
 
 
-@on(KAIROS, AFTER_PREFILL, long=(PAGES, NO_CACHE, NO_OVERLAP))
-def test_whatever_happens_all_is_given_back(cluster: Cluster) -> None:
-    machine = type("TrafficHere", (Traffic,), {"cluster": cluster})
+@on(KAIROS)
+def test_whatever_clients_do_all_is_given_back(cluster: Cluster) -> None:
+    run(Traffic, cluster)
+
+
+@on(long=(OPERATED, AFTER_PREFILL, PAGES, NO_CACHE, NO_OVERLAP))
+def test_whatever_operators_do_besides_all_is_given_back(cluster: Cluster) -> None:
+    run(Operation, cluster)
+
+
+def run(machine: type[Traffic], cluster: Cluster) -> None:
     run_state_machine_as_test(
-        machine,
+        type(machine.__name__, (machine,), {"cluster": cluster}),
         settings=settings(
-            max_examples=5,
+            max_examples=4,
             stateful_step_count=12,
             deadline=None,
             phases=[Phase.generate],  # a real server does not do the same twice
