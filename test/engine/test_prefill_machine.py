@@ -125,19 +125,19 @@ def planner(cluster: Cluster) -> dict[str, int]:
 
 @on(KAIROS)
 def test_whatever_clients_do_all_is_given_back(cluster: Cluster) -> None:
-    run(Traffic, cluster)
+    run(Traffic, cluster, examples=2)
 
 
 @on(long=(OPERATED, AFTER_PREFILL, PAGES, NO_CACHE, NO_OVERLAP))
 def test_whatever_operators_do_besides_all_is_given_back(cluster: Cluster) -> None:
-    run(Operation, cluster)
+    run(Operation, cluster, examples=5)
 
 
-def run(machine: type[Traffic], cluster: Cluster) -> None:
+def run(machine: type[Traffic], cluster: Cluster, examples: int) -> None:
     run_state_machine_as_test(
         type(machine.__name__, (machine,), {"cluster": cluster}),
         settings=settings(
-            max_examples=4,
+            max_examples=examples,
             stateful_step_count=12,
             deadline=None,
             phases=[Phase.generate],  # a real server does not do the same twice

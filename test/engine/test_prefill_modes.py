@@ -126,7 +126,7 @@ def test_parked_prompts_outlast_a_pause_and_refuse_a_flush(cluster: Cluster) -> 
     assert post(cluster, "flush_cache").status_code == 200
 
 
-@on(MODES)
+@on(long=(MODES,))
 @pytest.mark.parametrize("paused", [False, True])
 def test_parked_prompts_outlast_an_update_of_weights(cluster: Cluster, paused: bool) -> None:
     """Upstream waits for requests to end before it loads; on a paused server it loads at once and
