@@ -36,8 +36,10 @@ _COMMON = ("--incremental-streaming-output",)
 _ENGINE = Settings(lookahead=True, preallocate=True, contention=True, first_token="decode")
 
 # What Kairos' prefill servers add to a predicted end for the hand-over, beside the transfer of the
-# last chunk; the simulator's own default is the fixed cost of a transfer alone.
+# last chunk, and their slices; the simulator's own defaults are the fixed cost of a transfer alone,
+# and longer slices.
 _HAND_OVER_S = 0.066
+_SLICE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,9 @@ class ArmSpec:
         """
         if self.simulated is None:
             return None
-        urgency = replace(self.simulated.urgency, tail_s=_HAND_OVER_S + transfer_s)
+        urgency = replace(
+            self.simulated.urgency, slice_s=_SLICE_S, tail_s=_HAND_OVER_S + transfer_s
+        )
         return replace(self.simulated, urgency=urgency)
 
 
