@@ -27,6 +27,11 @@ _ROW = np.dtype(
 )
 
 
+MATCHED_MOST = 128
+"""Longer queues upstream serves in order of arrival where an order needs cached prefixes (lpm,
+hrrn): `WAITING_QUEUE_PREFIX_MATCH_MAX`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Baseline:
     """An order of prefill work.
@@ -51,16 +56,29 @@ def _response_ratio(jobs: Jobs, start_s: float) -> Floats:
     return np.asarray(-(start_s - jobs["arrival"]) / jobs["left_s"])
 
 
+def _token_ratio(jobs: Jobs, start_s: float) -> Floats:
+    """Upstream ages by tokens that the server has computed meanwhile, over uncached tokens. A busy
+    server computes them at an even rate."""
+    ratio = -(start_s - jobs["arrival"]) / (jobs["total"] - jobs["cached"])
+    return np.asarray(ratio if len(jobs) <= MATCHED_MOST else jobs["arrival"])
+
+
+def _longest_prefix(jobs: Jobs, _: float) -> Floats:
+    return np.asarray(
+        -jobs["cached"].astype(float) if len(jobs) <= MATCHED_MOST else jobs["arrival"]
+    )
+
+
 BASELINES = {
     "fcfs": Baseline(lambda jobs, _: jobs["arrival"], preemptive=False),
-    "lpm": Baseline(lambda jobs, _: -jobs["cached"].astype(float), preemptive=False),
+    "lpm": Baseline(_longest_prefix, preemptive=False),
     "spf": Baseline(
         lambda jobs, _: jobs["total"] - jobs["cached"].astype(float),
         preemptive=False,
         makes_room=True,
     ),
     "hrrn": Baseline(_response_ratio, preemptive=True),
-    "hrrn-np": Baseline(_response_ratio, preemptive=False),
+    "hrrn-np": Baseline(_token_ratio, preemptive=False),
     "sjf": Baseline(lambda jobs, _: jobs["left_s"], preemptive=True),
     "sjf-np": Baseline(lambda jobs, _: jobs["left_s"], preemptive=False),
     "edf": Baseline(lambda jobs, _: jobs["deadline"], preemptive=True),

@@ -106,3 +106,17 @@ def test_8_upstreams_shortest_first_leaves_room_for_shorter_ones_beside_a_starte
     chunks = queue.plan(0.0, 8_192, page).chunks
     # 9,000 tokens do not fit beside it, and nobody else may be left unfinished.
     assert chunks == [(1, lead), (2, 300), (3, 400)]
+
+
+@pytest.mark.parametrize("name", ["lpm", "hrrn-np"])
+def test_9_upstream_falls_back_to_arrival_where_too_many_wait_for_a_look_up(name):
+    def first_of(count: int) -> int:
+        queue = RankedQueue(MODEL, 8_192, name)
+        for number in range(count):
+            # The latest arrival has most of its prompt cached.
+            done = 5_000 * (number == count - 1)
+            queue.add(PrefillJob(number, 0.01 * number, 60.0, 5_100, done))
+        return queue.plan(10.0, 8_192).chunks[0].id
+
+    assert first_of(128) == 127
+    assert first_of(129) == 0
