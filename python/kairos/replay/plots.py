@@ -20,6 +20,9 @@ from kairos.replay.report import Extras, headline, subtitle
 from kairos.replay.results import Arm
 from kairos.replay.summary import length_deciles
 
+_PANEL_COLUMNS = 4
+"""Of legends below half the width of a picture: a wider one would squeeze its panel."""
+
 
 def pictures(groups: Mapping[float, Sequence[Arm]], extras: Extras) -> dict[str, bytes]:
     """PNGs by file name without its ending, in the order in which the page shows them."""
@@ -174,7 +177,7 @@ def _attainment(axes: Any, arms: Sequence[Arm]) -> None:
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("% of all requests")
     axes.set_title("SLO attainment, with 95 % intervals")
-    legend_below(axes, 0.09)
+    legend_below(axes, 0.09, _PANEL_COLUMNS)
 
 
 def _ttft_cdf(axes: Any, arms: Sequence[Arm]) -> None:
@@ -213,7 +216,7 @@ def _cdf_axes(axes: Any, title: str) -> None:
     axes.set_ylim(0, 101)
     axes.set_ylabel("% of requests")
     axes.set_title(title)
-    legend_below(axes, 0.14)
+    legend_below(axes, 0.14, _PANEL_COLUMNS)
 
 
 def _ttft_over_length(axes: Any, arms: Sequence[Arm]) -> None:
@@ -237,4 +240,4 @@ def _ttft_over_length(axes: Any, arms: Sequence[Arm]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_title("Who waits: time to first token over prompt length")
-    legend_below(axes, 0.14)
+    legend_below(axes, 0.14, _PANEL_COLUMNS)
