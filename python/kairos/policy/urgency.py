@@ -96,7 +96,7 @@ class UrgencyQueue:
         self._deadline_of: dict[int, float] = {}
         self._rows = np.zeros(64, urgency_kernel.ROW)
         self._credit_s = 0.0
-        self._previewed: tuple[npt.NDArray[np.bool_], float, float]
+        self._previewed: tuple[npt.NDArray[np.int8], float, float]
         self.plan(0.0, 1)  # compiles
 
     def __len__(self) -> int:
@@ -174,7 +174,7 @@ class UrgencyQueue:
         if not math.isfinite(start_s):
             raise InputError(f"urgency: a batch starts at {start_s!r} s; it must be finite")
         rows, state, left, model = self._classified(start_s)
-        kept = state == self._kernel.KEPT
+        classified = state.copy()  # `pack` marks the chosen
         p = self.params
         out = np.empty((min(len(rows), budget_tokens), 2), np.int64)
         count, batch_s, credit = self._kernel.pack(
@@ -193,15 +193,13 @@ class UrgencyQueue:
             self._credit_s,
             out,
         )
-        self._previewed = kept, credit, batch_s
+        self._previewed = classified, credit, batch_s
         return PrefillPlan([PlannedChunk(*chunk) for chunk in out[:count].tolist()], batch_s)
 
     def commit(self) -> None:
         """The plan of the last `preview` is carried out. No job may have changed since."""
-        kept, credit, batch_s = self._previewed
-        rows = self._rows[: len(self._keys)]
-        self.demotions += int(np.count_nonzero(rows["kept"] & ~kept))
-        rows["kept"] = kept
+        state, credit, batch_s = self._previewed
+        self.demotions += int(self._kernel.note_kept(self._rows[: len(self._keys)], state))
         self.grants += credit < self._credit_s
         p = self.params
         self._credit_s = min(credit + p.starve_share * batch_s, p.starve_credit_s)

@@ -128,6 +128,17 @@ def classify(
 
 
 @compiled
+def note_kept(rows: Rows, state: Any) -> int:
+    """Remember who is kept; returns how many were and are no more."""
+    demoted = 0
+    for i in range(rows.shape[0]):
+        kept = state[i] == KEPT
+        demoted += rows[i].kept and not kept
+        rows[i].kept = kept
+    return demoted
+
+
+@compiled
 def late_key(rows: Rows, i: int, start: float, model: Tuple4) -> float:
     """Multiple of its SLO at which a late job could be done, were nothing of it computed yet.
 
