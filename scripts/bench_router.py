@@ -228,8 +228,9 @@ async def measure(router: str, args: argparse.Namespace) -> dict[str, Any]:
 async def _serving(stack: ExitStack, router: str, tokens: int, gap_s: float) -> tuple[int, int]:
     """Port and process of a router in front of two fake servers, or of one of these."""
     prefill, decode = _port(), _port()
-    for fake in (prefill, decode):
-        pid = _start(stack, [sys.executable, str(FAKE), str(fake), str(tokens), str(gap_s)])
+    # As real prefill servers: their answer ends with the first token, and some routers wait for it.
+    for fake, made, every_s in ((prefill, 1, 0.0), (decode, tokens, gap_s)):
+        pid = _start(stack, [sys.executable, str(FAKE), str(fake), str(made), str(every_s)])
     port = decode
     if router != "direct":
         port = _port()
