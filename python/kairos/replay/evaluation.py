@@ -248,14 +248,25 @@ def _goodput_lines(goodput: Mapping[str, Any]) -> list[str]:
 
 
 def kept(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report.json without what only repeats: the simulator's raw figures, and the headers of all
-    runs but the first of each arm."""
+    """A report.json without what only repeats (the simulator's raw figures, and the headers of all
+    runs but the first of each arm) and without folders of the machine that it was made on."""
 
     def slim(part: Mapping[str, Any]) -> dict[str, Any]:
-        headers = {arm: runs[:1] for arm, runs in part["headers"].items()}
+        headers = {arm: _without_folders(runs[:1]) for arm, runs in part["headers"].items()}
         return {**part, "simulated": {}, "headers": headers}
 
     return slim({**report, "loads": {load: slim(own) for load, own in report["loads"].items()}})
+
+
+def _without_folders(value: Any) -> Any:
+    """`value` with every absolute path in it cut down to its last part."""
+    if isinstance(value, Mapping):
+        return {name: _without_folders(own) for name, own in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(own) for own in value]
+    if isinstance(value, str) and value.startswith("/"):
+        return value.rpartition("/")[2]
+    return value
 
 
 def _arm_table(

@@ -77,6 +77,17 @@ def test_3_a_kept_report_renders(tmp_path: Path) -> None:
     assert "100.0 (33.1–100.0)" in text
 
 
+def test_3b_a_kept_report_names_no_folder_of_the_machine_it_was_made_on(tmp_path: Path) -> None:
+    write_report([arm("fcfs", [record(i, [0.1, 0.12]) for i in range(10)])], tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    (header,) = report["headers"]["fcfs"]
+    header["command"] = ["replay.py", "--trace", "/home/somebody/trace.jsonl.gz"]
+    header["servers"] = {"prefill": ["--model-path", "/tmp/models/emulated", "--port", "1"]}
+    (own,) = kept(report)["headers"]["fcfs"]
+    assert own["command"] == ["replay.py", "--trace", "trace.jsonl.gz"]
+    assert own["servers"] == {"prefill": ["--model-path", "emulated", "--port", "1"]}
+
+
 def test_4_something_else_is_refused() -> None:
     with pytest.raises(InputError, match="mine: not a report"):
         engine_markdown("mine", {"emulated": True})

@@ -14,6 +14,7 @@ from sglang.srt.kairos.request_slo import RequestSlo
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import load_profile
+from kairos.replay.arms import arm_spec
 from kairos.slo import Slo
 
 PROFILE = load_profile("tiny-fast")
@@ -379,3 +380,13 @@ def test_aborts_end_parked_prompts_and_leave_the_running_one() -> None:
     assert scheduler.planner.parked == []
     assert scheduler.chunked_req is running
     assert run_dry(scheduler) == ["r2"]
+
+
+def test_the_simulation_of_an_arm_plans_as_the_servers_do() -> None:
+    """The library, which knows no server, repeats their constants."""
+    budget = PROFILE.limits.chunk_tokens
+    transfer_s = PROFILE.kv.transfer_s(budget)
+    simulated = arm_spec("kairos", "tiny-fast").settings(transfer_s)
+    assert simulated is not None
+    assert simulated.urgency.slice_s == prefill_planner.SLICE_S
+    assert simulated.urgency.tail_s == prefill_planner.HANDOVER_S + transfer_s
