@@ -45,7 +45,8 @@ class Room(NamedTuple):
         capacity: all of it.
         free: what may be given away now, the engine's own reserve taken off.
         reserve: what the engine's reserve grows by with every request.
-        late_pending: held by prompts that were late when granted and are not decoding yet.
+        late_pending: length of each prompt that holds memory, is not prefilled yet and cannot be on
+            time any more.
         contexts, remaining: of the residents, promised ones included; see `peak_tokens`. Empty
             where nothing is known about lengths.
         slots: prompts that can be taken in before the engine runs out of rows.
@@ -54,7 +55,7 @@ class Room(NamedTuple):
     capacity: float
     free: float
     reserve: float
-    late_pending: float
+    late_pending: Sequence[int]
     contexts: Floats
     remaining: Floats
     slots: int = sys.maxsize
@@ -65,6 +66,9 @@ class PreallocationParams(NamedTuple):
     peak_share: share of capacity that the predicted peak may reach.
     late_share: late prompts get memory only up to this share of capacity in use.
     late_pending_share: and together no more than this share, or one at a time.
+    given_up_quantile: once late prompts hold more than that, who is longer than this quantile of
+        them is expected to be given up, too,
+    scarce_share: and gets memory only up to this share of capacity in use.
     elder_s: a prompt that has asked for so long goes first, late or not, and nobody passes it.
     elder_credit: this share of all memory granted may go to elders. More would let a backlog of
         given-up prompts push out those that are on time.
@@ -73,6 +77,8 @@ class PreallocationParams(NamedTuple):
     peak_share: float = 0.98
     late_share: float = 0.6
     late_pending_share: float = 0.1
+    given_up_quantile: float = 0.25
+    scarce_share: float = 0.9
     elder_s: float = 30.0
     elder_credit: float = 0.05
 
@@ -115,21 +121,24 @@ class Preallocation:
             if not left.take(prompt):
                 return []  # what is freed from now on is for this one
             self._credit -= prompt.tokens
-            granted.append(Grant(elder, _late(prompt, now_s)))
+            granted.append(Grant(elder, is_late(prompt, now_s)))
         late: list[tuple[int, int, int]] = []
         on_time: list[tuple[int, int, int]] = []
         for at, prompt in enumerate(asking):
             if at != elder:
-                (late if _late(prompt, now_s) else on_time).append((prompt.tokens, prompt.id, at))
-        for _, _, at in sorted(on_time):
+                (late if is_late(prompt, now_s) else on_time).append((prompt.tokens, prompt.id, at))
+        pending = sum(room.late_pending)
+        hopeless = self._hopeless(room, pending)
+        for tokens, _, at in sorted(on_time):
+            if tokens > hopeless and left.used + tokens > p.scarce_share * room.capacity:
+                break
             if left.take(asking[at]):
                 granted.append(Grant(at, False))
-                self._credit += p.elder_credit * asking[at].tokens
-        pending = room.late_pending
+                self._credit += p.elder_credit * tokens
         for tokens, _, at in sorted(late):
             if left.used + tokens > p.late_share * room.capacity and left.used > 0.0:
                 break
-            if pending > 0.0 and pending + tokens > p.late_pending_share * room.capacity:
+            if pending > 0 and pending + tokens > p.late_pending_share * room.capacity:
                 break
             if left.take(asking[at]):
                 granted.append(Grant(at, True))
@@ -137,6 +146,14 @@ class Preallocation:
                 pending += tokens
         self._credit = min(self._credit, room.capacity)
         return granted
+
+    def _hopeless(self, room: Room, pending: int) -> float:
+        """Longer prompts than this are likely to be given up. Urgency gives up long ones first, so
+        those that it has given up, and that hold memory for it, tell where it stands."""
+        if pending <= self.params.late_pending_share * room.capacity:
+            return math.inf
+        held = sorted(room.late_pending)
+        return held[int(self.params.given_up_quantile * (len(held) - 1))]
 
     def _elder(self, asking: Sequence[Asking], now_s: float) -> int | None:
         """Index of the prompt that has asked for longest, if that is too long and affordable."""
@@ -146,7 +163,8 @@ class Preallocation:
         return at if now_s - asking[at].asked_s > self.params.elder_s else None
 
 
-def _late(prompt: Asking, now_s: float) -> bool:
+def is_late(prompt: Asking, now_s: float) -> bool:
+    """Whether it misses its deadline even if its prefill began now."""
     return now_s + prompt.work_s > prompt.deadline_s
 
 

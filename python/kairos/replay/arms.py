@@ -30,6 +30,9 @@ _CAP = re.compile(r"(.+)-cap([1-9][0-9]{0,3})")
 # client time that grows with the square of its length. Upstream's own flag, the same on all arms.
 _COMMON = ("--incremental-streaming-output",)
 
+# Upstream's flag, the same on both roles.
+_AFTER_PREFILL = ("--disaggregation-decode-allocation-policy", "prefill_complete")
+
 # How emulated servers differ from an ideal engine: batches are composed one ahead, a prompt waits
 # for memory on its decode server first, transfers of a prefill server share its link, and the
 # decode server sends the first token.
@@ -82,7 +85,7 @@ class ArmSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Which parts of Kairos an arm has."""
+    """Which parts of Kairos an arm has, and flags of its servers."""
 
     about: str
     prefill: bool = False
@@ -90,6 +93,7 @@ class _Parts:
     hold: bool = False
     router: bool = False
     overlap: bool = True
+    args: tuple[str, ...] = ()
 
 
 _KAIROS = {
@@ -100,6 +104,12 @@ _KAIROS = {
         prefill=True,
         decode=True,
         overlap=False,
+    ),
+    "kairos-prefill-complete": _Parts(
+        f"kairos, decode memory given after prefill ({' '.join(_AFTER_PREFILL)})",
+        prefill=True,
+        decode=True,
+        args=_AFTER_PREFILL,
     ),
     "kairos-urgency": _Parts("urgency only, decode servers are upstream's", prefill=True),
     "kairos-slack": _Parts("slack only, prefill servers are upstream's fcfs", decode=True),
@@ -168,11 +178,13 @@ def _kairos(name: str, parts: _Parts, profile: str, slo_set: str) -> ArmSpec:
         prefill_policy="urgency" if parts.prefill else "fcfs",
         decode_policy="slack" if parts.decode else "continuous",
         hold=parts.hold,
+        preallocate=parts.args != _AFTER_PREFILL,
         grants="deadline" if parts.decode else "arrival",
     )
     return ArmSpec(
         name,
         parts.about,
+        args=(*_COMMON, *parts.args),
         prefill_args=(
             *(flags if parts.prefill else ()),
             *([] if parts.overlap else ["--disable-overlap-schedule"]),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kairos.policy.length import LengthEstimator
-from kairos.policy.preallocation import Asking, Preallocation, Room
+from kairos.policy.preallocation import Asking, Preallocation, Room, is_late
 from kairos.sim.decode import DecodeServer
 
 RESERVED_TOKENS = 512
@@ -20,7 +20,6 @@ class Promise:
     at: int
     asking: Asking
     group: int
-    late: bool
 
 
 class Rooms:
@@ -74,30 +73,30 @@ class Rooms:
         if not self._asking[at]:
             return []
         expected = [self._expecting(at, *each) for each in self._asking[at].values()]
-        room = self._room(at)
+        room = self._room(at, now_s)
         if self._in_order:
             granted = self._first_come(expected, room)
         else:
             grants = self._policies[at].grant(expected, room, now_s)
-            granted = [(expected[grant.at], grant.late) for grant in grants]
+            granted = [expected[grant.at] for grant in grants]
         if not granted and self._servers[at].load_tokens == 0:
-            granted = [(expected[0], False)]  # nothing will ever be freed
-        for prompt, late in granted:
+            granted = [expected[0]]  # nothing will ever be freed
+        for prompt in granted:
             _, group = self._asking[at].pop(prompt.id)
             self._asking_tokens[at] -= prompt.tokens
             self._servers[at].reserved_tokens += prompt.tokens
-            self._promised[prompt.id] = Promise(at, prompt, group, late)
-        return [prompt.id for prompt, _ in granted]
+            self._promised[prompt.id] = Promise(at, prompt, group)
+        return [prompt.id for prompt in granted]
 
     @staticmethod
-    def _first_come(expected: list[Asking], room: Room) -> list[tuple[Asking, bool]]:
+    def _first_come(expected: list[Asking], room: Room) -> list[Asking]:
         granted = []
         free = room.free
         for prompt in expected:
             free -= prompt.tokens + room.reserve
             if free < 0.0:
                 break
-            granted.append((prompt, False))
+            granted.append(prompt)
         return granted
 
     def _expecting(self, at: int, prompt: Asking, group: int) -> Asking:
@@ -107,7 +106,7 @@ class Rooms:
         remaining = lengths.remaining(np.array([group]), np.array([0]), np.array([np.inf]))
         return prompt._replace(output_tokens=float(remaining[0]))
 
-    def _room(self, at: int) -> Room:
+    def _room(self, at: int, now_s: float) -> Room:
         server, lengths = self._servers[at], self._lengths[at]
         promised = [promise for promise in self._promised.values() if promise.at == at]
         held = np.concatenate([server.running.rows, server.waiting.rows])
@@ -122,12 +121,12 @@ class Rooms:
                 np.append(held["tokens"], made),
                 np.append(held["limit"], np.full(len(promised), np.inf)),
             )
-        late = sum(promise.asking.tokens for promise in promised if promise.late)
+        late = [p.asking.tokens for p in promised if is_late(p.asking, now_s)]
         return Room(
             float(self._capacity),
             float(free),
             float(RESERVED_TOKENS),
-            float(late),
+            late,
             contexts.astype(np.float64),
             remaining,
         )

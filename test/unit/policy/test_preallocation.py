@@ -1,6 +1,7 @@
 """Memory for prompts before their prefill, by numbered behaviours."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from kairos.policy.preallocation import Asking, Preallocation, PreallocationPara
 NOBODY = np.empty(0)
 
 
-def room(free: float, capacity: float = 10_000, late_pending: float = 0.0) -> Room:
+def room(free: float, capacity: float = 10_000, late_pending: Sequence[int] = ()) -> Room:
     return Room(capacity, free, 10.0, late_pending, NOBODY, NOBODY)
 
 
@@ -43,8 +44,8 @@ def test_4_late_ones_leave_room_for_those_to_come() -> None:
     late = [asking(i, 400, deadline_s=0.5) for i in range(5)]
     assert granted(late, room(3_900)) == []
     assert granted(late, room(9_000)) == [0, 1]
-    assert granted(late, room(9_000, late_pending=400.0)) == [0]
-    assert granted(late, room(9_000, late_pending=900.0)) == []
+    assert granted(late, room(9_000, late_pending=[400])) == [0]
+    assert granted(late, room(9_000, late_pending=[900])) == []
 
 
 def test_5_a_late_one_gets_an_empty_server_however_long_it_is() -> None:
@@ -99,7 +100,7 @@ def test_7_a_backlog_of_late_ones_does_not_push_out_who_is_on_time() -> None:
 
 def test_8_predicted_growth_is_kept_free() -> None:
     contexts, remaining = np.full(10, 500.0), np.full(10, 450.0)
-    full = Room(10_000.0, 5_000.0, 10.0, 0.0, contexts, remaining)
+    full = Room(10_000.0, 5_000.0, 10.0, (), contexts, remaining)
     newcomer = asking(1, 500)._replace(output_tokens=450.0)
     assert Preallocation().grant([newcomer], full, 1.0) == []
     brief = asking(1, 200)._replace(output_tokens=5.0)
@@ -156,8 +157,17 @@ def test_12_extremes_are_granted_or_not_and_harm_nobody(tokens, deadline_s):
     assert granted([fine], room(-5.0)) == []
 
 
-@pytest.mark.parametrize("field", ["peak_share", "late_share", "late_pending_share", "elder_s"])
+@pytest.mark.parametrize("field", PreallocationParams._fields)
 @pytest.mark.parametrize("value", [math.nan, -1.0])
 def test_13_parameters_out_of_range_are_rejected(field, value):
     with pytest.raises(InputError, match=field):
         Preallocation(PreallocationParams()._replace(**{field: value}))
+
+
+def test_14_who_is_longer_than_those_given_up_leaves_the_last_memory_to_others() -> None:
+    prompts = [asking(1, 300), asking(2, 700), asking(3, 800)]
+    given_up = [600, 700, 5_000]
+    scarce = room(2_000, late_pending=given_up)
+    assert granted(prompts, scarce) == [1]
+    assert granted(prompts, room(9_000, late_pending=given_up)) == [1, 2, 3]  # there is plenty
+    assert granted(prompts, room(2_000, late_pending=[600])) == [1, 2, 3]  # they hold little

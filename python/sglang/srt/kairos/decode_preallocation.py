@@ -10,7 +10,7 @@ from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import Chunk, PrefillModel
 from kairos.policy.length import LengthEstimator
-from kairos.policy.preallocation import Asking, Preallocation, Room
+from kairos.policy.preallocation import Asking, Preallocation, Room, is_late
 
 # A prefix cache may spare a prompt part of its prefill, and a decode server does not know which.
 # A prompt counts as late when even this share of its work no longer ends in time.
@@ -55,9 +55,11 @@ class DecodePreallocation:
         self._scheduler = scheduler
         self._refusal = refusal
         self._policy = Preallocation()
+        args = scheduler.server_args
+        # Whether memory is given away after prefill: there is no work left then.
+        self._after = args.disaggregation_decode_allocation_policy == "prefill_complete"
         self._most_output = envs.SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION.get()
         self._capacity = float(scheduler.max_total_num_tokens)
-        self._late: dict[int, int] = {}
         self._known: dict[int, _Known] = {}
         self._granted = self._granted_late = self._skips = 0
 
@@ -82,15 +84,17 @@ class DecodePreallocation:
             return  # upstream stops at the first, too
         now = self._clock.now()
         free, retractable = self._free(queue)
-        self._known = {w.req.kairos.number: self._of(w.req) for w in ready}
-        known = list(self._known.values())
+        known = [self._of(waiting.req) for waiting in ready]
+        pending = [self._of(req) for req in self._pending()]
+        self._known = {one.asking.id: one for one in (*known, *pending)}
         shortest = min(one.asking.tokens for one in known)
         if shortest + queue.num_reserved_decode_tokens > free and self._active():
             for waiting in ready:
                 waiting.waiting_for_input = False
             return
         prompts = self._asking(known, retractable)
-        grants = self._policy.grant(prompts, self._room(queue, free, slots), now)
+        late = [one.asking.tokens for one in pending if is_late(one.asking, now)]
+        grants = self._policy.grant(prompts, self._room(queue, free, slots, late), now)
         if not grants and not self._active():
             return  # an empty server: upstream decides what fits it at all
         chosen = [ready[grant.at] for grant in grants]
@@ -105,9 +109,7 @@ class DecodePreallocation:
         queue.queue[:] = [*chosen, *others]
         for grant in grants:
             self._granted += 1
-            if grant.late:
-                self._granted_late += 1
-                self._late[prompts[grant.at].id] = prompts[grant.at].tokens
+            self._granted_late += grant.late
         if grants:
             self._clock.decided(*(prompts[grant.at].id for grant in grants))
 
@@ -143,7 +145,7 @@ class DecodePreallocation:
         if known is not None and known.made == made:
             return known
         tokens = len(req.origin_input_ids) + made
-        work = LEAST_WORK * self._prefill.batch_s([Chunk(0, tokens)])
+        work = 0.0 if self._after else LEAST_WORK * self._prefill.batch_s([Chunk(0, tokens)])
         asking = Asking(request.number, tokens, request.arrival_s, request.ttft_deadline_s, work)
         limit = float(req.sampling_params.max_new_tokens)
         return _Known(asking, made, self._rows.group(req), limit)
@@ -174,10 +176,8 @@ class DecodePreallocation:
         )
         return float(free), retractable
 
-    def _room(self, queue: Any, free: float, slots: int) -> Room:
+    def _room(self, queue: Any, free: float, slots: int, late: Sequence[int]) -> Room:
         promised = self._promised()
-        pending = {req.kairos.number for req in promised}
-        self._late = {number: held for number, held in self._late.items() if number in pending}
         rows = self._rows.rows
         contexts = np.array([len(req.origin_input_ids) for req in promised], np.float64)
         residents = self._lengths.remaining(rows["group"], rows["tokens"], rows["limit"])
@@ -185,11 +185,17 @@ class DecodePreallocation:
             self._capacity,
             free,
             float(queue.num_reserved_decode_tokens),
-            float(sum(self._late.values())),
+            late,
             np.concatenate([rows["context"].astype(np.float64), contexts]),
             np.concatenate([residents, self._remaining(promised)]),
             slots,
         )
+
+    def _pending(self) -> list[Any]:
+        """Requests that hold memory and may not be prefilled yet."""
+        if self._after:
+            return []
+        return [waiting.req for waiting in self._scheduler.disagg_decode_transfer_queue.queue]
 
     def _promised(self) -> list[Any]:
         """Requests that hold memory and are not in the running batch yet."""
