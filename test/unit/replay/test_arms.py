@@ -75,7 +75,8 @@ def test_4_kairos_knows_the_classes_of_the_tiers() -> None:
 def test_5_what_the_simulator_runs_has_an_engine_s_properties(name: str) -> None:
     settings = arm_spec(name, "tiny-fast").simulated
     assert settings is not None
-    assert settings.lookahead and settings.contention
+    assert settings.lookahead
+    assert settings.contention
     assert settings.preallocate == (name != "kairos-prefill-complete")
 
 
