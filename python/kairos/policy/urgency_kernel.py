@@ -93,7 +93,8 @@ def classify(
     """Moore-Hodgson over the jobs that can still make it, with room for jobs yet to arrive.
 
     Fills state[i] with KEPT, DROPPED or LATE and left[i] with the remaining work in seconds,
-    the fixed batch cost spread over chunks of `chunk_tokens`.
+    the fixed batch cost spread over chunks of `chunk_tokens`. Of equal ones the latest deadline is
+    given up: should predictions be too long, there is time left to take it back.
 
     Args:
         reserve: share of the time beyond `reserve_after` seconds from `start` that is left to
@@ -117,11 +118,11 @@ def classify(
             state[i] = LATE
             continue
         state[i] = KEPT
-        _push(keys, members, size, left[i] / row.weight, i)
+        _push(keys, members, size, left[i] / row.weight, -i)
         size += 1
         end += left[i]
         while end > due and size > 0:
-            worst = _pop(keys, members, size)
+            worst = -_pop(keys, members, size)
             size -= 1
             state[worst] = DROPPED
             end -= left[worst]

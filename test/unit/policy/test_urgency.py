@@ -352,3 +352,9 @@ def test_24_a_preview_charges_nothing_until_it_is_committed():
     assert queue.grants == 0
     queue.commit()
     assert queue.grants == 1
+
+
+def test_25_of_equal_ones_the_latest_deadline_is_given_up():
+    """It can be taken back if predictions were too long; the earliest, given up, is lost."""
+    equal = [job(i, -0.1 * i, 1.5 + 0.2 * i, 10_000) for i in range(4)]  # a second each, one fits
+    assert filled(equal, LINEAR).order(0.0)[0] == min(equal, key=lambda j: j.deadline_s).id

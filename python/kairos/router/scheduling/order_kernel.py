@@ -38,7 +38,8 @@ def classify(
     lone: float,
     state: Any,
 ) -> None:
-    """Moore-Hodgson over the requests that can still make it, on `servers` instances.
+    """Moore-Hodgson over the requests that can still make it, on `servers` instances. Of equal
+    ones the latest deadline is given up: should predictions be too long, it can be taken back.
 
     Args:
         held: (deadline, seconds) of the work that the instances hold already, by deadline; it goes
@@ -66,11 +67,11 @@ def classify(
             end += held[next_held, 1] / servers
             next_held += 1
         state[i] = KEPT
-        _push(keys, members, size, work, i)
+        _push(keys, members, size, work, -i)
         size += 1
         end += work / servers
         while end > row.deadline and size > 0:
-            worst = _pop(keys, members, size)
+            worst = -_pop(keys, members, size)
             size -= 1
             state[worst] = DROPPED
             end -= rows[worst].work * factor / servers

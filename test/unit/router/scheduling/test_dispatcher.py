@@ -175,6 +175,15 @@ def test_9_the_most_urgent_goes_first():
     assert order == sorted(order, reverse=True)
 
 
+def test_9_of_equal_ones_the_oldest_goes_first_though_predictions_are_too_long():
+    """They were given up, and then late for ever, while those behind them were on time."""
+    made = dispatcher()
+    offer(made, *[work(i, 0.0, 20_000, ttft_ms=3_000.0 + i) for i in range(20)])
+    order = [id for _, id in served(made, 3.0, speed=0.2)]
+    assert order == sorted(order)
+    assert len(order) == 20
+
+
 @pytest.mark.parametrize("preemptive", [True, False])
 def test_10_an_urgent_request_overtakes_where_the_engine_lets_it(preemptive):
     made = dispatcher(preemptive=preemptive)
