@@ -178,7 +178,6 @@ def _kairos(name: str, parts: _Parts, profile: str, slo_set: str) -> ArmSpec:
         prefill_policy="urgency" if parts.prefill else "fcfs",
         decode_policy="slack" if parts.decode else "continuous",
         hold=parts.hold,
-        preallocate=parts.args != _AFTER_PREFILL,
         grants="deadline" if parts.decode else "arrival",
     )
     return ArmSpec(
@@ -193,9 +192,9 @@ def _kairos(name: str, parts: _Parts, profile: str, slo_set: str) -> ArmSpec:
         send_slo=True,
         router="kairos" if parts.router else None,
         router_args=tuple(router_flags) if parts.router else (),
-        # The simulator has no router in front of servers that order by themselves, and no
-        # look-ahead on decode servers only.
-        simulated=settings if parts.overlap and not parts.router else None,
+        # The simulator has no router in front of servers that order by themselves, no look-ahead
+        # on decode servers only, and no handshake after prefill.
+        simulated=settings if parts.overlap and not parts.router and not parts.args else None,
     )
 
 

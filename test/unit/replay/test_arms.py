@@ -69,15 +69,14 @@ def test_4_kairos_knows_the_classes_of_the_tiers() -> None:
     [
         name
         for name in ARMS
-        if "router" not in name and name not in ("kairos-all", "kairos-no-overlap")
+        if "router" not in name
+        and name not in ("kairos-all", "kairos-no-overlap", "kairos-prefill-complete")
     ],
 )
 def test_5_what_the_simulator_runs_has_an_engine_s_properties(name: str) -> None:
     settings = arm_spec(name, "tiny-fast").simulated
     assert settings is not None
-    assert settings.lookahead
-    assert settings.contention
-    assert settings.preallocate == (name != "kairos-prefill-complete")
+    assert (settings.lookahead, settings.preallocate, settings.contention) == (True, True, True)
 
 
 @pytest.mark.parametrize("text", ["", "magic", "fcfs,fcfs", "fcfs-cap0", "kairos-cap8", "fcfs-cap"])

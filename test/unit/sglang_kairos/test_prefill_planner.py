@@ -52,6 +52,7 @@ class Scheduler:
         self.enable_overlap = True
         self.forward_ct = 0
         self.policy = SimpleNamespace(enable_priority_scheduling=False, priority_sign=-1)
+        self.server_args = SimpleNamespace(disaggregation_decode_allocation_policy="early")
         self.chunked_prefill_size = CHUNK
         self.max_total_num_tokens = 200_000
         self.tree_cache = SimpleNamespace(evictable_size=lambda: 0)
