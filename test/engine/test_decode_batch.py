@@ -81,7 +81,7 @@ def alone() -> list[Answer]:
     return []
 
 
-@on(RETRACTING, long=(PARKING, RETRACTING_NO_OVERLAP))
+@on(PARKING, RETRACTING, long=(RETRACTING_NO_OVERLAP,))
 def test_tokens_and_logprobs_are_those_of_requests_served_alone(
     cluster: Cluster, alone: list[Answer]
 ) -> None:
@@ -111,7 +111,7 @@ def test_tokens_and_logprobs_are_those_of_requests_served_alone(
     assert decode(cluster)["parked"] == 0
 
 
-@on(RETRACTING, long=(PARKING,))
+@on(PARKING)
 def test_nobody_is_parked_beside_a_request_with_penalties(cluster: Cluster) -> None:
     random = np.random.default_rng(5)
     asked = [
@@ -134,7 +134,7 @@ def test_nobody_is_parked_beside_a_request_with_penalties(cluster: Cluster) -> N
     wait_idle(cluster)
 
 
-@on(RETRACTING, long=(PARKING,))
+@on(PARKING)
 @pytest.mark.parametrize("mode", ["in_place", "retract"])
 def test_a_pause_loses_no_parked_request(cluster: Cluster, mode: str) -> None:
     url = cluster.decode[0].url

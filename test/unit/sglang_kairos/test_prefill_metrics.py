@@ -15,7 +15,11 @@ from kairos.metrics import ENGINE_METRICS, figure
 
 def test_every_prefill_metric_has_its_figure() -> None:
     scheduler = SimpleNamespace(
-        enable_overlap=True, page_size=1, chunked_prefill_size=2048, max_total_num_tokens=10_000
+        enable_overlap=True,
+        page_size=1,
+        chunked_prefill_size=2048,
+        max_total_num_tokens=10_000,
+        server_args=SimpleNamespace(disaggregation_decode_allocation_policy="early"),
     )
     planner = PrefillPlanner(load_profile("tiny-fast"), scheduler, SharedClock(1))
     state = {"planner": planner.snapshot()}

@@ -46,6 +46,7 @@ def state(role: str) -> KairosState:
             model_path="m",
             dtype="auto",
             disaggregation_decode_enable_radix_cache=False,
+            disaggregation_decode_allocation_policy="early",
         ),
     )
     return KairosState(CONFIG, scheduler)
