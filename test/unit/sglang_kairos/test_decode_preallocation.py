@@ -33,6 +33,7 @@ class Server:
     def __init__(self, free: int, rows: int, prompts: list[Any], running: int = 1) -> None:
         resident = SimpleNamespace(origin_input_ids=[1] * 100, output_ids=[])
         self.scheduler = SimpleNamespace(
+            server_args=SimpleNamespace(disaggregation_decode_allocation_policy="early"),
             max_total_num_tokens=CAPACITY,
             running_batch=SimpleNamespace(reqs=[resident] * running),
             disagg_decode_transfer_queue=SimpleNamespace(queue=[]),
