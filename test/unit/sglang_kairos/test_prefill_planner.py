@@ -391,3 +391,12 @@ def test_the_simulation_of_an_arm_plans_as_the_servers_do() -> None:
     assert simulated is not None
     assert simulated.urgency.slice_s == prefill_planner.SLICE_S
     assert simulated.urgency.tail_s == prefill_planner.HANDOVER_S + transfer_s
+
+
+def test_deadlines_leave_room_for_the_longer_handover_after_prefill() -> None:
+    early, after = Scheduler(), Scheduler()
+    after.server_args.disaggregation_decode_allocation_policy = "prefill_complete"
+    after.planner = PrefillPlanner(PROFILE, after, SharedClock(1))
+    tails = [one.planner._queue._params.tail_s for one in (early, after)]
+    longer = prefill_planner.HANDOVER_AFTER_PREFILL_S - prefill_planner.HANDOVER_S
+    assert tails[1] - tails[0] == pytest.approx(longer)
