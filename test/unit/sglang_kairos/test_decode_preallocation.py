@@ -46,6 +46,10 @@ class Server:
             req_to_metadata_buffer_idx_allocator=SimpleNamespace(available_size=lambda: 64),
             _allocatable_token_budgets=lambda **_: free,
         )
+        self.connect()
+
+    def connect(self) -> None:
+        """Read the scheduler's flags."""
         clock = SimpleNamespace(now=lambda: 1.0, decided=lambda *_: None)
         table = DecodeRows(SloClasses(Slo(2_000.0, 50.0)))
         self.preallocation = DecodePreallocation(
@@ -66,6 +70,18 @@ def test_short_ones_that_fit_are_put_in_front() -> None:
 def test_one_whose_output_upstream_wants_room_for_does_not_stop_those_behind_it() -> None:
     prompts = [waiting(1, 1_000, max_new=4_000), waiting(2, 2_000)]
     assert Server(3_000, 8, prompts).arrange() == [2]
+
+
+def test_who_waits_for_prefill_too_late_counts_and_who_is_prefilled_does_not() -> None:
+    for policy, expected in (("early", [1]), ("prefill_complete", [1, 2])):
+        server = Server(8_500, 8, [waiting(1, 2_000), waiting(2, 5_000)])
+        held = [waiting(3, 3_000), waiting(4, 12_000)]
+        for one in held:
+            one.req.kairos = RequestSlo(Slo(100.0, 50.0), 0.0, one.req.kairos.number)
+        server.scheduler.server_args.disaggregation_decode_allocation_policy = policy
+        server.scheduler.disagg_decode_transfer_queue.queue = held
+        server.connect()
+        assert server.arrange() == expected, policy
 
 
 def test_without_rows_nothing_is_granted() -> None:
