@@ -15,6 +15,7 @@ from kairos.router import tls
 from kairos.router.config import Limits, Listen, RouterConfig, Security, Timeouts, Workers
 from kairos.router.connection import protocol_factory
 from kairos.router.limits import check_headers
+from kairos.router.listener import Listener
 from kairos.router.refusal import RefusedError
 
 WORKERS = Workers(prefill=(("a:1",),), decode=("b:1",))
@@ -72,9 +73,8 @@ async def serving(context: ssl.SSLContext | None = None, **groups: object) -> As
     make = protocol_factory(
         runner.server, config, lambda *what: server.refused.append(what), count
     )  # fmt: skip
-    loop = asyncio.get_running_loop()
-    listening = await loop.create_server(make, "127.0.0.1", 0, ssl=context)
-    server.port = listening.sockets[0].getsockname()[1]
+    listening = Listener(make, "127.0.0.1", 0, context)
+    server.port = listening.port
     try:
         yield server
     finally:

@@ -1,6 +1,5 @@
 """A router of this process in front of fake servers, with short limits."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from kairos.router.app import make_factory, make_server, port_of
+from kairos.router.app import make_factory, make_server
 from kairos.router.config import (
     Limits,
     Observability,
@@ -18,6 +17,7 @@ from kairos.router.config import (
     Workers,
 )
 from kairos.router.endpoint import Endpoint
+from kairos.router.listener import Listener
 from kairos.router.request_end import RequestEnd
 from kairos.router.router import Router
 from support.router_engine import Fakes, until
@@ -104,11 +104,10 @@ async def running(config: RouterConfig, ready: bool = True) -> AsyncIterator[Run
     router.metrics.ended = ended  # type: ignore[method-assign]
     server = make_server(router)
     await router.start()
-    loop = asyncio.get_running_loop()
-    listener = await loop.create_server(make_factory(router, server), "127.0.0.1", 0)
+    listener = Listener(make_factory(router, server), "127.0.0.1", 0)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
-        up = Running(router, f"http://127.0.0.1:{port_of(listener)}", session, ends)
+        up = Running(router, f"http://127.0.0.1:{listener.port}", session, ends)
         try:
             if ready:
                 workers = config.workers

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import signal
-import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from kairos.router.connection import protocol_factory
 from kairos.router.endpoint import Role, parse_endpoint
 from kairos.router.instance import Instance, State
 from kairos.router.limits import check_headers, read_body
+from kairos.router.listener import Listener
 from kairos.router.metrics import CONTENT_TYPE
 from kairos.router.outcome import Outcome
 from kairos.router.refusal import RefusedError, invalid
@@ -29,7 +29,6 @@ from kairos.router.wire import BrokenError
 
 _log = logging.getLogger(__name__)
 
-_BACKLOG = 4096
 _FORWARD_TIMEOUT_S = 10.0
 _ASKED = {
     "/v1/models": "/v1/models",
@@ -220,17 +219,12 @@ async def _serve(config: RouterConfig) -> int:
         try:
             for port in ports:
                 shared = listen.cell is not None and port == listen.port
-                listeners.append(
-                    await loop.create_server(
-                        factory, listen.host, port, ssl=context, backlog=_BACKLOG,
-                        reuse_port=shared or None, start_serving=True,
-                    )
-                )  # fmt: skip
+                listeners.append(Listener(factory, listen.host, port, context, shared))
         except OSError as error:
             raise InputError(f"--host, --port: cannot listen on them: {error}") from error
         scheme = "http" if context is None else "https"
         for listener in listeners:
-            _log.info("listening on %s://%s:%d", scheme, listen.host, port_of(listener))
+            _log.info("listening on %s://%s:%d", scheme, listen.host, listener.port)
         await stop.wait()
         _log.info("draining: %d requests", len(router.lives))
         for listener in listeners:
@@ -248,15 +242,9 @@ def make_server(router: Router) -> web.Server:
 
 
 def make_factory(router: Router, server: web.Server) -> Callable[[], asyncio.Protocol]:
-    """For `loop.create_server`."""
+    """For a `Listener`."""
 
     def refused(_: int, reason: str) -> None:
         router.metrics.rejected.labels(router.metrics.reason(reason)).inc()
 
     return protocol_factory(server, router.config, refused, router.metrics.connections.set)
-
-
-def port_of(listener: asyncio.AbstractServer) -> int:
-    """The port that a listener got."""
-    sockets: tuple[socket.socket, ...] = listener.sockets  # type: ignore[attr-defined]
-    return int(sockets[0].getsockname()[1])

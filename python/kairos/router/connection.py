@@ -29,7 +29,7 @@ Refused = Callable[[int, str], None]
 def protocol_factory(
     server: web.Server, config: RouterConfig, refused: Refused, changed: Callable[[int], None]
 ) -> Callable[[], asyncio.Protocol]:
-    """For `loop.create_server`: makes the protocol of each connection.
+    """For a `Listener`: makes the protocol of each connection.
 
     Args:
         server: of an `AppRunner` that was set up.
