@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from kairos.errors import InputError
 from kairos.latency import Profile
 from kairos.policy.length import LengthEstimator, group_of
@@ -383,7 +385,7 @@ class Dispatcher:
         return ahead_s + queued_s + lone_s + entry.work_s * factor
 
     def _classify(self, prefill: list[PrefillInstance], now_s: float) -> None:
-        held = [work for p in prefill for work in p.held(now_s)]
+        held = np.concatenate([p.held(now_s) for p in prefill])
         lone_s = min(p.lone_s for p in prefill) + self._tail_s
         self._queue.classify(now_s, held, len(prefill), self._factor(prefill), lone_s)
 

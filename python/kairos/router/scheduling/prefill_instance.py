@@ -1,10 +1,12 @@
 """What the router believes of one prefill instance."""
 
 import math
-from bisect import insort
-from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 from kairos.latency import Chunk, Profile
+from kairos.router.scheduling.backlog import Backlog
 from kairos.router.scheduling.load import InstanceLoad
 from kairos.router.scheduling.prefix_index import PrefixIndex
 from kairos.router.scheduling.speed import Speed
@@ -13,8 +15,6 @@ TOKEN_S = 2e-5
 """Unit of work without a profile: what a token is taken to cost until its cost is learned."""
 EARLY_REQUESTS = 32
 """Requests an instance of unknown speed is given at once."""
-_UNFINISHED = 0.05
-"""A prompt that is not done keeps this share of its work, however late it is."""
 _PERIOD_S = 2.0
 """Busy periods are cut after this long, so that a saturated instance teaches something."""
 _BEGUN = 0.1
@@ -22,25 +22,9 @@ _BEGUN = 0.1
 _BLOCK_TOKENS = 64
 
 
-@dataclass(slots=True, order=True)
-class Prompt:
-    """One prompt at the instance, ordered as the instance is taken to serve it."""
-
-    rank: float
-    id: int
-    deadline_s: float = field(compare=False)
-    work_s: float = field(compare=False)  # uncalibrated
-    rest_s: float = field(compare=False)  # calibrated
-    tokens: int = field(compare=False)
-
-
 class PrefillInstance:
     """Backlog, speed and prefix cache of one instance, by the router's own account: what was sent,
     what came back, and reports where there are any.
-
-    Between events the prompts are taken to be served one after the other at the predicted speed.
-    A prompt that should be done but is not keeps a small rest: the instance is never believed idle
-    while it holds work.
 
     Args:
         profile: None: speed is learned.
@@ -66,23 +50,21 @@ class PrefillInstance:
         if tokens is not None:
             block_limit = min(block_limit, tokens // _BLOCK_TOKENS)
         self.cache = PrefixIndex(block_limit)
-        self._order: list[Prompt] = []
-        self._prompts: dict[int, Prompt] = {}
-        self._clock_s = -math.inf
+        self._backlog = Backlog()
         self._sent = 0
         self._others_until_s = -math.inf
         self._period: tuple[float, bool] | None = None  # its begin, whether it started idle
         self._period_work_s = 0.0
 
     def __len__(self) -> int:
-        return len(self._prompts)
+        return len(self._backlog)
 
     def __contains__(self, id: int) -> bool:
-        return id in self._prompts
+        return id in self._backlog
 
     @property
     def ids(self) -> list[int]:
-        return list(self._prompts)
+        return self._backlog.ids
 
     def work_s(self, cached: int, tokens: int) -> float:
         """Marginal prefill time of a prompt, uncalibrated, seconds."""
@@ -114,31 +96,16 @@ class PrefillInstance:
             work_s: its own work, calibrated.
         """
         self._advance(now_s)
-        ahead = max(0.0, self._others_until_s - now_s)
-        running = True
-        for prompt in self._order:
-            in_time = now_s + prompt.rest_s <= prompt.deadline_s
-            before = prompt.deadline_s <= deadline_s if in_time else prompt.rest_s <= work_s
-            if not in_time and deadline_s < math.inf:
-                before = False
-            if before or not self.preemptive:
-                ahead += prompt.rest_s
-            elif running:  # its current batch cannot be interrupted
-                ahead += min(prompt.rest_s, self._slice_s)
-            running = False
-        return ahead
+        return max(0.0, self._others_until_s - now_s) + self._backlog.ahead_s(
+            now_s, deadline_s, work_s, self.preemptive, self._slice_s
+        )
 
-    def held(self, now_s: float) -> list[tuple[float, float]]:
+    def held(self, now_s: float) -> npt.NDArray[np.float64]:
         """(deadline, seconds) of the work in it that a request cannot pass unless it is due
         earlier; what cannot be passed at all is due at minus infinity."""
         self._advance(now_s)
-        work = [(-math.inf, max(0.0, self._others_until_s - now_s))]
-        for prompt in self._order:
-            if not self.preemptive:
-                work.append((-math.inf, prompt.rest_s))
-            elif now_s + prompt.rest_s <= prompt.deadline_s:
-                work.append((prompt.deadline_s, prompt.rest_s))
-        return work
+        others = [(-math.inf, max(0.0, self._others_until_s - now_s))]
+        return np.concatenate([others, self._backlog.held(now_s, self.preemptive)])
 
     def backlog_s(self, now_s: float) -> float:
         """Seconds of work it holds."""
@@ -147,40 +114,38 @@ class PrefillInstance:
     def runs_dry(self, ahead_s: float) -> bool:
         """Whether a request with so much work ahead of it should be sent now."""
         if not self.speed.known:
-            return len(self._prompts) < EARLY_REQUESTS
+            return len(self._backlog) < EARLY_REQUESTS
         return ahead_s < self.window_s
 
     def dry_at_s(self, now_s: float) -> float:
         """When all of its backlog ends within the window, if nothing happens before."""
         if not self.speed.known:
-            return now_s if len(self._prompts) < EARLY_REQUESTS else math.inf
+            return now_s if len(self._backlog) < EARLY_REQUESTS else math.inf
         return now_s + self.backlog_s(now_s) - self.window_s
 
     @property
     def tokens(self) -> int:
         """Prompt tokens it holds, computed or not."""
-        return sum(prompt.tokens for prompt in self._order)
+        return self._backlog.tokens
 
     def send(self, id: int, deadline_s: float, work_s: float, tokens: int, now_s: float) -> None:
         """A request was dispatched to it; `work_s` is uncalibrated."""
         self._advance(now_s)
-        if not self._prompts:
+        if not len(self._backlog):
             self._period, self._period_work_s = (now_s, True), 0.0
         self._sent += 1
         rest = work_s * self.speed.factor
         rank = float(self._sent)
         if self.preemptive and now_s + rest <= deadline_s:
             rank = deadline_s - 1e12  # before those that came too late
-        prompt = Prompt(rank, id, deadline_s, work_s, rest, tokens)
-        self._prompts[id] = prompt
-        insort(self._order, prompt)
+        self._backlog.add(id, rank, deadline_s, work_s, rest, tokens)
 
     def done(self, id: int, now_s: float) -> bool:
         """A prompt is computed; False if it is not here (any more)."""
-        prompt = self._remove(id, now_s)
-        if prompt is None:
+        work_s = self._remove(id, now_s)
+        if work_s is None:
             return False
-        self._period_work_s += prompt.work_s
+        self._period_work_s += work_s
         self._measure(now_s)
         return True
 
@@ -210,8 +175,7 @@ class PrefillInstance:
         if held > 0.0 and believed < held:
             # Prompts on their way are not in the report: leave the hand-over's worth.
             keep = max(believed, min(held, self.speed.handover_s)) / held
-            for prompt in self._order:
-                prompt.rest_s *= keep
+            self._backlog.scale(keep)
 
     @property
     def _slice_s(self) -> float:
@@ -219,7 +183,7 @@ class PrefillInstance:
 
     def _held_s(self, now_s: float) -> float:
         self._advance(now_s)
-        return sum(prompt.rest_s for prompt in self._order)
+        return self._backlog.rest_s()
 
     def _measure(self, now_s: float) -> None:
         """Learn from the busy period, if it ends here or can be cut here: only where little of what
@@ -229,29 +193,15 @@ class PrefillInstance:
             return
         begin, started = self._period
         passed = now_s - begin
-        begun = sum(max(p.work_s - p.rest_s / self.speed.factor, 0.0) for p in self._order)
-        whole = not self._prompts
+        begun = self._backlog.begun_s(self.speed.factor)
+        whole = not len(self._backlog)
         if whole or (passed > _PERIOD_S and begun * self.speed.factor < _BEGUN * passed):
             self.speed.observe(started, self._period_work_s, passed)
             self._period, self._period_work_s = (now_s, False), 0.0
 
-    def _remove(self, id: int, now_s: float) -> Prompt | None:
+    def _remove(self, id: int, now_s: float) -> float | None:
         self._advance(now_s)
-        prompt = self._prompts.pop(id, None)
-        if prompt is not None:
-            self._order.remove(prompt)
-        return prompt
+        return self._backlog.remove(id)
 
     def _advance(self, now_s: float) -> None:
-        """Serve what time allowed since the last call."""
-        passed = now_s - self._clock_s
-        if passed <= 0.0:
-            return
-        self._clock_s = now_s
-        for prompt in self._order:
-            least = min(prompt.rest_s, _UNFINISHED * prompt.work_s * self.speed.factor)
-            served = min(passed, prompt.rest_s - least)
-            prompt.rest_s -= served
-            passed -= served
-            if passed <= 0.0:
-                return
+        self._backlog.advance(now_s, self.speed.factor)

@@ -1,7 +1,6 @@
 """The requests that wait for a pair, sorted by deadline."""
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +44,7 @@ class WaitingQueue:
         self._rows = np.zeros(64, order_kernel.ROW)
         self._state = np.zeros(64, np.int8)
         # Compiles.
-        self.classify(0.0, [], 1, 1.0, 0.0)
+        self.classify(0.0, np.empty((0, 2)), 1, 1.0, 0.0)
         self.pick(0.0)
         self.oldest_starved(0.0, 1.0)
         self.work_ahead(0.0, 0.0, 1.0, 0.0)
@@ -92,7 +91,7 @@ class WaitingQueue:
     def classify(
         self,
         now_s: float,
-        held: Sequence[tuple[float, float]],
+        held: npt.NDArray[np.float64],
         servers: int,
         factor: float,
         lone_s: float,
@@ -100,7 +99,7 @@ class WaitingQueue:
         """Decide who can be on time; `pick` follows it. See `order_kernel.classify`; `held` need
         not be sorted."""
         rows, state = self._live()
-        before = np.array(sorted(held), np.float64).reshape(-1, 2)
+        before = held[np.argsort(held[:, 0], kind="stable")]
         self._kernel.classify(rows, now_s, before, servers, factor, lone_s, state)
 
     def pick(self, now_s: float, flow: int = -1) -> Entry | None:
