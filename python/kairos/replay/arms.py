@@ -114,6 +114,7 @@ _KAIROS = {
     "kairos-urgency": _Parts("urgency only, decode servers are upstream's", prefill=True),
     "kairos-slack": _Parts("slack only, prefill servers are upstream's fcfs", decode=True),
     "kairos-router": _Parts("Kairos' router only, all servers are upstream's fcfs", router=True),
+    "kairos-routed": _Parts("router, urgency and slack", prefill=True, decode=True, router=True),
     "kairos-all": _Parts(
         "router, urgency, slack and hold", prefill=True, decode=True, hold=True, router=True
     ),

@@ -36,6 +36,7 @@ def test_2_a_cap_limits_the_decode_batch_only() -> None:
         ("kairos-urgency", True, False, None),
         ("kairos-slack", False, True, None),
         ("kairos-router", False, False, "kairos"),
+        ("kairos-routed", True, True, "kairos"),
         ("kairos-all", True, True, "kairos"),
     ],
 )
@@ -69,7 +70,7 @@ def test_4_kairos_knows_the_classes_of_the_tiers() -> None:
     [
         name
         for name in ARMS
-        if "router" not in name
+        if "route" not in name
         and name not in ("kairos-all", "kairos-no-overlap", "kairos-prefill-complete")
     ],
 )
