@@ -58,6 +58,7 @@ class DecodeInstance:
         self._sequences = 0
         self._residents: dict[int, Resident] = {}
         self._calibration = 1.0
+        self._slack_s = 0.0
         self._reported_s: float | None = None
         self._others_tokens = 0
         self._others_running = 0
@@ -92,6 +93,10 @@ class DecodeInstance:
         if limit is not None and self._sequences + others + sequences > limit:
             return False
         return tokens <= self.free(fresh)
+
+    def slack_s(self, fresh: bool) -> float:
+        """The smallest slack among its residents, as reported; 0 where nothing is known."""
+        return self._slack_s if fresh else 0.0
 
     def step_s(self, context: float, sequences: int, fresh: bool) -> float | None:
         """Predicted step time with one more request; None without a model."""
@@ -130,6 +135,7 @@ class DecodeInstance:
             self.max_running = load.max_running
         if load.calibration is not None:
             self._calibration = min(max(load.calibration, 0.1), 10.0)
+        self._slack_s = load.slack_s or 0.0
         if load.kv_used_tokens is not None:
             self._others_tokens = max(0, load.kv_used_tokens - self.reserved)
         if load.running is not None:

@@ -14,6 +14,8 @@ STEP_OVERRUN = 1.5
 engine keeps most of its residents on time by parking some."""
 PATIENCE = 0.5
 """A request waits for shorter steps only while this share of its TTFT is to spare."""
+STEP_GRAIN = 0.05
+"""Predicted steps that differ by less than this share of the TPOT are equally long."""
 
 
 class Wait(Enum):
@@ -103,7 +105,8 @@ def choose(
     stale_s: float,
     door: tuple[int, str] | None,
 ) -> Pair | Wait:
-    """Late binding of one request.
+    """Late binding of one request. Its decode instance is the one with the shortest steps; of equal
+    ones that with most slack, then with most memory.
 
     Args:
         on_time: it can still meet its deadline, and overtakes what is less urgent.
@@ -128,10 +131,13 @@ def choose(
         fresh = instance.fresh(now_s, stale_s)
         if instance.has_room(work.input_tokens + 1, tokens, work.sequences, fresh):
             step_s = instance.step_s(context, work.sequences, fresh) or 0.0
-            rooms.append((step_s, -instance.free(fresh), len(instance), instance.key, instance))
+            grains = round(step_s / (STEP_GRAIN * work.slo.tpot_s))
+            reserve_s, free = instance.slack_s(fresh), instance.free(fresh)
+            order = (grains, -reserve_s, -free, len(instance), instance.key)
+            rooms.append((order, step_s, instance))
     if not rooms:
         return Wait.MEMORY
-    step_s, *_, roomiest = min(rooms, key=lambda room: room[:4])
+    _, step_s, roomiest = min(rooms, key=lambda room: room[0])
     spare_s = work.deadline_s - now_s - chosen.done_s - tail_s
     too_long = step_s > STEP_OVERRUN * work.slo.tpot_s
     # Waiting shortens the step only where somebody else is in it.
