@@ -98,6 +98,7 @@ class Exchange:
             reason=reason,
             send_lag_s=None if self._sent is None else self._sent - self.due,
             token_times_s=[t - self.due for t in self._stream.times],
+            prompt_tokens=self._stream.prompt_tokens,
             cached_tokens=self._stream.cached_tokens,
             instance=self._instance(),
         )

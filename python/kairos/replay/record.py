@@ -39,6 +39,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         send_lag_ms: how much later its headers went out; None when they never did.
         input_tokens, output_tokens: lengths asked for.
         got_tokens: output tokens received.
+        prompt_tokens: length of the prompt as reported by the server, where it reports one.
         cached_tokens: prefix hit as reported by the server, where it reports one.
         expected_cached_tokens: prefix hit as the load calculation expected it.
         slo_ttft_ms, slo_tpot_ms, slo_class: what it had to meet.
@@ -59,6 +60,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     input_tokens: int
     output_tokens: int
     got_tokens: int = 0
+    prompt_tokens: int | None = None
     cached_tokens: int | None = None
     expected_cached_tokens: int = 0
     slo_ttft_ms: float
@@ -257,6 +259,7 @@ def make_record(
     reason: str = "",
     send_lag_s: float | None = None,
     token_times_s: Sequence[float] = (),
+    prompt_tokens: int | None = None,
     cached_tokens: int | None = None,
     instance: str = "",
 ) -> Record:
@@ -275,6 +278,7 @@ def make_record(
         input_tokens=planned.request.input_tokens,
         output_tokens=planned.request.output_tokens,
         got_tokens=len(times),
+        prompt_tokens=prompt_tokens,
         cached_tokens=cached_tokens,
         expected_cached_tokens=planned.cached_tokens,
         slo_ttft_ms=planned.slo.ttft_ms,

@@ -26,6 +26,7 @@ class TokenStream:
 
     Attributes:
         times: clock readings, one per token.
+        prompt_tokens: length of the prompt as the server reports it, None while it does not.
         cached_tokens: prefix hit the server reports, None while it does not.
         finish: the server's finish reason, None until the stream ended with one.
         done: the closing event was seen.
@@ -34,6 +35,7 @@ class TokenStream:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.times = array("d")
+        self.prompt_tokens: int | None = None
         self.cached_tokens: int | None = None
         self.finish: dict[str, Any] | None = None
         self.done = False
@@ -98,6 +100,8 @@ class TokenStream:
         meta = fields["meta_info"]
         count = int(meta["completion_tokens"])
         finish = meta["finish_reason"]
+        if self.prompt_tokens is None and meta.get("prompt_tokens") is not None:
+            self.prompt_tokens = int(meta["prompt_tokens"])
         if self.cached_tokens is None and meta.get("cached_tokens") is not None:
             self.cached_tokens = int(meta["cached_tokens"])
         if finish is not None:
@@ -131,6 +135,8 @@ class CompletionStream(TokenStream):
     def _take(self, fields: Any, now: float) -> None:
         choices = fields["choices"]
         usage = fields.get("usage") or {}
+        if usage.get("prompt_tokens") is not None:
+            self.prompt_tokens = int(usage["prompt_tokens"])
         details = usage.get("prompt_tokens_details") or {}
         if details.get("cached_tokens") is not None:
             self.cached_tokens = int(details["cached_tokens"])

@@ -40,7 +40,8 @@ def test_1_a_token_per_chunk() -> None:
         (1.0, chunk()), (2.0, chunk()), (3.0, chunk("x", "length")), (3.1, last(3, 2)), (3.1, DONE)
     )
     assert got == [1.0, 2.0, 3.0]
-    assert (stream.cached_tokens, stream.finish, stream.done) == (2, {"type": "length"}, True)
+    assert (stream.prompt_tokens, stream.cached_tokens) == (5, 2)
+    assert (stream.finish, stream.done) == ({"type": "length"}, True)
 
 
 def test_2_chunks_that_say_how_many_tokens_they_have() -> None:

@@ -11,7 +11,8 @@ from kairos.replay.stream import StreamError, TokenStream
 
 
 def event(count: int, finish: object = None, ids: int = 1, **fields: object) -> bytes:
-    meta = {"completion_tokens": count, "finish_reason": finish, "cached_tokens": 7} | fields
+    meta: dict[str, object] = {"completion_tokens": count, "finish_reason": finish}
+    meta |= {"prompt_tokens": 9, "cached_tokens": 7} | fields
     return b"data: " + json.dumps({"output_ids": [1] * ids, "meta_info": meta}).encode() + b"\n\n"
 
 
@@ -26,7 +27,7 @@ def test_1_each_token_gets_the_time_of_its_event() -> None:
     stream.close()
     assert list(stream.times) == [1.0, 1.5, 2.5, 2.5]
     assert stream.finish == LENGTH
-    assert stream.cached_tokens == 7
+    assert (stream.prompt_tokens, stream.cached_tokens) == (9, 7)
     assert stream.done
 
 
