@@ -10,6 +10,7 @@ from kairos.errors import InputError
 from kairos.latency import Profile
 from kairos.policy.length import LengthEstimator, group_of
 from kairos.router.endpoint import Role
+from kairos.router.scheduling.arrivals import Arrivals
 from kairos.router.scheduling.bounds import QueueBounds
 from kairos.router.scheduling.decode_instance import DecodeInstance
 from kairos.router.scheduling.dispatched import Dispatched
@@ -64,6 +65,7 @@ class Dispatcher:
         self._queue = WaitingQueue()
         self._bounds = QueueBounds()
         self._shares = Shares()
+        self._arrivals = Arrivals()
         self._sent: dict[int, Dispatched] = {}
         self._lengths = LengthEstimator(classes=_CLASSES)
         self._lengths_seen = 0
@@ -169,6 +171,7 @@ class Dispatcher:
         left_s = max(work.deadline_s - now_s, 0.0)
         # A NaN is not infeasible: nothing is known.
         if work.best_effort or not ttft_s > self.params.infeasible_after * left_s:
+            self._expect(entry, left_s, now_s)
             self._enqueue(entry)
             return Verdict(Decision.ADMIT, work.slo, predicted_ttft_s=ttft_s)
         return self._infeasible(entry, ttft_s, left_s, now_s)
@@ -185,12 +188,17 @@ class Dispatcher:
         assignments: list[Assignment] = []
         barred: set[str] = set()  # classes in which a tenant that fell behind waits for prefill
         too_large = math.inf  # KV that no instance has now
+        too_long = math.inf  # prefill time that would block the last clear instance
         passed = 0
         while passed < MOST_PASSED:
             entry, owed = self._next(now_s)
             if entry is None:
                 break
             if entry.work.slo.slo_class in barred or self._tokens(entry.work) >= too_large:
+                self._queue.pass_over(entry)
+                passed += 1
+                continue
+            if entry.work_s >= too_long and owed != "starved":
                 self._queue.pass_over(entry)
                 passed += 1
                 continue
@@ -204,6 +212,7 @@ class Dispatcher:
                 now_s,
                 self.params.stale_s,
                 self._door,
+                None if owed == "starved" else self._arrivals,
             )
             if isinstance(pair, Pair):
                 assignments.append(self._send(entry, pair, now_s))
@@ -212,6 +221,8 @@ class Dispatcher:
                 break  # whoever comes next is less urgent
             if pair is Wait.BUSY and owed == "share":
                 barred.add(entry.work.slo.slo_class)
+            if pair is Wait.CLEAR:
+                too_long = min(too_long, entry.work_s)
             if pair is Wait.MEMORY:
                 too_large = min(too_large, self._tokens(entry.work))
                 self._hold_door(entry, decode, now_s)
@@ -378,15 +389,28 @@ class Dispatcher:
         if not known:
             return math.nan
         factor = self._factor(known)
-        lone_s = min(p.lone_s for p in known) + self._tail_s
+        lone_s = self._lone_s(known)
         due_s = entry.work.deadline_s
         queued_s = self._queue.work_ahead(due_s, now_s, factor, lone_s) / len(known)
         ahead_s = min(p.ahead_s(now_s, due_s) for p in known)
         return ahead_s + queued_s + lone_s + entry.work_s * factor
 
+    def _expect(self, entry: Entry, left_s: float, now_s: float) -> None:
+        """Others like this one will come; see `Arrivals`."""
+        known = [p for p in self._prefill.values() if p.available and p.speed.known]
+        if not known or entry.work.best_effort:
+            return
+        alone_s = self._lone_s(known) + entry.work_s * self._factor(known)
+        if left_s > alone_s:
+            self._arrivals.add(left_s - alone_s, now_s)
+
+    def _lone_s(self, prefill: list[PrefillInstance]) -> float:
+        """What a request needs beside its work until its first token."""
+        return min(p.lone_s for p in prefill) + self._tail_s
+
     def _classify(self, prefill: list[PrefillInstance], now_s: float) -> None:
         held = np.concatenate([p.held(now_s) for p in prefill])
-        lone_s = min(p.lone_s for p in prefill) + self._tail_s
+        lone_s = self._lone_s(prefill)
         self._queue.classify(now_s, held, len(prefill), self._factor(prefill), lone_s)
 
     def _next(self, now_s: float) -> tuple[Entry | None, str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from math import inf
 
+from kairos.router.scheduling.arrivals import Arrivals
 from kairos.router.scheduling.decode_instance import DecodeInstance
 from kairos.router.scheduling.prefill_instance import PrefillInstance
 from kairos.router.scheduling.waiting import Entry
@@ -14,6 +15,8 @@ STEP_OVERRUN = 1.5
 engine keeps most of its residents on time by parking some."""
 PATIENCE = 0.5
 """A request waits for shorter steps only while this share of its TTFT is to spare."""
+MISSED = 0.5
+"""A prompt is long if so many arrivals would miss their deadlines by waiting for its end."""
 STEP_GRAIN = 0.05
 """Predicted steps that differ by less than this share of the TPOT are equally long."""
 
@@ -22,6 +25,7 @@ class Wait(Enum):
     """Why a request is not sent now."""
 
     BUSY = "no prefill instance runs dry"
+    CLEAR = "it would block the last instance that short prompts do not have to wait for"
     CACHE = "an instance that has its prefix is soon free"
     MEMORY = "no decode instance has KV for it"
     STEP = "decode steps are too long, and it can wait"
@@ -104,6 +108,7 @@ def choose(
     now_s: float,
     stale_s: float,
     door: tuple[int, str] | None,
+    arrivals: Arrivals | None,
 ) -> Pair | Wait:
     """Late binding of one request. Its decode instance is the one with the shortest steps; of equal
     ones that with most slack, then with most memory.
@@ -113,12 +118,17 @@ def choose(
         output_tokens: expected of it, all sequences.
         tail_s: from the end of prefill to the first token, seconds.
         door: (id, key): this decode instance takes nobody else before that request.
+        arrivals: what else is to be expected; None: it does not matter.
     """
     work = entry.work
     found = options(entry, prefill, now_s, on_time, work.deadline_s - now_s - tail_s)
     ready = [option for option in found if option.ready]
     if not ready:
         return Wait.BUSY
+    if arrivals is not None:
+        ready = [option for option in ready if leaves_clear(option, prefill, arrivals, now_s)]
+        if not ready:
+            return Wait.CLEAR
     chosen = ready[0]
     if chosen is not found[0] and on_time and chosen.cached < found[0].cached:
         return Wait.CACHE
@@ -144,6 +154,26 @@ def choose(
     if too_long and len(roomiest) and on_time and spare_s > PATIENCE * work.slo.ttft_s:
         return Wait.STEP
     return Pair(chosen.instance, roomiest, chosen.cached, chosen.work_s)
+
+
+def leaves_clear(
+    option: Option, prefill: Sequence[PrefillInstance], arrivals: Arrivals, now_s: float
+) -> bool:
+    """Whether another instance stays open to short prompts if this one takes the request.
+
+    Instances that cannot be overtaken in are lost to short prompts while they compute a long one.
+    With one of several kept clear, few short ones are late, and the long ones take turns.
+    """
+    instance = option.instance
+    if instance.preemptive or not instance.speed.known or len(prefill) < 2:
+        return True
+    if arrivals.missed(option.work_s * instance.speed.factor, now_s) <= MISSED:
+        return True
+    return any(
+        other.preemptive or arrivals.missed(other.backlog_s(now_s), now_s) <= MISSED
+        for other in prefill
+        if other is not instance
+    )
 
 
 def in_turn(
