@@ -1,18 +1,39 @@
 """`scripts/replay.py` on fake servers: replay_fake.py MARK SERVER_FLAGS REPLAY_FLAG..."""
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from kairos.cluster import ClusterSpec
+from kairos.replay.api import GenerateApi
 from kairos.replay.cli import LocalCluster, main
+from kairos.replay.plan import PlannedRequest
 
 # No Mooncake: the machine that runs unit tests need not have its libraries.
 _NO_MOONCAKE = ("--disaggregation-transfer-backend", "fake")
 _SERVER = (sys.executable, "-S", str(Path(__file__).with_name("fake_engine.py")))
 
 
-def replay(argv: Sequence[str], mark: str = "", decode_args: Sequence[str] = ()) -> int:
+LATE_S = 0.02
+
+
+class LateApi(GenerateApi):
+    """Holds every request back when it should leave. Here, because the client's process has to
+    find it."""
+
+    def headers(self, planned: PlannedRequest, send_slo: bool) -> dict[str, str]:
+        time.sleep(LATE_S)
+        return super().headers(planned, send_slo)
+
+
+def replay(
+    argv: Sequence[str],
+    mark: str = "",
+    decode_args: Sequence[str] = (),
+    *,
+    allow_disturbed: bool = True,
+) -> int:
     def cluster_of(local: LocalCluster) -> ClusterSpec:
         return ClusterSpec(
             model="fake",
@@ -28,7 +49,8 @@ def replay(argv: Sequence[str], mark: str = "", decode_args: Sequence[str] = ())
         )
 
     # Tests must not depend on how busy the machine is.
-    return main([*argv, "--allow-disturbed"] if "--trace" in argv else argv, cluster_of)
+    allowed = allow_disturbed and "--trace" in argv
+    return main([*argv, "--allow-disturbed"] if allowed else argv, cluster_of)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kairos.replay import session
 from kairos.replay.record import Outcome, read_records
 from support import replay_fake
 from support.processes import marked, new_mark, wait_none
@@ -146,3 +147,34 @@ def test_4_bad_input_is_one_line_and_code_2(
     assert says in shown.err
     assert shown.err.count("\n") == 1
     assert shown.err.startswith("replay: ")
+
+
+@pytest.mark.slow
+def test_5_a_client_that_sent_late_does_not_count(
+    trace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Not even after its run was made again by one in time."""
+    flags = ["--trace", str(trace), "--load", "0.5", "--arms", "fcfs", "--goodput", "none"]
+    flags += ["--out", str(tmp_path)]
+    with monkeypatch.context() as late:
+        late.setattr(session, "GenerateApi", replay_fake.LateApi)
+        assert replay_fake.replay(flags, allow_disturbed=False) == 3
+    assert "fcfs at load 0.5: NOT VALID: client's send lag p99" in capsys.readouterr().out
+    header, records = read_records(tmp_path / "requests-fcfs.jsonl")
+    assert not header.counts
+    assert all(r.send_lag_ms >= 1e3 * replay_fake.LATE_S for r in records)
+    page = (tmp_path / "report.html").read_text()
+    assert "fcfs at load 0.5 is not valid:" in page
+    assert "allowed are 5" in page
+
+    assert replay_fake.replay([*flags, "--resume"]) == 3
+    shown = capsys.readouterr().out
+    assert "fcfs at load 0.5, run 1: NOT VALID, left out: client's send lag p99" in shown
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["arms"]["fcfs"]["requests"] == len(records)
+    (lost,) = report["left_out"]["fcfs"]
+    assert lost["started"] == header.started
+    assert "client's send lag p99" in lost["quiet"]["problems"][0]
