@@ -255,10 +255,11 @@ class CellsSimulation:
         hit = cell.caches[one.prefill].match(request.hash_ids) * BLOCK_TOKENS
         self._done[i] = min(hit, request.input_tokens - 1)
         self._cached += self._done[i]
-        arrival = request.arrival_s
-        due = arrival + self._slos[i].ttft_s
+        # A plain engine counts from when it got the request.
+        since = request.arrival_s if self._layout.engine == "urgency" else now
+        due = since + self._slos[i].ttft_s
         server = cell.prefill[one.prefill]
-        server.add(PrefillJob(i, arrival, due, request.input_tokens, self._done[i]))
+        server.add(PrefillJob(i, since, due, request.input_tokens, self._done[i]))
         if server.idle:
             self._launch(c, one.prefill, now)
 

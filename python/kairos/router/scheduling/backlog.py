@@ -14,7 +14,7 @@ class Backlog:
     """Prompts in the order in which the instance is taken to serve them: by (rank, id).
 
     Between events they are served one after the other at the predicted speed. One that should be
-    done but is not keeps a small rest: the instance is never believed idle while it holds work.
+    done but is not keeps a rest: the instance is never believed idle while it holds work.
 
     The first construction in a process compiles or loads the kernels (seconds, once per machine).
     """
@@ -28,7 +28,7 @@ class Backlog:
         self._rows = np.zeros((64, backlog_kernel.COLUMNS))
         self._clock_s = -math.inf
         # Compiles.
-        backlog_kernel.advance(self._live, 1.0, 0.0)
+        backlog_kernel.advance(self._live, 1.0, 0.0, True)
         self.ahead_s(0.0, 0.0, 0.0, True, 0.0)
         self.held(0.0, True)
         self.begun_s(1.0)
@@ -63,7 +63,7 @@ class Backlog:
         insort(self._keys, (rank, id))
         self._ranks[id] = rank
         self._rows[at + 1 : n + 1] = self._rows[at:n]
-        self._rows[at] = (deadline_s, work_s, rest_s, tokens)
+        self._rows[at] = (deadline_s, work_s, rest_s, tokens, 0.0)
 
     def remove(self, id: int) -> float | None:
         """The prompt's work, uncalibrated; None if it is not here (any more)."""
@@ -77,13 +77,18 @@ class Backlog:
         del self._keys[at]
         return work_s
 
-    def advance(self, now_s: float, factor: float) -> None:
-        """Serve what time allowed since the last call; `factor` calibrates the work."""
+    def advance(self, now_s: float, factor: float, in_turn: bool) -> None:
+        """Serve what time allowed since the last call.
+
+        Args:
+            factor: calibrates the work.
+            in_turn: nobody is served before the first one is done.
+        """
         passed = now_s - self._clock_s
         if passed <= 0.0:
             return
         self._clock_s = now_s
-        self._kernel.advance(self._live, passed, _UNFINISHED * factor)
+        self._kernel.advance(self._live, passed, _UNFINISHED * factor, in_turn)
 
     def ahead_s(
         self, now_s: float, deadline_s: float, work_s: float, by_deadline: bool, slice_s: float

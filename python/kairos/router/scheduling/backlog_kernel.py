@@ -9,20 +9,30 @@ from kairos.policy.compiled import compiled
 
 Rows = npt.NDArray[np.float64]
 
-COLUMNS = 4
-DEADLINE, WORK, REST, TOKENS = range(COLUMNS)
-"""Monotonic seconds; seconds, uncalibrated; seconds left, calibrated; prompt tokens."""
+COLUMNS = 5
+DEADLINE, WORK, REST, TOKENS, OVERDUE = range(COLUMNS)
+"""Monotonic seconds; seconds, uncalibrated; seconds left, calibrated; prompt tokens; seconds since
+it should have been done."""
 
 
 @compiled
-def advance(rows: Rows, passed: float, floor: float) -> None:
-    """Serve for `passed` seconds; each row keeps `floor` times its work at least."""
+def advance(rows: Rows, passed: float, floor: float, in_turn: bool) -> None:
+    """Serve for `passed` seconds; each row keeps `floor` times its work at least.
+
+    Args:
+        in_turn: nobody is served before the first one is done. If that one is overdue, it will
+            take as long again: whatever made its prediction wrong is not known.
+    """
     for i in range(rows.shape[0]):
         if passed <= 0.0:
             return
         served = min(passed, max(rows[i, REST] - floor * rows[i, WORK], 0.0))
         rows[i, REST] -= served
         passed -= served
+        if in_turn:
+            rows[i, OVERDUE] += passed
+            rows[i, REST] = max(rows[i, REST], rows[i, OVERDUE])
+            return
 
 
 @compiled

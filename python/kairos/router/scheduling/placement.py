@@ -15,7 +15,7 @@ STEP_OVERRUN = 1.5
 engine keeps most of its residents on time by parking some."""
 PATIENCE = 0.5
 """A request waits for shorter steps only while this share of its TTFT is to spare."""
-MISSED = 0.5
+MISSED = 0.2
 """A prompt is long if so many arrivals would miss their deadlines by waiting for its end."""
 STEP_GRAIN = 0.05
 """Predicted steps that differ by less than this share of the TPOT are equally long."""

@@ -204,4 +204,4 @@ class PrefillInstance:
         return self._backlog.remove(id)
 
     def _advance(self, now_s: float) -> None:
-        self._backlog.advance(now_s, self.speed.factor)
+        self._backlog.advance(now_s, self.speed.factor, not self.preemptive)

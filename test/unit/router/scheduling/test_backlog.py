@@ -20,13 +20,17 @@ class Prompt:
     deadline_s: float
     work_s: float
     rest_s: float
+    overdue_s: float = 0.0
 
 
-def serve(prompts: list[Prompt], passed_s: float, factor: float) -> None:
-    for one in prompts:
+def serve(prompts: list[Prompt], passed_s: float, factor: float, in_turn: bool) -> None:
+    for one in prompts[:1] if in_turn else prompts:
         served = min(passed_s, max(one.rest_s - FLOOR * one.work_s * factor, 0.0))
         one.rest_s -= served
         passed_s -= served
+        if in_turn:
+            one.overdue_s += passed_s
+            one.rest_s = max(one.rest_s, one.overdue_s)
 
 
 def ahead(
@@ -61,11 +65,11 @@ def ahead(
 )
 def test_1_it_agrees_with_the_plain_account(events, factor, by_deadline):
     made, plain, now = Backlog(), list[Prompt](), -5.0
-    made.advance(now, factor)
+    made.advance(now, factor, not by_deadline)
     for id, (what, number, second, passed) in enumerate(events):
         now += passed
-        serve(plain, passed, factor)
-        made.advance(now, factor)
+        serve(plain, passed, factor, not by_deadline)
+        made.advance(now, factor, not by_deadline)
         if what == "add":
             one = Prompt(second, id, now + number, passed, passed * factor)
             plain.append(one)
@@ -98,8 +102,20 @@ def test_2_what_it_does_not_hold_is_not_removed():
 
 def test_3_time_does_not_go_back():
     made = Backlog()
-    made.advance(10.0, 1.0)
+    made.advance(10.0, 1.0, True)
     made.add(1, 0.0, 99.0, 1.0, 1.0, 5)
-    made.advance(9.0, 1.0)
-    made.advance(10.5, 1.0)
+    made.advance(9.0, 1.0, True)
+    made.advance(10.5, 1.0, True)
+    assert made.rest_s() == pytest.approx(0.5)
+
+
+def test_4_nobody_is_served_before_one_that_is_overdue():
+    made = Backlog()
+    made.advance(0.0, 1.0, True)
+    made.add(1, 0.0, 99.0, 0.1, 0.1, 5)
+    made.add(2, 1.0, 99.0, 1.0, 1.0, 5)
+    made.advance(3.095, 1.0, True)
+    assert made.rest_s() == pytest.approx(1.0 + 3.0)  # as long again
+    made.remove(1)
+    made.advance(3.595, 1.0, True)
     assert made.rest_s() == pytest.approx(0.5)
