@@ -11,6 +11,8 @@ import sys
 
 import uvloop
 
+from kairos.router.listener import Listener
+
 EVENT = b'data: {"text":"x","meta_info":{"prompt_tokens":3,"completion_tokens":1,"finish_reason":null}}\n\n'  # noqa: E501
 WHOLE = b'{"text":"x","meta_info":{"prompt_tokens":3,"completion_tokens":1,"finish_reason":{"type":"length"}}}'  # noqa: E501
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
@@ -74,10 +76,8 @@ class Instant(asyncio.Protocol):
 
 
 async def main(port: int, tokens: int, gap_s: float) -> None:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Instant(tokens, gap_s), "127.0.0.1", port,
-                                      backlog=4096)  # fmt: skip
-    await server.serve_forever()
+    Listener(lambda: Instant(tokens, gap_s), "127.0.0.1", port)
+    await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
