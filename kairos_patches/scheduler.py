@@ -14,7 +14,7 @@ def init(result: None, scheduler: Any, server_args: Any, *args: Any, **kwargs: A
 
     config = active_config()
     assert config is not None, "the scheduler's hooks are installed only under --kairos"
-    refuse_unsupported(server_args)
+    refuse_unsupported(server_args, config)
     scheduler.kairos = KairosState(config, scheduler)
     scheduler.policy.kairos = scheduler.kairos
     scheduler.kairos_telemetry = publisher_for(config.telemetry, scheduler)

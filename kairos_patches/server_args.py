@@ -25,7 +25,7 @@ def from_cli_args(original: Any, cls: type, args: Any) -> Any:
         config = config_from_args(args) or active_config()
         if config is None:
             return server_args
-        refuse_unsupported(server_args)
+        refuse_unsupported(server_args, config)
     except InputError as error:
         print(f"kairos: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -5,15 +5,22 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sglang.srt.kairos import config as kairos_config
-from sglang.srt.kairos.config import ENV, activate, config_from_args, config_from_env
+from sglang.srt.kairos.config import (
+    ENV,
+    KairosConfig,
+    activate,
+    config_from_args,
+    config_from_env,
+)
 from sglang.srt.kairos.support import refuse_unsupported
 
 from kairos.errors import InputError
-from kairos.slo import Slo
+from kairos.slo import Slo, SloClasses
 
 
 def parse(*flags: str) -> argparse.Namespace:
@@ -103,6 +110,7 @@ def test_environment_malformed(text: str, monkeypatch: pytest.MonkeyPatch) -> No
         config_from_env()
 
 
+CONFIG = KairosConfig(SloClasses(Slo(2000, 50)), "tiny-fast", ("--kairos",))
 SUPPORTED = {
     "disaggregation_mode": "decode",
     "pp_size": 1,
@@ -119,8 +127,9 @@ SUPPORTED = {
 
 
 def test_supported_modes_pass() -> None:
-    refuse_unsupported(argparse.Namespace(**SUPPORTED))
-    refuse_unsupported(argparse.Namespace(**{**SUPPORTED, "tp_size": 4}))
+    refuse_unsupported(argparse.Namespace(**SUPPORTED), CONFIG)
+    refuse_unsupported(argparse.Namespace(**{**SUPPORTED, "tp_size": 4}), CONFIG)
+    refuse_unsupported(argparse.Namespace(**SUPPORTED), replace(CONFIG, hold=True))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +148,15 @@ def test_supported_modes_pass() -> None:
 )
 def test_unsupported_modes_are_refused(field: str, value: object, named: str) -> None:
     with pytest.raises(InputError, match=named):
-        refuse_unsupported(argparse.Namespace(**{**SUPPORTED, field: value}))
+        refuse_unsupported(argparse.Namespace(**{**SUPPORTED, field: value}), CONFIG)
+
+
+@pytest.mark.parametrize("mode", ["prefill", "null"])
+def test_holding_first_tokens_is_refused_where_none_are_decoded(mode: str) -> None:
+    args = argparse.Namespace(**{**SUPPORTED, "disaggregation_mode": mode})
+    refuse_unsupported(args, CONFIG)
+    with pytest.raises(InputError, match=f"--kairos-hold .* --disaggregation-mode {mode}"):
+        refuse_unsupported(args, replace(CONFIG, hold=True))
 
 
 # The rest needs a process of its own: hooks on upstream's classes stay once they are applied.
@@ -196,10 +213,11 @@ def test_off_is_off_in_the_launcher() -> None:
 
 
 @pytest.mark.slow
-def test_a_bad_flag_is_one_line_and_exit_code_2() -> None:
-    done = probe("--kairos", "--kairos-tpot-slo-ms", "-1")
+@pytest.mark.parametrize("flags", [("--kairos-tpot-slo-ms", "-1"), ("--kairos-hold",)])
+def test_a_bad_flag_is_one_line_and_exit_code_2(flags: tuple[str, ...]) -> None:
+    done = probe("--kairos", *flags)
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if "kairos: error" in line]
     assert len(lines) == 1
-    assert "--kairos-tpot-slo-ms" in lines[0]
+    assert flags[0] in lines[0]
     assert "Traceback" not in done.stderr

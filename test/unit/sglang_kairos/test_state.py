@@ -8,6 +8,7 @@ from sglang.srt.kairos.config import KairosConfig
 from sglang.srt.kairos.state import HANDSHAKE_ORDER_S, RECENT, KairosState
 
 from kairos.slo import Slo, SloClasses
+from support.fake_scheduler import fake_scheduler
 
 CONFIG = KairosConfig(SloClasses(Slo(2000, 50)), "tiny-fast", ("--kairos",))
 POLICY = SimpleNamespace(
@@ -16,40 +17,7 @@ POLICY = SimpleNamespace(
 
 
 def state(role: str) -> KairosState:
-    scheduler = SimpleNamespace(
-        disaggregation_mode=SimpleNamespace(value=role),
-        req_to_token_pool=SimpleNamespace(available_size=lambda: 8),
-        tp_size=1,
-        metrics_reporter=SimpleNamespace(metrics_collector=None),
-        chunked_prefill_size=2048,
-        page_size=1,
-        max_total_num_tokens=10_000,
-        enable_priority_scheduling=False,
-        enable_lora=False,
-        is_generation=True,
-        enable_hierarchical_cache=False,
-        is_hybrid_swa=False,
-        spec_algorithm=SimpleNamespace(is_none=lambda: True),
-        is_mixed_chunk=False,
-        prefill_delayer=None,
-        dllm_config=None,
-        require_mlp_sync=False,
-        enable_hisparse=False,
-        enable_pdmux=False,
-        enable_overlap=True,
-        enable_decode_hicache=False,
-        max_running_requests=8,
-        model_config=SimpleNamespace(is_encoder_decoder=False),
-        tp_worker=SimpleNamespace(model_runner=SimpleNamespace()),
-        server_args=SimpleNamespace(
-            retraction_policy="default",
-            model_path="m",
-            dtype="auto",
-            disaggregation_decode_enable_radix_cache=False,
-            disaggregation_decode_allocation_policy="early",
-        ),
-    )
-    return KairosState(CONFIG, scheduler)
+    return KairosState(CONFIG, fake_scheduler(role))
 
 
 def request(rid: str, custom_params: Any = None) -> Any:

@@ -49,6 +49,8 @@ class DecodeScheduler:
         refusal = parking_refusal(scheduler)
         if refusal is not None:
             _log.warning("Kairos leaves decode batches to upstream: %s", refusal)
+            if config.hold:
+                _log.warning("--kairos-hold has no effect: %s", refusal)
         elif config.hold:
             _log.info("Kairos holds first tokens back")
         overlap = scheduler.enable_overlap
@@ -108,14 +110,20 @@ class DecodeScheduler:
     def _load(self, folder: str) -> None:
         try:
             state = load_state(folder, STATE, self._key)
-            if state is None:
-                return
-            self._steps.restore(state["steps"])
-            # Ranks may be on hosts with different folders, and lengths are not shared.
-            if not self._clock.shared:
-                self._lengths.restore(state["lengths"])
-        except (InputError, KeyError, TypeError) as error:
+        except InputError as error:
             _log.warning("Kairos starts without what was learned before: %s", error)
+            return
+        if state is None:
+            return
+        parts = {"steps": self._steps.restore}
+        # Ranks may be on hosts with different folders, and lengths are not shared.
+        if not self._clock.shared:
+            parts["lengths"] = self._lengths.restore
+        for name, restore in parts.items():
+            try:
+                restore(state[name])
+            except (InputError, KeyError, TypeError) as error:
+                _log.warning("Kairos starts without the %s learned before: %s", name, error)
 
 
 def _captured_batches(scheduler: Any) -> list[int]:

@@ -2,16 +2,23 @@
 
 from typing import Any
 
+from sglang.srt.kairos.config import KairosConfig
+
 from kairos.errors import InputError
 
 
-def refuse_unsupported(server_args: Any) -> None:
+def refuse_unsupported(server_args: Any, config: KairosConfig) -> None:
     """Check an upstream `ServerArgs` (raw or resolved).
 
     Raises:
         InputError: naming the option, its value and the reason.
     """
     a = server_args
+    if config.hold and a.disaggregation_mode != "decode":
+        raise InputError(
+            "--kairos-hold has no effect with --disaggregation-mode "
+            f"{a.disaggregation_mode}: only decode servers hold first tokens back"
+        )
     for option, value, refused, reason in (
         (
             "--pp-size",

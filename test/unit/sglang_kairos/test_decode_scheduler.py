@@ -1,0 +1,171 @@
+"""What a decode server keeps between runs, and what it says when it starts."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from sglang.srt.kairos import decode_scheduler
+from sglang.srt.kairos.config import KairosConfig
+from sglang.srt.kairos.decode_scheduler import SAVE_EVERY_S, STATE, DecodeScheduler
+from sglang.srt.kairos.shared_clock import SharedClock
+
+from kairos.latency import load_profile
+from kairos.slo import Slo, SloClasses
+from support.fake_scheduler import fake_scheduler
+
+PROFILE = load_profile("tiny-fast")
+CONFIG = KairosConfig(SloClasses(Slo(2000, 50)), PROFILE.name, ("--kairos",))
+SLOWNESS = 3.0
+STEP = (4, 4_000, 1_000)
+OUTPUT = 40
+
+
+class Lengths(np.ndarray):
+    """An array that answers `numpy()`, as a tensor does."""
+
+    def numpy(self) -> Any:
+        return self.view(np.ndarray)
+
+
+class Server:
+    """A decode server that starts with what is in `folder`; time is virtual."""
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        folder: Path | None = None,
+        first_rank: bool = True,
+        config: KairosConfig = CONFIG,
+        **changes: Any,
+    ) -> None:
+        self.now = 100.0
+        local_time = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr(decode_scheduler, "time", local_time)
+        monkeypatch.setattr(decode_scheduler, "_first_rank", lambda: first_rank)
+        config = replace(config, state_dir=None if folder is None else str(folder))
+        clock = SharedClock(1, lambda: self.now)
+        scheduler = fake_scheduler("decode", **changes)
+        self.kairos = DecodeScheduler(config, PROFILE, scheduler, clock)
+        self.iteration = 0
+
+    def serve(self, seconds: float) -> None:
+        """Steps that take longer than the profile says, each with a request that ends."""
+        end = self.now + seconds
+        while self.now < end:
+            self.iteration += 1
+            batch = SimpleNamespace(
+                forward_iter=self.iteration,
+                after_idle_gap=False,
+                launch_ts=self.now,
+                seq_lens_cpu=np.full(STEP[0], STEP[2]).view(Lengths),
+            )
+            self.now += SLOWNESS * PROFILE.decode.step_s(*STEP)
+            self.kairos.batcher.policy.completed(0, OUTPUT)
+            self.kairos.processed(batch)
+
+    def slowness(self) -> float:
+        """Predicted step time, relative to the profile."""
+        self.kairos.batcher._select(self.now, changed=True)
+        policy = self.kairos.batcher.policy
+        predicted = policy.calibration.factor * policy.table.step_s(*STEP)
+        return predicted / PROFILE.decode.step_s(*STEP)
+
+    def horizon(self) -> float:
+        """Tokens that a fresh request is planned to make; 0 while nothing is known."""
+        return float(self.kairos._lengths.horizons[0, 0])
+
+
+def test_a_restart_goes_on_from_what_was_learned(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server = Server(monkeypatch, tmp_path)
+    assert server.slowness() == pytest.approx(1.0)
+    assert server.horizon() == 0.0
+    server.serve(1.1 * SAVE_EVERY_S)
+    again = Server(monkeypatch, tmp_path)
+    assert again.slowness() == pytest.approx(SLOWNESS, rel=0.05)
+    assert again.horizon() == pytest.approx(server.horizon())
+    assert again.horizon() > 0.0
+    assert again.kairos.snapshot()["steps_measured"] > 100
+
+
+def test_it_is_kept_now_and_then_and_by_the_first_rank(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Server(monkeypatch, tmp_path).serve(0.9 * SAVE_EVERY_S)
+    Server(monkeypatch, tmp_path, first_rank=False).serve(1.1 * SAVE_EVERY_S)
+    Server(monkeypatch).serve(1.1 * SAVE_EVERY_S)
+    assert not list(tmp_path.iterdir())
+    Server(monkeypatch, tmp_path).serve(1.1 * SAVE_EVERY_S)
+    assert [file.name for file in tmp_path.iterdir()] == [f"{STATE}.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"schema": 1, "ke'])
+def test_a_damaged_file_is_named_and_nothing_of_it_used(
+    text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / f"{STATE}.json"
+    file.write_text(text)
+    server = Server(monkeypatch, tmp_path)
+    assert str(file) in caplog.text
+    assert server.slowness() == pytest.approx(1.0)
+    server.serve(1.1 * SAVE_EVERY_S)
+    assert Server(monkeypatch, tmp_path).slowness() == pytest.approx(SLOWNESS, rel=0.05)
+
+
+@pytest.mark.parametrize("state", [[], {}, "text", {"steps": 3, "lengths": {"counts": "many"}}])
+def test_a_file_that_is_no_state_is_not_used(
+    state: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save = decode_scheduler.save_state
+    monkeypatch.setattr(decode_scheduler, "save_state", lambda *args: save(*args[:3], state))
+    Server(monkeypatch, tmp_path).serve(1.1 * SAVE_EVERY_S)
+    server = Server(monkeypatch, tmp_path)
+    assert "without the steps learned before" in caplog.text
+    assert "without the lengths learned before" in caplog.text
+    assert server.slowness() == pytest.approx(1.0)
+    assert server.horizon() == 0.0
+
+
+def test_what_another_engine_learned_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Server(monkeypatch, tmp_path).serve(1.1 * SAVE_EVERY_S)
+    other = Server(monkeypatch, tmp_path, max_running_requests=16)
+    assert other.slowness() == pytest.approx(1.0)
+    assert not caplog.text
+
+
+def test_with_other_classes_only_the_lengths_are_learned_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Server(monkeypatch, tmp_path).serve(1.1 * SAVE_EVERY_S)
+    classes = SloClasses(Slo(2000, 50), {"batch": Slo(20_000, 150, "batch")})
+    again = Server(monkeypatch, tmp_path, config=replace(CONFIG, classes=classes))
+    assert again.slowness() == pytest.approx(SLOWNESS, rel=0.05)
+    assert again.horizon() == 0.0
+    assert "without the lengths learned before: learned lengths: for other SLO" in caplog.text
+
+
+def test_a_folder_that_is_gone_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server(monkeypatch, tmp_path / "gone")
+    server.serve(1.1 * SAVE_EVERY_S)
+    assert "cannot write state" in caplog.text
+    assert server.slowness() == pytest.approx(SLOWNESS, rel=0.05)
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_a_server_that_leaves_batches_to_upstream_says_that_it_holds_no_tokens(
+    hold: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(CONFIG, hold=hold)
+    with caplog.at_level(logging.INFO):
+        server = Server(monkeypatch, config=config, is_hybrid_swa=True)
+    assert server.kairos.held is None
+    assert ("--kairos-hold has no effect: hybrid sliding-window" in caplog.text) is hold
