@@ -12,6 +12,7 @@ from kairos.router.config import Observability, Overload, Security
 from kairos.router.instance import MOST_ABORTS
 from kairos.router.keys import new_key
 from kairos.router.outcome import Outcome
+from kairos.router.pair import PREFILL_GRACE_S
 from support.router_engine import Fault, fakes, until
 from support.router_running import TIMEOUTS, Running, config_for, running
 
@@ -411,3 +412,21 @@ async def test_22_a_request_that_its_tenants_limits_refuse_is_logged_as_the_tena
         assert [end.tenant for end in up.ends] == ["a", "a"]
         (tenant,) = up.router.keyring.tenants
         assert up.router.gate.running(tenant) == 0
+
+
+async def test_23_a_decode_leg_that_breaks_ends_the_prefill_leg_at_once() -> None:
+    async with fakes() as cluster, running(config_for(cluster, overload=ONCE)) as up:
+        cluster.decode[0].fault = Fault("reset_headers", times=1)
+        begun_s = time.monotonic()
+        assert (await status_and_text(up, True))[0] == 502
+        await up.quiet()
+        assert time.monotonic() - begun_s < PREFILL_GRACE_S
+        assert cluster.prefill[0].aborted
+
+
+async def test_24_a_server_behind_a_connection_that_broke_is_told_too() -> None:
+    async with fakes() as cluster, running(config_for(cluster, overload=ONCE)) as up:
+        cluster.decode[0].fault = Fault("reset_stream", times=1)
+        await status_and_text(up, True)
+        await up.quiet()
+        assert cluster.decode[0].aborts == 1

@@ -58,6 +58,16 @@ class Leg:
         """The server may still be at work for it."""
         return not self.connection.ended
 
+    @property
+    def complete(self) -> bool:
+        """The server has answered to the end."""
+        return self.connection.ended and self.connection.broken is None
+
+    @property
+    def answered(self) -> bool:
+        """It has, and with what was asked for."""
+        return self.complete and self.connection.status == 200
+
     def broken(self) -> LegError | None:
         """Why the exchange came to no end; None if it did, or still may."""
         problem = self.connection.broken

@@ -199,7 +199,7 @@ class Pair:
 
     def settled(self) -> bool:
         """End it if both servers are done with it already; whether they were."""
-        if self.ending is not None or any(leg.live for leg in self._legs.values()):
+        if self.ending is not None or not all(leg.complete for leg in self._legs.values()):
             return False
         self._closed = True
         self._stop_timer()
@@ -212,17 +212,18 @@ class Pair:
         The decode server is told first: it tells the prefill server, which does not tell it. An
         abort that comes before its request is registered is lost although it is answered with
         200, so it is repeated until the leg itself ends. What does not end is cut off. A decode
-        server that does not answer keeps neither the other abort nor the end waiting.
+        server that does not answer keeps neither the other abort nor the end waiting. Behind a
+        connection that broke the server may run on: it is told once.
         """
         self._closed = True
         self._stop_timer()
         try:
             decode, prefill = (self._legs.get(role) for role in (Role.DECODE, Role.PREFILL))
-            if decode is not None and not decode.live and prefill is not None and prefill.live:
+            if decode is not None and decode.answered and prefill is not None and prefill.live:
                 await _ended([prefill], PREFILL_GRACE_S)
-            live = [leg for leg in (decode, prefill) if leg is not None and leg.live]
-            if live:
-                await self._abort(live, reason)
+            told = [leg for leg in (decode, prefill) if leg is not None and not leg.complete]
+            if told:
+                await self._abort(told, reason)
         finally:
             self._let_go()
 
@@ -235,34 +236,35 @@ class Pair:
             instance.pairs.discard(self)
         self._parts.rooms.release(self._rooms)
 
-    async def _abort(self, live: list[Leg], reason: str) -> None:
+    async def _abort(self, legs: list[Leg], reason: str) -> None:
         metrics = self._parts.metrics
         begun_s = time.monotonic()
         limit_s = begun_s + ABORT_LIMIT_S
         pause_s, longest_s = _ABORT_PAUSE_S
+        live = [leg for leg in legs if leg.live]
         for leg in live:
             leg.connection.discard()
         while True:
-            await self._tell_all(live, reason, limit_s)
+            await self._tell_all(legs, reason, limit_s)
             await _ended(live, min(pause_s, limit_s - time.monotonic()))
             for leg in live:
                 if not leg.live:
                     waited_s = time.monotonic() - begun_s
                     metrics.abort_wait.labels(leg.role.value).observe(waited_s)
-            live = [leg for leg in live if leg.live]
+            legs = live = [leg for leg in live if leg.live]
             if not live or time.monotonic() >= limit_s:
                 return
             pause_s = min(2 * pause_s, longest_s)
 
-    async def _tell_all(self, live: list[Leg], reason: str, limit_s: float) -> None:
+    async def _tell_all(self, legs: list[Leg], reason: str, limit_s: float) -> None:
         """One abort to each leg, until `limit_s` on the monotonic clock at most."""
         metrics = self._parts.metrics
         telling: list[asyncio.Task[None]] = []
         try:
-            for leg in live:
+            for leg in legs:
                 if telling:
                     await asyncio.wait(telling, timeout=_HEAD_START_S)
-                if leg.live:
+                if not leg.complete:
                     metrics.aborts.labels(leg.role.value, metrics.reason(reason)).inc()
                     telling.append(asyncio.ensure_future(self._tell(leg)))
             if telling:
@@ -278,7 +280,7 @@ class Pair:
             self._parts.metrics.aborts_damped.inc()
         async with gate:
             for rid in self.rids:
-                if not leg.live:
+                if leg.complete:
                     return
                 try:
                     await self._parts.pool.call(
