@@ -68,5 +68,6 @@ def _lanes(axis: Any, bars: Sequence[Bar], tokens: dict[str, int]) -> None:
             zorder=2,
         )
     axis.invert_yaxis()
+    axis.set_yticks([])
     axis.set_ylabel("requests by first work")
     axis.grid(axis="y", visible=False)

@@ -6,11 +6,12 @@ from importlib import resources
 from typing import Any
 
 from kairos.replay.bootstrap import DRAWS, block_length
-from kairos.replay.goodput import TARGETS
+from kairos.replay.goodput import LOWEST, TARGETS
 from kairos.replay.record import Header
 from kairos.replay.report import ROWS, Extras, Row, best_of, gains, headline, subtitle
 from kairos.replay.results import Arm
 from kairos.replay.summary import BOOTSTRAPPED
+from kairos.workload.slo_sets import in_words
 
 _MISSING = "–"
 _LABELS = {row.field: row for row in ROWS}
@@ -41,6 +42,7 @@ def page(
         everyone=[arm for group in groups.values() for arm in group],
         subtitle=subtitle(arms),
         header=arms[0].header,
+        slo=in_words(arms[0].header.slo_set, arms[0].header.tpot_ms),
         rows=[_row(row, arms) for row in ROWS],
         gains=won,
         gain_rows=[_gain_row(name, won) for name in BOOTSTRAPPED] if won else [],
@@ -86,12 +88,11 @@ def _gain_row(
     cells = []
     for gain in won.values():
         if name not in gain:
-            cells.append((_MISSING, ""))
+            cells.append((_MISSING, "", False))
             continue
         value, low, high = gain[name]
-        cells.append(
-            (f"{value:+,.{row.digits}f}", f"{low:+,.{row.digits}f} to {high:+,.{row.digits}f}")
-        )
+        interval = f"{low:+,.{row.digits}f} to {high:+,.{row.digits}f}"
+        cells.append((f"{value:+,.{row.digits}f}", interval, low > 0.0 or high < 0.0))
     return {"label": row.label, "cells": cells}
 
 
@@ -109,8 +110,14 @@ def _goodput(extras: Extras) -> list[tuple[str, str, list[str]]]:
     for name, found in extras.goodput.items():
         loads = found["loads"]
         if loads is not None:
-            rows.append((name, found["in"], [f"{result['load']:.2f}" for result in loads]))
+            rows.append((name, found["in"], [_goodput_text(result) for result in loads]))
     return rows
+
+
+def _goodput_text(result: Mapping[str, Any]) -> str:
+    if not result["load"]:
+        return f"below {LOWEST:g}"
+    return f"{result['load']:.2f}" + " or more" * (result["misses_at"] is None)
 
 
 def _deciles(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:

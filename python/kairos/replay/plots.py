@@ -73,9 +73,11 @@ def deciles(arms: Sequence[Arm]) -> bytes:
             row[0].set_xscale("log")
             row[0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             row[1].set_xlim(0, 3)
-        axes[-1][0].legend(
-            title="prompt tokens", loc="upper left", bbox_to_anchor=(-0.02, -0.12), ncols=5
-        )
+        # Of the figure: one of a panel would squeeze that.
+        axes[-1][0].figure.legend(
+            *axes[-1][0].get_legend_handles_labels(),
+            title="prompt tokens", loc="outside lower left", ncols=5,
+        )  # fmt: skip
 
     return png((len(arms), 2), (14, 3.6 * len(arms) + 0.8), subtitle(arms), draw)
 

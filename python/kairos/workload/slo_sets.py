@@ -1,14 +1,5 @@
 """SLO sets: which TTFT and TPOT each request of a replay has to meet.
 
-| set   | TTFT                               | TPOT         |
-|-------|------------------------------------|--------------|
-| L3    | 0.5 s + 3 x own prefill            | as asked for |
-| F5    | 5 s                                | as asked for |
-| F2    | 2 s                                | as asked for |
-| LC    | max(1 s, prompt tokens / 8000 s)   | as asked for |
-| tiers | 50 % interactive 1 s + 2 x own, 30 % standard 3 s + 4 x own, 20 % batch 20 s + 8 x own |
-|       |                                    | 25, 50 and 150 ms |
-
 Own prefill is the time the prompt takes alone on an idle prefill instance, in full chunks, behind
 the prefix that the cache is expected to hold.
 """
@@ -22,7 +13,13 @@ from kairos.latency import Chunk, Profile
 from kairos.slo import Slo, tpot_ms
 from kairos.workload.trace import TraceRequest
 
-SLO_SETS = ("L3", "F5", "F2", "LC", "tiers")
+_TTFT = {
+    "L3": "0.5 s + 3 x own prefill",
+    "F5": "5 s",
+    "F2": "2 s",
+    "LC": "1 s, or prompt tokens / 8,000 s if that is more",
+}
+SLO_SETS = (*_TTFT, "tiers")
 DEFAULT_TPOT_MS = 30.0
 
 
@@ -42,6 +39,21 @@ TIERS = (
     Tier("standard", 0.3, 3.0, 4.0, 50.0),
     Tier("batch", 0.2, 20.0, 8.0, 150.0),
 )
+
+
+def in_words(slo_set: str, tpot: float) -> str:
+    """What a set asks for.
+
+    Args:
+        tpot: TPOT objective in milliseconds; tiers have their own.
+    """
+    if slo_set != "tiers":
+        return f"TTFT {_TTFT[slo_set]}, TPOT {tpot:g} ms"
+    return "; ".join(
+        f"{100 * tier.share:.0f} % {tier.name}: TTFT {tier.base_s:g} s + {tier.factor:g} x own "
+        f"prefill, TPOT {tier.tpot_ms:g} ms"
+        for tier in TIERS
+    )
 
 
 def own_prefill_s(input_tokens: int, cached_tokens: int, profile: Profile) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kairos.replay.record import Quiet
 from kairos.replay.report import Extras, write_report
 from support.replay import arm, record
 
@@ -44,8 +45,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     fast = [record(i, [0.1 + 0.05 * i, 0.12 + 0.05 * i], input_tokens=9 + i) for i in range(20)]
     slow = [record(i, [0.4 + 0.2 * i, 0.45 + 0.2 * i], input_tokens=9 + i) for i in range(20)]
-    goodput = {"fcfs": {"in": "simulator", "loads": [{"load": 0.4}, {"load": 0.2}]}}
-    arms = [arm("fcfs", slow), arm("kairos", fast), arm("fcfs", fast, load=0.5)]
+    loads = [{"load": 4.0, "misses_at": None}, {"load": 0.2, "misses_at": 0.21}]
+    goodput = {"fcfs": {"in": "simulator", "loads": loads}}
+    loud = Quiet(problems=("lag of emulated devices 9.10 %, allowed are 5",) * 3)
+    arms = [arm("fcfs", slow), arm("kairos", fast, quiet=loud), arm("fcfs", fast, load=0.5)]
     write_report(arms, folder, Extras({}, {}, goodput))
     return folder / "report.html"
 
@@ -69,3 +72,12 @@ def test_3_it_prints(page: Path) -> None:
     pdf = page.with_suffix(".pdf")
     browse(page, f"--print-to-pdf={pdf}", "--no-pdf-header-footer")
     assert pdf.read_bytes().startswith(b"%PDF")
+
+
+def test_4_no_table_is_wider_than_the_page(page: Path) -> None:
+    probe = page.with_name("probe.html")
+    script = """<script>for (const box of document.querySelectorAll(".scroll, body"))
+        if (box.scrollWidth > box.clientWidth) console.error(box.innerText)</script>"""
+    probe.write_text(page.read_text() + script)
+    done = browse(probe, "--dump-dom")
+    assert [line for line in done.stderr.splitlines() if CONSOLE.search(line)] == []

@@ -12,7 +12,7 @@ from rich.console import Console
 from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.replay.record import Outcome
-from kairos.replay.report import ROWS, subtitle, terminal_table, write_report
+from kairos.replay.report import ROWS, Extras, subtitle, terminal_table, write_report
 from kairos.replay.results import Arm, RunResult, check_comparable
 from support.replay import arm, header, record
 
@@ -177,3 +177,23 @@ def test_13_runs_left_out_are_in_the_quiet_table(tmp_path: Path) -> None:
     assert "NOT VALID, left out of all figures; decode-0 died" in words
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["left_out"]["fcfs"][0]["note"] == "decode-0 died"
+
+
+def test_14_the_page_says_what_slos_and_goodput_mean(tmp_path: Path) -> None:
+    loads = [{"load": 4.0, "misses_at": None}, {"load": 0.0, "misses_at": 0.05}]
+    goodput = {"fcfs": {"in": "simulator", "loads": loads}}
+    write_report([arm("fcfs", SLOW)], tmp_path, Extras({}, {}, goodput))
+    words = Page((tmp_path / "report.html").read_text()).words
+    assert "SLO set L3 means TTFT 0.5 s + 3 x own prefill, TPOT 30 ms;" in words
+    assert "4.00 or more" in words
+    assert "below 0.05" in words
+
+
+def test_15_only_gains_that_are_sure_are_marked(tmp_path: Path) -> None:
+    """The arms differ in TTFT; no request of either misses its TPOT."""
+    slow = [record(i, [0.6, 0.61], input_tokens=9 + i) for i in range(40)]
+    fast = [record(i, [0.1, 0.11], input_tokens=9 + i) for i in range(40)]
+    write_report([arm("fcfs", slow), arm("kairos", fast)], tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert '<td>TTFT attainment</td><td class="best">+100.0<small>' in page
+    assert "<td>TPOT attainment</td><td>+0.0<small>" in page

@@ -7,7 +7,7 @@ import pytest
 from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.slo import Slo
-from kairos.workload.slo_sets import TIERS, assign_slos, own_prefill_s
+from kairos.workload.slo_sets import SLO_SETS, TIERS, assign_slos, in_words, own_prefill_s
 from kairos.workload.trace import TraceRequest
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
@@ -75,3 +75,16 @@ def test_7_bad_arguments() -> None:
     for tpot in (0.0, -1.0, float("nan"), 1e9):
         with pytest.raises(InputError, match="--tpot-ms"):
             assign_slos(REQUESTS, [0, 0], PROFILE, "L3", tpot=tpot)
+
+
+def test_8_sets_in_words() -> None:
+    """The figures of `assign_slos` above."""
+    words = {slo_set: in_words(slo_set, 30.0) for slo_set in SLO_SETS}
+    assert words == {
+        "L3": "TTFT 0.5 s + 3 x own prefill, TPOT 30 ms",
+        "F5": "TTFT 5 s, TPOT 30 ms",
+        "F2": "TTFT 2 s, TPOT 30 ms",
+        "LC": "TTFT 1 s, or prompt tokens / 8,000 s if that is more, TPOT 30 ms",
+        "tiers": "50 % interactive: TTFT 1 s + 2 x own prefill, TPOT 25 ms; 30 % standard: TTFT "
+        "3 s + 4 x own prefill, TPOT 50 ms; 20 % batch: TTFT 20 s + 8 x own prefill, TPOT 150 ms",
+    }
