@@ -4,8 +4,6 @@ Times are compared with each other and with the profile from below only: a busy 
 everything later, nothing may be earlier.
 """
 
-import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,11 +19,10 @@ from kairos_emulation.models import PRINTABLE, VOCABULARY
 from kairos_emulation.streams import WAKE_UP_S
 from kairos_emulation.trace import Record, read_trace
 from support.clusters import EMULATED_PAIR, on
+from support.configs import OFF, TRACE
 from support.pair import send
 
-TRACE = Path(tempfile.gettempdir()) / f"kairos-emulation-{os.getpid()}.jsonl"
-OVERLAP = replace(EMULATED_PAIR, env=(("KAIROS_EMULATION_TRACE", str(TRACE)),))
-BLOCKING = replace(OVERLAP, args=("--disable-overlap-schedule",))
+BLOCKING = replace(OFF, args=("--disable-overlap-schedule",))
 SINGLE = replace(EMULATED_PAIR, prefill=0, decode=0)
 PROFILE = load_profile(EMULATED_PAIR.profile)
 CHUNK = PROFILE.limits.chunk_tokens
@@ -66,7 +63,7 @@ def traced(cluster: Cluster, *requests: dict) -> dict[str, list[Record]]:
     }
 
 
-@on(OVERLAP, long=(BLOCKING,))
+@on(OFF, long=(BLOCKING,))
 def test_decode_steps_take_the_profiles_time_one_after_the_other(cluster):
     steps = traced(cluster, *(body(prompt(length), 40) for length in (5, 80, 300)))["decode"]
     assert {step.batch for step in steps} >= {3}
@@ -77,7 +74,7 @@ def test_decode_steps_take_the_profiles_time_one_after_the_other(cluster):
         assert later.bubble_s == pytest.approx(max(0.0, later.launch_s - earlier.end_s))
 
 
-@on(OVERLAP)
+@on(OFF)
 def test_with_overlap_the_next_step_is_launched_during_this_one(cluster):
     steps = traced(cluster, body(prompt(50), 40))["decode"]
     ahead = [later.launch_s < earlier.end_s for earlier, later in pairwise(steps)]
@@ -91,7 +88,7 @@ def test_without_overlap_a_step_is_launched_after_the_last_one_ended(cluster):
         assert later.launch_s >= earlier.end_s - WAKE_UP_S
 
 
-@on(OVERLAP, long=(BLOCKING,))
+@on(OFF, long=(BLOCKING,))
 def test_a_long_prompt_is_prefilled_in_chunks_that_know_their_context(cluster):
     batches = traced(cluster, body(prompt(2 * CHUNK + 500), 1))["prefill"]
     assert [(batch.context, batch.tokens) for batch in batches] == [
@@ -106,7 +103,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_that_know_their_context(cluster):
         assert later.end_s - earlier.end_s >= later.duration_s - ROUNDING_S
 
 
-@on(OVERLAP, long=(BLOCKING,))
+@on(OFF, long=(BLOCKING,))
 def test_the_whole_kv_cache_crosses_the_link_between_prefill_and_decode(cluster):
     length = 2 * CHUNK + 500
     records = traced(cluster, body(prompt(length), 3))
@@ -122,7 +119,7 @@ def test_the_whole_kv_cache_crosses_the_link_between_prefill_and_decode(cluster)
     assert records["decode"][0].launch_s >= transfers[-1].end_s - WAKE_UP_S
 
 
-@on(OVERLAP, long=(BLOCKING,))
+@on(OFF, long=(BLOCKING,))
 def test_a_cached_prefix_costs_no_prefill_time(cluster):
     ids = prompt(1000)
     traced(cluster, body(ids, 2))
@@ -131,7 +128,7 @@ def test_a_cached_prefix_costs_no_prefill_time(cluster):
     assert sum(transfer.tokens for transfer in again["transfer"]) == 1100
 
 
-@on(OVERLAP, SINGLE, long=(BLOCKING,))
+@on(OFF, long=(SINGLE, BLOCKING))
 def test_tokens_follow_from_the_sequence_alone(cluster):
     torch = pytest.importorskip("torch")
     from kairos_emulation.codes import successors
@@ -152,7 +149,7 @@ def test_tokens_follow_from_the_sequence_alone(cluster):
     assert len(alone["text"]) == 30
 
 
-@on(OVERLAP, SINGLE)
+@on(OFF, long=(SINGLE,))
 def test_logprobs_of_output_tokens_are_answered(cluster):
     request = body(prompt(40), 5, return_logprob=True, top_logprobs_num=2)
     answer = ask(cluster, request)["meta_info"]
@@ -162,7 +159,7 @@ def test_logprobs_of_output_tokens_are_answered(cluster):
     assert all(top[1][0] < -30 for top in answer["output_top_logprobs"])
 
 
-@on(SINGLE)
+@on(long=(SINGLE,))
 def test_logprobs_of_input_tokens_are_answered(cluster):
     ids = prompt(CHUNK + 40)
     request = body(ids, 1, return_logprob=True, logprob_start_len=10)

@@ -1,10 +1,15 @@
 """Configurations that several test modules share, so that each starts once."""
 
+import os
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 from support.clusters import EMULATED_PAIR
 
-OFF = EMULATED_PAIR
+# What the emulated devices of `OFF` did.
+TRACE = Path(tempfile.gettempdir()) / f"kairos-emulation-{os.getpid()}.jsonl"
+OFF = replace(EMULATED_PAIR, env=(("KAIROS_EMULATION_TRACE", str(TRACE)),))
 # Predictions from the profile that the emulation follows.
 KAIROS = replace(
     EMULATED_PAIR,
