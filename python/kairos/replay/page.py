@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from kairos.replay import quiet
 from kairos.replay.bootstrap import DRAWS, block_length
 from kairos.replay.goodput import LOWEST, TARGETS
 from kairos.replay.record import Header
@@ -55,6 +56,7 @@ def page(
         decile_rows=_deciles(arms),
         classes=sorted({name for arm in arms for name in arm.summary.classes}),
         **_fidelity(extras, load),
+        limits=quiet,
         quiet=[
             _quiet(arm.name, header, left_out)
             for group in groups.values()
@@ -150,7 +152,7 @@ def _fidelity(extras: Extras, load: float) -> dict[str, Any]:
 
 
 def _quiet(name: str, header: Header, left_out: bool) -> list[str]:
-    quiet, device = header.quiet, header.device
+    found, device = header.quiet, header.device
 
     def shown(value: float | None, unit: str, digits: int = 1) -> str:
         return _MISSING if value is None else f"{value:.{digits}f}{unit}"
@@ -160,11 +162,11 @@ def _quiet(name: str, header: Header, left_out: bool) -> list[str]:
         verdict += ", left out of all figures"
     return [
         f"{name}, load {header.load:g}, run {header.repeat}",
-        shown(quiet.send_lag_p99_ms, " ms"),
-        shown(quiet.cpu_pressure_percent, " %"),
-        shown(quiet.others_cores, "", 2),
-        shown(quiet.run_cores, "", 2),
-        shown(quiet.device_lag_percent, " %"),
+        shown(found.send_lag_p99_ms, " ms"),
+        shown(found.cpu_pressure_percent, " %"),
+        shown(found.others_cores, "", 2),
+        shown(found.run_cores, "", 2),
+        shown(found.device_lag_percent, " %"),
         shown(None if device is None else device.prefill_busy_percent, " %"),
         shown(None if device is None else device.decode_busy_percent, " %"),
         "; ".join((verdict, *header.troubles)) if header.troubles else "valid",
