@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from kairos.router.config import Limits, Observability, Scheduling, Security, Workers
+from kairos.router.config import (
+    Limits,
+    Observability,
+    Overload,
+    Scheduling,
+    Security,
+    Workers,
+)
 from kairos.router.endpoint import parse_pattern
 from kairos.router.keys import new_key
 from kairos.router.outcome import Outcome
@@ -151,3 +158,28 @@ async def test_6_servers_are_named_in_answers_only_where_that_is_wanted(stream: 
             assert names == (
                 [url.removeprefix("http://") for url in there] if shown else [None] * 2
             )
+
+
+async def test_7_bodies_being_read_are_bounded_together() -> None:
+    async with fakes() as cluster:
+        config = config_for(
+            cluster,
+            limits=Limits(max_reading_mib=1, max_body_mib=1),
+            overload=Overload(overload_status=503),
+        )
+        async with running(config) as up:
+            host, port = up.url.removeprefix("http://").split(":")
+            _, writer = await asyncio.open_connection(host, int(port))
+            head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+            writer.write(head % (1 << 20))
+            await until(lambda: len(up.router.lives) == 1)
+            async with up.post(BODY) as answer:
+                assert answer.status == 503
+                assert answer.headers["x-kairos-reason"] == "reading_bytes"
+                assert answer.headers["Retry-After"] == "1"
+            writer.close()
+            await until(lambda: len(up.ends) == 2)
+            assert await _status(up) == 200
+            await up.quiet()
+            outcomes = [end.outcome for end in up.ends]
+            assert outcomes == [Outcome.REJECTED_FULL, Outcome.CLIENT_GONE, Outcome.COMPLETED]

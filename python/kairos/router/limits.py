@@ -4,10 +4,12 @@ import asyncio
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from aiohttp import web
 
 from kairos.router.config import Limits, Timeouts
+from kairos.router.connection import Connection
 from kairos.router.outcome import Outcome
 from kairos.router.refusal import RefusedError, invalid
 from kairos.router.tenant import Tenant
@@ -55,28 +57,37 @@ async def read_body(request: web.BaseRequest, limits: Limits, timeouts: Timeouts
     """The body, whole.
 
     Raises:
-        RefusedError: 413 when it is too long, 408 when it comes too slowly.
+        RefusedError: 413 when it is too long, 408 when it comes too slowly, and what overload is
+            answered with when the bodies being read take too much together.
     """
+    bodies = cast(Connection, request.protocol).bodies
     too_long = invalid(413, "body_large", f"a body may have {limits.max_body_mib} MiB at most")
-    if (request.content_length or 0) > limits.max_body_bytes:
+    held = request.content_length or 0
+    if held > limits.max_body_bytes:
         raise too_long
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0
-    chunks: list[bytes] = []
-    size = 0
+    bodies.take(held)
     try:
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        chunks: list[bytes] = []
+        size = 0
         async with asyncio.timeout(timeouts.body_timeout_s):
             # Not request.read(): that answers with aiohttp's own page, after its own limit.
             while chunk := await request.content.readany():
                 size += len(chunk)
                 if size > limits.max_body_bytes:
                     raise too_long
+                if size > held:  # its length was not declared
+                    bodies.take(size - held)
+                    held = size
                 chunks.append(chunk)
     except TimeoutError:
         raise invalid(
             408, "body_slow", f"the body did not arrive within {timeouts.body_timeout_s:g} s"
         ) from None
+    finally:
+        bodies.give(held)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

@@ -156,6 +156,8 @@ def test_8_a_bad_file_says_where(tmp_path: Path, text: str, says: str) -> None:
 def test_9_values_built_in_code_are_checked_too() -> None:
     with pytest.raises(InputError, match="--max-headers"):
         Limits(max_headers=1)
+    with pytest.raises(InputError, match="--max-reading-mib: must hold a body"):
+        Limits(max_body_mib=2, max_reading_mib=1)
     with pytest.raises(InputError, match="cell 3: allowed are 0 to 1"):
         Listen(cells=2, cell=3)
     with pytest.raises(InputError, match="--keys-file"):

@@ -1,11 +1,13 @@
 """Bounds of a request and of a tenant."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kairos.router.bodies import Bodies
 from kairos.router.config import Limits, Timeouts
 from kairos.router.limits import TenantGate, check_headers, read_body
 from kairos.router.outcome import Outcome
@@ -49,14 +51,22 @@ def test_2_headers_that_pass() -> None:
 
 
 class FakeRequest:
-    def __init__(self, chunks: list[bytes], length: int | None = None, late: bool = False) -> None:
+    def __init__(
+        self,
+        chunks: list[bytes],
+        length: int | None = None,
+        late: bool = False,
+        bodies: Bodies | None = None,
+    ) -> None:
         self.content_length = length
+        self.protocol = SimpleNamespace(bodies=bodies or Bodies(1 << 30, 429))
         self.headers: dict[str, str] = {}
         self.content = self
         self.left = list(chunks)
         self.late = late
 
     async def readany(self) -> bytes:
+        await asyncio.sleep(0)
         if not self.left and self.late:
             await asyncio.Event().wait()
         return self.left.pop(0) if self.left else b""
@@ -135,3 +145,77 @@ def test_7_no_more_than_burst_plus_rate_times_time(gaps: list[float], burst: int
         entered += 1
     assert entered <= burst + 3 * (now - gaps[0]) + 1e-6
     assert entered >= 1
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_8_bodies_that_are_read_at_once_are_bounded_together(declared: bool) -> None:
+    bodies = Bodies(10, 503)
+    slow = FakeRequest([b"x" * 7], 7 if declared else None, late=True, bodies=bodies)
+    reading = asyncio.ensure_future(read_body(slow, Limits(), Timeouts()))
+    while not bodies.held:
+        await asyncio.sleep(0)
+    other = FakeRequest([b"x" * 2, b"x" * 2], 4 if declared else None, bodies=bodies)
+    with pytest.raises(RefusedError) as caught:
+        await read_body(other, Limits(), Timeouts())
+    refused = caught.value
+    assert (refused.status, refused.outcome) == (503, Outcome.REJECTED_FULL)
+    assert (refused.reason, refused.retry_after_s) == ("reading_bytes", 1.0)
+    assert len(other.left) == (2 if declared else 0)
+    assert bodies.held == 7
+    assert await read_body(FakeRequest([b"abc"], bodies=bodies), Limits(), Timeouts()) == b"abc"
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    assert bodies.held == 0
+
+
+class Watched(Bodies):
+    """Remembers the most that was held."""
+
+    most = 0
+
+    def take(self, size: int) -> None:
+        super().take(size)
+        self.most = max(self.most, self.held)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.binary(min_size=1, max_size=9), max_size=5),
+            st.sampled_from(["declared", "chunked", "late", "gone"]),
+        ),
+        max_size=12,
+    ),
+    st.integers(1, 60),
+)
+def test_9_bodies_in_reading_never_pass_the_bound_and_leave_nothing(
+    asked: list[tuple[list[bytes], str]], limit: int
+) -> None:
+    bodies = Watched(limit, 429)
+
+    async def read_all() -> list[object]:
+        reads = []
+        for chunks, how in asked:
+            length = sum(map(len, chunks)) if how == "declared" else None
+            request = FakeRequest(chunks, length, how in ("late", "gone"), bodies)
+            limits = Timeouts(body_timeout_s=0.01 if how == "late" else 60.0)
+            reads.append(asyncio.ensure_future(read_body(request, Limits(), limits)))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for (_, how), read in zip(asked, reads, strict=True):
+            if how == "gone":
+                read.cancel()
+        return await asyncio.gather(*reads, return_exceptions=True)
+
+    ends = asyncio.run(read_all())
+    assert bodies.most <= limit
+    assert bodies.held == 0
+    total = sum(len(chunk) for chunks, _ in asked for chunk in chunks)
+    for (chunks, how), end in zip(asked, ends, strict=True):
+        if isinstance(end, RefusedError) and end.reason == "reading_bytes":
+            assert total > limit
+        elif how in ("declared", "chunked"):
+            assert end == b"".join(chunks)
+        elif how == "late":
+            assert isinstance(end, RefusedError)
+            assert end.reason == "body_slow"
