@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from kairos_emulation import device
+from kairos_emulation import device, shims
 
 _SCHEDULER = "sglang.srt.managers.scheduler"
 _IDLE_NAP_S = 3e-4
@@ -39,6 +39,11 @@ def nap_when_waiting(_result: None, scheduler: Any) -> None:
         time.sleep(_IDLE_NAP_S)
 
 
+def unpin_adapters(*_args: Any, **_kwargs: Any) -> None:
+    """There is no pinned memory for LoRA adapters and what describes their batches."""
+    shims.unpin_torch()
+
+
 def modelled_transfer(manager: Any, _session_id: str, blocks: list[tuple[int, int, int]]) -> int:
     """KV blocks take the modelled link's time instead of being moved. Returns 0, success.
 
@@ -49,7 +54,10 @@ def modelled_transfer(manager: Any, _session_id: str, blocks: list[tuple[int, in
     return 0
 
 
-COMMON: tuple[Hook, ...] = (Hook(f"{_SCHEDULER}.Scheduler.on_idle", nap_when_waiting, "AFTER"),)
+COMMON: tuple[Hook, ...] = (
+    Hook(f"{_SCHEDULER}.Scheduler.on_idle", nap_when_waiting, "AFTER"),
+    Hook("sglang.srt.lora.lora_manager.LoRAManager.__init__", unpin_adapters, "BEFORE"),
+)
 EMULATED: tuple[Hook, ...] = (
     Hook(
         "sglang.srt.disaggregation.mooncake.conn.MooncakeKVManager._transfer_data",

@@ -24,24 +24,34 @@ _TORCHVISION = (
 
 def apply() -> None:
     """Apply all shims once."""
-    _unpin_torch_empty()
+    # disaggregation.prefill: the page indices of every KV chunk go to a buffer that is pinned
+    # without asking the platform.
+    _unpin("empty")
     _alias_cuda_events()
     if importlib.util.find_spec("torchvision") is None:
         _stub_torchvision()
 
 
-def _unpin_torch_empty() -> None:
-    # disaggregation.prefill: the page indices of every KV chunk go to a buffer that is pinned
-    # without asking the platform.
+def unpin_torch() -> None:
+    """Beyond `apply`, for whom pins tensors of every kind: LoRA. Slows the makers of tensors."""
     import torch
 
-    original = torch.empty
+    _unpin("tensor")
+    _unpin("zeros")
+    torch.Tensor.pin_memory = lambda tensor, *_: tensor  # type: ignore[assignment,method-assign]
+
+
+def _unpin(maker: str) -> None:
+    """Have a function of torch make ordinary tensors where pinned ones are asked for."""
+    import torch
+
+    original = getattr(torch, maker)
 
     @functools.wraps(original)
-    def empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> "torch.Tensor":  # noqa: ARG001
+    def unpinned(*args: Any, pin_memory: bool = False, **kwargs: Any) -> "torch.Tensor":  # noqa: ARG001
         return original(*args, **kwargs)
 
-    torch.empty = empty  # type: ignore[assignment]
+    setattr(torch, maker, unpinned)
 
 
 def _alias_cuda_events() -> None:

@@ -43,3 +43,14 @@ def test_a_bad_profile_is_one_line_and_an_exit_code(tmp_path):
         (line,) = done.stderr.splitlines()
         assert line.startswith("kairos-emulated: KAIROS_EMULATION_PROFILE: ")
         assert words in line
+
+
+@pytest.mark.slow
+def test_where_adapters_are_loaded_pinned_tensors_are_ordinary_ones():
+    code = (
+        "import torch; from kairos_emulation import hooks; hooks.unpin_adapters()\n"
+        "made = [torch.tensor([0.0], pin_memory=True), torch.zeros(1, pin_memory=True)]\n"
+        "print(*[tensor.pin_memory().is_pinned() for tensor in made])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"], done.stderr
