@@ -2,6 +2,7 @@
 """Measure routers in front of instant fake servers: latency added, throughput, memory.
 
     python scripts/bench_router.py --json OUT [--routers direct,kairos,mini_lb,sglang] [--seconds 5]
+    python scripts/bench_router.py --routers kairos --streams 1024 --gap-ms 0 --idle 10000
 
 Servers are fake (test/support/router_instant.py), so the numbers are of the routers alone, and all
 processes share this machine's cores. "direct" is one fake server without a router.
@@ -11,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -290,6 +292,16 @@ def _cpu_s(pid: int) -> float:
     return sum(time.user + time.system for time in times)
 
 
+def _allow_files(streams: int) -> None:
+    """Raise the limit of open files, which the router inherits: it needs two for each stream."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * streams + 500
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise SystemExit(f"{streams} streams need {needed} open files; at most {hard} are allowed")
+    if soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 def _port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -313,6 +325,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.streams = [int(count) for count in args.streams.split(",")]
+    _allow_files(max(*args.streams, args.idle))
     report: dict[str, Any] = {"cores": os.cpu_count(), "load_average": os.getloadavg()}
     for router in args.routers.split(","):
         report[router] = uvloop.run(measure(router, args))

@@ -48,13 +48,21 @@ class Transfer:
 
 @dataclass
 class World:
-    """What the servers of one cluster share: rooms, speed, and what should never happen."""
+    """What the servers of one cluster share: rooms, speed, and what should never happen.
+
+    Attributes:
+        flows: tokens beyond the first wait for it.
+    """
 
     prefill_s: float = 0.0
     token_s: float = 0.0
     rooms: dict[int, Transfer] = field(default_factory=dict)
     used: set[int] = field(default_factory=set)
     violations: list[str] = field(default_factory=list)
+    flows: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.flows.set()
 
     def room(self, room: int) -> Transfer:
         return self.rooms.setdefault(room, Transfer())
@@ -114,7 +122,7 @@ class Engine:
             app, handler_cancellation=True, shutdown_timeout=0.05, access_log=None
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=4096)
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
 
@@ -331,6 +339,8 @@ class Engine:
                 yield event(0, body, "abort", 500)
                 return
         for number in range(1, count + 1):
+            if number > 1 and not world.flows.is_set():
+                await _first(aborted.wait(), world.flows.wait())
             if number > 1 and world.token_s:
                 await _first(aborted.wait(), asyncio.sleep(world.token_s))
             if aborted.is_set():
