@@ -16,6 +16,7 @@ def fake_scheduler(role: str, **changes: Any) -> Any:
         "max_total_num_tokens": 10_000,
         "enable_priority_scheduling": False,
         "enable_lora": False,
+        "enable_lora_overlap_loading": False,
         "is_generation": True,
         "enable_hierarchical_cache": False,
         "is_hybrid_swa": False,

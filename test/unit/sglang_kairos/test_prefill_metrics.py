@@ -16,6 +16,7 @@ from kairos.metrics import ENGINE_METRICS, figure
 def test_every_prefill_metric_has_its_figure() -> None:
     scheduler = SimpleNamespace(
         enable_overlap=True,
+        enable_lora=False,
         page_size=1,
         chunked_prefill_size=2048,
         max_total_num_tokens=10_000,
@@ -60,7 +61,7 @@ def test_no_metrics_where_upstream_has_none() -> None:
 
 
 def test_what_is_no_number_is_no_figure() -> None:
-    state = {"planner": "LoRA", "decode": None, "on": True}
+    state = {"planner": "mixed chunks", "decode": None, "on": True}
     assert figure(state, ("planner", "parks")) is None
     assert figure(state, ("decode", "steps")) is None
     assert figure(state, ("on",)) is None

@@ -38,6 +38,7 @@ class Req:
     inflight_middle_chunks: int = 0
     priority: int | None = None
     to_finish: object = None
+    lora_id: str | None = None
 
     def finished(self) -> bool:
         return False
@@ -47,9 +48,14 @@ class Scheduler:
     """Forms batches by upstream's rules: the started prompt first, then the queue in order, cut at
     the budget; one unfinished prompt at most, or upstream's assertion."""
 
-    def __init__(self) -> None:
+    def __init__(self, adapters: int | None = None) -> None:
+        """`adapters`: of one batch; None without LoRA."""
         self.page_size = 1
         self.enable_overlap = True
+        self.enable_lora = adapters is not None
+        self.adapters_fit = lambda ids: adapters is None or len(ids) <= adapters
+        manager = SimpleNamespace(validate_lora_batch=self.adapters_fit)
+        self.tp_worker = SimpleNamespace(model_runner=SimpleNamespace(lora_manager=manager))
         self.forward_ct = 0
         self.policy = SimpleNamespace(enable_priority_scheduling=False, priority_sign=-1)
         self.server_args = SimpleNamespace(disaggregation_decode_allocation_policy="early")
@@ -103,6 +109,8 @@ def form(scheduler: Scheduler, running_batch: object) -> tuple[Any, object]:
     for req in scheduler.waiting_queue:
         if budget == 0 or scheduler.out_of_memory:
             break
+        if not scheduler.adapters_fit({req.lora_id, *(other.lora_id for other in taken)}):
+            continue
         req.prefix_len = req.num_matched_prefix_tokens
         tokens = min(budget, len(req.origin_input_ids) - req.prefix_len)
         if req.prefix_len + tokens < len(req.origin_input_ids):
@@ -339,6 +347,33 @@ def test_priority_comes_before_urgency() -> None:
     low.priority, high.priority = 1, 2
     scheduler.waiting_queue = [low, high]
     assert run_dry(scheduler) == ["r2", "r1"]
+
+
+def test_an_urgent_request_does_not_wait_for_the_adapter_of_a_long_prompt() -> None:
+    """Upstream continues the long prompt first, and passes over who does not fit beside it."""
+    scheduler = Scheduler(adapters=1)
+    scheduler.waiting_queue = [request(1, 10 * CHUNK, ttft_ms=HOPELESS_MS)]
+    scheduler.step()
+    scheduler.waiting_queue.append(request(2, 100))
+    scheduler.waiting_queue[-1].lora_id = "a"
+    assert [req.rid for req in scheduler.step()] == ["r2"]
+    assert run_dry(scheduler) == ["r1"]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(LENGTHS, SLOS, st.sampled_from([None, "a", "b"])), min_size=1, max_size=12),
+    st.integers(1, 3),
+)
+def test_no_adapter_is_starved(arrivals: list[tuple[int, float, str | None]], most: int) -> None:
+    scheduler = Scheduler(adapters=most)
+    for number, (tokens, ttft_ms, adapter) in enumerate(arrivals):
+        scheduler.waiting_queue.append(request(number, tokens, ttft_ms))
+        scheduler.waiting_queue[-1].lora_id = adapter
+        batch = scheduler.step()
+        assert len({req.lora_id for req in batch}) <= most
+    if scheduler.waiting_queue or scheduler.started():
+        run_dry(scheduler)
 
 
 def test_health_is_counted() -> None:

@@ -69,6 +69,9 @@ class PrefillPlanner:
         self.observer = PrefillObserver(profile, clock, self._overlap, state_dir)
         self._page = scheduler.page_size
         self._budget = scheduler.chunked_prefill_size
+        self._adapters = (
+            scheduler.tp_worker.model_runner.lora_manager if scheduler.enable_lora else None
+        )
         self._max_started_tokens = int(MAX_STARTED_KV * scheduler.max_total_num_tokens)
         policy = scheduler.server_args.disaggregation_decode_allocation_policy
         handover_s = HANDOVER_S if policy == "early" else HANDOVER_AFTER_PREFILL_S
@@ -231,8 +234,9 @@ class PrefillPlanner:
 
     def _choose(self, plan: PrefillPlan, started: Sequence[Any]) -> Batch:
         """What of `plan` upstream can do in one batch: continue one started prompt at most, leave
-        one prompt unfinished at most."""
+        one prompt unfinished at most, hold so many LoRA adapters."""
         batch = Batch()
+        adapters: set[str | None] = set()
         for number, tokens in plan.chunks:
             req = self._jobs[number]
             padded = -(-tokens // self._page) * self._page
@@ -240,6 +244,8 @@ class PrefillPlanner:
                 continue
             finishes = tokens >= total_tokens(req) - self._done(req, started)
             if not finishes and batch.unfinished:
+                continue
+            if not self._adapters_fit(adapters | {req.lora_id}):
                 continue
             if req in started:
                 if batch.lead is not None:
@@ -252,9 +258,14 @@ class PrefillPlanner:
             else:
                 continue
             batch.tokens += padded
+            adapters.add(req.lora_id)
         if batch.tokens == 0 and started:
             batch.lead, batch.lead_tokens, batch.tokens = started[0], self._budget, self._budget
         return batch
+
+    def _adapters_fit(self, adapters: set[str | None]) -> bool:
+        """Upstream passes over who does not fit beside the continued prompt, however urgent."""
+        return self._adapters is None or self._adapters.validate_lora_batch(adapters)
 
     def _done(self, req: Any, started: Sequence[Any]) -> int:
         return req.extend_end if req in started else cached_tokens(req)
@@ -374,7 +385,7 @@ def planning_refusal(scheduler: Any) -> str | None:
         ("not a prefill server", scheduler.disaggregation_mode.value != "prefill"),
         ("chunked prefill is off", not scheduler.chunked_prefill_size),
         ("an embedding model", not scheduler.is_generation),
-        ("LoRA", scheduler.enable_lora),
+        ("overlapped loading of LoRA adapters", scheduler.enable_lora_overlap_loading),
         ("hierarchical cache", scheduler.enable_hierarchical_cache),
         ("hybrid sliding-window attention", scheduler.is_hybrid_swa),
         ("speculative decoding", not scheduler.spec_algorithm.is_none()),
