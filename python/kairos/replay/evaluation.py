@@ -10,7 +10,7 @@ import numpy as np
 from kairos.errors import InputError
 from kairos.latency import Profile
 from kairos.replay.arms import arm_spec
-from kairos.replay.goodput import largest_load
+from kairos.replay.goodput import in_report, largest_load
 from kairos.sim.run import simulate
 from kairos.sim.scenario import Scenario, decode_capacity_per_s
 from kairos.sim.summary import summarise
@@ -243,7 +243,7 @@ def _goodput_lines(goodput: Mapping[str, Any]) -> list[str]:
     for arm, own in goodput.items():
         for result in own["loads"] or ():
             what = f"largest load with {result['target']:g} % e2e, {own['in']}"
-            lines.setdefault(what, []).append(f"{arm} {result['load']:.2f}")
+            lines.setdefault(what, []).append(f"{arm} {in_report(result)}")
     return [f"Goodput, {what}: {', '.join(found)}.\n" for what, found in lines.items()]
 
 

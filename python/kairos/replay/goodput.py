@@ -1,6 +1,7 @@
 """Goodput: the largest load at which a share of requests still meets both SLOs."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -79,6 +80,13 @@ def largest_load(
         else:
             high = middle
     return _result(target, low, high, probes)
+
+
+def in_report(found: Mapping[str, Any]) -> str:
+    """The load of a Goodput in report.json; says where the search came to its end."""
+    if not found["load"]:
+        return f"below {LOWEST:g}"
+    return f"{found['load']:.2f}" + " or more" * (found["misses_at"] is None)
 
 
 def _result(

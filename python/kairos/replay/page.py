@@ -7,7 +7,7 @@ from typing import Any
 
 from kairos.replay import quiet
 from kairos.replay.bootstrap import DRAWS, block_length
-from kairos.replay.goodput import LOWEST, TARGETS
+from kairos.replay.goodput import TARGETS, in_report
 from kairos.replay.record import Header
 from kairos.replay.report import ROWS, Extras, Row, best_of, gains, headline, subtitle
 from kairos.replay.results import Arm
@@ -112,14 +112,8 @@ def _goodput(extras: Extras) -> list[tuple[str, str, list[str]]]:
     for name, found in extras.goodput.items():
         loads = found["loads"]
         if loads is not None:
-            rows.append((name, found["in"], [_goodput_text(result) for result in loads]))
+            rows.append((name, found["in"], [in_report(result) for result in loads]))
     return rows
-
-
-def _goodput_text(result: Mapping[str, Any]) -> str:
-    if not result["load"]:
-        return f"below {LOWEST:g}"
-    return f"{result['load']:.2f}" + " or more" * (result["misses_at"] is None)
 
 
 def _deciles(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:

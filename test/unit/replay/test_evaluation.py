@@ -106,14 +106,18 @@ def test_5_an_engine_s_gains_goodput_and_fidelity(tmp_path: Path) -> None:
     ]
     found = {
         "in": "simulator",
-        "loads": [{"target": 90.0, "load": 1.25}, {"target": 99.0, "load": 1.0}],
+        "loads": [
+            {"target": 90.0, "load": 4.0, "misses_at": None},
+            {"target": 99.0, "load": 1.25, "misses_at": 1.3},
+        ],
     }
     points = {"ttft_attainment": 1.0, "tpot_attainment": 0.0, "e2e_attainment": -2.0}
     extras = Extras({}, {0.9: {"kairos": points}}, {"kairos": found, "x": found | {"loads": None}})
     write_report(arms, tmp_path, extras)
     text = engine_markdown("m", kept(json.loads((tmp_path / "report.json").read_text())))
     assert "| 0.9 | kairos | fcfs | +50.0 | +0.0 | +50.0 | +20 % |" in text
-    assert "Goodput, largest load with 90 % e2e, simulator: kairos 1.25." in text
+    assert "Goodput, largest load with 90 % e2e, simulator: kairos 4.00 or more." in text
+    assert "Goodput, largest load with 99 % e2e, simulator: kairos 1.25." in text
     assert "points of TTFT / TPOT / e2e: kairos +1.0 / +0.0 / -2.0" in text
 
 
