@@ -16,6 +16,7 @@ from sglang.srt.kairos.shared_clock import SharedClock
 from kairos.latency import load_profile
 from kairos.replay.arms import arm_spec
 from kairos.slo import Slo
+from support.fake_scheduler import fake_scheduler
 
 PROFILE = load_profile("tiny-fast")
 CHUNK = PROFILE.limits.chunk_tokens
@@ -435,3 +436,21 @@ def test_deadlines_leave_room_for_the_longer_handover_after_prefill() -> None:
     tails = [one.planner._queue._params.tail_s for one in (early, after)]
     longer = prefill_planner.HANDOVER_AFTER_PREFILL_S - prefill_planner.HANDOVER_S
     assert tails[1] - tails[0] == pytest.approx(longer)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"enable_lora": True}, None),
+        (
+            {"enable_lora": True, "enable_lora_overlap_loading": True},
+            "overlapped loading of LoRA adapters",
+        ),
+        ({"is_generation": False}, "an embedding model"),
+        ({"is_mixed_chunk": True}, "mixed chunks"),
+        ({"chunked_prefill_size": None}, "chunked prefill is off"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(change: dict[str, Any], reason: str | None) -> None:
+    assert prefill_planner.planning_refusal(fake_scheduler("prefill", **change)) == reason
