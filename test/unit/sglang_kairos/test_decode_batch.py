@@ -69,8 +69,9 @@ class Batch:
         self.seq_lens_cpu = np.concatenate([self.seq_lens_cpu, other.seq_lens_cpu]).view(Lengths)
         self.reqs = self.reqs + other.reqs
 
-    def check_decode_mem(self) -> bool:
-        return True
+    def check_decode_mem(self, selected_indices: list[int] | None = None) -> bool:
+        needed = len(self.reqs if selected_indices is None else selected_indices)
+        return self.token_to_kv_pool_allocator.available_size() >= needed
 
     def check(self) -> None:
         assert self.sampling_info.rows == self.reqs
@@ -297,10 +298,37 @@ def test_nobody_is_parked_where_it_would_do_harm(obstacle: str) -> None:
     elif obstacle == "beam search":
         batch.reqs[0].beam_group = object()
     else:
-        batch.check_decode_mem = lambda: False
+        loop.free.available_size = lambda: 11
     out = loop.batcher.update(loop.upstream_update, loop, batch)
     assert len(out.reqs) == 14
     assert loop.batcher.snapshot()["steps_parking_was_off"] == {obstacle: 1}
+
+
+def test_with_memory_for_those_selected_nobody_is_retracted() -> None:
+    loop = parked_loop()
+    loop.free.available_size = lambda: 12
+    out = loop.batcher.update(loop.upstream_update, loop, loop.running_batch)
+    assert len(out.reqs) == 12
+    assert loop.batcher.snapshot()["steps_parking_was_off"] == {}
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("aborted", [1, 5, 20])
+def test_aborts_take_no_step_beyond_the_largest(overlap: bool, aborted: int) -> None:
+    loop = Loop(overlap, max_batch=8)
+    reqs = [loop.join(3_000, 400, 30.0) for _ in range(20)]
+    for _ in range(20):
+        loop.turn()
+    resting = sorted(reqs, key=lambda req: len(req.token_s))
+    for req in resting[:aborted]:
+        req.to_finish = Ended()
+    # A step for every eight of them; under overlap its result comes after another one.
+    for _ in range((1 + overlap) * -(-aborted // 8)):
+        loop.turn()
+    assert all(req.finished_reason is not None for req in resting[:aborted])
+    loop.drain()
+    assert max(loop.sizes) == 8
+    assert all(len(req.output_ids) == 400 for req in resting[aborted:])
 
 
 def test_a_step_that_was_never_launched_loses_nobody() -> None:

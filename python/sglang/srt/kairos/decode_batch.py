@@ -113,7 +113,7 @@ class DecodeBatcher:
         step_s = self._select(start, changed=left is not None)
         rows = self.rows.rows
         if not _all(rows["runs"]):
-            step_s = self._spare(batch, step_s)
+            step_s = self._spare(batch, start, step_s)
         if self._held is not None and self._held.count:
             self._release(scheduler, batch, start + step_s, now)
         runs = rows["runs"]
@@ -190,20 +190,32 @@ class DecodeBatcher:
             self._counts["starvation_grants"] += int((starving & rows["runs"] & ~before).sum())
         return step_s
 
-    def _spare(self, batch: Any, step_s: float) -> float:
+    def _spare(self, batch: Any, start: float, step_s: float) -> float:
         """Let those run that must not be parked; returns the predicted seconds of the step."""
         rows = self.rows.rows
-        obstacle = _obstacle(batch)
+        # An abort takes effect when the request's next result is processed.
+        ending = [at for at, req in enumerate(batch.reqs) if req.to_finish is not None]
+        if ending:
+            self._run_first(ending, start)
+            step_s = self.policy.running_step_s(rows)
+        obstacle = _obstacle(batch, rows["runs"])
         if obstacle is not None:
             self._obstacles[obstacle] += 1
             rows["runs"] = True
             return self.policy.running_step_s(rows)
-        # An abort takes effect when the request's next result is processed.
-        ending = [at for at, req in enumerate(batch.reqs) if req.to_finish is not None]
-        if ending:
-            rows["runs"][ending] = True
-            return self.policy.running_step_s(rows)
         return step_s
+
+    def _run_first(self, ending: list[int], start: float) -> None:
+        """Add rows to those that run. Where the step would outgrow the largest, the others make
+        room, who has most time to spare first; of more rows than fit, the rest runs next."""
+        runs = self.rows.rows["runs"]
+        runs[ending] = True
+        if np.count_nonzero(runs) <= self.policy.max_batch:
+            return
+        order = self.policy.keep_order(self.rows.rows, start)
+        others = [at for at in order if runs[at] and at not in ending]
+        runs[:] = False
+        runs[[*ending, *others][: self.policy.max_batch]] = True
 
     def _part(self, original: Original, scheduler: Any, batch: Any) -> Any:
         """Have upstream update those that run, with the others out of its sight."""
@@ -300,14 +312,14 @@ def parking_refusal(scheduler: Any) -> str | None:
     return None
 
 
-def _obstacle(batch: Any) -> str | None:
-    """Why nobody may be parked in this step."""
+def _obstacle(batch: Any, runs: Any) -> str | None:
+    """Why nobody may be parked in this step, of which those that `runs` marks were selected."""
     if batch.sampling_info.penalizer_orchestrator.is_required:
         # Penalties count tokens by position in the batch, a step behind under overlap.
         return "penalties"
     if any(req.beam_group is not None for req in batch.reqs):
         return "beam search"
-    if not batch.check_decode_mem():
+    if not batch.check_decode_mem(np.flatnonzero(runs).tolist()):
         return "memory is short"  # everybody must be there to be retracted
     return None
 
