@@ -12,22 +12,29 @@ import numpy as np
 import pytest
 
 from kairos.cluster import Cluster
+from support.adapters import LORA, load_adapter, write_adapter
 from support.clusters import Config, on
 from support.configs import KAIROS
 from support.pair import Streaming, fresh_prompt, kairos_state, send, wait_for, wait_idle
 
-COIN = Path(__file__).parent.parent / "support" / "coin"
-# A coin parks half of the requests in every step.
+SUPPORT = Path(__file__).parent.parent / "support"
+# A coin parks half of the requests in every step, whatever it should take.
 PARKING = Config(
     platform="cpu",
     kairos=True,
     args=("--chunked-prefill-size", "256"),
-    env=(("PYTHONPATH", str(COIN)), ("KAIROS_TEST_COIN", "1")),
+    decode_args=("--kairos-profile", str(SUPPORT / "slow_decode.json")),
+    env=(("PYTHONPATH", str(SUPPORT / "coin")), ("KAIROS_TEST_COIN", "1")),
 )
 # And every 25th step retracts one.
 RETRACT = (("SGLANG_TEST_RETRACT", "1"), ("SGLANG_TEST_RETRACT_INTERVAL", "25"))
 RETRACTING = replace(PARKING, env=(*PARKING.env, *RETRACT))
 RETRACTING_NO_OVERLAP = replace(RETRACTING, args=(*PARKING.args, "--disable-overlap-schedule"))
+RETRACTING_RADIX = replace(
+    RETRACTING,
+    decode_args=(*PARKING.decode_args, "--disaggregation-decode-enable-radix-cache"),
+)
+ADAPTERS = replace(PARKING, args=(*PARKING.args, *LORA))
 
 REQUESTS = 100
 
@@ -81,7 +88,7 @@ def alone() -> list[Answer]:
     return []
 
 
-@on(PARKING, RETRACTING, long=(RETRACTING_NO_OVERLAP,))
+@on(PARKING, RETRACTING, long=(RETRACTING_NO_OVERLAP, RETRACTING_RADIX))
 def test_tokens_and_logprobs_are_those_of_requests_served_alone(
     cluster: Cluster, alone: list[Answer]
 ) -> None:
@@ -109,6 +116,30 @@ def test_tokens_and_logprobs_are_those_of_requests_served_alone(
     assert (after["retractions"] > before["retractions"]) is retracting
     wait_idle(cluster)
     assert decode(cluster)["parked"] == 0
+
+
+@on(long=(ADAPTERS,))
+def test_parked_requests_keep_their_adapter(cluster: Cluster, tmp_path: Path) -> None:
+    for seed, name in enumerate(("one", "other")):
+        adapter = write_adapter(tmp_path / name, Path(cluster.spec.model), seed)
+        load_adapter(cluster, name, adapter)
+    prompts = [body["input_ids"] for body in bodies()[:8]]
+    asked = [
+        {
+            "input_ids": prompt,
+            "sampling_params": {"temperature": 0, "max_new_tokens": 30, "ignore_eos": True},
+            "lora_path": name,
+        }
+        for prompt in prompts
+        for name in (None, "one", "other")
+    ]
+    alone = [answer(cluster, body) for body in asked]
+    before = decode(cluster)["parks"]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        assert list(pool.map(lambda body: answer(cluster, body), asked)) == alone
+    assert len({tuple(tokens) for tokens, _ in alone}) == len(asked), "adapters change nothing"
+    assert decode(cluster)["parks"] > before + len(asked)
+    wait_idle(cluster)
 
 
 @on(PARKING)
@@ -191,16 +222,28 @@ def test_who_has_missed_its_pace_still_gets_tokens(cluster: Cluster) -> None:
     wait_idle(cluster)
 
 
-@on(KAIROS)
-def test_steps_are_learned(cluster: Cluster) -> None:
+def decode_steps(cluster: Cluster) -> dict[str, Any]:
+    """The server's figures after some 300 steps more."""
+    body = {
+        "input_ids": fresh_prompt(500),
+        "sampling_params": {"max_new_tokens": 300, "ignore_eos": True},
+    }
+    before = decode(cluster)["steps_measured"]
     with ThreadPoolExecutor(8) as pool:
-        body = {
-            "input_ids": fresh_prompt(500),
-            "sampling_params": {"max_new_tokens": 300, "ignore_eos": True},
-        }
         list(pool.map(lambda _: send(cluster, body), range(8)))
     state = decode(cluster)
-    assert state["steps_measured"] > 250
-    # The emulated accelerator follows the profile that predictions start from.
-    assert 0.8 < state["measured_over_predicted"]["p50"] < 1.25
+    assert state["steps_measured"] > before + 250
     wait_idle(cluster)
+    return state
+
+
+@on(KAIROS)
+def test_steps_are_measured(cluster: Cluster) -> None:
+    # The emulated accelerator follows the profile that predictions start from.
+    assert 0.8 < decode_steps(cluster)["measured_over_predicted"]["p50"] < 1.25
+
+
+@on(PARKING)
+def test_steps_are_learned(cluster: Cluster) -> None:
+    # The profile says 0.1 s, and the model takes a small part of it.
+    assert 0.6 < decode_steps(cluster)["measured_over_predicted"]["p50"] < 1.6
