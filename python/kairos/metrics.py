@@ -69,6 +69,12 @@ ENGINE_METRICS: tuple[EngineMetric, ...] = (
         "Of them, those that were late already.",
         ("preallocation", "granted_late"),
     ),
+    EngineMetric(
+        "kairos:decode_turns",
+        "Without disaggregation: decode steps that went before a waiting prompt.",
+        "counter",
+        ("decode_turns", "taken"),
+    ),
     _decode("held", "gauge", "First tokens that are held back now.", ("hold", "held")),
 )
 

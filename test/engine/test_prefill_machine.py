@@ -21,6 +21,11 @@ OPERATED = replace(KAIROS, env=(("SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", f"{H
 AFTER_PREFILL = replace(
     OPERATED, args=(*KAIROS.args, "--disaggregation-decode-allocation-policy", "prefill_complete")
 )
+OPTIMISTIC = replace(
+    OPERATED,
+    args=(*KAIROS.args, "--optimistic-prefill-attempts", "2"),
+    env=(*OPERATED.env, ("SGLANG_TEST_FORCE_OPTIMISTIC_PREFILL_RETRY_PROB", "0.5")),
+)
 PAGES = replace(OPERATED, args=(*KAIROS.args, "--page-size", "16"))
 NO_CACHE = replace(OPERATED, args=(*KAIROS.args, "--disable-radix-cache"))
 NO_OVERLAP = replace(OPERATED, args=(*KAIROS.args, "--disable-overlap-schedule"))
@@ -128,7 +133,7 @@ def test_whatever_clients_do_all_is_given_back(cluster: Cluster) -> None:
     run(Traffic, cluster, examples=2)
 
 
-@on(long=(OPERATED, AFTER_PREFILL, PAGES, NO_CACHE, NO_OVERLAP))
+@on(long=(OPERATED, AFTER_PREFILL, OPTIMISTIC, PAGES, NO_CACHE, NO_OVERLAP))
 def test_whatever_operators_do_besides_all_is_given_back(cluster: Cluster) -> None:
     run(Operation, cluster, examples=5)
 

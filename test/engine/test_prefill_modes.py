@@ -1,5 +1,6 @@
-"""Planned prefill under upstream's other modes: allocation of decode memory after prefill, so that
-every prompt is computed before its handshake, and priorities. Pause, flush and what is learned."""
+"""Planned prefill under upstream's other modes: prompts that are computed before their handshake,
+because decode memory is allocated after prefill or because they are let, and priorities. Pause,
+flush and what is learned."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from kairos.cluster import Cluster
-from support.clusters import on
+from support.clusters import Config, on
 from support.configs import KAIROS
 from support.pair import (
     Streaming,
@@ -38,6 +39,15 @@ MODES = replace(
         *("--disaggregation-decode-allocation-policy", "prefill_complete"),
         *("--kairos-state-dir", f"{gettempdir()}/kairos-test-{room():x}"),
     ),
+)
+
+# Real weights, chunks of 256 tokens. Upstream's own switch has every first attempt end without a
+# handshake, so that its KV is given back and the prompt comes again.
+OPTIMISTIC = Config(
+    platform="cpu",
+    kairos=True,
+    args=("--chunked-prefill-size", "256", "--optimistic-prefill-attempts", "2"),
+    env=(("SGLANG_TEST_FORCE_OPTIMISTIC_PREFILL_RETRY_PROB", "1"),),
 )
 
 
@@ -209,6 +219,35 @@ def test_rows_tokens_and_locks_are_back_after_anything(cluster: Cluster) -> None
     assert post(cluster, "flush_cache").status_code == 200
 
 
+@on(long=(OPTIMISTIC,))
+def test_prompts_computed_before_their_handshake_keep_their_tokens(cluster: Cluster) -> None:
+    random = np.random.default_rng(29)
+    prompts = [random.integers(10, 1000, length).tolist() for length in (3000, 700, 500, 1500)]
+
+    def tokens(ids: list[int], slo: dict[str, float]) -> list[int]:
+        params = {"temperature": 0, "max_new_tokens": 16, "ignore_eos": True}
+        request = {"input_ids": ids, "sampling_params": params, "kairos": slo}
+        output: list[int] = send(cluster, request).decode.json()["output_ids"]
+        return output
+
+    before = planner(cluster)
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        answers = [pool.submit(tokens, prompts[0], {"ttft_ms": 600_000})]
+        wait_for(lambda: started(cluster))
+        answers += [pool.submit(tokens, ids, URGENT) for ids in prompts[1:]]
+        disturbed = [answer.result() for answer in answers]
+    after = planner(cluster)
+    assert after["parks"] > before["parks"]
+    assert after["overtakes"] > before["overtakes"]
+    wait_idle(cluster)
+    assert planner(cluster)["parked"] == 0
+    # The same chunks again, from the radix cache.
+    assert [tokens(ids, URGENT) for ids in prompts] == disturbed
+    wait_idle(cluster)
+    # Upstream compares its pools with the cache when it flushes.
+    assert post(cluster, "flush_cache").status_code == 200
+
+
 @on(MODES)
 def test_batches_are_measured(cluster: Cluster) -> None:
     assert send(cluster, body(3000, URGENT)).decode.status_code == 200
@@ -216,7 +255,19 @@ def test_batches_are_measured(cluster: Cluster) -> None:
     figures = planner(cluster)
     assert figures["batches_measured"] > 0
     assert figures["prediction_ratio"] > 0.5  # the emulation follows the profile
+
+
+@on(MODES)
+def test_health_is_in_server_info_and_in_metrics(cluster: Cluster) -> None:
+    test_a_prompt_without_decode_memory_is_overtaken_and_completes(cluster)
+    figures = planner(cluster)
     served = httpx.get(f"{cluster.prefill[0].url}/metrics", timeout=30).text
-    (line,) = [row for row in served.splitlines() if row.startswith("kairos:prefill_parks_total{")]
-    assert float(line.split()[-1]) == figures["parks"]
-    assert "kairos:prefill_prediction_ratio{" in served
+    values = {
+        row.split("{")[0]: float(row.split()[-1])
+        for row in served.splitlines()
+        if row.startswith("kairos:prefill_")
+    }
+    for name in ("overtakes", "parks", "demotions", "starvation_grants"):
+        assert values[f"kairos:prefill_{name}_total"] == figures[name]
+    assert values["kairos:prefill_prediction_ratio"] == figures["prediction_ratio"]
+    assert figures["overtakes"] > 0
