@@ -88,7 +88,7 @@ def alone() -> list[Answer]:
     return []
 
 
-@on(PARKING, RETRACTING, long=(RETRACTING_NO_OVERLAP, RETRACTING_RADIX))
+@on(RETRACTING, long=(PARKING, RETRACTING_NO_OVERLAP, RETRACTING_RADIX))
 def test_tokens_and_logprobs_are_those_of_requests_served_alone(
     cluster: Cluster, alone: list[Answer]
 ) -> None:
@@ -142,7 +142,7 @@ def test_parked_requests_keep_their_adapter(cluster: Cluster, tmp_path: Path) ->
     wait_idle(cluster)
 
 
-@on(PARKING)
+@on(RETRACTING, long=(PARKING,))
 def test_nobody_is_parked_beside_a_request_with_penalties(cluster: Cluster) -> None:
     random = np.random.default_rng(5)
     asked = [
@@ -165,7 +165,7 @@ def test_nobody_is_parked_beside_a_request_with_penalties(cluster: Cluster) -> N
     wait_idle(cluster)
 
 
-@on(PARKING)
+@on(RETRACTING, long=(PARKING,))
 @pytest.mark.parametrize("mode", ["in_place", "retract"])
 def test_a_pause_loses_no_parked_request(cluster: Cluster, mode: str) -> None:
     url = cluster.decode[0].url
@@ -243,7 +243,7 @@ def test_steps_are_measured(cluster: Cluster) -> None:
     assert 0.8 < decode_steps(cluster)["measured_over_predicted"]["p50"] < 1.25
 
 
-@on(PARKING)
+@on(RETRACTING, long=(PARKING,))
 def test_steps_are_learned(cluster: Cluster) -> None:
     # The profile says 0.1 s, and the model takes a small part of it.
     assert 0.6 < decode_steps(cluster)["measured_over_predicted"]["p50"] < 1.6

@@ -8,6 +8,8 @@ import numpy.typing as npt
 
 _UNFINISHED = 0.05
 """A prompt that is not done keeps this share of its work, however late it is."""
+_GRACE_S = 0.25
+"""How late the news of a prompt's end may be: a batch, the transfer, a busy router."""
 
 
 class Backlog:
@@ -28,7 +30,7 @@ class Backlog:
         self._rows = np.zeros((64, backlog_kernel.COLUMNS))
         self._clock_s = -math.inf
         # Compiles.
-        backlog_kernel.advance(self._live, 1.0, 0.0, True)
+        backlog_kernel.advance(self._live, 1.0, 1.0, 0.0, True, 0.0)
         self.ahead_s(0.0, 0.0, 0.0, True, 0.0)
         self.held(0.0, True)
         self.begun_s(1.0)
@@ -50,10 +52,18 @@ class Backlog:
         return int(self._kernel.total(self._live, self._kernel.TOKENS))
 
     def add(
-        self, id: int, rank: float, deadline_s: float, work_s: float, rest_s: float, tokens: int
+        self,
+        id: int,
+        rank: float,
+        deadline_s: float,
+        work_s: float,
+        most_s: float,
+        rest_s: float,
+        tokens: int,
     ) -> None:
         """Args:
         work_s: all of it, uncalibrated.
+        most_s: the same should no prefix hit come true.
         rest_s: what is left of it, calibrated.
         """
         n = len(self._keys)
@@ -63,7 +73,7 @@ class Backlog:
         insort(self._keys, (rank, id))
         self._ranks[id] = rank
         self._rows[at + 1 : n + 1] = self._rows[at:n]
-        self._rows[at] = (deadline_s, work_s, rest_s, tokens, 0.0)
+        self._rows[at] = (deadline_s, work_s, rest_s, tokens, most_s, 0.0)
 
     def remove(self, id: int) -> float | None:
         """The prompt's work, uncalibrated; None if it is not here (any more)."""
@@ -88,7 +98,7 @@ class Backlog:
         if passed <= 0.0:
             return
         self._clock_s = now_s
-        self._kernel.advance(self._live, passed, _UNFINISHED * factor, in_turn)
+        self._kernel.advance(self._live, passed, factor, _UNFINISHED, in_turn, _GRACE_S)
 
     def ahead_s(
         self, now_s: float, deadline_s: float, work_s: float, by_deadline: bool, slice_s: float

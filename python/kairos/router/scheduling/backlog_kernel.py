@@ -9,30 +9,41 @@ from kairos.policy.compiled import compiled
 
 Rows = npt.NDArray[np.float64]
 
-COLUMNS = 5
-DEADLINE, WORK, REST, TOKENS, OVERDUE = range(COLUMNS)
-"""Monotonic seconds; seconds, uncalibrated; seconds left, calibrated; prompt tokens; seconds since
-it should have been done."""
+COLUMNS = 6
+DEADLINE, WORK, REST, TOKENS, MOST, OVERDUE = range(COLUMNS)
+"""Monotonic seconds; seconds, uncalibrated; seconds left, calibrated; prompt tokens; seconds should
+no prefix hit come true, uncalibrated; seconds since it should have been done."""
 
 
 @compiled
-def advance(rows: Rows, passed: float, floor: float, in_turn: bool) -> None:
-    """Serve for `passed` seconds; each row keeps `floor` times its work at least.
+def advance(
+    rows: Rows, passed: float, factor: float, floor: float, in_turn: bool, grace: float
+) -> None:
+    """Serve for `passed` seconds.
 
     Args:
-        in_turn: nobody is served before the first one is done. If that one is overdue, it will
-            take as long again: whatever made its prediction wrong is not known.
+        factor: calibrates work.
+        floor: share of its work that a prompt keeps until it is done.
+        in_turn: nobody is served before the first one is done. One that is overdue will take as
+            long again, as what made its prediction wrong is not known; but once it would be done
+            without a prefix hit, and `grace` seconds later, it waits for something else and blocks
+            nobody.
     """
     for i in range(rows.shape[0]):
         if passed <= 0.0:
             return
-        served = min(passed, max(rows[i, REST] - floor * rows[i, WORK], 0.0))
-        rows[i, REST] -= served
-        passed -= served
-        if in_turn:
+        least = floor * factor * rows[i, WORK]
+        if rows[i, OVERDUE] == 0.0:
+            served = min(passed, max(rows[i, REST] - least, 0.0))
+            rows[i, REST] -= served
+            passed -= served
+        if not in_turn or passed <= 0.0:
+            continue
+        may_be = factor * (rows[i, MOST] - rows[i, WORK]) + grace
+        if rows[i, OVERDUE] <= may_be:
             rows[i, OVERDUE] += passed
-            rows[i, REST] = max(rows[i, REST], rows[i, OVERDUE])
-            return
+            passed = 0.0
+            rows[i, REST] = rows[i, OVERDUE] if rows[i, OVERDUE] <= may_be else least
 
 
 @compiled

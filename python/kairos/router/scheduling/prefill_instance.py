@@ -138,7 +138,8 @@ class PrefillInstance:
         rank = float(self._sent)
         if self.preemptive and now_s + rest <= deadline_s:
             rank = deadline_s - 1e12  # before those that came too late
-        self._backlog.add(id, rank, deadline_s, work_s, rest, tokens)
+        most_s = max(work_s, self.work_s(0, tokens))
+        self._backlog.add(id, rank, deadline_s, work_s, most_s, rest, tokens)
 
     def done(self, id: int, now_s: float) -> bool:
         """A prompt is computed; False if it is not here (any more)."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kairos.router.scheduling.backlog import Backlog
 
 FLOOR = 0.05
+GRACE_S = 0.25
 times = st.floats(0.001, 10.0)
 
 
@@ -20,17 +21,24 @@ class Prompt:
     deadline_s: float
     work_s: float
     rest_s: float
+    most_s: float
     overdue_s: float = 0.0
 
 
 def serve(prompts: list[Prompt], passed_s: float, factor: float, in_turn: bool) -> None:
-    for one in prompts[:1] if in_turn else prompts:
-        served = min(passed_s, max(one.rest_s - FLOOR * one.work_s * factor, 0.0))
-        one.rest_s -= served
-        passed_s -= served
-        if in_turn:
+    for one in prompts:
+        least_s = FLOOR * one.work_s * factor
+        if not one.overdue_s:
+            served = min(passed_s, max(one.rest_s - least_s, 0.0))
+            one.rest_s -= served
+            passed_s -= served
+        if passed_s <= 0.0:
+            return
+        may_be_s = factor * (one.most_s - one.work_s) + GRACE_S
+        if in_turn and one.overdue_s <= may_be_s:
             one.overdue_s += passed_s
-            one.rest_s = max(one.rest_s, one.overdue_s)
+            one.rest_s = one.overdue_s if one.overdue_s <= may_be_s else least_s
+            return
 
 
 def ahead(
@@ -71,10 +79,10 @@ def test_1_it_agrees_with_the_plain_account(events, factor, by_deadline):
         serve(plain, passed, factor, not by_deadline)
         made.advance(now, factor, not by_deadline)
         if what == "add":
-            one = Prompt(second, id, now + number, passed, passed * factor)
+            one = Prompt(second, id, now + number, passed, passed * factor, passed + second)
             plain.append(one)
             plain.sort(key=lambda prompt: (prompt.rank, prompt.id))
-            made.add(id, one.rank, one.deadline_s, one.work_s, one.rest_s, 10)
+            made.add(id, one.rank, one.deadline_s, one.work_s, one.most_s, one.rest_s, 10)
         elif what == "scale":
             made.scale(number)
             for one in plain:
@@ -103,19 +111,29 @@ def test_2_what_it_does_not_hold_is_not_removed():
 def test_3_time_does_not_go_back():
     made = Backlog()
     made.advance(10.0, 1.0, True)
-    made.add(1, 0.0, 99.0, 1.0, 1.0, 5)
+    made.add(1, 0.0, 99.0, 1.0, 1.0, 1.0, 5)
     made.advance(9.0, 1.0, True)
     made.advance(10.5, 1.0, True)
     assert made.rest_s() == pytest.approx(0.5)
 
 
-def test_4_nobody_is_served_before_one_that_is_overdue():
+def test_4_nobody_is_served_before_one_whose_prefix_hit_did_not_come_true():
     made = Backlog()
     made.advance(0.0, 1.0, True)
-    made.add(1, 0.0, 99.0, 0.1, 0.1, 5)
-    made.add(2, 1.0, 99.0, 1.0, 1.0, 5)
+    made.add(1, 0.0, 99.0, 0.1, 5.0, 0.1, 5)
+    made.add(2, 1.0, 99.0, 1.0, 1.0, 1.0, 5)
     made.advance(3.095, 1.0, True)
     assert made.rest_s() == pytest.approx(1.0 + 3.0)  # as long again
     made.remove(1)
     made.advance(3.595, 1.0, True)
     assert made.rest_s() == pytest.approx(0.5)
+
+
+def test_5_one_that_waits_for_something_else_blocks_nobody():
+    made = Backlog()
+    made.advance(0.0, 1.0, True)
+    made.add(1, 0.0, 99.0, 0.1, 0.1, 0.1, 5)
+    made.add(2, 1.0, 99.0, 1.0, 1.0, 1.0, 5)
+    made.advance(0.5, 1.0, True)
+    made.advance(1.0, 1.0, True)
+    assert made.rest_s() == pytest.approx(0.005 + 0.5)
