@@ -133,8 +133,14 @@ class Result:
         }
 
 
-async def load(port: int, body: bytes, streams: int, seconds: float) -> dict[str, Any]:
-    """So many connections, each with one request after the other."""
+async def load(
+    port: int, body: bytes, streams: int, seconds: float, spread_s: float = 0.0
+) -> dict[str, Any]:
+    """So many connections, each with one request after the other.
+
+    Args:
+        spread_s: they begin evenly within it, not all at once.
+    """
     request = (
         b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         b"content-length: %d\r\n\r\n%s" % (len(body), body)
@@ -143,7 +149,8 @@ async def load(port: int, body: bytes, streams: int, seconds: float) -> dict[str
     result = Result()
     begun_s = time.perf_counter()
     clients = []
-    for _ in range(streams):
+    for at in range(streams):
+        await asyncio.sleep(begun_s + spread_s * at / streams - time.perf_counter())
         _, client = await loop.create_connection(
             lambda: Client(request, result, begun_s + seconds), "127.0.0.1", port
         )
@@ -216,7 +223,9 @@ async def measure(router: str, args: argparse.Namespace) -> dict[str, Any]:
         with ExitStack() as stack:
             port, _ = await _serving(stack, router, TOKENS, args.gap_ms / 1e3)
             for streams in args.streams:
-                figures = await load(port, STREAM, streams, args.seconds)
+                lasts_s = TOKENS * args.gap_ms / 1e3
+                seconds = max(args.seconds, 2.0 * lasts_s)
+                figures = await load(port, STREAM, streams, seconds, lasts_s)
                 found[f"paced_{streams}"] = figures
                 print(f"{router:8} paced  {streams:5}", json.dumps(figures), flush=True)
     if args.idle and router != "direct":
