@@ -27,7 +27,10 @@ LIMITS = replace(
 )
 # Two attempts, each with an end of its own; far more than that is "for ever".
 BOUND_S = LIMITS.request_timeout_s + 4 * ABORT_LIMIT_S
-GAUGES = ("queued_requests", "queued_sequences", "queued_bytes", "running_requests", "live_rooms")
+GAUGES = (
+    *("queued_requests", "queued_sequences", "queued_bytes", "reading_bytes"),
+    *("running_requests", "live_rooms"),
+)
 KINDS = ("status", "hang", "reset_headers", "reset_stream", "garbage", "drip", "incomplete",
          "kv_failure", "stopped")  # fmt: skip
 

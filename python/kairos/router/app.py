@@ -19,7 +19,7 @@ from kairos.router.config import RouterConfig
 from kairos.router.connection import protocol_factory
 from kairos.router.endpoint import Role, parse_endpoint
 from kairos.router.instance import Instance, State
-from kairos.router.limits import check_headers, read_body
+from kairos.router.limits import check_headers
 from kairos.router.listener import Listener
 from kairos.router.metrics import CONTENT_TYPE
 from kairos.router.outcome import Outcome
@@ -122,7 +122,7 @@ class App:
     async def _add_worker(self, request: web.BaseRequest) -> web.Response:
         router = self.router
         router.keyring.authorize_admin(request.headers)
-        raw = await read_body(request, router.config.limits, router.config.timeouts)
+        raw = await router.body_of(request)
         try:
             asked: Any = orjson.loads(raw)
             if not isinstance(asked, dict) or not {"role", "url"} <= set(asked):

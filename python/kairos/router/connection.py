@@ -14,7 +14,6 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from kairos.router.answers import refusal
-from kairos.router.bodies import Bodies
 from kairos.router.config import RouterConfig, Timeouts
 from kairos.router.refusal import invalid
 
@@ -49,11 +48,10 @@ def protocol_factory(
         "access_log": None,
     }
     count = Count(limits.max_connections, changed)
-    bodies = Bodies(limits.max_reading_bytes, config.overload.overload_status)
     timeouts = config.timeouts
 
     def make() -> asyncio.Protocol:
-        return Connection(server, count, bodies, timeouts, refused, **options)
+        return Connection(server, count, timeouts, refused, **options)
 
     return make
 
@@ -72,27 +70,14 @@ class Count:
 
 
 class Connection(RequestHandler):
-    """One client connection.
+    """One client connection."""
 
-    Attributes:
-        bodies: what those of all connections take.
-    """
-
-    __slots__ = (
-        "_count",
-        "_counted",
-        "_header_timer",
-        "_refused",
-        "_timeouts",
-        "_write_timer",
-        "bodies",
-    )
+    __slots__ = ("_count", "_counted", "_header_timer", "_refused", "_timeouts", "_write_timer")
 
     def __init__(
         self,
         server: web.Server,
         count: Count,
-        bodies: Bodies,
         timeouts: Timeouts,
         refused: Refused,
         **options: Any,
@@ -100,7 +85,6 @@ class Connection(RequestHandler):
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._count = count
         self._counted = False
-        self.bodies = bodies
         self._timeouts = timeouts
         self._write_timer: asyncio.TimerHandle | None = None
         self._header_timer: asyncio.TimerHandle | None = None

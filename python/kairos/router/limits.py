@@ -4,12 +4,11 @@ import asyncio
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 
 from aiohttp import web
 
+from kairos.router.bodies import Bodies
 from kairos.router.config import Limits, Timeouts
-from kairos.router.connection import Connection
 from kairos.router.outcome import Outcome
 from kairos.router.refusal import RefusedError, invalid
 from kairos.router.tenant import Tenant
@@ -53,18 +52,21 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]], limits: Limits) -> Non
         raise invalid(431, "headers_large", f"header lines beyond {limits.max_header_kib} KiB")
 
 
-async def read_body(request: web.BaseRequest, limits: Limits, timeouts: Timeouts) -> bytes:
+async def read_body(
+    request: web.BaseRequest, limits: Limits, timeouts: Timeouts, bodies: Bodies
+) -> bytes:
     """The body, whole.
+
+    Args:
+        bodies: what all that are being read take.
 
     Raises:
         RefusedError: 413 when it is too long, 408 when it comes too slowly, and what overload is
             answered with when the bodies being read take too much together.
     """
-    bodies = cast(Connection, request.protocol).bodies
-    too_long = invalid(413, "body_large", f"a body may have {limits.max_body_mib} MiB at most")
     held = request.content_length or 0
     if held > limits.max_body_bytes:
-        raise too_long
+        raise _too_long(limits)
     bodies.take(held)
     try:
         if request.headers.get("Expect", "").lower() == "100-continue":
@@ -77,7 +79,7 @@ async def read_body(request: web.BaseRequest, limits: Limits, timeouts: Timeouts
             while chunk := await request.content.readany():
                 size += len(chunk)
                 if size > limits.max_body_bytes:
-                    raise too_long
+                    raise _too_long(limits)
                 if size > held:  # its length was not declared
                     bodies.take(size - held)
                     held = size
@@ -89,6 +91,10 @@ async def read_body(request: web.BaseRequest, limits: Limits, timeouts: Timeouts
     finally:
         bodies.give(held)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_long(limits: Limits) -> RefusedError:
+    return invalid(413, "body_large", f"a body may have {limits.max_body_mib} MiB at most")
 
 
 @dataclass(slots=True)

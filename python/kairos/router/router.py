@@ -20,6 +20,7 @@ from kairos.router import relay as relays
 from kairos.router import tracing
 from kairos.router.access_log import AccessLog
 from kairos.router.answers import error_document, refusal
+from kairos.router.bodies import Bodies
 from kairos.router.config import RouterConfig
 from kairos.router.discovery import Registry
 from kairos.router.endpoint import Role
@@ -84,6 +85,7 @@ class Router:
         )
         self.registry = Registry(config, self.fleet.discovered)
         self.gate = TenantGate()
+        self.bodies = Bodies(config.limits.max_reading_bytes, config.overload.overload_status)
         self.draining = False
         self.lives: dict[int, Life] = {}
         self._ids = itertools.count(1)
@@ -151,6 +153,10 @@ class Router:
         key = self.keyring.engine_admin_key
         return {} if key is None else {"authorization": f"Bearer {key}"}
 
+    async def body_of(self, request: web.BaseRequest) -> bytes:
+        """See `read_body`."""
+        return await read_body(request, self.config.limits, self.config.timeouts, self.bodies)
+
     def pump(self) -> None:
         """Something has changed: see soon who can be dispatched."""
         if not self._pump_due:
@@ -164,6 +170,7 @@ class Router:
         metrics.queued_requests.set(queue["requests"])
         metrics.queued_sequences.set(queue["sequences"])
         metrics.queued_bytes.set(queue["bytes"])
+        metrics.reading_bytes.set(self.bodies.held)
         oldest_s = min((self.lives[id].received_s for id in self._waiting), default=None)
         metrics.oldest_wait.set(0.0 if oldest_s is None else time.monotonic() - oldest_s)
         pairs = {pair for i in self.fleet.instances.values() for pair in i.pairs}
@@ -223,7 +230,7 @@ class Router:
         life.tenant = tenant
         self.gate.enter(tenant, life.received_s)
         life.entered = True
-        raw = await read_body(request, self.config.limits, self.config.timeouts)
+        raw = await self.body_of(request)
         intake = life.intake = intakes.read(life.path, raw, self.config.limits.max_sequences)
         try:
             asked = from_headers(request.headers.items()).over(intake.asked)

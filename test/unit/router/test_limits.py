@@ -1,7 +1,6 @@
 """Bounds of a request and of a tenant."""
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -50,16 +49,12 @@ def test_2_headers_that_pass() -> None:
     check_headers(ordinary + [(b"X", b"1")] * 94, Limits())
 
 
+FREE = Bodies(1 << 30, 429)
+
+
 class FakeRequest:
-    def __init__(
-        self,
-        chunks: list[bytes],
-        length: int | None = None,
-        late: bool = False,
-        bodies: Bodies | None = None,
-    ) -> None:
+    def __init__(self, chunks: list[bytes], length: int | None = None, late: bool = False) -> None:
         self.content_length = length
-        self.protocol = SimpleNamespace(bodies=bodies or Bodies(1 << 30, 429))
         self.headers: dict[str, str] = {}
         self.content = self
         self.left = list(chunks)
@@ -75,15 +70,15 @@ class FakeRequest:
 async def test_3_a_body_is_read_whole_or_refused() -> None:
     limits, timeouts = Limits(max_body_mib=1), Timeouts(body_timeout_s=0.01)
     mib = b"x" * (1 << 20)
-    assert await read_body(FakeRequest([b"ab", b"c"]), limits, Timeouts()) == b"abc"
-    assert await read_body(FakeRequest([]), limits, Timeouts()) == b""
-    assert await read_body(FakeRequest([mib]), limits, Timeouts()) == mib
+    assert await read_body(FakeRequest([b"ab", b"c"]), limits, Timeouts(), FREE) == b"abc"
+    assert await read_body(FakeRequest([]), limits, Timeouts(), FREE) == b""
+    assert await read_body(FakeRequest([mib]), limits, Timeouts(), FREE) == mib
     for request in (FakeRequest([mib, b"x"]), FakeRequest([], length=len(mib) + 1)):
         with pytest.raises(RefusedError) as caught:
-            await read_body(request, limits, Timeouts())
+            await read_body(request, limits, Timeouts(), FREE)
         assert (caught.value.status, caught.value.reason) == (413, "body_large")
     with pytest.raises(RefusedError) as caught:
-        await read_body(FakeRequest([b"a"], late=True), limits, timeouts)
+        await read_body(FakeRequest([b"a"], late=True), limits, timeouts, FREE)
     assert (caught.value.status, caught.value.reason) == (408, "body_slow")
 
 
@@ -150,19 +145,19 @@ def test_7_no_more_than_burst_plus_rate_times_time(gaps: list[float], burst: int
 @pytest.mark.parametrize("declared", [True, False])
 async def test_8_bodies_that_are_read_at_once_are_bounded_together(declared: bool) -> None:
     bodies = Bodies(10, 503)
-    slow = FakeRequest([b"x" * 7], 7 if declared else None, late=True, bodies=bodies)
-    reading = asyncio.ensure_future(read_body(slow, Limits(), Timeouts()))
+    slow = FakeRequest([b"x" * 7], 7 if declared else None, late=True)
+    reading = asyncio.ensure_future(read_body(slow, Limits(), Timeouts(), bodies))
     while not bodies.held:
         await asyncio.sleep(0)
-    other = FakeRequest([b"x" * 2, b"x" * 2], 4 if declared else None, bodies=bodies)
+    other = FakeRequest([b"x" * 2, b"x" * 2], 4 if declared else None)
     with pytest.raises(RefusedError) as caught:
-        await read_body(other, Limits(), Timeouts())
+        await read_body(other, Limits(), Timeouts(), bodies)
     refused = caught.value
     assert (refused.status, refused.outcome) == (503, Outcome.REJECTED_FULL)
     assert (refused.reason, refused.retry_after_s) == ("reading_bytes", 1.0)
     assert len(other.left) == (2 if declared else 0)
     assert bodies.held == 7
-    assert await read_body(FakeRequest([b"abc"], bodies=bodies), Limits(), Timeouts()) == b"abc"
+    assert await read_body(FakeRequest([b"abc"]), Limits(), Timeouts(), bodies) == b"abc"
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
     assert bodies.held == 0
@@ -197,9 +192,9 @@ def test_9_bodies_in_reading_never_pass_the_bound_and_leave_nothing(
         reads = []
         for chunks, how in asked:
             length = sum(map(len, chunks)) if how == "declared" else None
-            request = FakeRequest(chunks, length, how in ("late", "gone"), bodies)
+            request = FakeRequest(chunks, length, how in ("late", "gone"))
             limits = Timeouts(body_timeout_s=0.01 if how == "late" else 60.0)
-            reads.append(asyncio.ensure_future(read_body(request, Limits(), limits)))
+            reads.append(asyncio.ensure_future(read_body(request, Limits(), limits, bodies)))
         for _ in range(3):
             await asyncio.sleep(0)
         for (_, how), read in zip(asked, reads, strict=True):
