@@ -50,6 +50,11 @@ def get_new_batch_prefill_raw(original: Any, scheduler: Any, **kwargs: Any) -> A
     return planner.next_batch(original, scheduler, **kwargs)
 
 
+def should_defer_prefill(deferred: bool, scheduler: Any, running_batch: Any) -> bool:
+    """Between prompts, let decode run before it has starved."""
+    return deferred or scheduler.kairos.decode_is_due(running_batch, scheduler.last_batch)
+
+
 def abort_request(result: None, scheduler: Any, recv_req: Any) -> None:
     """Find the request among the parked prompts too."""
     if scheduler.kairos.planner is not None:
@@ -133,6 +138,17 @@ HOOKS = [
         "between its chunks so that more urgent ones overtake it.",
         why="Batch forming continues the started prompt before it looks at the queue.",
         test="test/engine/test_prefill_planner.py",
+    ),
+    Hook(
+        module="sglang.srt.managers.scheduler",
+        name="Scheduler._should_defer_prefill",
+        kind=Kind.AFTER,
+        process=Process.SCHEDULER,
+        call=should_defer_prefill,
+        changes="Without disaggregation, running requests get a decode step between prompts once "
+        "their TPOT SLO has passed without one.",
+        why="Upstream runs every waiting prompt first. Its own interval counts batches, not time.",
+        test="test/engine/test_decode_turns.py",
     ),
     Hook(
         module="sglang.srt.managers.scheduler",

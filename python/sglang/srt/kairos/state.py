@@ -6,6 +6,7 @@ from typing import Any
 
 from sglang.srt.kairos.config import KairosConfig
 from sglang.srt.kairos.decode_scheduler import DecodeScheduler
+from sglang.srt.kairos.decode_turns import DecodeTurns
 from sglang.srt.kairos.prefill_planner import PrefillPlanner, planning_refusal
 from sglang.srt.kairos.prefill_scheduler import PrefillScheduler
 from sglang.srt.kairos.prometheus import engine_metrics
@@ -32,6 +33,7 @@ class KairosState:
         prefill: orders the waiting queue; None on a decode server.
         planner: decides prefill batches; None where only the order is Kairos'.
         decode: decides decode batches and memory; None where there is no decode server.
+        turns: when decode goes before prefill; None on disaggregated servers.
     """
 
     def __init__(self, config: KairosConfig, scheduler: Any) -> None:
@@ -56,7 +58,8 @@ class KairosState:
         self.decode: DecodeScheduler | None = None
         if self.role == "decode":
             self.decode = DecodeScheduler(config, profile, scheduler, self.clock)
-        elif self.role == "null":
+        self.turns = DecodeTurns(scheduler.enable_overlap) if self.role == "null" else None
+        if self.turns is not None:
             _log.warning("Kairos leaves decode batches to upstream: not disaggregated")
         self.classes: Counter[str] = Counter()
         self.invalid = 0
@@ -108,6 +111,12 @@ class KairosState:
         self._admit_all(queue)
         self.prefill.sort(queue, policy, now)
 
+    def decode_is_due(self, running_batch: Any, last_batch: Any) -> bool:
+        """Whether upstream's `ScheduleBatch` of running requests goes before waiting prompts."""
+        return self.turns is not None and self.turns.due(
+            running_batch, last_batch, self.clock.now()
+        )
+
     def _admit_all(self, requests: list[Any]) -> None:
         for req in requests:
             if not hasattr(req, "kairos"):  # embeddings are made without the hook
@@ -117,6 +126,8 @@ class KairosState:
         """The result of an upstream `ScheduleBatch` has just been processed."""
         if self.planner is not None:
             self.planner.observer.finished(batch)
+        if self.turns is not None:
+            self.turns.measured(batch, self.clock.now())
         if self._metrics is None:
             return
         # An idle scheduler shows nothing more, so the end of a burst is shown at once.
@@ -144,5 +155,6 @@ class KairosState:
             "prefill": None if self.prefill is None else self.prefill.snapshot(),
             "planner": self._unplanned if self.planner is None else self.planner.snapshot(),
             "decode": None if self.decode is None else self.decode.snapshot(),
+            "decode_turns": None if self.turns is None else self.turns.snapshot(),
             "recent": list(self._recent),
         }
