@@ -184,6 +184,10 @@ RELIES_ON = [
         "puts two batches together, the callee's requests first",
     ),
     Reliance(
+        "sglang.srt.managers.schedule_batch.ScheduleBatch.check_decode_mem",
+        "whether a step of those at the given positions has memory; evicts cached prefixes for it",
+    ),
+    Reliance(
         "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.filter_batch",
         "rebinds its tensors; lists and dictionaries of a copy are its own",
     ),
