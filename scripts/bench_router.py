@@ -223,7 +223,7 @@ async def measure(router: str, args: argparse.Namespace) -> dict[str, Any]:
         with ExitStack() as stack:
             port, _ = await _serving(stack, router, TOKENS, args.gap_ms / 1e3)
             for streams in args.streams:
-                lasts_s = TOKENS * args.gap_ms / 1e3
+                lasts_s = (TOKENS - 1) * args.gap_ms / 1e3
                 seconds = max(args.seconds, 2.0 * lasts_s)
                 figures = await load(port, STREAM, streams, seconds, lasts_s)
                 found[f"paced_{streams}"] = figures

@@ -69,9 +69,9 @@ class Instant(asyncio.Protocol):
 
     async def _slowly(self) -> None:
         self._transport.write(STREAM)
-        for _ in range(self._tokens):
+        for at in range(self._tokens):
+            await asyncio.sleep(self._gap_s if at else 0.0)
             self._transport.write(chunk(EVENT))
-            await asyncio.sleep(self._gap_s)
         self._transport.write(chunk(DONE) + b"0\r\n\r\n")
 
 
