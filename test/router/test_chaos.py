@@ -430,3 +430,17 @@ async def test_24_a_server_behind_a_connection_that_broke_is_told_too() -> None:
         await status_and_text(up, True)
         await up.quiet()
         assert cluster.decode[0].aborts == 1
+
+
+async def test_25_a_stream_holds_no_connection_to_the_prefill_server_once_it_has_answered() -> None:
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        cluster.world.token_s = 1.0
+        streams = []
+        for _ in range(20):
+            answer = await up.post({**BODY, "stream": True})
+            await answer.content.readuntil(b"\n\n")
+            streams.append(answer)
+        assert len(cluster.prefill[0].connections) < 10
+        for answer in streams:
+            answer.close()
+        await up.quiet()

@@ -126,11 +126,16 @@ class Engine:
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
 
+    @property
+    def connections(self) -> list[Any]:
+        """Open ones."""
+        return [] if self._runner is None else list(self._runner.server.connections)
+
     async def stop(self) -> None:
         """Like kill -9: every connection is reset, nothing is said."""
         if self._runner is None:
             return
-        for connection in list(self._runner.server.connections):
+        for connection in self.connections:
             if connection.transport is not None:
                 connection.transport.abort()
         for task in list(self.running.values()):

@@ -44,7 +44,11 @@ class LegError(Exception):
 
 
 class Leg:
-    """A connection in the hands of one attempt, given back to the pool when it has ended."""
+    """A connection in the hands of one attempt, given back to the pool when it has ended.
+
+    Attributes:
+        connection: others may use it once it was released.
+    """
 
     def __init__(self, role: Role, instance: Instance, connection: Connection, pool: Pool) -> None:
         self.role = role
@@ -52,26 +56,29 @@ class Leg:
         self.connection = connection
         self._pool = pool
         self._held = True
+        self._status = 0  # of a complete answer, after the release
 
     @property
     def live(self) -> bool:
         """The server may still be at work for it."""
-        return not self.connection.ended
+        return not self._status and not self.connection.ended
 
     @property
     def complete(self) -> bool:
         """The server has answered to the end."""
+        if self._status:
+            return True
         return self.connection.ended and self.connection.broken is None
 
     @property
     def answered(self) -> bool:
         """It has, and with what was asked for."""
-        return self.complete and self.connection.status == 200
+        return self.complete and (self._status or self.connection.status) == 200
 
     def broken(self) -> LegError | None:
         """Why the exchange came to no end; None if it did, or still may."""
         problem = self.connection.broken
-        if not self.connection.ended or problem is None:
+        if self._status or not self.connection.ended or problem is None:
             return None
         reason = str(problem).replace(" ", "_")
         return LegError(self.role, reason, f"the {self.role.value} server: {problem}")
@@ -80,4 +87,5 @@ class Leg:
         """Let go of the connection: kept if the exchange is complete, else closed."""
         if self._held:
             self._held = False
+            self._status = self.connection.status if self.complete else 0
             self._pool.give(self.instance.endpoint, self.connection)

@@ -311,6 +311,7 @@ class Pair:
         if error is not None:
             self.fail(error)
             return
+        leg.release()  # decode may take long: the connection is for others
         self.prefill_body = body
         self._prefilled = True
         self._legs[Role.DECODE].connection.wake()
