@@ -38,6 +38,7 @@ def unpin_torch() -> None:
 
     _unpin("tensor")
     _unpin("zeros")
+    # To replace a method is what a shim is for; mypy takes it for a mistake.
     torch.Tensor.pin_memory = lambda tensor, *_: tensor  # type: ignore[assignment,method-assign]
 
 
@@ -47,6 +48,7 @@ def _unpin(maker: str) -> None:
 
     original = getattr(torch, maker)
 
+    # `pin_memory` is taken in order to be dropped.
     @functools.wraps(original)
     def unpinned(*args: Any, pin_memory: bool = False, **kwargs: Any) -> "torch.Tensor":  # noqa: ARG001
         return original(*args, **kwargs)

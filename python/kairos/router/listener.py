@@ -100,7 +100,8 @@ class Listener:
 
 
 def _bound(host: str, port: int, shared: bool) -> list[socket.socket]:
-    """Sockets on all addresses of a name; families that this machine lacks are left out."""
+    """Sockets on all addresses of a name, at one port; families that this machine lacks are left
+    out."""
     found = socket.getaddrinfo(
         host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
@@ -109,7 +110,8 @@ def _bound(host: str, port: int, shared: bool) -> list[socket.socket]:
     for family, _, _, _, address in dict.fromkeys(found):
         try:
             made = socket.create_server(
-                address, family=family, backlog=_BACKLOG, reuse_port=shared
+                (address[0], port, *address[2:]),
+                family=family, backlog=_BACKLOG, reuse_port=shared,
             )  # fmt: skip
         except OSError as error:
             if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
@@ -120,6 +122,7 @@ def _bound(host: str, port: int, shared: bool) -> list[socket.socket]:
             raise
         made.setblocking(False)
         sockets.append(made)
+        port = int(made.getsockname()[1])  # the others follow the first
     if not sockets:
         raise absent or OSError(errno.EADDRNOTAVAIL, "no such address")
     return sockets

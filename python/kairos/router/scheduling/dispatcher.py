@@ -194,11 +194,11 @@ class Dispatcher:
             entry, owed = self._next(now_s)
             if entry is None:
                 break
-            if entry.work.slo.slo_class in barred or self._tokens(entry.work) >= too_large:
-                self._queue.pass_over(entry)
-                passed += 1
-                continue
-            if entry.work_s >= too_long and owed != "starved":
+            if (
+                entry.work.slo.slo_class in barred
+                or self._tokens(entry.work) >= too_large
+                or (entry.work_s >= too_long and owed != "starved")
+            ):
                 self._queue.pass_over(entry)
                 passed += 1
                 continue
