@@ -70,13 +70,13 @@ class Running:
         return sum(i.role.value == role and i.state.value == "ready" for i in instances)
 
 
-def config_for(cluster: Fakes, **sections: Any) -> RouterConfig:
+def config_for(cluster: Fakes, health_timeout_s: float = 1.0, **sections: Any) -> RouterConfig:
     """A configuration in front of these servers."""
     workers = Workers(
         prefill=tuple(Endpoint("prefill", e.url, e.bootstrap_port) for e in cluster.prefill),
         decode=tuple(Endpoint("decode", e.url) for e in cluster.decode),
         health_interval_s=0.1,
-        health_timeout_s=1.0,
+        health_timeout_s=health_timeout_s,
         breaker_open_s=0.2,
     )
     given = {
