@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,8 +140,8 @@ async def test_5_a_full_queue_answers_429_and_nothing_is_left() -> None:
             await up.quiet()
 
 
-async def _status(up) -> int:
-    async with up.post(BODY) as answer:
+async def _status(up, body: dict[str, Any] = BODY) -> int:
+    async with up.post(body) as answer:
         await answer.read()
         return int(answer.status)
 
@@ -183,3 +184,24 @@ async def test_7_bodies_being_read_are_bounded_together() -> None:
             await up.quiet()
             outcomes = [end.outcome for end in up.ends]
             assert outcomes == [Outcome.REJECTED_FULL, Outcome.CLIENT_GONE, Outcome.COMPLETED]
+
+
+async def test_8_bodies_being_counted_are_in_that_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fakes() as cluster:
+        limits = Limits(max_reading_mib=1, max_body_mib=1)
+        async with running(config_for(cluster, limits=limits)) as up:
+            counts, count = asyncio.Event(), up.router.counter.count
+
+            async def slow(path: str, body: dict[str, Any]) -> Any:
+                await counts.wait()
+                return await count(path, body)
+
+            monkeypatch.setattr(up.router.counter, "count", slow)
+            large = {**BODY, "extra_key": "x" * (1 << 19)}
+            first = asyncio.ensure_future(_status(up, large))
+            await until(lambda: up.router.bodies.held > 1 << 19)
+            assert await _status(up, large) == 429
+            counts.set()
+            assert await first == 200
+            await up.quiet()
+            assert up.router.bodies.held == 0

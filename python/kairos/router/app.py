@@ -122,7 +122,8 @@ class App:
     async def _add_worker(self, request: web.BaseRequest) -> web.Response:
         router = self.router
         router.keyring.authorize_admin(request.headers)
-        raw = await router.body_of(request)
+        with router.bodies.hold() as held:
+            raw = await router.body_of(request, held)
         try:
             asked: Any = orjson.loads(raw)
             if not isinstance(asked, dict) or not {"role", "url"} <= set(asked):

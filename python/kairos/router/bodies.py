@@ -1,4 +1,6 @@
-"""Memory for bodies that are being read, bounded over all connections."""
+"""Memory for bodies on their way to the queue, bounded over all connections."""
+
+from typing import Self
 
 from kairos.router.outcome import Outcome
 from kairos.router.refusal import RefusedError
@@ -7,7 +9,7 @@ _RETRY_S = 1.0
 
 
 class Bodies:
-    """What the bodies being read take together; the queue bounds those that were read.
+    """What the bodies that are read, and counted, take together; the queue bounds what it has.
 
     Args:
         limit: bytes.
@@ -21,6 +23,10 @@ class Bodies:
         self.held = 0
         self._limit = limit
         self._status = status
+
+    def hold(self) -> "HeldBody":
+        """Memory for one body, for as long as its `with` block lasts."""
+        return HeldBody(self)
 
     def take(self, size: int) -> None:
         """Take memory; `give` must follow.
@@ -41,3 +47,34 @@ class Bodies:
     def give(self, size: int) -> None:
         """Give it back."""
         self.held -= size
+
+
+class HeldBody:
+    """What one body has of `Bodies`.
+
+    Attributes:
+        size: bytes.
+    """
+
+    __slots__ = ("_bodies", "size")
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self.size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bodies.give(self.size)
+        self.size = 0
+
+    def reach(self, size: int) -> None:
+        """Have `size` bytes at least.
+
+        Raises:
+            RefusedError: there is not so much left.
+        """
+        if size > self.size:
+            self._bodies.take(size - self.size)
+            self.size = size

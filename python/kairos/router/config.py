@@ -70,7 +70,7 @@ class Limits:
     max_queued_requests: int = count(4096, "requests that wait for a pair", 1, 1_000_000)
     max_queued_sequences: int = count(16_384, "sequences that wait (n, prompt lists)", 1, 1_000_000)
     max_queued_mib: int = count(512, "memory of waiting bodies, MiB", 1, 1_000_000, "MIB")
-    max_reading_mib: int = count(512, "memory of bodies being read, MiB", 1, 1_000_000, "MIB")
+    max_reading_mib: int = count(512, "memory of bodies not queued yet, MiB", 1, 1_000_000, "MIB")
     max_body_mib: int = count(32, "size of one body, MiB", 1, 4096, "MIB")
     max_sequences: int = count(128, "sequences of one request (n, prompt lists)", 1, 100_000)
     max_headers: int = count(100, "header lines of a request", 8, 1000)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from kairos.router.bodies import Bodies
+from kairos.router.bodies import HeldBody
 from kairos.router.config import Limits, Timeouts
 from kairos.router.outcome import Outcome
 from kairos.router.refusal import RefusedError, invalid
@@ -53,21 +53,21 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]], limits: Limits) -> Non
 
 
 async def read_body(
-    request: web.BaseRequest, limits: Limits, timeouts: Timeouts, bodies: Bodies
+    request: web.BaseRequest, limits: Limits, timeouts: Timeouts, held: HeldBody
 ) -> bytes:
     """The body, whole.
 
     Args:
-        bodies: what all that are being read take.
+        held: gets the memory that the body takes.
 
     Raises:
         RefusedError: 413 when it is too long, 408 when it comes too slowly, and what overload is
             answered with when the bodies being read take too much together.
     """
-    held = request.content_length or 0
-    if held > limits.max_body_bytes:
+    declared = request.content_length or 0
+    if declared > limits.max_body_bytes:
         raise _too_long(limits)
-    bodies.take(held)
+    held.reach(declared)
     try:
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -80,16 +80,12 @@ async def read_body(
                 size += len(chunk)
                 if size > limits.max_body_bytes:
                     raise _too_long(limits)
-                if size > held:  # its length was not declared
-                    bodies.take(size - held)
-                    held = size
+                held.reach(size)  # its length need not have been declared
                 chunks.append(chunk)
     except TimeoutError:
         raise invalid(
             408, "body_slow", f"the body did not arrive within {timeouts.body_timeout_s:g} s"
         ) from None
-    finally:
-        bodies.give(held)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

@@ -111,7 +111,7 @@ class RouterMetrics:
         self.queued_requests = self._gauge("queued_requests", "Requests that wait for a pair.")
         self.queued_sequences = self._gauge("queued_sequences", "Sequences that wait.")
         self.queued_bytes = self._gauge("queued_bytes", "Memory of the bodies that wait.")
-        self.reading_bytes = self._gauge("reading_bytes", "Memory of the bodies being read.")
+        self.reading_bytes = self._gauge("reading_bytes", "Memory of bodies not queued yet.")
         self.oldest_wait = self._gauge("oldest_wait_seconds", "Age of the oldest that waits.")
         self.running = self._gauge("running_requests", "Requests with a pair.")
         self.live_rooms = self._gauge("live_rooms", "Bootstrap rooms in use.")

@@ -9,7 +9,7 @@ class Outcome(Enum):
     COMPLETED = "completed"
     INVALID = "invalid"  # 400, 404, 405, 413, 431: nothing was queued
     UNAUTHORIZED = "unauthorized"  # 401, 403
-    REJECTED_FULL = "rejected_full"  # 429: the bounds of the queue, or of bodies being read
+    REJECTED_FULL = "rejected_full"  # 429: the bounds of the queue, or of bodies before it
     REJECTED_INFEASIBLE = "rejected_infeasible"  # 429: its SLO cannot be met now
     REJECTED_TENANT = "rejected_tenant"  # 429: the tenant's share is used up
     UNAVAILABLE = "unavailable"  # 503: no healthy pair, or draining

@@ -20,7 +20,7 @@ from kairos.router import relay as relays
 from kairos.router import tracing
 from kairos.router.access_log import AccessLog
 from kairos.router.answers import error_document, refusal
-from kairos.router.bodies import Bodies
+from kairos.router.bodies import Bodies, HeldBody
 from kairos.router.config import RouterConfig
 from kairos.router.discovery import Registry
 from kairos.router.endpoint import Role
@@ -42,6 +42,7 @@ from kairos.router.scheduling.params import DispatchParams
 from kairos.router.scheduling.verdict import Decision, Reason, Verdict
 from kairos.router.scheduling.work import Assignment, Work
 from kairos.router.telemetry import Telemetry
+from kairos.router.tenant import Tenant
 from kairos.router.tls import client_context
 from kairos.router.tokens import TokenCounter
 from kairos.router.wire import Pool
@@ -153,9 +154,9 @@ class Router:
         key = self.keyring.engine_admin_key
         return {} if key is None else {"authorization": f"Bearer {key}"}
 
-    async def body_of(self, request: web.BaseRequest) -> bytes:
+    async def body_of(self, request: web.BaseRequest, held: HeldBody) -> bytes:
         """See `read_body`."""
-        return await read_body(request, self.config.limits, self.config.timeouts, self.bodies)
+        return await read_body(request, self.config.limits, self.config.timeouts, held)
 
     def pump(self) -> None:
         """Something has changed: see soon who can be dispatched."""
@@ -230,16 +231,10 @@ class Router:
         life.tenant = tenant
         self.gate.enter(tenant, life.received_s)
         life.entered = True
-        raw = await self.body_of(request)
-        intake = life.intake = intakes.read(life.path, raw, self.config.limits.max_sequences)
-        try:
-            asked = from_headers(request.headers.items()).over(intake.asked)
-            life.slo = tenant.applied_slo(asked)
-            life.arrival_s = life.received_s - tenant.elapsed_ms(asked) / 1e3
-            life.counted = await self.counter.count(life.path, intake.body)
-        except InputError as error:
-            raise invalid(400, "body_invalid", str(error)) from None
-        self._offer(life)
+        with self.bodies.hold() as held:
+            raw = await self.body_of(request, held)
+            await self._read(life, tenant, request.headers, raw)
+            self._offer(life)  # from here on the queue's bounds hold
         retries = self.config.overload.retries
         while True:
             assignment = await self._assigned(life)
@@ -253,6 +248,19 @@ class Router:
                     return self._failed(life, error)
                 self.metrics.retries.labels(self.metrics.reason(error.reason)).inc()
                 await self._again(life, error.reason)
+
+    async def _read(
+        self, life: Life, tenant: Tenant, headers: Mapping[str, str], raw: bytes
+    ) -> None:
+        """Note down what a body asks for, by when and how much it is."""
+        intake = life.intake = intakes.read(life.path, raw, self.config.limits.max_sequences)
+        try:
+            asked = from_headers(headers.items()).over(intake.asked)
+            life.slo = tenant.applied_slo(asked)
+            life.arrival_s = life.received_s - tenant.elapsed_ms(asked) / 1e3
+            life.counted = await self.counter.count(life.path, intake.body)
+        except InputError as error:
+            raise invalid(400, "body_invalid", str(error)) from None
 
     def _offer(self, life: Life) -> None:
         intake, counted, tenant = life.intake, life.counted, life.tenant

@@ -52,6 +52,16 @@ def test_2_headers_that_pass() -> None:
 FREE = Bodies(1 << 30, 429)
 
 
+async def body_of(
+    request: "FakeRequest",
+    limits: Limits = Limits(),  # noqa: B008 frozen
+    timeouts: Timeouts = Timeouts(),  # noqa: B008 frozen
+    bodies: Bodies = FREE,
+) -> bytes:
+    with bodies.hold() as held:
+        return await read_body(request, limits, timeouts, held)
+
+
 class FakeRequest:
     def __init__(self, chunks: list[bytes], length: int | None = None, late: bool = False) -> None:
         self.content_length = length
@@ -70,15 +80,15 @@ class FakeRequest:
 async def test_3_a_body_is_read_whole_or_refused() -> None:
     limits, timeouts = Limits(max_body_mib=1), Timeouts(body_timeout_s=0.01)
     mib = b"x" * (1 << 20)
-    assert await read_body(FakeRequest([b"ab", b"c"]), limits, Timeouts(), FREE) == b"abc"
-    assert await read_body(FakeRequest([]), limits, Timeouts(), FREE) == b""
-    assert await read_body(FakeRequest([mib]), limits, Timeouts(), FREE) == mib
+    assert await body_of(FakeRequest([b"ab", b"c"]), limits) == b"abc"
+    assert await body_of(FakeRequest([]), limits) == b""
+    assert await body_of(FakeRequest([mib]), limits) == mib
     for request in (FakeRequest([mib, b"x"]), FakeRequest([], length=len(mib) + 1)):
         with pytest.raises(RefusedError) as caught:
-            await read_body(request, limits, Timeouts(), FREE)
+            await body_of(request, limits)
         assert (caught.value.status, caught.value.reason) == (413, "body_large")
     with pytest.raises(RefusedError) as caught:
-        await read_body(FakeRequest([b"a"], late=True), limits, timeouts, FREE)
+        await body_of(FakeRequest([b"a"], late=True), limits, timeouts)
     assert (caught.value.status, caught.value.reason) == (408, "body_slow")
 
 
@@ -146,18 +156,18 @@ def test_7_no_more_than_burst_plus_rate_times_time(gaps: list[float], burst: int
 async def test_8_bodies_that_are_read_at_once_are_bounded_together(declared: bool) -> None:
     bodies = Bodies(10, 503)
     slow = FakeRequest([b"x" * 7], 7 if declared else None, late=True)
-    reading = asyncio.ensure_future(read_body(slow, Limits(), Timeouts(), bodies))
+    reading = asyncio.ensure_future(body_of(slow, bodies=bodies))
     while not bodies.held:
         await asyncio.sleep(0)
     other = FakeRequest([b"x" * 2, b"x" * 2], 4 if declared else None)
     with pytest.raises(RefusedError) as caught:
-        await read_body(other, Limits(), Timeouts(), bodies)
+        await body_of(other, bodies=bodies)
     refused = caught.value
     assert (refused.status, refused.outcome) == (503, Outcome.REJECTED_FULL)
     assert (refused.reason, refused.retry_after_s) == ("reading_bytes", 1.0)
     assert len(other.left) == (2 if declared else 0)
     assert bodies.held == 7
-    assert await read_body(FakeRequest([b"abc"]), Limits(), Timeouts(), bodies) == b"abc"
+    assert await body_of(FakeRequest([b"abc"]), bodies=bodies) == b"abc"
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
     assert bodies.held == 0
@@ -193,8 +203,8 @@ def test_9_bodies_in_reading_never_pass_the_bound_and_leave_nothing(
         for chunks, how in asked:
             length = sum(map(len, chunks)) if how == "declared" else None
             request = FakeRequest(chunks, length, how in ("late", "gone"))
-            limits = Timeouts(body_timeout_s=0.01 if how == "late" else 60.0)
-            reads.append(asyncio.ensure_future(read_body(request, Limits(), limits, bodies)))
+            timeouts = Timeouts(body_timeout_s=0.01 if how == "late" else 60.0)
+            reads.append(asyncio.ensure_future(body_of(request, timeouts=timeouts, bodies=bodies)))
         for _ in range(3):
             await asyncio.sleep(0)
         for (_, how), read in zip(asked, reads, strict=True):
