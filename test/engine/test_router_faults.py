@@ -99,7 +99,7 @@ class Rig:
         await until(lambda: dispatcher.snapshot(0.0)["queue"]["requests"] == 1)
         yield asked
         self._offer_servers(True)
-        self.up.router.pump()
+        self.up.router.waiting.pump()
 
     async def bootstrapping(self, leg: str) -> Asked:
         """A request that one server waits with, because the other one has not got it."""

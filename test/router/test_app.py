@@ -135,7 +135,7 @@ async def test_5_a_full_queue_answers_429_and_nothing_is_left() -> None:
             await until(lambda: len(up.ends) == 3)
             for instance in up.router.fleet.instances.values():
                 up.router.dispatcher.set_available(instance.key, True)
-            up.router.pump()
+            up.router.waiting.pump()
             assert sorted(await asyncio.gather(*requests)) == [200, 429, 429, 429]
             await up.quiet()
 
@@ -174,15 +174,18 @@ async def test_7_bodies_being_read_are_bounded_together() -> None:
             head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
             writer.write(head % (1 << 20))
             await until(lambda: len(up.router.lives) == 1)
+            assert await _status(up) == 200  # what is only declared takes nothing
+            writer.write(b" " * ((1 << 20) - 10))
+            await until(lambda: up.router.bodies.held == (1 << 20) - 10)
             async with up.post(BODY) as answer:
                 assert answer.status == 503
                 assert answer.headers["x-kairos-reason"] == "reading_bytes"
                 assert answer.headers["Retry-After"] == "1"
             writer.close()
-            await until(lambda: len(up.ends) == 2)
+            await until(lambda: len(up.ends) == 3)
             assert await _status(up) == 200
             await up.quiet()
-            outcomes = [end.outcome for end in up.ends]
+            _, *outcomes = [end.outcome for end in up.ends]
             assert outcomes == [Outcome.REJECTED_FULL, Outcome.CLIENT_GONE, Outcome.COMPLETED]
 
 
@@ -205,3 +208,22 @@ async def test_8_bodies_being_counted_are_in_that_bound(monkeypatch: pytest.Monk
             assert await first == 200
             await up.quiet()
             assert up.router.bodies.held == 0
+
+
+@pytest.mark.parametrize("first", [b"", b'3\r\n{"a\r\n'])
+async def test_9_a_body_with_a_malformed_chunk_is_refused_at_once(first: bytes) -> None:
+    async with fakes() as cluster, running(config_for(cluster)) as up:
+        host, port = up.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(first)
+        await until(lambda: len(up.router.lives) == 1)
+        writer.write(b"nonsense\r\n")
+        async with asyncio.timeout(5.0):
+            answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b'"code":"http_malformed"' in answer
+        assert answer.count(b"HTTP/1.1 ") == 1
+        writer.close()
+        await until(lambda: len(up.ends) == 1)
+        assert up.ends[0].outcome is Outcome.INVALID

@@ -1,16 +1,21 @@
 """What goes wrong at either leg, in each phase: every request ends once and leaves nothing."""
 
 import asyncio
+import errno
+import gc
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
 from kairos.router.config import Observability, Overload, Security
 from kairos.router.instance import MOST_ABORTS
+from kairos.router.intake import Intake
 from kairos.router.keys import new_key
+from kairos.router.life import Life
 from kairos.router.outcome import Outcome
 from kairos.router.pair import PREFILL_GRACE_S
 from support.router_engine import Fault, fakes, until
@@ -444,3 +449,75 @@ async def test_25_a_stream_holds_no_connection_to_the_prefill_server_once_it_has
         for answer in streams:
             answer.close()
         await up.quiet()
+
+
+async def test_26_a_client_that_pauses_is_not_held_against_the_server() -> None:
+    timeouts = replace(TIMEOUTS, stream_idle_timeout_s=0.3, write_timeout_s=10.0)
+    async with (
+        fakes() as cluster,
+        running(config_for(cluster, timeouts=timeouts, overload=ONCE)) as up,
+    ):
+        body = {**BODY, "sampling_params": {"max_new_tokens": 6000}, "stream": True}
+        data = orjson.dumps(body)
+        host, port = up.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 12)
+        writer.write(
+            b"POST /generate HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(data), data)
+        )
+        await until(lambda: any(life.sent for life in up.router.lives.values()))
+        await asyncio.sleep(1.0)
+        assert not up.ends
+        async with asyncio.timeout(60.0):
+            while await reader.read(1 << 20):
+                pass
+        writer.close()
+        await up.quiet()
+        assert [end.outcome for end in up.ends] == [Outcome.COMPLETED]
+        assert not charged(up)
+
+
+@pytest.mark.parametrize("leg", LEGS)
+async def test_27_the_routers_own_lack_of_files_is_not_held_against_a_server(
+    leg: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fakes() as cluster, running(config_for(cluster, overload=ONCE)) as up:
+        engine = getattr(cluster, leg)[0]
+        loop = asyncio.get_running_loop()
+        connect = loop.create_connection
+
+        async def exhausted(factory: Any, *address: Any, **more: Any) -> Any:
+            if address[1:] == (engine.port,):
+                raise OSError(errno.EMFILE, "Too many open files")
+            return await connect(factory, *address, **more)
+
+        up.router.pool.close()  # idle connections
+        monkeypatch.setattr(loop, "create_connection", exhausted)
+        status, text = await status_and_text(up, True)
+        assert status == 503
+        assert "no_more_files" in text
+        await asyncio.sleep(0.5)  # health checks
+        monkeypatch.undo()
+        assert {i.state.value for i in up.router.fleet.instances.values()} == {"ready"}
+        assert not charged(up)
+        assert (await status_and_text(up, True))[0] == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", [None, Fault("status", status=400), Fault("reset_headers")])
+async def test_28_a_request_that_ended_is_forgotten_without_the_collectors_help(
+    fault: Fault | None, stream: bool
+) -> None:
+    async with fakes() as cluster, running(config_for(cluster, overload=ONCE)) as up:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                cluster.decode[0].fault = fault and replace(fault, times=1)
+                await status_and_text(up, stream)
+            await up.quiet()
+            await until(lambda: cluster.idle)
+            left = [one for one in gc.get_objects() if type(one) in (Life, Intake)]
+            assert not left
+        finally:
+            gc.enable()

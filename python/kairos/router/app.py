@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import resource
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -122,7 +123,7 @@ class App:
     async def _add_worker(self, request: web.BaseRequest) -> web.Response:
         router = self.router
         router.keyring.authorize_admin(request.headers)
-        with router.bodies.hold() as held:
+        with router.bodies.hold("") as held:
             raw = await router.body_of(request, held)
         try:
             asked: Any = orjson.loads(raw)
@@ -199,7 +200,22 @@ def serve(config: RouterConfig) -> int:
     tracing.configure()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
+    _raise_file_limit(config.limits.max_connections)
     return uvloop.run(_serve(config))
+
+
+def _raise_file_limit(connections: int) -> None:
+    """A stream takes two files beside its client's; many systems give 1,024 unless asked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < connections:
+        _log.warning(
+            "--max-connections %d: only %d open files are allowed (ulimit -Hn), and a stream takes "
+            "three",
+            connections,
+            hard,
+        )
 
 
 async def _serve(config: RouterConfig) -> int:
@@ -226,7 +242,12 @@ async def _serve(config: RouterConfig) -> int:
         try:
             for port in ports:
                 shared = listen.cell is not None and port == listen.port
-                listeners.append(Listener(factory, listen.host, port, context, shared))
+                listeners.append(
+                    Listener(
+                        factory, listen.host, port, context, shared,
+                        config.timeouts.header_timeout_s,
+                    )
+                )  # fmt: skip
         except OSError as error:
             raise InputError(f"--host, --port: cannot listen on them: {error}") from error
         scheme = "http" if context is None else "https"

@@ -6,10 +6,14 @@ from kairos.router.outcome import Outcome
 from kairos.router.refusal import RefusedError
 
 _RETRY_S = 1.0
+_ROOM = 4.0
+"""A tenant's bodies may fill so many times its weight times what is free, as in `QueueBounds`."""
 
 
 class Bodies:
     """What the bodies that are read, and counted, take together; the queue bounds what it has.
+
+    Only what has arrived counts: to declare a length costs nothing.
 
     Args:
         limit: bytes.
@@ -23,30 +27,37 @@ class Bodies:
         self.held = 0
         self._limit = limit
         self._status = status
+        self._tenants: dict[str, int] = {}
 
-    def hold(self) -> "HeldBody":
+    def hold(self, tenant: str, weight: float = 1.0) -> "HeldBody":
         """Memory for one body, for as long as its `with` block lasts."""
-        return HeldBody(self)
+        return HeldBody(self, tenant, _ROOM * weight)
 
-    def take(self, size: int) -> None:
-        """Take memory; `give` must follow.
+    def take(self, body: "HeldBody", size: int) -> None:
+        """Take so many bytes more for `body`.
 
         Raises:
-            RefusedError: there is not so much left.
+            RefusedError: there is not so much left, or not for this tenant, who has other bodies.
         """
-        if self.held + size > self._limit:
-            raise RefusedError(
-                self._status,
-                Outcome.REJECTED_FULL,
-                "reading_bytes",
-                "too many bytes of other requests are being read",
-                _RETRY_S,
-            )
+        free = self._limit - self.held
+        if size > free:
+            text = "too many bytes of other requests are being read"
+            raise RefusedError(self._status, Outcome.REJECTED_FULL, "reading_bytes", text, _RETRY_S)
+        own = self._tenants.get(body.tenant, 0)
+        if own > body.size and own + size > body.room * free:
+            text = f"your other requests' bodies use up your part ({own} bytes are being read)"
+            raise RefusedError(self._status, Outcome.REJECTED_TENANT, "tenant", text, _RETRY_S)
         self.held += size
+        self._tenants[body.tenant] = own + size
 
-    def give(self, size: int) -> None:
-        """Give it back."""
-        self.held -= size
+    def give(self, body: "HeldBody") -> None:
+        """Give back all of it."""
+        self.held -= body.size
+        left = self._tenants.get(body.tenant, 0) - body.size
+        if left:
+            self._tenants[body.tenant] = left
+        else:
+            self._tenants.pop(body.tenant, None)
 
 
 class HeldBody:
@@ -54,27 +65,30 @@ class HeldBody:
 
     Attributes:
         size: bytes.
+        room: its tenant's part, times what is free.
     """
 
-    __slots__ = ("_bodies", "size")
+    __slots__ = ("_bodies", "room", "size", "tenant")
 
-    def __init__(self, bodies: Bodies) -> None:
-        self._bodies = bodies
+    def __init__(self, bodies: Bodies, tenant: str, room: float) -> None:
+        self.tenant = tenant
+        self.room = room
         self.size = 0
+        self._bodies = bodies
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bodies.give(self.size)
+        self._bodies.give(self)
         self.size = 0
 
     def reach(self, size: int) -> None:
         """Have `size` bytes at least.
 
         Raises:
-            RefusedError: there is not so much left.
+            RefusedError: see `Bodies.take`.
         """
         if size > self.size:
-            self._bodies.take(size - self.size)
+            self._bodies.take(self, size - self.size)
             self.size = size

@@ -26,10 +26,13 @@ class Breaker:
         self.state = BreakerState.CLOSED
 
     def succeeded(self) -> None:
-        """A request or a probe came to its end."""
+        """A request came to its end. One that began earlier proves nothing to an open breaker."""
         self._failures = 0
-        if self.state is not BreakerState.OPEN:
-            self.state = BreakerState.CLOSED
+
+    def proven(self) -> None:
+        """A probe came to its end."""
+        self._failures = 0
+        self.state = BreakerState.CLOSED
 
     def failed(self, now_s: float) -> bool:
         """A failure that is the server's; whether it opened the breaker."""

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 _BACKOFF_S = (0.5, 30.0)  # first and longest pause before a restart
 _HEALTHY_S = 60.0  # a process that ran this long starts over with the first pause
-_KILL_AFTER_S = 10.0  # beyond the drain time
+_KILL_AFTER_S = 25.0  # beyond the drain time; the end itself takes some 20 at most
 
 
 def assigned(endpoints: Iterable[Endpoint], cells: int) -> list[frozenset[Endpoint]]:

@@ -122,6 +122,7 @@ class Connection(RequestHandler):
         super().data_received(data)
         if self._request_count != before:
             self._stop_timer()
+            self._fail_cut_body()
         elif self._header_timer is None and self._waits_for_head:
             loop = asyncio.get_running_loop()
             self._header_timer = loop.call_later(
@@ -144,6 +145,15 @@ class Connection(RequestHandler):
         answer = refusal(invalid(status, reason, text))
         answer.force_close()
         return answer
+
+    def _fail_cut_body(self) -> None:
+        """Something follows a body that has not ended: aiohttp's parser gave it up, as for a bad
+        chunk, and told nobody who reads it."""
+        current = self._current_request
+        if current is not None and not current.content.is_eof():
+            current.content.set_exception(BadHttpMessage("malformed body"))
+            current.content.feed_eof()  # no rest to wait for
+            self.close()  # after the answer
 
     @property
     def _waits_for_head(self) -> bool:

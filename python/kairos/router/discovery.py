@@ -20,6 +20,7 @@ from kairos.router.endpoint import Endpoint, Role, allowed, parse_endpoint
 _log = logging.getLogger(__name__)
 
 _FILE_POLL_MS = 5000
+_AGAIN_S = 5.0  # after a failure that a source did not expect
 
 Endpoints = frozenset[Endpoint]
 # Told of servers that came, and of those that went (which should be drained).
@@ -252,11 +253,18 @@ class Registry:
             )
 
     async def _follow(self, source: Source) -> None:
-        async for endpoints in source.watch():
-            permitted = self._permitted(source.name, endpoints)
-            if self._by_source.get(source.name) != permitted:
-                self._by_source[source.name] = permitted
-                self._update()
+        while True:
+            try:
+                async for endpoints in source.watch():
+                    permitted = self._permitted(source.name, endpoints)
+                    if self._by_source.get(source.name) != permitted:
+                        self._by_source[source.name] = permitted
+                        self._update()
+                return
+            except Exception:
+                # As when the kernel has no file watches left. The servers known stay.
+                _log.exception("discovery %s: failed; again in %g s", source.name, _AGAIN_S)
+                await asyncio.sleep(_AGAIN_S)
 
     def _permitted(self, name: str, endpoints: Endpoints) -> Endpoints:
         patterns = self._config.workers.allow_worker

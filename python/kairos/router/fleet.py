@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kairos.latency import Profile
-from kairos.router.breaker import Breaker, BreakerState
+from kairos.router.breaker import Breaker
 from kairos.router.config import Workers
 from kairos.router.discovery import Endpoints
 from kairos.router.endpoint import Endpoint, Role
 from kairos.router.instance import Instance, State
 from kairos.router.leg import LegError
 from kairos.router.metrics import BREAKER_STATES, RouterMetrics
+from kairos.router.pair import Pair
 from kairos.router.scheduling.dispatcher import Dispatcher
 from kairos.router.scheduling.load import InstanceLoad
 from kairos.router.telemetry import Telemetry
@@ -67,8 +68,7 @@ class Fleet:
 
     def ready(self, instance: Instance) -> None:
         """A whole pair answered through it."""
-        instance.breaker.state = BreakerState.CLOSED
-        instance.breaker.succeeded()
+        instance.breaker.proven()
         if instance.state in (State.STARTING, State.OPEN):
             self._set(instance, State.READY)
 
@@ -122,6 +122,19 @@ class Fleet:
         elif reason.startswith("connect"):
             # Its process may be gone: a further attempt shall not find it before it is proven.
             self._set(instance, State.STARTING)
+
+    def attempt_failed(self, pair: Pair | None, error: LegError) -> None:
+        """Count it, against the server at fault if one is."""
+        if error.ours:
+            return
+        label = self._metrics.reason(error.reason)
+        self._metrics.pair_failures.labels(error.role.value, label).inc()
+        if error.refused or pair is None:
+            return
+        for role, instance in ((Role.PREFILL, pair.prefill), (Role.DECODE, pair.decode)):
+            # Of two that may be at fault, probes through whole pairs find the one that is.
+            if error.shared or error.role is role:
+                self.failed(instance, error.reason)
 
     def flushed(self, key: str) -> None:
         """The prefix cache of a server is empty."""

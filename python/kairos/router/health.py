@@ -17,7 +17,7 @@ from kairos.router.intake import GENERATE
 from kairos.router.leg import LegError
 from kairos.router.pair import Pair, PairParts, problem_of
 from kairos.router.rooms import new_rid
-from kairos.router.wire import BrokenError
+from kairos.router.wire import NO_FILES, BrokenError
 
 _log = logging.getLogger(__name__)
 
@@ -147,6 +147,8 @@ class Health:
             problem = f"/model_info answered {status}"
         except BrokenError as error:
             problem = str(error)
+            if error.reason == NO_FILES:
+                return False  # that says nothing of the server
             gone = problem == "connection refused"
         except TimeoutError:
             problem = "no answer to /model_info"

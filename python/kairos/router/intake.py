@@ -60,7 +60,7 @@ _WRAPPED = 2  # levels that the router may add
 @dataclass(frozen=True, slots=True)
 class Intake:
     """Attributes:
-    body: as parsed, without what clients must not choose; not changed after this.
+    body: as parsed, without what clients must not choose; emptied when it has been served.
     asked: the SLO that the body asks for.
     batch: prompts in the body if it is a batch, None for a single one.
     sequences: generations it asks for.

@@ -2,7 +2,7 @@
 
 from kairos.router.endpoint import Role
 from kairos.router.instance import Instance
-from kairos.router.wire import Connection, Pool
+from kairos.router.wire import NO_FILES, Connection, Pool
 
 
 class LegError(Exception):
@@ -34,8 +34,13 @@ class LegError(Exception):
 
     @property
     def ours(self) -> bool:
-        """The router ended the attempt; neither server is at fault."""
-        return self.reason in ("shut_down", "request_timeout")
+        """The router ended the attempt or could not make it; neither server is at fault."""
+        return self.reason in ("shut_down", "request_timeout", NO_FILES)
+
+    @property
+    def late(self) -> bool:
+        """A limit of time ended the attempt; another one would take as long."""
+        return self.reason in ("first_byte_timeout", "stream_idle_timeout", "request_timeout")
 
     @property
     def refused(self) -> bool:
@@ -80,7 +85,7 @@ class Leg:
         problem = self.connection.broken
         if self._status or not self.connection.ended or problem is None:
             return None
-        reason = str(problem).replace(" ", "_")
+        reason = problem.reason
         return LegError(self.role, reason, f"the {self.role.value} server: {problem}")
 
     def release(self) -> None:

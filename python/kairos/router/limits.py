@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from kairos.router.bodies import HeldBody
 from kairos.router.config import Limits, Timeouts
@@ -61,13 +62,12 @@ async def read_body(
         held: gets the memory that the body takes.
 
     Raises:
-        RefusedError: 413 when it is too long, 408 when it comes too slowly, and what overload is
-            answered with when the bodies being read take too much together.
+        RefusedError: 400 when its chunks are malformed, 413 when it is too long, 408 when it comes
+            too slowly, and what overload is answered with when the bodies being read take too
+            much together.
     """
-    declared = request.content_length or 0
-    if declared > limits.max_body_bytes:
+    if (request.content_length or 0) > limits.max_body_bytes:
         raise _too_long(limits)
-    held.reach(declared)
     try:
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -80,8 +80,10 @@ async def read_body(
                 size += len(chunk)
                 if size > limits.max_body_bytes:
                     raise _too_long(limits)
-                held.reach(size)  # its length need not have been declared
+                held.reach(size)
                 chunks.append(chunk)
+    except BadHttpMessage:
+        raise invalid(400, "http_malformed", "the body is not valid HTTP/1.1") from None
     except TimeoutError:
         raise invalid(
             408, "body_slow", f"the body did not arrive within {timeouts.body_timeout_s:g} s"

@@ -29,6 +29,7 @@ class Listener:
         port: 0 for a free one.
         context: for TLS.
         shared: other processes listen on the port as well (SO_REUSEPORT).
+        handshake_s: for TLS to be agreed on.
 
     Attributes:
         port: that it listens on.
@@ -44,9 +45,11 @@ class Listener:
         port: int,
         context: ssl.SSLContext | None = None,
         shared: bool = False,
+        handshake_s: float = 10.0,
     ) -> None:
         self._factory = factory
         self._context = context
+        self._handshake_s = None if context is None else handshake_s
         self._loop = asyncio.get_running_loop()
         self._opening: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -86,7 +89,12 @@ class Listener:
 
     async def _open(self, accepted: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._factory, accepted, ssl=self._context)
+            await self._loop.connect_accepted_socket(
+                self._factory,
+                accepted,
+                ssl=self._context,
+                ssl_handshake_timeout=self._handshake_s,
+            )
         except (OSError, TimeoutError):  # gone already, or no TLS
             accepted.close()
 

@@ -191,9 +191,10 @@ class RouterMetrics:
             (self.slo_met if met else self.slo_missed).labels(slo_class, objective).inc()
 
     def forget_worker(self, role: str, worker: str) -> None:
-        """Drop the gauges of a server that was removed."""
-        for gauge in (self.breaker, self.telemetry_age, self.backlog):
-            gauge.remove_by_labels({"role": role, "worker": worker})
+        """Drop what is counted of a server that was removed: names of others come and go."""
+        of_server = (self.breaker, self.telemetry_age, self.backlog, self.worker_failures)
+        for metric in (*of_server, self.worker_restarts):
+            metric.remove_by_labels({"role": role, "worker": worker})
         self.worker.forget(worker)
 
     def exposition(self) -> bytes:

@@ -104,9 +104,10 @@ class Pair:
             try:
                 connection = await pool.take(instance.endpoint)
             except BrokenError as error:
-                reason = str(error).replace(" ", "_")
-                raise LegError(role, reason, f"the {role.value} server: {error}") from None
+                raise LegError(role, error.reason, f"the {role.value} server: {error}") from None
             self._legs[role] = Leg(role, instance, connection, pool)
+        if self._failure is not None:
+            raise self._failure
         decode, prefill = self._legs[Role.DECODE], self._legs[Role.PREFILL]
         self._last_s = time.monotonic()
         self._watch()
@@ -130,14 +131,6 @@ class Pair:
             if name == b"content-type":
                 return value.decode("latin-1")
         return "application/json"
-
-    @property
-    def retry_after(self) -> str | None:
-        """Of the decode server's answer."""
-        for name, value in self._legs[Role.DECODE].connection.headers:
-            if name == b"retry-after" and value.isdigit():
-                return value.decode()
-        return None
 
     async def read(self) -> bytes:
         """The next bytes of the decode server's answer; empty at its end.
@@ -235,6 +228,7 @@ class Pair:
         for instance in (self.prefill, self.decode):
             instance.pairs.discard(self)
         self._parts.rooms.release(self._rooms)
+        self._on_prefill = _nothing  # it knows the request, which knows this pair
 
     async def _abort(self, legs: list[Leg], reason: str) -> None:
         metrics = self._parts.metrics
@@ -321,6 +315,8 @@ class Pair:
     def _watch(self) -> None:
         """Look whether the pair has been silent for too long; again when it could be."""
         now_s = time.monotonic()
+        if self._legs[Role.DECODE].connection.arrived:
+            self._last_s = now_s  # it is the client that pauses
         idle_s = self._parts.timeouts.stream_idle_timeout_s
         due_s = self._last_s + self._limit_s
         if self._first and self._prefilled and not self._stream:

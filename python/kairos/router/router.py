@@ -5,9 +5,8 @@ import itertools
 import logging
 import ssl
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -16,12 +15,13 @@ from opentelemetry import trace
 from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.router import intake as intakes
-from kairos.router import relay as relays
 from kairos.router import tracing
 from kairos.router.access_log import AccessLog
 from kairos.router.answers import error_document, refusal
+from kairos.router.background import Background
 from kairos.router.bodies import Bodies, HeldBody
 from kairos.router.config import RouterConfig
+from kairos.router.delivery import Delivery
 from kairos.router.discovery import Registry
 from kairos.router.endpoint import Role
 from kairos.router.fleet import Fleet
@@ -33,9 +33,9 @@ from kairos.router.life import Life
 from kairos.router.limits import TenantGate, check_headers, read_body
 from kairos.router.metrics import RouterMetrics
 from kairos.router.outcome import Outcome
-from kairos.router.pair import Pair, PairParts, problem_of
+from kairos.router.pair import Pair, PairParts
 from kairos.router.refusal import RefusedError, invalid
-from kairos.router.relay import Relay, SlowClientError
+from kairos.router.relay import SlowClientError
 from kairos.router.rooms import Rooms, new_rid
 from kairos.router.scheduling.dispatcher import Dispatcher
 from kairos.router.scheduling.params import DispatchParams
@@ -45,15 +45,15 @@ from kairos.router.telemetry import Telemetry
 from kairos.router.tenant import Tenant
 from kairos.router.tls import client_context
 from kairos.router.tokens import TokenCounter
-from kairos.router.wire import Pool
+from kairos.router.waiting import Waiting
+from kairos.router.wire import NO_FILES, Pool
 from kairos.slo import APPLIED_HEADER, from_headers
 
 _log = logging.getLogger(__name__)
 
-_MOST_ANSWER_BYTES = 256 << 20
 _RETRY_UNAVAILABLE_S = 2.0
-_END_LIMIT_S = 15.0  # for what ends in the background when the router stops
-_TIMEOUTS = ("first_byte_timeout", "stream_idle_timeout", "request_timeout")
+END_LIMIT_S = 15.0
+"""For what ends in the background when the router stops."""
 
 
 class Router:
@@ -70,6 +70,7 @@ class Router:
         self.log = AccessLog(config.observability.access_log, self.metrics.log_dropped.inc)
         self.counter = TokenCounter(config.scheduling.tokenizer_path)
         self.dispatcher = Dispatcher(self._params())
+        self.waiting = Waiting(self.dispatcher, config.timeouts.queue_timeout_s)
         self.rooms = Rooms()
         self.pool = Pool(lambda: self._tls, config.timeouts.connect_timeout_s)
         self.parts = PairParts(self.pool, self.rooms, config.timeouts, self.metrics)
@@ -79,7 +80,7 @@ class Router:
             self.pool,
             self.metrics,
             load_profile(config.scheduling.profile),
-            self.pump,
+            self.waiting.pump,
         )
         self.health = Health(
             config.workers, self.fleet, self.parts, self.engine_headers, self.admin_headers
@@ -87,13 +88,13 @@ class Router:
         self.registry = Registry(config, self.fleet.discovered)
         self.gate = TenantGate()
         self.bodies = Bodies(config.limits.max_reading_bytes, config.overload.overload_status)
+        self._delivery = Delivery(
+            self.fleet, self.dispatcher, self.counter, self.metrics, config.timeouts
+        )
         self.draining = False
         self.lives: dict[int, Life] = {}
         self._ids = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[Assignment]] = {}
-        self._pump_due = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._background: set[asyncio.Task[Any]] = set()
+        self._background = Background()
         self._session: aiohttp.ClientSession | None = None
         # Without an SDK and without a client's trace, spans would cost a tenth and record nothing.
         self._records = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
@@ -105,8 +106,8 @@ class Router:
         self.fleet.telemetry = Telemetry(self.fleet.load, self._session)
         self.health.start()
         self.registry.start()
-        self._spawn(self.registry.run(), "discovery")
-        self._spawn(self._measure_lag(), "loop lag")
+        self._background.start(self.registry.run(), "discovery")
+        self._background.start(self._measure_lag(), "loop lag")
 
     async def stop(self) -> None:
         """Let running requests end, for the drain time at most, then end them."""
@@ -114,16 +115,14 @@ class Router:
         deadline_s = time.monotonic() + self.config.timeouts.drain_timeout_s
         while self.lives and time.monotonic() < deadline_s:
             await asyncio.sleep(0.02)
-        deadline_s = time.monotonic() + _END_LIMIT_S
+        await self.health.close()  # its probes hold rooms
+        deadline_s = time.monotonic() + END_LIMIT_S
         while (self.lives or len(self.rooms)) and time.monotonic() < deadline_s:
             # Again and again: one that was between two attempts waits for a pair now.
             for life in list(self.lives.values()):
                 self._shut_down(life)
             await asyncio.sleep(0.02)
-        await self.health.close()
-        for task in list(self._background):
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._background.close()
         if self.fleet.telemetry is not None:
             await self.fleet.telemetry.close()
         if self._session is not None:
@@ -158,12 +157,6 @@ class Router:
         """See `read_body`."""
         return await read_body(request, self.config.limits, self.config.timeouts, held)
 
-    def pump(self) -> None:
-        """Something has changed: see soon who can be dispatched."""
-        if not self._pump_due:
-            self._pump_due = True
-            asyncio.get_running_loop().call_soon(self._pump)
-
     def gauges(self) -> None:
         """Bring the gauges up to date."""
         metrics = self.metrics
@@ -172,7 +165,7 @@ class Router:
         metrics.queued_sequences.set(queue["sequences"])
         metrics.queued_bytes.set(queue["bytes"])
         metrics.reading_bytes.set(self.bodies.held)
-        oldest_s = min((self.lives[id].received_s for id in self._waiting), default=None)
+        oldest_s = min((self.lives[id].received_s for id in self.waiting.ids), default=None)
         metrics.oldest_wait.set(0.0 if oldest_s is None else time.monotonic() - oldest_s)
         pairs = {pair for i in self.fleet.instances.values() for pair in i.pairs}
         metrics.running.set(len(pairs))
@@ -231,19 +224,23 @@ class Router:
         life.tenant = tenant
         self.gate.enter(tenant, life.received_s)
         life.entered = True
-        with self.bodies.hold() as held:
+        with self.bodies.hold(tenant.name, tenant.weight) as held:
             raw = await self.body_of(request, held)
             await self._read(life, tenant, request.headers, raw)
+            del raw
             self._offer(life)  # from here on the queue's bounds hold
         retries = self.config.overload.retries
         while True:
-            assignment = await self._assigned(life)
+            assignment = await self.waiting.pair_for(life.id)
+            life.dispatched_s = time.monotonic()
             life.attempts += 1
             try:
                 return await self._attempt(life, request, assignment)
             except LegError as error:
-                self._note_failure(life, error)
-                again = not life.sent and not error.refused and error.reason not in _TIMEOUTS
+                # The pair keeps it, and by its frames the body: the collector comes rarely.
+                error.__traceback__ = None
+                self.fleet.attempt_failed(life.pair, error)
+                again = not life.sent and not error.refused and not error.late
                 if not again or life.attempts > retries or self.draining:
                     return self._failed(life, error)
                 self.metrics.retries.labels(self.metrics.reason(error.reason)).inc()
@@ -304,30 +301,6 @@ class Router:
         status = self.config.overload.overload_status
         return RefusedError(status, outcome, reason.value, verdict.detail, verdict.retry_after_s)
 
-    async def _assigned(self, life: Life) -> Assignment:
-        """Wait for a pair.
-
-        Raises:
-            RefusedError: 504; none in time.
-        """
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting[life.id] = waiter
-        self.pump()
-        limit_s = self.config.timeouts.queue_timeout_s
-        try:
-            async with asyncio.timeout(limit_s) as limit:
-                assignment: Assignment = await waiter
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise RefusedError(
-                504, Outcome.EXPIRED, "queue_timeout", f"no pair within {limit_s:g} s", 1.0
-            ) from None
-        finally:
-            self._waiting.pop(life.id, None)
-        life.dispatched_s = time.monotonic()
-        return assignment
-
     async def _attempt(
         self, life: Life, request: web.BaseRequest, assignment: Assignment
     ) -> web.StreamResponse:
@@ -354,120 +327,23 @@ class Router:
         elapsed_s = time.monotonic() - life.arrival_s
         name = life.slo.slo_class
         named = prefill.knows_class(name) and decode.knows_class(name)
-        body = intakes.outgoing(intake, life.slo, elapsed_s, prefill.endpoint, rids, rooms, named)
         headers, legs = self._leg_headers(life, prefill, decode)
         problem: str | None = "ended early"
         try:
-            status = await pair.open(life.path, body, headers)
-            relayed = (
-                await self._stream(life, request, pair)
-                if intake.stream and status == 200
-                else await self._whole(life, pair, status)
+            status = await pair.open(
+                life.path,
+                intakes.outgoing(intake, life.slo, elapsed_s, prefill.endpoint, rids, rooms, named),
+                headers,
             )
+            answer = await self._delivery.deliver(life, request, pair, status, self._echo(life))
             problem = None
-            return relayed
+            return answer
         except LegError as error:
             problem = error.reason
             raise
         finally:
             for leg in legs:
                 leg.end(problem)
-
-    async def _whole(self, life: Life, pair: Pair, status: int) -> web.Response:
-        """An answer that is sent at once: until it is complete another pair may be tried."""
-        assert life.intake
-        body = await pair.read_all(_MOST_ANSWER_BYTES)
-        error = problem_of(Role.DECODE, status, body, life.path)
-        if error is None and body[:1] not in (b"{", b"["):
-            error = LegError(Role.DECODE, "garbage", "the decode server's answer is not JSON")
-        if error is not None:
-            raise error
-        if life.intake.merge_logprobs:
-            body = _merged(await pair.prefilled(), body)
-        life.first_s = life.last_s = time.monotonic()
-        count = relays.reported if life.intake.batch is None else relays.reported_in_all
-        life.output_tokens = count(body, b'"completion_tokens":')
-        self._completed(life, pair, relays.reported(body, b'"prompt_tokens":'))
-        life.sent = True
-        headers = {**self._echo(life), "Content-Type": pair.content_type}
-        return web.Response(body=body, headers=headers)
-
-    async def _stream(self, life: Life, request: web.BaseRequest, pair: Pair) -> web.StreamResponse:
-        """A stream, passed on as it comes."""
-        assert life.intake
-        batch = life.path == intakes.GENERATE and life.intake.batch is not None
-        relay = Relay(request, self.config.timeouts.write_timeout_s, life.path, batch)
-        late: asyncio.TimerHandle | None = None
-        try:
-            chunk = await pair.read()
-            error = problem_of(Role.DECODE, 200, chunk, life.path)
-            if error is None and not relays.looks_like_events(chunk):
-                error = LegError(Role.DECODE, "garbage", "the decode server's answer is no stream")
-            if error is not None:
-                raise error
-            relay.seen()
-            life.first_s = relay.first_s
-            self.fleet.last_success_s = relay.first_s
-            self.dispatcher.first_token(life.id, relay.first_s)
-            if life.intake.merge_logprobs:
-                relay.change = relays.LogprobMerge(await pair.prefilled())
-            life.sent = True
-            late = self._limit_stream(life, pair)
-            await relay.start(pair.content_type, self._echo(life))
-            while chunk:
-                await relay.pass_on(chunk)
-                chunk = await pair.read()
-                if chunk:
-                    relay.seen()
-            life.last_s = relay.last_s
-            life.output_tokens = relay.tokens
-            error = problem_of(Role.DECODE, 200, relay.error, life.path)
-            if error is not None:
-                raise error
-            if relay.aborted or not relay.complete:
-                reason = "aborted" if relay.aborted else "stream_incomplete"
-                raise LegError(Role.DECODE, reason, "the decode server broke the stream off")
-        except LegError as error:
-            if not relay.started:
-                raise
-            life.last_s = relay.last_s
-            life.output_tokens = relay.tokens
-            shutting = error.reason == "shut_down"
-            outcome = Outcome.SHUT_DOWN if shutting else Outcome.ENGINE_FAILED
-            if error.reason in _TIMEOUTS:
-                outcome = Outcome.EXPIRED
-            life.end(outcome, 200, error.reason)
-            self._note_failure(life, error)
-            await relay.break_off(error_document(502, error.reason, str(error)))
-            assert relay.response is not None
-            return relay.response
-        finally:
-            if late is not None:
-                late.cancel()
-        self._completed(life, pair, relay.prompt_tokens)
-        await relay.finish()
-        assert relay.response is not None
-        return relay.response
-
-    def _limit_stream(self, life: Life, pair: Pair) -> asyncio.TimerHandle:
-        """From here on a request that takes too long ends with an error event, not with a reset:
-        the pair fails then, and every write is bounded."""
-        assert life.limit is not None
-        life.limit.reschedule(None)
-        limit_s = self.config.timeouts.request_timeout_s
-        error = LegError(Role.DECODE, "request_timeout", "the request took too long")
-        left_s = life.received_s + limit_s - time.monotonic()
-        return asyncio.get_running_loop().call_later(max(left_s, 0.0), pair.fail, error)
-
-    def _completed(self, life: Life, pair: Pair, prompt_tokens: int) -> None:
-        life.end(Outcome.COMPLETED, 200)
-        self.fleet.succeeded(pair.prefill, pair.decode)
-        counted = life.counted
-        if counted is not None and prompt_tokens and life.intake and life.intake.sequences == 1:
-            self.counter.observe(counted, prompt_tokens)
-            if not counted.exact:
-                label = self.metrics.model(counted.model)
-                self.metrics.token_estimate.labels(label).observe(counted.tokens / prompt_tokens)
 
     def _failed(self, life: Life, error: LegError) -> web.StreamResponse:
         """Answer with what the last attempt failed by."""
@@ -484,25 +360,14 @@ class Router:
                 headers=self._echo(life),
                 content_type="application/json",
             )
-        if error.reason in _TIMEOUTS:
+        if error.reason == NO_FILES:
+            raise _unavailable(error.reason, str(error))
+        if error.late:
             raise RefusedError(504, Outcome.EXPIRED, error.reason, str(error))
         status = 503 if error.status == 503 else 502
         raise RefusedError(
             status, Outcome.ENGINE_FAILED, error.reason, str(error), _RETRY_UNAVAILABLE_S
         )
-
-    def _note_failure(self, life: Life, error: LegError) -> None:
-        if error.ours:
-            return
-        label = self.metrics.reason(error.reason)
-        self.metrics.pair_failures.labels(error.role.value, label).inc()
-        if error.refused or life.pair is None:
-            return
-        pair = life.pair
-        for role, instance in ((Role.PREFILL, pair.prefill), (Role.DECODE, pair.decode)):
-            # Of two that may be at fault, probes through whole pairs find the one that is.
-            if error.shared or error.role is role:
-                self.fleet.failed(instance, error.reason)
 
     async def _again(self, life: Life, reason: str) -> None:
         """Return when the old pair is gone and the request waits for another one."""
@@ -524,7 +389,7 @@ class Router:
                 self.fleet.idle(pair.decode)
 
         if pair.ending is None:
-            pair.ending = self._spawn(over(), "end of an attempt")
+            pair.ending = self._background.start(over(), "end of an attempt")
         return pair.ending
 
     def _ended(self, life: Life) -> None:
@@ -559,47 +424,28 @@ class Router:
             finally:
                 self._let_go(life, time.monotonic())
 
-        self._spawn(later(), "end of a request")
+        self._background.start(later(), "end of a request")
 
     def _let_go(self, life: Life, now_s: float) -> None:
         if life.outcome is Outcome.COMPLETED:
             self.dispatcher.finished(life.id, now_s, life.output_tokens)
         else:
             self.dispatcher.cancelled(life.id, now_s)
-        self.pump()
+        self.waiting.pump()
 
     def _prefilled(self, life: Life) -> None:
         self.dispatcher.prefill_done(life.id, time.monotonic())
-        self.pump()
+        self.waiting.pump()
 
     def _shut_down(self, life: Life) -> None:
-        waiter = self._waiting.get(life.id)
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(_stopped())
-        elif life.pair is not None:
+        if self.waiting.give_up(life.id, _stopped()):
+            return
+        if life.pair is not None:
             life.pair.fail(LegError(Role.DECODE, "shut_down", "the router stopped"))
         elif not life.stopped and life.task is not None:
             # Its body is being read or its prompt counted.
             life.stopped = True
             life.task.cancel()
-
-    def _pump(self) -> None:
-        self._pump_due = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        now_s = time.monotonic()
-        for assignment in self.dispatcher.dispatch(now_s):
-            waiter = self._waiting.get(assignment.id)
-            if waiter is None or waiter.done():
-                self.dispatcher.cancelled(assignment.id, now_s)
-                self.pump()
-            else:
-                waiter.set_result(assignment)
-        wake_s = self.dispatcher.next_wake_s(now_s)
-        if wake_s is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(wake_s - time.monotonic(), 0.0), self.pump)
 
     def _echo(self, life: Life) -> dict[str, str]:
         headers = {"x-request-id": life.rid}
@@ -644,30 +490,12 @@ class Router:
             await asyncio.sleep(0.25)
             self.metrics.loop_lag.set(max(loop.time() - due_s, 0.0))
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._background.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: "asyncio.Task[Any]") -> None:
-        self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("%s: %r", task.get_name(), error, exc_info=error)
-
 
 def run(config: RouterConfig) -> int:
     """Serve until told to stop; the exit code."""
     from kairos.router.app import serve
 
     return serve(config)
-
-
-def _merged(prefill: bytes, decode: bytes) -> bytes:
-    try:
-        return relays.merge_logprobs(prefill, decode)
-    except (ValueError, TypeError, AttributeError):
-        raise LegError(Role.PREFILL, "garbage", "the servers' logprobs do not fit") from None
 
 
 def _stopped() -> RefusedError:

@@ -34,6 +34,8 @@ MEDIA_TOKENS = 256
 """What an image, a sound or a file is taken for; nothing is known of them here."""
 _INLINE_BYTES = 16_384
 """More text than this is hashed off the event loop."""
+_MOST_TOKENIZED = 1 << 20
+"""Longer text is estimated: it would keep the short ones of others waiting for seconds."""
 _MOST_MODELS = 64
 # What an endpoint reads. It ignores the fields of the others, which would make a prompt look
 # shorter than it is.
@@ -102,7 +104,7 @@ class TokenCounter:
             )
         texts, extra = _texts(body)
         size = sum(map(len, texts))
-        if self._tokenizer is None:
+        if self._tokenizer is None or size > _MOST_TOKENIZED:
             if size <= _INLINE_BYTES:
                 return self._of_bytes(texts, extra, salt, model)
             loop = asyncio.get_running_loop()

@@ -8,7 +8,6 @@ With one, configured by its own means (`opentelemetry-instrument kairos-router .
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -56,10 +55,6 @@ class RequestTrace:
         carrier: dict[str, str] = {}
         _propagator.inject(carrier, trace.set_span_in_context(span, self.context))
         return LegTrace(span, carrier)
-
-    def current(self) -> AbstractContextManager[Span]:
-        """Make this the current span, for logs that show it."""
-        return trace.use_span(self.span, end_on_exit=False)
 
     def end(self, end: RequestEnd) -> None:
         """End the span with what became of the request."""

@@ -5,6 +5,7 @@ must know both: to retry only what is safe to retry, and to call a leg ended onl
 """
 
 import asyncio
+import errno
 import ssl
 import time
 from collections import deque
@@ -21,10 +22,17 @@ a request sent into a closing connection is lost."""
 _PAUSE_BYTES = 256 << 10  # unread bytes of an answer beyond which the server has to wait
 _MOST_HEADER_BYTES = 64 << 10
 _MOST_IDLE = 4096  # connections to one server
+NO_FILES = "no_more_files"
+"""Reason of a connection that this process has no file descriptor or memory for."""
 
 
 class BrokenError(Exception):
     """An exchange that did not come to its end; the message is one of a few words."""
+
+    @property
+    def reason(self) -> str:
+        """For metrics and the client's programs."""
+        return str(self).replace(" ", "_")
 
 
 class Connection(asyncio.Protocol):
@@ -299,7 +307,8 @@ class Pool:
         except ConnectionRefusedError:
             raise BrokenError("connection refused") from None
         except OSError as error:
-            raise BrokenError("connect failed") from error
+            ours = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+            raise BrokenError("no more files" if ours else "connect failed") from error
         return connection
 
 

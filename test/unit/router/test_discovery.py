@@ -2,13 +2,15 @@
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from kairos.errors import InputError
+from kairos.router import discovery
 from kairos.router.config import Listen, RouterConfig, Workers
-from kairos.router.discovery import DnsSource, Registry, read_workers, unite
+from kairos.router.discovery import DnsSource, Endpoints, Registry, read_workers, unite
 from kairos.router.endpoint import Endpoint, Role, parse_endpoint
 
 P1, P2 = (Endpoint("prefill", f"http://10.0.0.{i}:1", 8998) for i in (1, 2))
@@ -200,3 +202,32 @@ def test_9_one_address_is_one_server(caplog) -> None:
     other = Endpoint("prefill", D1.url)
     assert unite([frozenset({D1}), frozenset({other, P1})]) == {D1, P1}
     assert "named as two different servers" in caplog.text
+
+
+async def test_10_a_source_that_fails_is_asked_again_and_stops_no_other(
+    monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(discovery, "_AGAIN_S", 0.01)
+
+    class Failing:
+        name = "failing"
+        asked = 0
+
+        async def watch(self) -> AsyncIterator[Endpoints]:
+            self.asked += 1
+            if self.asked < 3:
+                raise RuntimeError("no watches left")
+            yield frozenset({D2})
+
+    failing = Failing()
+    registry = Registry(config(), Seen())
+    registry.start()
+    registry.sources = [failing, *registry.sources]
+    running = asyncio.ensure_future(registry.run())
+    async with asyncio.timeout(5.0):
+        while D2 not in registry.endpoints:
+            await asyncio.sleep(0.005)
+    assert failing.asked == 3
+    assert "no watches left" in caplog.text
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kairos.router.bodies import Bodies
+from kairos.router.bodies import Bodies, HeldBody
 from kairos.router.config import Limits, Timeouts
 from kairos.router.limits import TenantGate, check_headers, read_body
 from kairos.router.outcome import Outcome
@@ -57,8 +57,9 @@ async def body_of(
     limits: Limits = Limits(),  # noqa: B008 frozen
     timeouts: Timeouts = Timeouts(),  # noqa: B008 frozen
     bodies: Bodies = FREE,
+    tenant: str = "a",
 ) -> bytes:
-    with bodies.hold() as held:
+    with bodies.hold(tenant) as held:
         return await read_body(request, limits, timeouts, held)
 
 
@@ -155,19 +156,19 @@ def test_7_no_more_than_burst_plus_rate_times_time(gaps: list[float], burst: int
 @pytest.mark.parametrize("declared", [True, False])
 async def test_8_bodies_that_are_read_at_once_are_bounded_together(declared: bool) -> None:
     bodies = Bodies(10, 503)
-    slow = FakeRequest([b"x" * 7], 7 if declared else None, late=True)
+    slow = FakeRequest([b"x" * 7], 9 if declared else None, late=True)
     reading = asyncio.ensure_future(body_of(slow, bodies=bodies))
     while not bodies.held:
         await asyncio.sleep(0)
     other = FakeRequest([b"x" * 2, b"x" * 2], 4 if declared else None)
     with pytest.raises(RefusedError) as caught:
-        await body_of(other, bodies=bodies)
+        await body_of(other, bodies=bodies, tenant="b")
     refused = caught.value
     assert (refused.status, refused.outcome) == (503, Outcome.REJECTED_FULL)
     assert (refused.reason, refused.retry_after_s) == ("reading_bytes", 1.0)
-    assert len(other.left) == (2 if declared else 0)
+    assert not other.left
     assert bodies.held == 7
-    assert await body_of(FakeRequest([b"abc"]), bodies=bodies) == b"abc"
+    assert await body_of(FakeRequest([b"abc"]), bodies=bodies, tenant="b") == b"abc"
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
     assert bodies.held == 0
@@ -178,8 +179,8 @@ class Watched(Bodies):
 
     most = 0
 
-    def take(self, size: int) -> None:
-        super().take(size)
+    def take(self, body: HeldBody, size: int) -> None:
+        super().take(body, size)
         self.most = max(self.most, self.held)
 
 
@@ -219,8 +220,30 @@ def test_9_bodies_in_reading_never_pass_the_bound_and_leave_nothing(
     for (chunks, how), end in zip(asked, ends, strict=True):
         if isinstance(end, RefusedError) and end.reason == "reading_bytes":
             assert total > limit
+        elif isinstance(end, RefusedError) and end.reason == "tenant":
+            assert total > limit / 2
         elif how in ("declared", "chunked"):
             assert end == b"".join(chunks)
         elif how == "late":
             assert isinstance(end, RefusedError)
             assert end.reason == "body_slow"
+
+
+async def test_10_what_is_only_declared_takes_nothing_and_a_tenant_leaves_room_for_others() -> None:
+    bodies = Bodies(100, 429)
+    silent = [FakeRequest([], length=90, late=True) for _ in range(20)]
+    held = [FakeRequest([b"x" * 20], late=True) for _ in range(5)]
+    reads = [asyncio.ensure_future(body_of(one, bodies=bodies)) for one in (*silent, *held)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert bodies.held == 80
+    with pytest.raises(RefusedError) as caught:
+        await reads[-1]
+    refused = caught.value
+    assert (refused.outcome, refused.reason) == (Outcome.REJECTED_TENANT, "tenant")
+    assert await body_of(FakeRequest([b"x" * 20]), bodies=bodies, tenant="b") == b"x" * 20
+    for read in reads:
+        read.cancel()
+    await asyncio.gather(*reads, return_exceptions=True)
+    assert bodies.held == 0
+    assert await body_of(FakeRequest([b"x" * 100]), bodies=bodies) == b"x" * 100

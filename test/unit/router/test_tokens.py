@@ -196,3 +196,11 @@ async def test_9_fields_that_an_endpoint_ignores_do_not_count(counter, path, rea
 async def test_10_a_conversation_given_as_ids_is_counted_by_them(counter):
     body = {"messages": [{"content": "x" * 400}], "input_ids": [1] * 7}
     assert (await counter.count(CHAT, body)).tokens == 7
+
+
+async def test_11_text_that_would_hold_up_others_is_estimated(tokenizer_file):
+    counter = TokenCounter(tokenizer_file)
+    for size, source in ((1000, "tokenizer"), (2 << 20, "bytes")):
+        counted = await counter.count("/generate", {"text": "a " * (size // 2)})
+        assert counted.source == source
+    counter.close()

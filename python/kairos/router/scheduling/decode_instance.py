@@ -66,10 +66,6 @@ class DecodeInstance:
     def __len__(self) -> int:
         return len(self._residents)
 
-    @property
-    def ids(self) -> list[int]:
-        return list(self._residents)
-
     def could_hold(self, tokens: int) -> bool:
         """Whether it could ever hold so many tokens at once."""
         return self.kv_tokens is None or tokens <= self.kv_tokens

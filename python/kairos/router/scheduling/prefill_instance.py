@@ -59,13 +59,6 @@ class PrefillInstance:
     def __len__(self) -> int:
         return len(self._backlog)
 
-    def __contains__(self, id: int) -> bool:
-        return id in self._backlog
-
-    @property
-    def ids(self) -> list[int]:
-        return self._backlog.ids
-
     def work_s(self, cached: int, tokens: int) -> float:
         """Marginal prefill time of a prompt, uncalibrated, seconds."""
         if self._model is None:
@@ -161,17 +154,18 @@ class PrefillInstance:
     def report(self, load: InstanceLoad, now_s: float, stale_s: float) -> None:
         """What the instance says of its backlog replaces what is believed of it: less shortens the
         prompts it holds, more is work of others and is believed for `stale_s`."""
+        age_s = max(0.0, now_s - load.measured_s)
+        held = self._held_s(now_s)
         backlog = load.backlog_s
         if backlog is None and load.uncached_tokens is not None:
             backlog = load.uncached_tokens * TOKEN_S * self.speed.factor
             if self._model is not None:
                 backlog = self.work_s(0, load.uncached_tokens + 1) * self.speed.factor
             # A plain report counts what waits, not what runs: it can only lengthen.
-            backlog = max(backlog, self._held_s(now_s))
+            backlog = max(backlog, held + age_s)
         if backlog is None:
             return
-        held = self._held_s(now_s)
-        believed = max(0.0, backlog - max(0.0, now_s - load.measured_s))
+        believed = max(0.0, backlog - age_s)
         self._others_until_s = now_s + min(max(0.0, believed - held), stale_s)
         if held > 0.0 and believed < held:
             # Prompts on their way are not in the report: leave the hand-over's worth.
