@@ -22,6 +22,7 @@ def fake_scheduler(role: str, **changes: Any) -> Any:
         "is_hybrid_swa": False,
         "spec_algorithm": SimpleNamespace(is_none=lambda: True),
         "is_mixed_chunk": False,
+        "truncation_align_size": None,
         "prefill_delayer": None,
         "dllm_config": None,
         "require_mlp_sync": False,
@@ -37,6 +38,7 @@ def fake_scheduler(role: str, **changes: Any) -> Any:
             model_path="m",
             dtype="auto",
             disaggregation_decode_enable_radix_cache=False,
+            disaggregation_decode_host_receive_threshold=1.0,
             disaggregation_decode_allocation_policy="early",
         ),
     }

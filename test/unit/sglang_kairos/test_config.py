@@ -123,6 +123,7 @@ SUPPORTED = {
     "grpc_port": None,
     "encoder_only": False,
     "use_ray": False,
+    "enable_pd_role_switch": False,
 }
 
 
@@ -144,6 +145,7 @@ def test_supported_modes_pass() -> None:
         ("grpc_port", 50051, "--grpc-port 50051"),
         ("encoder_only", True, "--encoder-only"),
         ("use_ray", True, "--use-ray"),
+        ("enable_pd_role_switch", True, "--enable-pd-role-switch"),
     ],
 )
 def test_unsupported_modes_are_refused(field: str, value: object, named: str) -> None:

@@ -1,6 +1,7 @@
 """What a decode server keeps between runs, and what it says when it starts."""
 
 import logging
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,9 @@ class Server:
             self.now += SLOWNESS * PROFILE.decode.step_s(*STEP)
             self.kairos.batcher.policy.completed(0, OUTPUT)
             self.kairos.processed(batch)
+        for thread in threading.enumerate():
+            if thread.name == "kairos-state":
+                thread.join()
 
     def slowness(self) -> float:
         """Predicted step time, relative to the profile."""

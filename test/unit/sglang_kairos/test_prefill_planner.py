@@ -34,7 +34,7 @@ class Req:
     num_matched_prefix_tokens: int = 0
     output_ids: list[int] = field(default_factory=list)
     prefix_len: int = 0
-    extend_end: int = 0
+    extend_end: int | None = 0
     pending_bootstrap: bool = False
     inflight_middle_chunks: int = 0
     priority: int | None = None
@@ -80,7 +80,7 @@ class Scheduler:
 
     def optimistic_release_and_requeue(self, req: Req) -> None:
         """Upstream's: the KV is given back, the request waits again."""
-        req.prefix_len = req.extend_end = 0
+        req.prefix_len, req.extend_end = 0, None
         self.requeued.append(req.rid)
         self.waiting_queue.insert(0, req)
 
@@ -333,6 +333,81 @@ def test_kv_is_given_back_when_memory_is_short_the_longest_slack_first() -> None
     assert sorted(run_dry(scheduler)) == ["r1", "r2", "r3", "r4"]
 
 
+def test_a_batch_is_formed_after_kv_was_given_back() -> None:
+    """Upstream forgets how far a prompt was that it puts back into the queue."""
+    scheduler = parked_behind(CHUNK)
+    scheduler.planner.parked[0].pending_bootstrap = True
+    scheduler.waiting_queue.append(request(3, CHUNK, 400))
+    calls = []
+
+    def none_at_first(upstream: Scheduler, running_batch: object) -> tuple[Any, object]:
+        calls.append(len(upstream.waiting_queue))
+        if len(calls) == 1:
+            return None, running_batch
+        upstream.waiting_queue.sort(key=lambda req: -req.kairos.number)
+        return form(upstream, running_batch)
+
+    formed, _ = scheduler.planner.next_batch(none_at_first, scheduler, running_batch=None)
+    assert scheduler.requeued == ["r1"]
+    assert [req.rid for req in formed.reqs] == ["r3"]
+    assert run_dry(scheduler) == ["r1"]
+
+
+def test_memory_is_counted_in_pages() -> None:
+    scheduler = Scheduler()
+    scheduler.page_size = page = 64
+    scheduler.max_total_num_tokens = 20 * page
+    scheduler.planner = PrefillPlanner(PROFILE, scheduler, SharedClock(1))
+    scheduler.waiting_queue = [request(n, page + 1) for n in range(1, 60)]
+    batch = scheduler.step()
+    assert batch
+    assert sum(-(-len(r.origin_input_ids) // page) for r in batch) <= 20
+
+
+def test_a_starved_prompt_gets_the_memory_that_gets_free() -> None:
+    """Shorter ones took it all, one after the other, for as long as they came."""
+    scheduler = Scheduler()
+    scheduler.max_total_num_tokens = 10 * CHUNK
+    now = 1000.0
+    # Until when, tokens: KV on its way to decode servers.
+    sending = [(now + 0.1 * n, CHUNK // 2) for n in range(1, 13)]
+
+    def free() -> int:
+        return scheduler.free_tokens() - sum(tokens for _, tokens in sending)
+
+    def form_in_memory(upstream: Scheduler, running_batch: object) -> tuple[Any, object]:
+        everybody, left = upstream.waiting_queue, free()
+        fitting = []
+        for req in everybody:
+            left -= len(req.origin_input_ids)
+            if left < 0:
+                break  # upstream goes no further
+            fitting.append(req)
+        upstream.waiting_queue = fitting
+        formed = form(upstream, running_batch)
+        upstream.waiting_queue += [req for req in everybody if req not in fitting]
+        return formed
+
+    scheduler.token_to_kv_pool_allocator.available_size = free
+    scheduler.planner = PrefillPlanner(PROFILE, scheduler, SharedClock(1, lambda: now))
+    number = 0
+    while now < 1200.0:
+        while len(scheduler.waiting_queue) < 2:
+            number += 1
+            req = request(number, 6 * CHUNK if number == 1 else CHUNK // 2, 1_000)
+            req.kairos.arrival_s = now
+            scheduler.waiting_queue.append(req)
+        formed, _ = scheduler.planner.next_batch(form_in_memory, scheduler, running_batch=None)
+        now += 0.1
+        for req in formed.reqs if formed else ():
+            if req.kairos.number == 1:
+                assert now < 1060.0
+                return
+            sending.append((now + 1.2, req.extend_end))
+        sending = [one for one in sending if one[0] > now]
+    raise AssertionError("overtaken for ever")
+
+
 def test_kv_that_a_transfer_may_still_read_is_kept() -> None:
     scheduler = parked_behind(3 * CHUNK)
     scheduler.out_of_memory = True
@@ -449,6 +524,11 @@ def test_deadlines_leave_room_for_the_longer_handover_after_prefill() -> None:
         ),
         ({"is_generation": False}, "an embedding model"),
         ({"is_mixed_chunk": True}, "mixed chunks"),
+        ({"truncation_align_size": 64, "page_size": 64}, None),
+        (
+            {"truncation_align_size": 4096, "page_size": 64},
+            "deterministic inference with chunks of a fixed size",
+        ),
         ({"chunked_prefill_size": None}, "chunked prefill is off"),
     ],
 )

@@ -113,3 +113,22 @@ def test_who_waited_too_long_passes_nobody_of_a_higher_priority() -> None:
     old = request(1, 90_000, 1000, priority=0)
     old.kairos = RequestSlo(old.kairos.slo, NOW - 60.0)
     assert ordered([old, request(2, 100, 9000, priority=5)], priorities=True) == [2, 1]
+
+
+def test_of_handshakes_too_the_oldest_that_waited_too_long_goes_first_now_and_then() -> None:
+    """Late prompts were last of those that wait for a buffer, for as long as others came."""
+    scheduler = PrefillScheduler(PROFILE)
+    old, other = request(1, 90_000, 1000), request(2, 40_000, 1000)
+    for req, age_s in ((old, 12.0), (other, 9.0)):
+        req.kairos = RequestSlo(req.kairos.slo, NOW - age_s)
+    fresh = [request(room, 100, 9000) for room in (3, 4)]
+
+    def front(queue: list[Any], now: float) -> int:
+        scheduler.order_handshakes(queue, policy(), now)
+        room: int = queue[0].bootstrap_room
+        return room
+
+    assert front([*fresh, old, other], NOW) == 1
+    assert front([*fresh, old, other], NOW + 0.1) == 1  # until it has a buffer
+    assert front([*fresh, other], NOW + 0.2) == 3
+    assert scheduler.snapshot()["starvation_grants"] == 1

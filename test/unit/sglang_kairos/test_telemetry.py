@@ -89,7 +89,6 @@ def test_2_nobody_listening_costs_nothing_and_reports_are_rare(publisher, monkey
         sent += publisher.tick(scheduler())
         now += 0.001
     assert 19 <= sent <= 21
-    assert publisher.snapshot()["sent"] == sent
 
 
 def test_3_a_subscriber_that_does_not_read_is_not_waited_for(publisher, monkeypatch):

@@ -223,6 +223,8 @@ def preallocation_refusal(scheduler: Any, parking: str | None) -> str | None:
         return "hierarchical cache on decode"
     if scheduler.server_args.disaggregation_decode_enable_radix_cache:
         return "radix cache on decode"  # prompts that share a prefix need less than they count for
+    if scheduler.server_args.disaggregation_decode_host_receive_threshold < 1:
+        return "reception into host memory"  # which takes no device memory from anybody
     return None
 
 

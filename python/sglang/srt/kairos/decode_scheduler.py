@@ -1,6 +1,7 @@
 """Kairos on one decode server: what its parts share, and what they keep between runs."""
 
 import logging
+import threading
 import time
 from typing import Any
 
@@ -90,9 +91,14 @@ class DecodeScheduler:
             self._saved_s = done
 
     def save(self) -> None:
-        """Keep what is learned in the state folder."""
-        assert self._folder is not None
+        """Keep what is learned in the state folder. A step does not wait for its disk."""
         state = {"steps": self._steps.learner.state(), "lengths": self._lengths.state()}
+        threading.Thread(
+            target=self._write, args=(state,), name="kairos-state", daemon=True
+        ).start()
+
+    def _write(self, state: dict[str, Any]) -> None:
+        assert self._folder is not None
         try:
             save_state(self._folder, STATE, self._key, state)
         except InputError as error:

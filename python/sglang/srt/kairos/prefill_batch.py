@@ -32,6 +32,10 @@ class Batch:
         whatever exceeds the budget."""
         return [*self.whole, self.tail] if self.tail is not None else self.whole
 
+    def go_on(self, lead: Any, tokens: int) -> None:
+        """Continue this started prompt, with all that is left of the batch."""
+        self.lead, self.lead_tokens, self.tokens = lead, tokens, tokens
+
     @property
     def unfinished(self) -> bool:
         """It leaves a prompt unfinished; upstream can track one such prompt a batch."""

@@ -6,7 +6,7 @@ and a started prompt that is not planned is parked with the KV it has.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sglang.srt.kairos.prefill_batch import (
@@ -17,7 +17,7 @@ from sglang.srt.kairos.prefill_batch import (
     total_tokens,
 )
 from sglang.srt.kairos.prefill_observer import PrefillObserver
-from sglang.srt.kairos.prefill_scheduler import match_prefixes
+from sglang.srt.kairos.prefill_scheduler import match_prefixes, starved
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import Chunk, Profile
@@ -84,6 +84,8 @@ class PrefillPlanner:
         self._starts = 0
         self._aborted: list[Any] = []
         self._batch: Batch | None = None
+        self._owed_number: int | None = None  # of the prompt that the next free memory is for
+        self._max_tokens = scheduler.max_total_num_tokens
         self._busy_until_s = 0.0
         self._in_flight_s = 0.0
         self._overtakes = 0
@@ -108,16 +110,17 @@ class PrefillPlanner:
         self._queue.predict_with(*self.observer.model())
         start = self._start_s()
         plan = self._queue.plan(start, self._budget, self._page)
-        batch = self._choose(plan, started)
+        owed = self._owed()
+        batch = self._alone(owed, started, scheduler) or self._choose(plan, started)
         self._longest_plan_s = max(self._longest_plan_s, time.perf_counter() - begin)
-        formed, running_batch = self._carry_out(batch, started, original, scheduler, kwargs)
+        formed, running_batch = self._carry_out(batch, started, owed, original, scheduler, kwargs)
         if formed is None:
             # Out of memory or rows, most likely: upstream decides. A parked prompt must not be
             # left behind when nothing runs, so it goes first.
             self._give_back(scheduler)
             self._resume_one(scheduler)
             kwargs["running_batch"] = running_batch
-            formed, running_batch = self._upstreams_choice(original, scheduler, kwargs)
+            formed, running_batch = self._upstreams_choice(owed, original, scheduler, kwargs)
         self._parks += running is not None and running in self.parked
         if formed is not None:
             self._started(formed, started, start, scheduler.forward_ct + 1)
@@ -239,7 +242,7 @@ class PrefillPlanner:
         adapters: set[str | None] = set()
         for number, tokens in plan.chunks:
             req = self._jobs[number]
-            padded = -(-tokens // self._page) * self._page
+            padded = _pages(tokens, self._page)
             if batch.tokens and batch.tokens + padded > self._budget:
                 continue
             finishes = tokens >= total_tokens(req) - self._done(req, started)
@@ -260,8 +263,17 @@ class PrefillPlanner:
             batch.tokens += padded
             adapters.add(req.lora_id)
         if batch.tokens == 0 and started:
-            batch.lead, batch.lead_tokens, batch.tokens = started[0], self._budget, self._budget
+            batch.go_on(started[0], self._budget)
         return batch
+
+    def _alone(self, owed: Any | None, started: Sequence[Any], scheduler: Any) -> Batch | None:
+        """A batch of the prompt that memory was kept for, once there is enough."""
+        if owed is None or not _Room(scheduler, started).take(owed):
+            return None
+        rest = total_tokens(owed) - cached_tokens(owed)
+        if rest <= self._budget:
+            return Batch(whole=[owed], tokens=_pages(rest, self._page))
+        return Batch(tail=owed, tokens=self._budget) if self._may_start(started) else None
 
     def _adapters_fit(self, adapters: set[str | None]) -> bool:
         """Upstream passes over who does not fit beside the continued prompt, however urgent."""
@@ -279,15 +291,22 @@ class PrefillPlanner:
         self,
         batch: Batch,
         started: Sequence[Any],
+        owed: Any | None,
         original: Original,
         scheduler: Any,
         kwargs: dict[str, Any],
     ) -> tuple[Any, Any]:
         """Let upstream form `batch`, showing it only what is planned and has memory to the end."""
-        room = _Room(scheduler, started)
-        batch.whole = [req for req in batch.whole if room.take(req)]
-        if batch.tail is not None and not room.take(batch.tail):
+        room = _Room(scheduler, started, owed)
+        planned = batch.waiting
+        fitting = [req for req in planned if room.take(req)]
+        batch.whole = [req for req in batch.whole if req in fitting]
+        if batch.tail not in fitting:
             batch.tail = None
+        if owed is None:
+            self._owe(req for req in planned if req not in fitting)
+        elif started and not fitting and batch.lead is None:
+            batch.go_on(started[0], self._budget)
         chosen = set(batch.waiting)
         hidden = [req for req in scheduler.waiting_queue if req not in chosen]
         scheduler.waiting_queue = batch.waiting
@@ -304,13 +323,14 @@ class PrefillPlanner:
             scheduler.waiting_queue = [*scheduler.waiting_queue, *hidden]
 
     def _upstreams_choice(
-        self, original: Original, scheduler: Any, kwargs: dict[str, Any]
+        self, owed: Any | None, original: Original, scheduler: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
         """Upstream forms a batch by itself, of what does not take the memory of started prompts."""
         started = [req for req in (scheduler.chunked_req, *self.parked) if req is not None]
-        room = _Room(scheduler, started)
+        room = _Room(scheduler, started, owed)
         everybody = scheduler.waiting_queue
-        fitting = [req for req in everybody if not started or room.take(req)]
+        bounded = bool(started) or owed is not None
+        fitting = [req for req in everybody if not bounded or room.take(req)]
         shown = set(fitting)
         hidden = [req for req in everybody if req not in shown]
         scheduler.waiting_queue = fitting
@@ -318,6 +338,27 @@ class PrefillPlanner:
             return original(scheduler, **kwargs)
         finally:
             scheduler.waiting_queue = [*scheduler.waiting_queue, *hidden]
+
+    def _owed(self) -> Any | None:
+        """The waiting request that the next free memory is for, if one is starved of it."""
+        if self._owed_number not in self._jobs or self._owed_number in self._start_of:
+            self._owed_number = None
+            return None
+        return self._jobs[self._owed_number]
+
+    def _owe(self, unfitting: Iterable[Any]) -> None:
+        """Shorter prompts would take all memory that gets free, one after the other, for as long
+        as they come: one that has waited for many times its SLO gets it first."""
+        now = self._clock.now()
+        most = self._max_tokens - self._page
+        self._owed_number = next(
+            (
+                req.kairos.number
+                for req in unfitting
+                if starved(req, now) and _pages(total_tokens(req), self._page) <= most
+            ),
+            None,
+        )
 
     def _give_back(self, scheduler: Any) -> None:
         """Free the KV of one parked prompt, which will be computed again: the one with the longest
@@ -352,7 +393,9 @@ class PrefillPlanner:
             req.kairos.matched = False  # should it come back to the queue
             if req.kairos.number in self._jobs:
                 self._note_start(req.kairos.number)
-        behind = [req.kairos.number for req in started if req.extend_end < total_tokens(req)]
+        # What was given back since has no end any more.
+        unfinished = (r for r in started if r.extend_end is not None)
+        behind = [r.kairos.number for r in unfinished if r.extend_end < total_tokens(r)]
         for req in formed.reqs:
             number = req.kairos.number
             if number not in self._jobs or req.extend_end < total_tokens(req):
@@ -364,19 +407,37 @@ class PrefillPlanner:
 
 class _Room:
     """Memory that is left for prompts not started yet: what started ones still need is theirs.
-    Upstream takes the memory of a continued prompt unasked, and dies when there is none."""
+    Upstream takes the memory of a continued prompt unasked, and dies when there is none.
 
-    def __init__(self, scheduler: Any, started: Sequence[Any]) -> None:
+    Args:
+        owed: the next memory is for this one, the others get what it leaves.
+    """
+
+    def __init__(self, scheduler: Any, started: Sequence[Any], owed: Any | None = None) -> None:
+        self._page = scheduler.page_size
+        self._owed = owed
         free = scheduler.token_to_kv_pool_allocator.available_size()
-        self._left = free + scheduler.tree_cache.evictable_size() - scheduler.page_size
-        self._left -= sum(total_tokens(req) - req.extend_end for req in started)
+        self._left = free + scheduler.tree_cache.evictable_size() - self._page
+        rests = (total_tokens(req) - req.extend_end for req in started)
+        self._left -= sum(_pages(rest, self._page) for rest in rests)
 
     def take(self, req: Any) -> bool:
         """Whether a waiting request fits; its cached prefix counts, it can be evicted no more."""
-        if total_tokens(req) > self._left:
+        needed = _pages(total_tokens(req), self._page)
+        kept = 0
+        if self._owed is not None and req is not self._owed:
+            kept = _pages(total_tokens(self._owed), self._page)
+        if needed + kept > self._left:
             return False
-        self._left -= total_tokens(req)
+        self._left -= needed
+        if req is self._owed:
+            self._owed = None
         return True
+
+
+def _pages(tokens: int, page: int) -> int:
+    """Tokens of the pages that so many tokens take."""
+    return -(-tokens // page) * page
 
 
 def planning_refusal(scheduler: Any) -> str | None:
@@ -390,6 +451,10 @@ def planning_refusal(scheduler: Any) -> str | None:
         ("hybrid sliding-window attention", scheduler.is_hybrid_swa),
         ("speculative decoding", not scheduler.spec_algorithm.is_none()),
         ("mixed chunks", scheduler.is_mixed_chunk),
+        (
+            "deterministic inference with chunks of a fixed size",
+            (scheduler.truncation_align_size or 1) > scheduler.page_size,
+        ),
         ("a prefill delayer", scheduler.prefill_delayer is not None),
         ("diffusion model", scheduler.dllm_config is not None),
         ("a state-space model", hasattr(scheduler.req_to_token_pool, "mamba_allocator")),

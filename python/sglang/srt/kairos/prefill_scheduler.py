@@ -1,7 +1,7 @@
 """Order of the prefill waiting queue."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -33,24 +33,29 @@ class PrefillScheduler:
         self._passes = 0
         self._late = 0
         self._longest_s = 0.0
-        self._oldest: Any = None  # the starved request that was put first
-        self._next_grant_s = 0.0
-        self._grants = 0
+        self._grants = StarvationGrants(self.remaining_s)
+        self._handshake_grants = StarvationGrants(self.remaining_s)
 
     def order(self, waiting: list[Any], policy: Any, now: float) -> None:
         """Sort upstream `Req`s in place. `policy` is the upstream `SchedulePolicy`: its radix cache
         is asked for cached prefixes, its priorities (if enabled) come before urgency. `now` is
         CLOCK_MONOTONIC, seconds."""
-        self._account_grant(waiting, now)
+        self._grants.account(waiting, now)
         if len(waiting) < 2:
             return
         begin = time.perf_counter()
         if not policy.waiting_queue_prefix_matched(waiting):
             match_prefixes(waiting, policy.tree_cache)
         self._late = self.sort(waiting, policy, now)
-        self._grant(waiting, policy, now)
+        self._grants.grant(waiting, policy, now)
         self._passes += 1
         self._longest_s = max(self._longest_s, time.perf_counter() - begin)
+
+    def order_handshakes(self, queue: list[Any], policy: Any, now: float) -> None:
+        """Sort upstream `Req`s that wait for their handshake, and for a buffer, in place."""
+        self._handshake_grants.account(queue, now)
+        self.sort(queue, policy, now)
+        self._handshake_grants.grant(queue, policy, now)
 
     def sort(self, requests: list[Any], policy: Any, now: float) -> int:
         """Sort upstream `Req`s in place by what is known of them; how many are late."""
@@ -70,33 +75,9 @@ class PrefillScheduler:
         return {
             "ordered_passes": self._passes,
             "late_in_last_pass": self._late,
-            "starvation_grants": self._grants,
+            "starvation_grants": self._grants.count + self._handshake_grants.count,
             "longest_pass_ms": round(self._longest_s * 1e3, 3),
         }
-
-    def _grant(self, waiting: list[Any], policy: Any, now: float) -> None:
-        """Put the oldest starved request first, if it is its turn. With priorities only among those
-        of the highest one that waits."""
-        if now < self._next_grant_s:
-            return
-        highest = waiting[0].priority if policy.enable_priority_scheduling else None
-        starved = [
-            req
-            for req in waiting
-            if (highest is None or req.priority == highest) and _starved(req, now)
-        ]
-        if starved:
-            self._oldest = min(starved, key=lambda r: (r.kairos.arrival_s, r.bootstrap_room or 0))
-            waiting.remove(self._oldest)
-            waiting.insert(0, self._oldest)
-
-    def _account_grant(self, waiting: list[Any], now: float) -> None:
-        """Once a granted request has been taken, its time is earned before the next one's turn."""
-        if self._oldest is None or self._oldest in waiting:
-            return
-        self._grants += 1
-        self._next_grant_s = now + self.remaining_s(self._oldest) / STARVE_SHARE
-        self._oldest = None
 
     def _key(self, req: Any, now: float) -> tuple[bool, float, int]:
         remaining = self.remaining_s(req)
@@ -106,7 +87,49 @@ class PrefillScheduler:
         return late, remaining if late else deadline, req.bootstrap_room or 0
 
 
-def _starved(req: Any, now: float) -> bool:
+class StarvationGrants:
+    """Now and then lets the oldest starved request of a queue go first.
+
+    Args:
+        remaining_s: predicted engine time of a request, seconds.
+
+    Attributes:
+        count: requests that went first.
+    """
+
+    def __init__(self, remaining_s: Callable[[Any], float]) -> None:
+        self.count = 0
+        self._remaining_s = remaining_s
+        self._oldest: Any = None  # that was put first
+        self._next_s = 0.0
+
+    def grant(self, waiting: list[Any], policy: Any, now: float) -> None:
+        """Put the oldest starved request first, if it is its turn. With priorities only among those
+        of the highest one that waits."""
+        if now < self._next_s or not waiting:
+            return
+        highest = waiting[0].priority if policy.enable_priority_scheduling else None
+        late = [
+            req
+            for req in waiting
+            if (highest is None or req.priority == highest) and starved(req, now)
+        ]
+        if late:
+            self._oldest = min(late, key=lambda r: (r.kairos.arrival_s, r.bootstrap_room or 0))
+            waiting.remove(self._oldest)
+            waiting.insert(0, self._oldest)
+
+    def account(self, waiting: list[Any], now: float) -> None:
+        """Once a granted request has been taken, its time is earned before the next one's turn."""
+        if self._oldest is None or self._oldest in waiting:
+            return
+        self.count += 1
+        self._next_s = now + self._remaining_s(self._oldest) / STARVE_SHARE
+        self._oldest = None
+
+
+def starved(req: Any, now: float) -> bool:
+    """Whether a request has waited for so many times its SLO that a share of the time is its."""
     return now - req.kairos.arrival_s > _STARVE_AFTER * req.kairos.slo.ttft_s
 
 

@@ -109,7 +109,7 @@ class KairosState:
             return
         self._handshakes_ordered_s = now
         self._admit_all(queue)
-        self.prefill.sort(queue, policy, now)
+        self.prefill.order_handshakes(queue, policy, now)
 
     def decode_is_due(self, running_batch: Any, last_batch: Any) -> bool:
         """Whether upstream's `ScheduleBatch` of running requests goes before waiting prompts."""

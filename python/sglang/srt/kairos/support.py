@@ -48,6 +48,12 @@ def refuse_unsupported(server_args: Any, config: KairosConfig) -> None:
         ("--grpc-mode", True, a.grpc_mode or a.smg_grpc_mode, "the gRPC server has no SLO fields"),
         ("--grpc-port", a.grpc_port, a.grpc_port is not None, "the gRPC server has no SLO fields"),
         ("--encoder-only", True, a.encoder_only, "an encoder has neither prefill nor decode"),
+        (
+            "--enable-pd-role-switch",
+            True,
+            a.enable_pd_role_switch,
+            "Kairos is set up for the role that a server starts with",
+        ),
         ("--use-ray", True, a.use_ray, "Ray workers are not started with Kairos' environment"),
     ):
         if refused:

@@ -8,6 +8,7 @@ import math
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -55,7 +56,6 @@ class TelemetryPublisher:
         self._epoch = secrets.token_hex(8)
         self._sequence = 0
         self._next_s = 0.0
-        self.dropped = 0
 
     def tick(self, scheduler: Any) -> bool:
         """Publish what is true of an upstream `Scheduler` now, if it is time to; whether it was."""
@@ -65,15 +65,9 @@ class TelemetryPublisher:
         self._next_s = now + INTERVAL_S
         self._sequence += 1
         report = report_of(scheduler, self._epoch, self._sequence)
-        try:
+        with suppress(zmq.ZMQError):  # the next report says it all anew
             self._socket.send(encoder.encode(report), zmq.NOBLOCK)
-        except zmq.ZMQError:
-            self.dropped += 1
         return True
-
-    def snapshot(self) -> dict[str, Any]:
-        """For /server_info."""
-        return {"endpoint": self.endpoint, "sent": self._sequence, "dropped": self.dropped}
 
     def close(self) -> None:
         self._socket.close(linger=0)
