@@ -26,7 +26,7 @@ from typing import Any
 
 import aiohttp
 
-from kairos.cluster import Cluster, ClusterSpec
+from kairos.cluster import Cluster, ClusterError, ClusterSpec
 from kairos.errors import InputError
 from kairos_emulation.cluster import platform_model, with_platform
 
@@ -209,5 +209,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except InputError as error:
+    except (InputError, ClusterError) as error:
         sys.exit(f"bench_prefill: error: {error}")

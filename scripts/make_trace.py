@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     try:
         write_trace(generate(options.preset, options.requests, options.seed), options.file)
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"make_trace: {error}", file=sys.stderr)
         return 2
     return 0

@@ -12,9 +12,10 @@ fail() { echo "setup: error: $*" >&2; exit 1; }
 unset PYTHONDONTWRITEBYTECODE
 
 missing_libraries() {
-  local name
+  local name libraries
+  libraries=$(ldconfig -p)
   for name in libibverbs.so.1 librdmacm.so.1 libnuma.so.1; do
-    ldconfig -p | grep -qF "$name" || echo "$name"
+    grep -qF "$name" <<<"$libraries" || echo "$name"
   done
 }
 

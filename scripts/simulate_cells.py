@@ -157,32 +157,33 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> int:
     args = _arguments()
-    if args.compare:
-        rows = compare(args)
-        if args.json is not None:
-            args.json.write_bytes(orjson.dumps(rows, option=orjson.OPT_INDENT_2))
-        return 0
-    rows = []
-    print("pairs cells per-cell balancer  TTFT %  spread    p50     p99  router us   cores")
     try:
-        for layout in layouts(args):
-            row = measure(args, layout)
-            rows.append(row)
-            print(
-                f"{row['pairs']:5} {row['cells']:5} {row['pairs_per_cell']:8} "
-                f"{row['balancer']:8} {row['ttft_attainment']:7.2f} {row['spread']:7.2f} "
-                f"{row['ttft_p50_s']:6.2f} {row['ttft_p99_s']:7.1f} {row['router_us']:10.0f} "
-                f"{row['router_cores']:7.3f}",
-                flush=True,
-            )
+        rows = compare(args) if args.compare else measured(args)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     if args.json is not None:
         args.json.write_bytes(orjson.dumps(rows, option=orjson.OPT_INDENT_2))
-    if args.plot is not None:
+    if args.plot is not None and not args.compare:
         plot(rows, args.plot)
     return 0
+
+
+def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row per layout, printed as it comes."""
+    rows = []
+    print("pairs cells per-cell balancer  TTFT %  spread    p50     p99  router us   cores")
+    for layout in layouts(args):
+        row = measure(args, layout)
+        rows.append(row)
+        print(
+            f"{row['pairs']:5} {row['cells']:5} {row['pairs_per_cell']:8} "
+            f"{row['balancer']:8} {row['ttft_attainment']:7.2f} {row['spread']:7.2f} "
+            f"{row['ttft_p50_s']:6.2f} {row['ttft_p99_s']:7.1f} {row['router_us']:10.0f} "
+            f"{row['router_cores']:7.3f}",
+            flush=True,
+        )
+    return rows
 
 
 if __name__ == "__main__":

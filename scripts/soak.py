@@ -23,7 +23,7 @@ import aiohttp
 import psutil
 from bench_prefill import Client
 
-from kairos.cluster import Cluster, ClusterSpec
+from kairos.cluster import Cluster, ClusterError, ClusterSpec
 from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos_emulation.cluster import platform_model, with_platform
@@ -192,5 +192,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except InputError as error:
+    except (InputError, ClusterError) as error:
         sys.exit(f"soak: error: {error}")

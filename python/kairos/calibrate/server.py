@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -117,7 +118,7 @@ def _info(url: str) -> dict[str, Any]:
     try:
         with urlopen(address, timeout=_TIMEOUT_S) as answer:
             info = orjson.loads(answer.read())
-    except (OSError, ValueError) as error:
+    except (OSError, HTTPException, ValueError) as error:
         if getattr(error, "code", None) in (404, 405):
             raise InputError(
                 f"--url: {url} is no SGLang server ({address}: {error}); of a router, name the "

@@ -53,18 +53,21 @@ def finished(
             *(header.trace_sha256, header.requests, header.slo_set, header.tpot_ms),
             *(header.seed, header.time_scale, header.dilate, header.cache_tokens),
             *(header.profile, header.instances, header.start_s, header.emulated),
+            *(header.timeout_s, header.budget_s, header.mini_lb),
             *(header.servers.get(name) for name in reached(setting)),
         )
         mine = (
             *(workload.trace.sha256, len(plan.requests), plan.slo_set, plan.tpot_ms),
             *(plan.seed, workload.time_scale, plan.dilate, workload.cache_tokens),
             *(setting.profile, setting.instances, setting.start_s, setting.emulated),
+            *(setting.limits.timeout_s, setting.limits.budget_s, setting.mini_lb),
             *reached(setting).values(),
         )
         if theirs != mine:
             raise InputError(
                 f"--resume: {path} is of another replay; give the same trace, start, load, "
-                "duration, SLOs, seed, profile, instances, dilation, prefix cache, URL and model, "
+                "duration, SLOs, seed, profile, instances, dilation, prefix cache, limits, "
+                "--router, URL and model, "
                 "or another --out"
             )
         if commit and header.git_commit and header.git_commit != commit and not force:

@@ -171,7 +171,8 @@ def _parser() -> argparse.ArgumentParser:
         help="count runs although the machine was not quiet; the report still says so")
     add("--timeout-s", type=float, default=600.0, metavar="S", help="of a request (default 600)")
     add("--budget-s", type=float, metavar="S",
-        help=f"of a run; what is left then is cut (default: arrivals + {DRAIN_S:g})")
+        help=f"of a run; what is left then is cut (default: arrivals + {DRAIN_S:g}; with "
+        "--dilate as much longer)")
     add("--goodput", choices=commands.GOODPUT, default="simulated",
         help="search the largest load with 90 %% and 99 %% attainment in the simulator, or with "
         "runs of the engine (default simulated)")

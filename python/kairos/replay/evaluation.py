@@ -234,6 +234,8 @@ def _engine_markdown(name: str, report: Mapping[str, Any]) -> str:
         for arm, headers in found.get("left_out", {}).items():
             parts += [f"**{arm}: {len(headers)} runs did not count and are left out**\n"]
     parts += _goodput_lines(report["goodput"])
+    if overlooked := report.get("differences"):
+        parts += ["Compared all the same (`--force`):", "", *(f"- {one}" for one in overlooked), ""]
     return "\n".join(parts)
 
 

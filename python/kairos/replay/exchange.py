@@ -4,6 +4,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Sequence
+from functools import cache
 from urllib.parse import urlsplit
 
 from kairos.replay.api import Api
@@ -169,9 +170,14 @@ async def _connect(leg: Leg, connection: Connection) -> Connection:
         lambda: connection,
         parts.hostname or "",
         parts.port or (443 if secure else 80),
-        ssl=ssl.create_default_context() if secure else None,
+        ssl=_tls() if secure else None,
     )
     return connection
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()  # takes tens of milliseconds
 
 
 def _head(leg: Leg, path: str, headers: dict[str, str], length: int) -> bytes:

@@ -160,7 +160,10 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         allow_disturbed: the run counts even if it was not quiet.
         note: what went wrong as a whole; a server that died, for example.
         versions: packages and Python.
-        git_commit: of the checkout, "+changes" appended where it had any; empty if unknown.
+        git_commit: of the checkout, with a hash of changes where it had any; empty if unknown.
+        timeout_s: limit of a request.
+        budget_s: limit of the run, from the first arrival.
+        mini_lb: requests of arms without a router went through upstream's.
         machine: cores and memory.
         command: the command line.
         started: ISO date and time in UTC.
@@ -195,6 +198,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
     versions: dict[str, str]
     git_commit: str = ""
+    timeout_s: float = 0.0
+    budget_s: float = 0.0
+    mini_lb: bool = False
     machine: str = ""
     command: list[str] = msgspec.field(default_factory=list)
     started: str
@@ -214,6 +220,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 SAME_WORK = (
     *("trace_sha256", "start_s", "load", "cache_tokens", "dilate", "instances", "time_scale"),
     *("span_s", "requests", "slo_set", "tpot_ms", "seed", "profile", "emulated"),
+    *("timeout_s", "budget_s", "mini_lb", "machine"),
 )
 """Fields of the header in which runs must agree to be compared."""
 

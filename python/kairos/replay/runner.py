@@ -1,5 +1,6 @@
 """One measured run: a plan against one arm."""
 
+import hashlib
 import os
 import platform
 import secrets
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 # In the vocabulary of any model, the emulated one's included.
 VOCABULARY = 1024
 TRACE_ENV = "KAIROS_EMULATION_TRACE"
+_CODE = ("python", "kairos_patches", "scripts")  # folders whose new files count as changes
 _REDRAW_S = 0.5
 _EXIT_S = 2.0  # a server's connections break some time before its process has ended
 _WARM_UP_LENGTHS = (64, 2_000, 12_000)
@@ -86,6 +88,7 @@ class Setting:
         out: folder of records and logs.
         command: the command line.
         allow_disturbed: count runs that were not quiet.
+        mini_lb: arms without a router are sent through upstream's.
     """
 
     instances: str
@@ -98,6 +101,7 @@ class Setting:
     command: tuple[str, ...]
     allow_disturbed: bool
     console: "Console"
+    mini_lb: bool = False
 
 
 def run_on_cluster(
@@ -196,6 +200,9 @@ def _measured(
         note=note,
         versions=_versions(),
         git_commit=git_commit(),
+        timeout_s=setting.limits.timeout_s,
+        budget_s=setting.limits.budget_s,
+        mini_lb=setting.mini_lb,
         machine=_machine(),
         command=list(setting.command),
         started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
@@ -327,21 +334,25 @@ def _bar(console: "Console") -> "Progress":
 
 
 def git_commit() -> str:
-    """Commit of the checkout this file is in; empty outside of one."""
-    folder = Path(__file__).parent
+    """Commit of the checkout this file is in, with a hash of what was changed in it since; empty
+    outside of a checkout."""
     try:
-        commit, status = (
-            subprocess.run(
-                ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for args in (
-                ("rev-parse", "HEAD"),
-                ("status", "--porcelain", "--untracked-files=no"),
-            )
-        )
+        root = Path(_git(Path(__file__).parent, "rev-parse", "--show-toplevel").decode().strip())
+        commit = _git(root, "rev-parse", "HEAD").decode().strip()
+        changes = hashlib.sha256(_git(root, "diff", "HEAD"))
+        untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *_CODE)
+        new = [name for name in untracked.decode().split("\0") if name]
+        for name in new:
+            changes.update(name.encode() + (root / name).read_bytes())
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return commit + ("+changes" if status else "")
+    changed = new or changes.digest() != hashlib.sha256().digest()
+    return f"{commit}+{changes.hexdigest()[:8]}" if changed else commit
+
+
+def _git(folder: Path, *args: str) -> bytes:
+    command = ["git", "-C", str(folder), *args]
+    return subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def _machine() -> str:

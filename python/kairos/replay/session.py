@@ -5,6 +5,7 @@ import os
 import re
 import socket
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -46,10 +47,10 @@ def replay(options: argparse.Namespace, command: Sequence[str], cluster_of: Clus
 
     console = Console()
     session = _Session(options, command, cluster_of, console)
-    todo = session.todo()
     limit = options.max_runs
     if limit is not None and limit < 1:
         raise InputError(f"--max-runs: {limit} is not allowed; at least 1")
+    todo = session.todo()
     left = len(todo) if limit is None else limit
     for run in todo[:left]:
         session.run(run)
@@ -105,9 +106,9 @@ class _Session:
                 key = os.environ.get("OPENAI_API_KEY", "")
                 api = CompletionsApi(model, options.slo_headers, key)
         span_s = max(plan.workload.trace.span_s for plan in self._plans.values())
-        budget_s = options.budget_s
-        if budget_s is None:
-            budget_s = span_s + DRAIN_S * options.dilate
+        budget_s = span_s + DRAIN_S * options.dilate
+        if options.budget_s is not None:
+            budget_s = options.budget_s * options.dilate
         limits = Options(timeout_s=options.timeout_s * options.dilate, budget_s=budget_s, api=api)
         self._out = commands.writable(options.out)
         slowed = dilated(self._profile, options.dilate)
@@ -126,6 +127,7 @@ class _Session:
             command=tuple(command),
             allow_disturbed=options.allow_disturbed,
             console=console,
+            mini_lb=options.router,
         )
 
     def todo(self) -> list[Run]:
@@ -307,7 +309,7 @@ def _first_model(url: str) -> str:
     try:
         with urlopen(Request(address, headers=headers), timeout=10) as answer:
             return str(orjson.loads(answer.read())["data"][0]["id"])
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(
             f"--url: {address} names no model ({error}); give --model, or --api sglang"
         ) from error

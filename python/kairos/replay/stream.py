@@ -7,6 +7,7 @@ import orjson
 
 _END = b"\n\n"
 _PREFIX = b"data:"
+_FIELDS = (_PREFIX, b"event:", b"id:", b"retry:", b":")  # the last begins a comment
 _MAX_EVENT_BYTES = 64 * 1024 * 1024
 
 
@@ -42,12 +43,18 @@ class TokenStream:
         self._pending = b""
 
     def feed(self, data: bytes, now: float) -> None:
-        """Take `data` that arrived at `now`, in any cut.
+        """Take `data` that arrived at `now`, in any cut. Lines may end with CR LF.
 
         Raises:
             StreamError: malformed or error event.
         """
-        if self._pending:
+        if self._pending[-1:] == b"\r" or b"\r" in data:
+            # JSON has no line ends of its own. A CR at the end may be half of one.
+            data = self._pending + data
+            half = b"\r" if data.endswith(b"\r") else b""
+            data = data.removesuffix(b"\r").replace(b"\r\n", b"\n") + half
+            start = 0
+        elif self._pending:
             # Searching from the last byte finds a separator that the cut went through, and never
             # looks at an unfinished event twice.
             start = len(self._pending) - 1
@@ -81,9 +88,12 @@ class TokenStream:
 
     def _event(self, event: bytes, now: float) -> None:
         if not event.startswith(_PREFIX):
-            if event.startswith(b":"):  # a comment, which some servers send to keep alive
+            fields = event.split(b"\n")
+            if not all(field.startswith(_FIELDS) for field in fields):
+                raise StreamError(f"not an event: {_shown(event)}")
+            event = next((field for field in fields if field.startswith(_PREFIX)), b"")
+            if not event:
                 return
-            raise StreamError(f"not an event: {_shown(event)}")
         body = event[len(_PREFIX) :].strip()
         if body == b"[DONE]":
             self.done = True
@@ -123,8 +133,9 @@ class CompletionStream(TokenStream):
     """The same of `/v1/completions`.
 
     A chunk holds one token or several. Servers that send usage with every chunk say how many. Of
-    others each chunk with text is a token until the usage at the end says otherwise; then the
-    tokens are spread evenly over the chunks, which keeps the first and the last time exact.
+    others each chunk with text is a token until the usage at the end, in a chunk of its own or in
+    the last one, says otherwise; then the tokens are spread evenly over the chunks, which keeps the
+    first and the last time exact.
     """
 
     def __init__(self, limit: int) -> None:
@@ -145,12 +156,13 @@ class CompletionStream(TokenStream):
             choice = choices[0]
             if choice.get("finish_reason"):
                 self.finish = {"type": str(choice["finish_reason"])}
-            if told is None and choice.get("text"):
-                self._chunks.append(now)
-            elif told is not None:
+            if told is not None and not self._chunks:
                 self._told = True
                 self._count(int(told), now)
-        elif told is not None and not self._told:
+                return
+            if choice.get("text"):
+                self._chunks.append(now)
+        if told is not None and not self._told:
             self._check(int(told))
             self._spread(int(told))
 

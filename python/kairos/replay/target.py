@@ -53,7 +53,11 @@ class UrlTarget:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+        try:
+            known = parts.hostname and parts.port != 0
+        except ValueError:  # a port that is none
+            known = False
+        if parts.scheme not in ("http", "https") or not known or parts.query:
             raise InputError(f"--url: {url!r} is not allowed; it must look like http://HOST:PORT")
         self._leg = Leg("server", url.rstrip("/"))
 

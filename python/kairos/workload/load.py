@@ -72,9 +72,12 @@ def scale_to_load(
         _check("duration-s", duration_s, 0.1, 1e7)
     requests = [r for r in trace.requests if r.arrival_s >= start_s]
     if len(requests) < 2:
+        last = ""
+        if trace.requests:
+            last = f" (the last one arrives at {trace.requests[-1].arrival_s:g} s)"
         raise InputError(
             f"{trace.name}: {len(requests)} requests arrive from {start_s:g} s on; scaling to a "
-            f"load needs 2 (the last one arrives at {trace.requests[-1].arrival_s:g} s)"
+            f"load needs 2{last}"
         )
     cached = expected_cached_tokens(requests, cache_tokens)
     works = [prefill_work_s(r, hit, profile) for r, hit in zip(requests, cached, strict=True)]

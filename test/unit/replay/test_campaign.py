@@ -67,6 +67,8 @@ def written(out: Path, plan: Plan, **changes: object) -> None:
         "trace_sha256": workload.trace.sha256,
         "requests": len(plan.requests),
         "time_scale": workload.time_scale,
+        "timeout_s": Options().timeout_s,
+        "budget_s": Options().budget_s,
     }
     write_records(out / "requests-fcfs.jsonl", header(**(same | changes)), [record()])
 
@@ -95,6 +97,7 @@ def test_3_others_are_set_aside_and_done_again(
     [
         *({"seed": 1}, {"slo_set": "F5"}, {"dilate": 2.0}, {"trace_sha256": "1" * 64}),
         *({"start_s": 60.0}, {"instances": "2P1D"}, {"emulated": False}),
+        *({"timeout_s": 5.0}, {"budget_s": 5.0}, {"mini_lb": True}),
         {"profile": load_profile("minimax-m2.5-tp4-h200")},
     ],
 )

@@ -320,7 +320,13 @@ def test_14_pairs_take_turns_and_all_occur() -> None:
     assert seen == {("p0", "d0"): 2, ("p1", "d1"): 2, ("p0", "d1"): 2, ("p1", "d0"): 2}
 
 
-@pytest.mark.parametrize("url", ["", "localhost:3000", "ftp://h:1", "http://", "http://h/?x=1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "localhost:3000", "ftp://h:1", "http://", "http://h/?x=1"),
+        *("http://h:abc", "http://h:99999", "http://h:0"),
+    ],
+)
 def test_15_bad_urls(url: str) -> None:
     with pytest.raises(InputError, match="--url"):
         UrlTarget(url)

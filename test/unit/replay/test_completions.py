@@ -125,3 +125,21 @@ def test_10_more_chunks_than_tokens_asked_for_are_an_error_once() -> None:
 def test_11_fields_of_another_shape(data: bytes) -> None:
     with pytest.raises(StreamError, match="not a token event"):
         CompletionStream(8).feed(data, 1.0)
+
+
+def test_12_the_last_chunk_with_text_or_none_may_tell_for_all() -> None:
+    chunks = [(float(i), chunk()) for i in range(1, 6)]
+    end = chunk("", "length", usage={"completion_tokens": 5})
+    assert times(*chunks, (6.0, end))[0] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    end = chunk("x", "length", usage={"completion_tokens": 6})
+    assert times(*chunks, (6.0, end), (6.0, DONE))[0] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_13_lines_may_end_with_cr_lf_and_events_have_names(size: int) -> None:
+    events = b": hello\n\n" + b"event: message\nid: 1\n" + chunk() + chunk() + last(2) + DONE
+    data = events.replace(b"\n", b"\r\n")
+    cuts = [data[i : i + size] for i in range(0, len(data), size)]
+    got, stream = times(*((float(i), cut) for i, cut in enumerate(cuts)))
+    assert len(got) == 2
+    assert stream.done

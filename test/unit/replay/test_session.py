@@ -36,6 +36,7 @@ class Engine:
             run.arm, repeat=run.repeat, position=run.position, load=run.load,
             trace_sha256=workload.trace.sha256, time_scale=workload.time_scale,
             requests=len(plan.requests), profile=setting.profile,
+            timeout_s=setting.limits.timeout_s, budget_s=setting.limits.budget_s,
             note="decode-0 died" if dead else "",
         )  # fmt: skip
         late = dead or run.load > EDGE or run.stem.endswith(".r2")
@@ -111,3 +112,21 @@ def test_5_old_probes_are_replaced_or_refused(tmp_path: Path, engine: Engine) ->
     engine.made.clear()
     searched(tmp_path, "--overwrite")
     assert engine.made == made
+
+
+def test_6_a_bad_limit_of_runs_costs_no_records(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched(tmp_path)
+    records = sorted(tmp_path.glob("requests-*"))
+    one = begun(tmp_path, "--overwrite", "--max-runs", "0")
+    monkeypatch.setattr(session, "_Session", lambda *_: one)
+    with pytest.raises(InputError, match="--max-runs: 0"):
+        session.replay(one._options, (), lambda _: None)
+    assert sorted(tmp_path.glob("requests-*")) == records
+
+
+def test_7_with_dilation_a_budget_is_as_much_longer(tmp_path: Path) -> None:
+    one = begun(tmp_path, "--budget-s", "100", "--timeout-s", "50", "--dilate", "2")
+    assert one._setting.limits.budget_s == 200.0
+    assert one._setting.limits.timeout_s == 100.0

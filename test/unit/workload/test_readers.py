@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kairos.errors import InputError
@@ -171,6 +171,7 @@ def test_6_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert again.read_bytes() == path.read_bytes()
 
 
+@settings(deadline=None)
 @example(b"\r\x00")
 @example(b'{"a":' + b"[" * 100_000)
 @example(b'{"arrival_s": ' + b"9" * 5000 + b"}")
