@@ -115,7 +115,7 @@ class Preallocation:
         p = self.params
         left = _Left(room, p.peak_share)
         granted: list[Grant] = []
-        elder = self._elder(asking, now_s)
+        elder = self._elder(asking, room, now_s)
         if elder is not None:
             prompt = asking[elder]
             if not left.take(prompt):
@@ -155,12 +155,21 @@ class Preallocation:
         held = sorted(room.late_pending)
         return held[int(self.params.given_up_quantile * (len(held) - 1))]
 
-    def _elder(self, asking: Sequence[Asking], now_s: float) -> int | None:
-        """Index of the prompt that has asked for longest, if that is too long and affordable."""
-        if not asking or self._credit <= 0.0:
+    def _elder(self, asking: Sequence[Asking], room: Room, now_s: float) -> int | None:
+        """Index of the prompt that has asked for longest, if that is too long and affordable. One
+        that would not even fit an empty server is nobody to wait for."""
+        if self._credit <= 0.0:
             return None
-        at = min(range(len(asking)), key=lambda i: (asking[i].asked_s, asking[i].id))
-        return at if now_s - asking[at].asked_s > self.params.elder_s else None
+        fitting = (i for i, prompt in enumerate(asking) if _need(prompt, room) <= room.capacity)
+        at = min(fitting, key=lambda i: (asking[i].asked_s, asking[i].id), default=None)
+        if at is None or now_s - asking[at].asked_s <= self.params.elder_s:
+            return None
+        return at
+
+
+def _need(prompt: Asking, room: Room) -> float:
+    """Free tokens without which it gets no memory."""
+    return max(prompt.tokens + room.reserve, prompt.needed_tokens)
 
 
 def is_late(prompt: Asking, now_s: float) -> bool:
@@ -188,7 +197,7 @@ class _Left:
     def take(self, prompt: Asking) -> bool:
         """Take memory for `prompt` if it fits, now and at the peak."""
         needed = prompt.tokens + self._room.reserve
-        if self._slots <= 0 or max(needed, prompt.needed_tokens) > self._free:
+        if self._slots <= 0 or _need(prompt, self._room) > self._free:
             return False
         if self._refusals >= _PEAK_REFUSALS:
             return False

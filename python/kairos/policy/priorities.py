@@ -76,7 +76,7 @@ class PriorityQueues:
         """The next batch, see `UrgencyQueue.plan`."""
         chunks: list[PlannedChunk] = []
         work: list[Chunk] = []
-        batch_s, due, budget = 0.0, math.inf, budget_tokens
+        batch_s, due, budget, room_s = 0.0, math.inf, budget_tokens, math.inf
         for level in sorted(self._queues):
             queue = self._queues[level]
             queue.model, queue.calibration = self._model, self._factor
@@ -85,13 +85,13 @@ class PriorityQueues:
                 budget = min(budget, int(room_s / (self._model.per_token_s * self._factor)))
                 if budget < self._params.min_chunk:
                     break
-            plan = queue.preview(start_s, budget, page_tokens)
+            plan = queue.preview(start_s, budget, page_tokens, room_s)
             jobs = [(chunk, *queue.job(chunk.id)) for chunk in plan.chunks]
             joined = [*work, *(Chunk(done, chunk.tokens) for chunk, _, _, done in jobs)]
             joined_s = self._factor * self._model.batch_s(joined)
             ends_s = start_s + joined_s + self._params.tail_s
             if work and (ends_s > due or joined_s > self._params.slice_s):
-                break
+                continue
             self._commit(queue)
             work, batch_s = joined, joined_s
             chunks += plan.chunks

@@ -169,8 +169,18 @@ class UrgencyQueue:
         self.commit()
         return plan
 
-    def preview(self, start_s: float, budget_tokens: int, page_tokens: int = 1) -> PrefillPlan:
-        """The same, but nothing is counted or charged until `commit`."""
+    def preview(
+        self,
+        start_s: float,
+        budget_tokens: int,
+        page_tokens: int = 1,
+        slice_s: float = math.inf,
+    ) -> PrefillPlan:
+        """The same, but nothing is counted or charged until `commit`.
+
+        Args:
+            slice_s: longest batch, if shorter than the parameters'.
+        """
         if not math.isfinite(start_s):
             raise InputError(f"urgency: a batch starts at {start_s!r} s; it must be finite")
         rows, state, left, model = self._classified(start_s)
@@ -186,8 +196,8 @@ class UrgencyQueue:
             page_tokens,
             model,
             p.tail_s,
-            p.slice_s,
-            p.spare_slice_s,
+            min(p.slice_s, slice_s),
+            min(p.spare_slice_s, slice_s),
             p.min_chunk,
             p.starve_after,
             self._credit_s,

@@ -292,7 +292,7 @@ def pack(
         if count > 0 and room <= 0.0:
             break
         remaining = row.total - row.done
-        fits = max(min_chunk, _tokens_within(model, row.done, room))
+        fits = max(min_chunk, page, _tokens_within(model, row.done, room))
         # A prompt completed by this batch must not become late by what joins it.
         on_time = _on_time(model, row.done, new, due - start - tail - used)
         tokens = min(remaining, budget, fits, on_time)

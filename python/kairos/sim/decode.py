@@ -7,6 +7,7 @@ import numpy as np
 
 from kairos.latency import Limits
 from kairos.latency.table import StepTable
+from kairos.policy.continuous import first_come
 from kairos.policy.residents import Resident, Residents, Rows
 from kairos.policy.slack import DecodePolicy
 from kairos.sim import kernel
@@ -33,6 +34,8 @@ class Step(NamedTuple):
 class DecodeServer:
     """Args:
     policy: admission order and selection.
+    in_order: memory was given to who arrives here, who therefore joins in the order of arrival, as
+        on SGLang; the policy's order of admission is not asked for.
     table: true step times; `noise()` multiplies each.
     lookahead: a step is composed when the one before it starts. Who arrives meanwhile waits for
         the step after it, and who has just finished runs once more, in vain.
@@ -50,8 +53,10 @@ class DecodeServer:
         lookahead: bool,
         change_cost_s: float,
         reload_s_per_token: float,
+        in_order: bool = False,
     ) -> None:
         self.policy = policy
+        self._in_order = in_order
         self.running = Residents()
         self.waiting = Residents()
         self.kv_tokens = 0
@@ -158,7 +163,10 @@ class DecodeServer:
         slots = self.policy.max_batch - len(self.running)
         waiting = self.waiting.rows
         limit = self._limits.kv_tokens
-        admitted = self.policy.admit(waiting, start_s, self.kv_tokens, limit, slots)
+        if self._in_order:
+            admitted = first_come(waiting, self.kv_tokens, limit, slots)
+        else:
+            admitted = self.policy.admit(waiting, start_s, self.kv_tokens, limit, slots)
         records = self._records
         moved = 0
         for request in waiting["id"][admitted].tolist():

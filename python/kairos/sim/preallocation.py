@@ -31,6 +31,7 @@ class Rooms:
         lengths: expected outputs; None: unknown.
         in_order: upstream's order, by arrival, and nobody passes one that does not fit; otherwise
             the policy's.
+        rows: requests that each can hold, in its batch or before.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class Rooms:
         capacity_tokens: int,
         lengths: Sequence[LengthEstimator | None],
         in_order: bool,
+        rows: int,
     ) -> None:
         self._servers = servers
         self._capacity = capacity_tokens
         self._lengths = lengths
         self._in_order = in_order
+        self._rows = rows
         self._policies = [Preallocation() for _ in servers]
         self._asking: list[dict[int, tuple[Asking, int]]] = [{} for _ in servers]
         self._asking_tokens = [0] * len(servers)
@@ -90,11 +93,11 @@ class Rooms:
 
     @staticmethod
     def _first_come(expected: list[Asking], room: Room) -> list[Asking]:
-        granted = []
+        granted: list[Asking] = []
         free = room.free
         for prompt in expected:
             free -= prompt.tokens + room.reserve
-            if free < 0.0:
+            if free < 0.0 or len(granted) == room.slots:
                 break
             granted.append(prompt)
         return granted
@@ -129,4 +132,5 @@ class Rooms:
             late,
             contexts.astype(np.float64),
             remaining,
+            self._rows - len(held) - len(promised),
         )

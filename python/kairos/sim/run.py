@@ -108,12 +108,19 @@ class _Simulation:
                 settings.lookahead and settings.decode_lookahead,
                 settings.change_cost_s,
                 profile.kv.wire_s(1),
+                settings.preallocate,
             )
             for _ in range(settings.shape[1])
         ]
 
         self._rooms = (
-            Rooms(self.decode, profile.limits.kv_tokens, self._lengths, self._grants_in_order())
+            Rooms(
+                self.decode,
+                profile.limits.kv_tokens,
+                self._lengths,
+                self._grants_in_order(),
+                _rows(self._cap),
+            )
             if settings.preallocate
             else None
         )
@@ -301,12 +308,17 @@ class _Simulation:
             return UrgencyQueue(model, chunk, s.urgency)
         return RankedQueue(model, chunk, s.prefill_policy)
 
+    @property
+    def _cap(self) -> int:
+        most = self.profile.limits.max_batch
+        return min(self.settings.decode_cap or most, most)
+
     def _decode_policy(self) -> Policy:
         s, limits = self.settings, self.profile.limits
         self._lengths.append(None)
         table = StepTable.from_model(self.profile.decode, limits.max_batch, limits.kv_tokens)
         table = table._replace(seconds=table.seconds * s.decode_bias)
-        cap = s.decode_cap or limits.max_batch
+        cap = self._cap
         if s.decode_policy == "continuous":
             return ContinuousPolicy(table, cap)
         if s.decode_policy == "greedy":
@@ -315,3 +327,9 @@ class _Simulation:
         lengths = LengthEstimator(classes) if s.lengths else None
         self._lengths[-1] = lengths
         return SlackPolicy(table, cap, s.slack, lengths)
+
+
+def _rows(cap: int) -> int:
+    """Rows of an SGLang decode server: requests in its batch, and before it. A small one has more
+    for those that are being prefilled."""
+    return cap if cap > 32 else 3 * cap

@@ -35,7 +35,7 @@ def summarise(done: Finished, chosen: Flags | None = None) -> dict[str, Any]:
     # up afterwards would look faster than it is.
     makespan = _quantile(records.last_s[served], 1.0) - float(scenario.arrival_s[0])
     busy = sum(server.busy_s for server in done.decode)
-    made = float((output[mask] - 1).sum())
+    made = float((output[mask & served] - 1).sum())
 
     def percent(flags: Flags, among: Flags = mask) -> float:
         return 100.0 * float(flags[among].mean()) if among.any() else float("nan")
@@ -47,7 +47,7 @@ def summarise(done: Finished, chosen: Flags | None = None) -> dict[str, Any]:
         "tpot_attainment_engine_clock": percent(engine_ok),
         "e2e_attainment": percent(both),
         "goodput_tokens_per_s": _rate(float(output[mask & both].sum()), makespan),
-        "tokens_per_s": _rate(float(output[mask].sum()), makespan),
+        "tokens_per_s": _rate(float(output[mask & served].sum()), makespan),
         "tokens_per_busy_s": _rate(made, busy),
         "longest10_ttft_attainment": percent(ttft_ok, mask & longest),
         "longest10_tpot_attainment": percent(tpot_ok, mask & longest),

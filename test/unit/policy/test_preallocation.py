@@ -171,3 +171,10 @@ def test_14_who_is_longer_than_those_given_up_leaves_the_last_memory_to_others()
     assert granted(prompts, scarce) == [1]
     assert granted(prompts, room(9_000, late_pending=given_up)) == [1, 2, 3]  # there is plenty
     assert granted(prompts, room(2_000, late_pending=[600])) == [1, 2, 3]  # they hold little
+
+
+def test_15_an_elder_that_no_server_could_hold_is_not_waited_for() -> None:
+    policy = Preallocation()
+    policy.grant([asking(9, 9_000)], room(10_000), 0.0)  # earns credit
+    huge, small = asking(1, 9_995), asking(2, 500, asked_s=990.0, deadline_s=2_000.0)
+    assert [grant.at for grant in policy.grant([huge, small], room(10_000), 1_000.0)] == [1]

@@ -100,8 +100,8 @@ def test_9_a_plan_that_is_thrown_away_costs_the_lower_level_nothing() -> None:
     queues = PriorityQueues(MODEL, CHUNK, params)
     queues.add(PrefillJob(1, -1_000.0, -999.0, 90_300, 90_000), 1)
     queues.plan(0.0, 16)  # earns credit
-    # Room for 200 tokens, were it not for their attention.
-    due_s = MODEL.batch_s([Chunk(0, 300)]) + 200 * MODEL.per_token_s
+    # Room for the least chunk, were it not for its attention.
+    due_s = MODEL.batch_s([Chunk(0, 300)]) + 18 * MODEL.per_token_s
     for number in range(3, 8):
         queues.add(PrefillJob(number, 0.0, due_s, 300), 0)
         assert dict(queues.plan(0.0, BUDGET).chunks) == {number: 300}
@@ -109,3 +109,19 @@ def test_9_a_plan_that_is_thrown_away_costs_the_lower_level_nothing() -> None:
     assert queues.grants == 0
     assert dict(queues.plan(0.0, BUDGET).chunks) == {1: 300}
     assert queues.grants == 1
+
+
+@pytest.mark.parametrize("tokens", [1_000, 1_400, 2_000])
+def test_10_a_long_one_of_a_lower_priority_goes_on_in_what_is_left_of_the_slice(
+    tokens: int,
+) -> None:
+    """It was cut for a slice of its own, did not fit beside the other, and got nothing."""
+    model = load_profile("minimax-m2.5-tp4-h200").prefill
+    queues = PriorityQueues(model, BUDGET, UrgencyParams(slice_s=0.2, tail_s=0.09))
+    queues.add(job(1, tokens), 0)
+    queues.add(job(2, 80_000, done=40_000), 1)
+    plan = dict(queues.plan(0.0, BUDGET).chunks)
+    assert plan[1] == tokens
+    assert plan[2] > 1_000
+    chunks = [Chunk(0, tokens), Chunk(40_000, plan[2])]
+    assert model.batch_s(chunks) <= 0.2

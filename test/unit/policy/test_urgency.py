@@ -358,3 +358,8 @@ def test_25_of_equal_ones_the_latest_deadline_is_given_up():
     """It can be taken back if predictions were too long; the earliest, given up, is lost."""
     equal = [job(i, -0.1 * i, 1.5 + 0.2 * i, 10_000) for i in range(4)]  # a second each, one fits
     assert filled(equal, LINEAR).order(0.0)[0] == min(equal, key=lambda j: j.deadline_s).id
+
+
+def test_26_pages_longer_than_the_least_chunk_leave_no_plan_empty():
+    queue = filled([job(1, 0.0, 1.0, 600_000, 590_000)])
+    assert [chunk.tokens for chunk in queue.plan(100.0, 8192, 512).chunks] == [512]

@@ -446,3 +446,42 @@ def test_25_below_load_one_urgency_keeps_nobody_waiting_for_long():
     figures = summarise(done)
     assert figures["ttft_attainment"] < 100.0
     assert figures["max_ttft_over_slo"] < 15.0
+
+
+def test_26_a_cap_above_what_the_profile_holds_is_the_profiles():
+    profile = flat_profile(0.01, max_batch=4)
+    scenario = poisson(40, 100.0, 100, 20)
+    capped = [
+        simulate(scenario, Settings("fcfs", policy, decode_cap=cap), profile).records.last_s
+        for policy in ("continuous", "slack")
+        for cap in (0, 64)
+    ]
+    assert np.array_equal(capped[0], capped[1])
+    assert np.array_equal(capped[2], capped[3])
+
+
+def test_27_tokens_of_those_turned_away_are_not_made():
+    scenario = poisson(1_500, 30.0, None, 60, seed=3)
+    done = simulate(scenario, Settings(admission=True), SMALL)
+    figures = summarise(done)
+    made = scenario.output_tokens[~done.records.refused].sum()
+    assert figures["tokens_per_s"] * figures["makespan_s"] == pytest.approx(made)
+
+
+def test_28_with_back_pressure_nobody_is_prefilled_without_a_row_on_a_decode_server(monkeypatch):
+    most = 0
+    receive = decode_module.DecodeServer.receive
+
+    def counted(server, resident):
+        nonlocal most
+        receive(server, resident)
+        most = max(most, len(server.running) + len(server.waiting))
+
+    monkeypatch.setattr(decode_module.DecodeServer, "receive", counted)
+    profile = flat_profile(0.01, max_batch=40)
+    scenario = poisson(400, 200.0, 100, 50)
+    for settings in (Settings(preallocate=True), Settings("fcfs", "continuous", preallocate=True)):
+        simulate(scenario, settings, profile)
+        assert most <= 40
+    simulate(scenario, Settings(), profile)
+    assert most > 40
