@@ -30,3 +30,12 @@ class Calibration:
         self.samples += 1
         self.factor += self._alpha * error
         self.spread += self._alpha * (1.25 * abs(error) - self.spread)
+
+    @property
+    def bias(self) -> float:
+        """How much longer than predicted things take, as a fraction."""
+        return self.factor - 1.0
+
+    def quantile(self, sigmas: float) -> float:
+        """Factor that measured / predicted stays below up to `sigmas` standard deviations."""
+        return self.factor + sigmas * self.spread

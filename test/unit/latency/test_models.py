@@ -93,8 +93,9 @@ def test_8_calibration_finds_a_bias_and_its_spread():
     calibration = Calibration()
     for _ in range(2_000):
         calibration.observe(0.02, 0.024 * (1 + 0.1 * RNG.standard_normal()))
-    assert calibration.factor == pytest.approx(1.2, abs=0.06)
+    assert calibration.bias == pytest.approx(0.2, abs=0.06)
     assert calibration.spread == pytest.approx(0.12, abs=0.06)
+    assert calibration.quantile(2.0) > calibration.factor
 
 
 def test_9_one_outlier_moves_calibration_little_and_nonsense_not_at_all():
@@ -143,3 +144,15 @@ def test_12_a_profile_that_gets_faster_with_load_is_rejected(part, field, value,
 def test_13_a_broken_profile_names_file_and_line(text):
     with pytest.raises(InputError, match=r"own\.json, line 1"):
         parse_profile(text, "own.json")
+
+
+def test_14_a_quantile_covers_the_share_of_a_normal_error_that_it_says():
+    rng = np.random.default_rng(3)
+    calibration = Calibration(alpha=0.02)
+    ratios = 1.2 + 0.1 * rng.standard_normal(4_000)
+    covered = []
+    for ratio in ratios:
+        covered.append(ratio <= calibration.quantile(2.0))
+        calibration.observe(1.0, float(ratio))
+    # Two standard deviations of a normal distribution: 97.7 %.
+    assert 0.95 < np.mean(covered[500:]) < 0.995
