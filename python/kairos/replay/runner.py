@@ -339,15 +339,13 @@ def git_commit() -> str:
     try:
         root = Path(_git(Path(__file__).parent, "rev-parse", "--show-toplevel").decode().strip())
         commit = _git(root, "rev-parse", "HEAD").decode().strip()
-        changes = hashlib.sha256(_git(root, "diff", "HEAD"))
+        diff = _git(root, "diff", "HEAD")
         untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *_CODE)
-        new = [name for name in untracked.decode().split("\0") if name]
-        for name in new:
-            changes.update(name.encode() + (root / name).read_bytes())
+        for name in untracked.decode().split("\0")[:-1]:
+            diff += name.encode() + (root / name).read_bytes()
     except (OSError, subprocess.CalledProcessError):
         return ""
-    changed = new or changes.digest() != hashlib.sha256().digest()
-    return f"{commit}+{changes.hexdigest()[:8]}" if changed else commit
+    return f"{commit}+{hashlib.sha256(diff).hexdigest()[:8]}" if diff else commit
 
 
 def _git(folder: Path, *args: str) -> bytes:

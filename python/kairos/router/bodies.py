@@ -64,6 +64,7 @@ class HeldBody:
     """What one body has of `Bodies`.
 
     Attributes:
+        tenant: whose it is.
         size: bytes.
         room: its tenant's part, times what is free.
     """

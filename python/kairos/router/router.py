@@ -52,8 +52,7 @@ from kairos.slo import APPLIED_HEADER, from_headers
 _log = logging.getLogger(__name__)
 
 _RETRY_UNAVAILABLE_S = 2.0
-END_LIMIT_S = 15.0
-"""For what ends in the background when the router stops."""
+_END_LIMIT_S = 15.0  # for what ends in the background when the router stops
 
 
 class Router:
@@ -116,7 +115,7 @@ class Router:
         while self.lives and time.monotonic() < deadline_s:
             await asyncio.sleep(0.02)
         await self.health.close()  # its probes hold rooms
-        deadline_s = time.monotonic() + END_LIMIT_S
+        deadline_s = time.monotonic() + _END_LIMIT_S
         while (self.lives or len(self.rooms)) and time.monotonic() < deadline_s:
             # Again and again: one that was between two attempts waits for a pair now.
             for life in list(self.lives.values()):

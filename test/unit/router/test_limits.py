@@ -50,12 +50,13 @@ def test_2_headers_that_pass() -> None:
 
 
 FREE = Bodies(1 << 30, 429)
+LIMITS, TIMEOUTS = Limits(), Timeouts()
 
 
 async def body_of(
     request: "FakeRequest",
-    limits: Limits = Limits(),  # noqa: B008 frozen
-    timeouts: Timeouts = Timeouts(),  # noqa: B008 frozen
+    limits: Limits = LIMITS,
+    timeouts: Timeouts = TIMEOUTS,
     bodies: Bodies = FREE,
     tenant: str = "a",
 ) -> bytes:

@@ -17,6 +17,7 @@ from sglang.srt.kairos.prefill_batch import (
     total_tokens,
 )
 from sglang.srt.kairos.prefill_observer import PrefillObserver
+from sglang.srt.kairos.prefill_room import Room, pages
 from sglang.srt.kairos.prefill_scheduler import match_prefixes, starved
 from sglang.srt.kairos.shared_clock import SharedClock
 
@@ -242,7 +243,7 @@ class PrefillPlanner:
         adapters: set[str | None] = set()
         for number, tokens in plan.chunks:
             req = self._jobs[number]
-            padded = _pages(tokens, self._page)
+            padded = pages(tokens, self._page)
             if batch.tokens and batch.tokens + padded > self._budget:
                 continue
             finishes = tokens >= total_tokens(req) - self._done(req, started)
@@ -268,11 +269,11 @@ class PrefillPlanner:
 
     def _alone(self, owed: Any | None, started: Sequence[Any], scheduler: Any) -> Batch | None:
         """A batch of the prompt that memory was kept for, once there is enough."""
-        if owed is None or not _Room(scheduler, started).take(owed):
+        if owed is None or not Room(scheduler, started).take(owed):
             return None
         rest = total_tokens(owed) - cached_tokens(owed)
         if rest <= self._budget:
-            return Batch(whole=[owed], tokens=_pages(rest, self._page))
+            return Batch(whole=[owed], tokens=pages(rest, self._page))
         return Batch(tail=owed, tokens=self._budget) if self._may_start(started) else None
 
     def _adapters_fit(self, adapters: set[str | None]) -> bool:
@@ -297,7 +298,7 @@ class PrefillPlanner:
         kwargs: dict[str, Any],
     ) -> tuple[Any, Any]:
         """Let upstream form `batch`, showing it only what is planned and has memory to the end."""
-        room = _Room(scheduler, started, owed)
+        room = Room(scheduler, started, owed)
         planned = batch.waiting
         fitting = [req for req in planned if room.take(req)]
         batch.whole = [req for req in batch.whole if req in fitting]
@@ -327,7 +328,7 @@ class PrefillPlanner:
     ) -> tuple[Any, Any]:
         """Upstream forms a batch by itself, of what does not take the memory of started prompts."""
         started = [req for req in (scheduler.chunked_req, *self.parked) if req is not None]
-        room = _Room(scheduler, started, owed)
+        room = Room(scheduler, started, owed)
         everybody = scheduler.waiting_queue
         bounded = bool(started) or owed is not None
         fitting = [req for req in everybody if not bounded or room.take(req)]
@@ -355,7 +356,7 @@ class PrefillPlanner:
             (
                 req.kairos.number
                 for req in unfitting
-                if starved(req, now) and _pages(total_tokens(req), self._page) <= most
+                if starved(req, now) and pages(total_tokens(req), self._page) <= most
             ),
             None,
         )
@@ -405,41 +406,6 @@ class PrefillPlanner:
             self._forget(number)
 
 
-class _Room:
-    """Memory that is left for prompts not started yet: what started ones still need is theirs.
-    Upstream takes the memory of a continued prompt unasked, and dies when there is none.
-
-    Args:
-        owed: the next memory is for this one, the others get what it leaves.
-    """
-
-    def __init__(self, scheduler: Any, started: Sequence[Any], owed: Any | None = None) -> None:
-        self._page = scheduler.page_size
-        self._owed = owed
-        free = scheduler.token_to_kv_pool_allocator.available_size()
-        self._left = free + scheduler.tree_cache.evictable_size() - self._page
-        rests = (total_tokens(req) - req.extend_end for req in started)
-        self._left -= sum(_pages(rest, self._page) for rest in rests)
-
-    def take(self, req: Any) -> bool:
-        """Whether a waiting request fits; its cached prefix counts, it can be evicted no more."""
-        needed = _pages(total_tokens(req), self._page)
-        kept = 0
-        if self._owed is not None and req is not self._owed:
-            kept = _pages(total_tokens(self._owed), self._page)
-        if needed + kept > self._left:
-            return False
-        self._left -= needed
-        if req is self._owed:
-            self._owed = None
-        return True
-
-
-def _pages(tokens: int, page: int) -> int:
-    """Tokens of the pages that so many tokens take."""
-    return -(-tokens // page) * page
-
-
 def planning_refusal(scheduler: Any) -> str | None:
     """Why this scheduler's prefill batches cannot be planned; None if they can."""
     for reason, present in (
@@ -453,7 +419,7 @@ def planning_refusal(scheduler: Any) -> str | None:
         ("mixed chunks", scheduler.is_mixed_chunk),
         (
             "deterministic inference with chunks of a fixed size",
-            (scheduler.truncation_align_size or 1) > scheduler.page_size,
+            scheduler.page_size % (scheduler.truncation_align_size or 1) != 0,
         ),
         ("a prefill delayer", scheduler.prefill_delayer is not None),
         ("diffusion model", scheduler.dllm_config is not None),
