@@ -89,7 +89,7 @@ def test_1_prompts_and_prefix_hits_are_as_asked(trace: Path, tmp_path: Path) -> 
     asked[WHOLE] -= 1  # the last token of a prompt is always computed
     assert [r.expected_cached_tokens for r in records] == asked
     assert [r.cached_tokens for r in records] == asked
-    work = computed(read_forwards(out / "forwards-kairos.jsonl"))
+    work = computed(read_forwards(out / "forwards-kairos.jsonl")[0])
     assert [work[r.rid] for r in records] == [r.input_tokens - r.cached_tokens for r in records]
     assert all(r.tpot_engine_ms is not None for r in records)
 
@@ -110,7 +110,7 @@ def test_2_a_server_killed_in_mid_run_is_in_the_report(trace: Path, tmp_path: Pa
         """The decode server's scheduler, once a request of the run has been decoded."""
         return [
             f.pid
-            for f in read_forwards(out / "forwards-fcfs.jsonl")
+            for f in read_forwards(out / "forwards-fcfs.jsonl")[0]
             if f.kind == "decode" and any(rid.startswith("fcfs-") for rid in f.joined)
         ]
 

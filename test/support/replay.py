@@ -51,7 +51,7 @@ def record(
 ) -> Record:
     """A record with tokens at `times_s` after it was due."""
     return make_record(
-        planned(index, output_tokens=max(1, len(times_s)), **request),
+        planned(index, **{"output_tokens": max(1, len(times_s)), **request}),
         f"r-{index:07d}",
         outcome,
         token_times_s=times_s,

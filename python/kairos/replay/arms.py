@@ -73,7 +73,7 @@ class ArmSpec:
         """The simulator's settings.
 
         Args:
-            transfer_s: of the KV of a full chunk in the profile, not dilated.
+            transfer_s: of the KV of a full chunk in the profile.
         """
         if self.simulated is None:
             return None

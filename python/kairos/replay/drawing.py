@@ -78,9 +78,9 @@ def slo_line(axes: Any, at: float) -> None:
 
 
 def cumulative(axes: Any, values: Sequence[float], total: int, **line: Any) -> None:
-    """Cumulative share of `total`; what is missing never happened, so the curve ends below 100."""
+    """Cumulative share of `total`; what is infinite never happened, so the curve ends below 100."""
     import numpy as np
 
-    ordered = np.sort(np.asarray(values, dtype=float))
+    ordered = np.sort(np.asarray([value for value in values if np.isfinite(value)]))
     share = 100 * np.arange(1, len(ordered) + 1) / max(total, 1)
     axes.step(ordered, share, where="post", linewidth=1.8, **line)

@@ -49,13 +49,9 @@ def decoding_over_time(run: RunResult) -> tuple[Floats, Floats]:
                 changes += [(first, 1), (first + r.tpot_ms * (r.got_tokens - 1) / 1e3, -1)]
         return _steps(changes)
     start = run.header.start_monotonic_s
-    running: dict[int, int] = {}
-    times, counts = [], []
-    for f in steps:
-        running[f.pid] = f.batch
-        times.append(f.start_s - start)
-        counts.append(sum(running.values()))
-    return np.array(times), np.array(counts, dtype=np.float64)
+    changes = [(f.start_s - start, f.batch) for f in steps]
+    changes += [(f.end_s - start, -f.batch) for f in steps]
+    return _steps(changes)
 
 
 def prefill_bars(run: RunResult, begin_s: float, end_s: float) -> list[Bar]:

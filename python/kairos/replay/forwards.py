@@ -5,7 +5,6 @@ from pathlib import Path
 
 import msgspec
 
-from kairos.errors import InputError
 from kairos.replay.record import Device
 
 LAG_LIMIT_S = 0.02
@@ -35,23 +34,21 @@ class Forward(msgspec.Struct, frozen=True, gc=False):
         return self.end_s - self.duration_s
 
 
-def read_forwards(path: Path) -> list[Forward]:
-    """All forwards of a trace in order of their start; none where there is no file.
-
-    Raises:
-        InputError: a line that is no record.
-    """
+def read_forwards(path: Path) -> tuple[list[Forward], int]:
+    """All forwards of a trace in order of their start, and how many of its lines are damaged, as a
+    killed server or a full disk leaves them; none where there is no file."""
     if not path.exists():
-        return []
+        return [], 0
     decoder = msgspec.json.Decoder(Forward)
     found = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    damaged = 0
+    for line in path.read_bytes().splitlines():
         try:
             found.append(decoder.decode(line))
-        except msgspec.DecodeError as error:
-            raise InputError(f"{path}, line {number}: {error}") from error
+        except msgspec.DecodeError:
+            damaged += 1
     found.sort(key=lambda f: f.start_s)
-    return found
+    return found, damaged
 
 
 def decode_lag_percent(forwards: Sequence[Forward], dilate: float = 1.0) -> float | None:

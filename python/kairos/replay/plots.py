@@ -1,5 +1,6 @@
 """The pictures of a report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from kairos.replay.figures import decoding_over_time, waiting_over_time
 from kairos.replay.gantt import gantt
 from kairos.replay.report import Extras, headline, subtitle
 from kairos.replay.results import Arm
-from kairos.replay.summary import length_deciles
+from kairos.replay.summary import length_deciles, tpot_ms, ttft_ms
 
 _PANEL_COLUMNS = 4
 """Of legends below half the width of a picture: a wider one would squeeze its panel."""
@@ -60,8 +61,8 @@ def deciles(arms: Sequence[Arm]) -> bytes:
             for i, part in enumerate(length_deciles(arm.records)):
                 shade = _shade(i)
                 label = f"{part[0].input_tokens:,}–{part[-1].input_tokens:,}"
-                ttft = [r.ttft_ms / r.slo_ttft_ms for r in part if r.ttft_ms is not None]
-                tpot = [r.tpot_ms / r.slo_tpot_ms for r in part if r.tpot_ms is not None]
+                ttft = [ttft_ms(r) / r.slo_ttft_ms for r in part]
+                tpot = [tpot_ms(r) / r.slo_tpot_ms for r in part if r.output_tokens > 1]
                 cumulative(row[0], ttft, len(part), color=shade, label=label)
                 several = sum(1 for r in part if r.output_tokens > 1)
                 cumulative(row[1], tpot, several, color=shade, label=label)
@@ -184,7 +185,7 @@ def _attainment(axes: Any, arms: Sequence[Arm]) -> None:
 
 def _ttft_cdf(axes: Any, arms: Sequence[Arm]) -> None:
     for i, arm in enumerate(arms):
-        ratios = [r.ttft_ms / r.slo_ttft_ms for r in arm.records if r.ttft_ms is not None]
+        ratios = [ttft_ms(r) / r.slo_ttft_ms for r in arm.records]
         cumulative(
             axes, ratios, len(arm.records), color=colour(i), linestyle=dashes(i), label=arm.name
         )
@@ -199,14 +200,11 @@ def _tpot_cdf(axes: Any, arms: Sequence[Arm]) -> None:
     tiers = len({r.slo_tpot_ms for arm in arms for r in arm.records}) > 1
     longest = 0.0
     for i, arm in enumerate(arms):
-        done = [r for r in arm.records if r.tpot_ms is not None]
-        values = [
-            r.tpot_ms / r.slo_tpot_ms if tiers else r.tpot_ms for r in done if r.tpot_ms is not None
-        ]
         # Requests of one token have no TPOT: they are no part of this distribution.
-        total = sum(1 for r in arm.records if r.output_tokens > 1)
-        cumulative(axes, values, total, color=colour(i), linestyle=dashes(i), label=arm.name)
-        longest = max([longest, *values])
+        several = [r for r in arm.records if r.output_tokens > 1]
+        values = [tpot_ms(r) / (r.slo_tpot_ms if tiers else 1.0) for r in several]
+        cumulative(axes, values, len(several), color=colour(i), linestyle=dashes(i), label=arm.name)
+        longest = max([longest, *filter(math.isfinite, values)])
     objective = 1.0 if tiers else arms[0].records[0].slo_tpot_ms
     slo_line(axes, objective)
     axes.set_xlim(0, min(max(1.05 * longest, 1.2 * objective), 4 * objective))

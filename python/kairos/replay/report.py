@@ -1,5 +1,6 @@
 """Put the arms of a replay side by side: terminal table and report.json."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,9 @@ class Row:
 
     def text(self, summary: Summary) -> str:
         value = getattr(summary, self.field)
-        return _MISSING if value is None else f"{value:,.{self.digits}f}{self.unit}"
+        if value is None:
+            return _MISSING
+        return f"{value:,.{self.digits}f}{self.unit}" if value < math.inf else "never"
 
     def interval(self, summary: Summary) -> str:
         """Its confidence interval, empty where there is none."""

@@ -35,7 +35,7 @@ class RunResult:
         if self.forwards_path is None:
             return []
         start = self.header.start_monotonic_s
-        return [f for f in read_forwards(self.forwards_path) if f.start_s >= start]
+        return [f for f in read_forwards(self.forwards_path)[0] if f.start_s >= start]
 
 
 @dataclass(frozen=True)

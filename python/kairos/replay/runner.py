@@ -168,7 +168,10 @@ def _measured(
         watch = Watch()
         worker.start()
         records, note = _watched(setting, run.stem, worker, len(plan.requests), check)
-    forwards = [f for f in read_forwards(run.forwards(setting.out)) if f.start_s >= worker.start_s]
+    traced, damaged = read_forwards(run.forwards(setting.out))
+    forwards = [f for f in traced if f.start_s >= worker.start_s]
+    if damaged:
+        note = "; ".join(filter(None, (note, f"{damaged} lines of the device trace are damaged")))
     quiet = watch.result(records, forwards, emulated=setting.emulated, dilate=plan.dilate)
     records = _with_engine_clock(records, forwards)
     workload = plan.workload

@@ -57,7 +57,7 @@ def replay(options: argparse.Namespace, command: Sequence[str], cluster_of: Clus
     rest = len(todo) - left
     searched: dict[str, Any] = {}
     if options.goodput == "engine" and rest <= 0:
-        searched = session.goodput()
+        searched = session.goodput(None if limit is None else -rest)
     arms = read_arms(session.record_files(), rejected=session.rejected_files())
     code = commands.publish(
         arms,
@@ -67,8 +67,9 @@ def replay(options: argparse.Namespace, command: Sequence[str], cluster_of: Clus
         searched=searched,
         force=options.force,
     )
-    if rest > 0:
-        console.print(f"{rest} runs are left; go on with --resume")
+    if rest > 0 or session.cut_short:
+        rest_name = f"{rest} runs" if rest > 0 else "probes of the goodput search"
+        console.print(f"{rest_name} are left; go on with --resume")
     return code
 
 
@@ -89,6 +90,8 @@ class _Session:
         self._profile = load_profile(options.profile)
         self._trace = load_trace(options.trace, options.trace_format, options.seed)
         self._plans: dict[float, Plan] = {}
+        self._probes_left: int | None = None
+        self.cut_short = False
         loads = options.load
         if len(set(loads)) < len(loads):
             raise InputError(f"--load: {', '.join(f'{x:g}' for x in loads)} names one twice")
@@ -96,6 +99,8 @@ class _Session:
             self._plan(load)
         names = parse_arms(options.arms)
         self.runs = campaign.runs_of([_URL_ARM] if options.url else names, loads, options.repeats)
+        if options.url is not None and options.dilate != 1.0:
+            raise InputError("--dilate: servers of --url keep their own speed")
         if options.resume and options.overwrite:
             raise InputError("--resume and --overwrite exclude each other")
         api: Api = GenerateApi()
@@ -172,16 +177,20 @@ class _Session:
         )
         run_on_cluster(self._setting, run, plan, arm, self._cluster_of(local))
 
-    def goodput(self) -> dict[str, Any]:
+    def goodput(self, probes: int | None = None) -> dict[str, Any]:
         """Search each arm's goodput with runs at further loads, whose records stay. Without a
-        result for an arm one of whose runs never counted."""
+        result for an arm one of whose runs never counted, or where more than `probes` runs would
+        be needed; then `cut_short` is set."""
+        self._probes_left = probes
         found: dict[str, Any] = {}
         for arm in dict.fromkeys(run.arm for run in self.runs):
+            loads = None
             try:
                 loads = self._searched(arm)
             except _NeverCountedError as error:
                 self._console.print(f"{arm}: no goodput: {error}", style="red")
-                loads = None
+            except _EnoughRunsError:
+                self.cut_short = True
             found[arm] = {"in": "engine", "loads": msgspec.to_builtins(loads)}
         return found
 
@@ -216,6 +225,7 @@ class _Session:
 
         Raises:
             _NeverCountedError: it never did.
+            _EnoughRunsError: no more runs are wanted now.
         """
         run = Run(arm, load, 1, len(self.runs) + 1, f"{arm}@{load:g}")
         self.runs.append(run)
@@ -225,7 +235,10 @@ class _Session:
                 value = self._attainment(arm, load)
                 assert value is not None
                 return value
+            if self._probes_left == 0:
+                raise _EnoughRunsError
             if tries < _PROBE_TRIES:
+                self._probes_left = self._probes_left and self._probes_left - 1
                 self.run(run)
         raise _NeverCountedError(f"{_PROBE_TRIES} runs at load {load:g} did not count")
 
@@ -263,6 +276,10 @@ class _NeverCountedError(Exception):
     """A probe was disturbed, or its servers died, each time."""
 
 
+class _EnoughRunsError(Exception):
+    """As many runs were made as `--max-runs` allows."""
+
+
 def load_trace(source: str, format_name: str | None, seed: int) -> Trace:
     """Read a file, or generate `synthetic:PRESET`.
 
@@ -289,6 +306,8 @@ def parse_instances(text: str) -> tuple[int, int]:
 def _reachable(url: str) -> None:
     UrlTarget(url)
     parts = urlsplit(url)
+    if parts.username is not None:
+        raise InputError("--url: a user name in it would be in every record; set OPENAI_API_KEY")
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((parts.hostname or "", port), timeout=5).close()

@@ -3,6 +3,7 @@
 The requests come from the records, so that a report can be made from them alone.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -54,11 +55,8 @@ def settings_of(header: Header) -> Settings | None:
     except InputError:  # servers of somebody else
         return None
     profile = header.profile
-    transfer_s = profile.kv.transfer_s(profile.limits.chunk_tokens)
-    settings = arm.settings(transfer_s / header.dilate)
-    if settings is None:
-        return None
-    return dilated_settings(replace(settings, instances=header.instances), header.dilate)
+    settings = arm.settings(profile.kv.transfer_s(profile.limits.chunk_tokens))
+    return None if settings is None else replace(settings, instances=header.instances)
 
 
 def simulated_figures(header: Header, records: Sequence[Record]) -> dict[str, Any] | None:
@@ -93,29 +91,9 @@ def fidelity(simulated: dict[str, Any] | None, measured: Summary) -> dict[str, f
     differences: dict[str, float | None] = {}
     for name in COMPARED:
         value = getattr(measured, name)
-        differences[name] = None if value is None else round(float(simulated[name]) - value, 4)
+        finite = value is not None and math.isfinite(value)
+        differences[name] = round(float(simulated[name]) - value, 4) if finite else None
     return differences
-
-
-def dilated_settings(settings: Settings, factor: float) -> Settings:
-    """The simulation of an engine whose policies have their seconds stretched, too.
-
-    Without that, slices and starvation limits of a slowed-down engine are relatively shorter. An
-    engine has them as constants, so a dilated run and its simulation differ by that much.
-    """
-    urgency, slack = settings.urgency, settings.slack
-    return replace(
-        settings,
-        change_cost_s=settings.change_cost_s * factor,
-        urgency=replace(
-            urgency,
-            slice_s=urgency.slice_s * factor,
-            spare_slice_s=urgency.spare_slice_s * factor,
-            tail_s=urgency.tail_s * factor,
-            starve_credit_s=urgency.starve_credit_s * factor,
-        ),
-        slack=slack._replace(starve_s=slack.starve_s * factor),
-    )
 
 
 def _figures(scenario: Scenario, settings: Settings, profile: Profile) -> dict[str, Any]:

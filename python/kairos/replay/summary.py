@@ -39,8 +39,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Attainments are percent of all requests; a request that failed misses. The requests of
     several runs of an arm are taken together.
 
-    Percentiles of TTFT and TPOT are over the requests that have one, failed ones included; the
-    99th of 100 requests is the 99th smallest. None where nothing can be computed.
+    Percentiles of TTFT and TPOT are over all requests; for one that failed, whatever it got, either
+    is infinite, so that nobody wins by refusing the slowest. The 99th of 100 requests is the 99th
+    smallest. None where nothing can be computed.
 
     Attributes:
         requests, failures: counts; `outcomes` splits them.
@@ -51,9 +52,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         tpot_attainment_engine_clock: from the first decode step on.
         longest10_ttft_attainment, longest10_e2e_attainment, longest10_ttft_p99_s: of the tenth
             with the longest prompts.
-        max_ttft_over_slo: the worst, of requests with a first token.
+        max_ttft_over_slo: the worst.
         jain_index: of min(1, SLO / TTFT) over requests, 0 where there was no token: 1 when all
-            are served equally well, 1/n when one is served at all.
+            are served equally well, 1/n when one is served at all, 0 when nobody is.
         tokens_per_s: output tokens received, over `duration_s`.
         goodput_tokens_per_s: the same of the requests that met both objectives.
         decode_tokens_per_busy_s: output tokens per second of decode time, of emulated devices.
@@ -114,14 +115,13 @@ def summarise(runs: Sequence[tuple[Header, Sequence[Record]]]) -> Summary:
         raise InputError(f"arm {runs[0][0].arm if runs else '?'}: no records to summarise")
     header = runs[0][0]
     records = [r for _, own in runs for r in own]
-    ttft = sorted(r.ttft_ms for r in records if r.ttft_ms is not None)
-    tpot = sorted(r.tpot_ms for r in records if r.tpot_ms is not None)
+    ttft = sorted(map(ttft_ms, records))
+    tpot = sorted(tpot_ms(r) for r in records if r.output_tokens > 1)
     lag = sorted(r.send_lag_ms for r in records if r.send_lag_ms is not None)
     stalls = [r.worst_gap_ms for r in records if r.worst_gap_ms is not None]
-    ratios = [r.ttft_ms / r.slo_ttft_ms for r in records if r.ttft_ms is not None]
     duration_s = sum(max(end_s(r) for r in own) for _, own in runs)
     longest = longest_tenth(records)
-    long_ttft = sorted(r.ttft_ms for r in longest if r.ttft_ms is not None)
+    long_ttft = sorted(map(ttft_ms, longest))
     rates = [h.device.decode_tokens_per_busy_s for h, _ in runs if h.device is not None]
     return Summary(
         requests=len(records),
@@ -138,7 +138,7 @@ def summarise(runs: Sequence[tuple[Header, Sequence[Record]]]) -> Summary:
         longest10_ttft_attainment=_percent(r.ttft_met for r in longest),
         longest10_e2e_attainment=_percent(r.met for r in longest),
         longest10_ttft_p99_s=_seconds(percentile(long_ttft, 99)),
-        max_ttft_over_slo=max(ratios, default=None),
+        max_ttft_over_slo=max(ttft_ms(r) / r.slo_ttft_ms for r in records),
         jain_index=jain([_service(r) for r in records]),
         ttft_p50_s=_seconds(percentile(ttft, 50)),
         ttft_p99_s=_seconds(percentile(ttft, 99)),
@@ -200,9 +200,24 @@ def percentile(ordered: Sequence[float], percent: float) -> float | None:
 
 
 def jain(values: Sequence[float]) -> float:
-    """Jain's fairness index: 1 when all values are equal, 1/n when all but one are 0."""
+    """Jain's fairness index: 1 when all values are equal, 1/n when all but one are 0. Here 0 when
+    all are 0: who serves nobody is not fair."""
     squares = sum(v * v for v in values)
-    return sum(values) ** 2 / (len(values) * squares) if squares > 0.0 else 1.0
+    return sum(values) ** 2 / (len(values) * squares) if squares > 0.0 else 0.0
+
+
+def ttft_ms(record: Record) -> float:
+    """Infinite for a request that failed."""
+    if record.ttft_ms is None or record.outcome is not Outcome.OK:
+        return math.inf
+    return record.ttft_ms
+
+
+def tpot_ms(record: Record) -> float:
+    """Infinite for a request that failed."""
+    if record.tpot_ms is None or record.outcome is not Outcome.OK:
+        return math.inf
+    return record.tpot_ms
 
 
 def longest_tenth(records: Sequence[Record]) -> list[Record]:
@@ -220,9 +235,7 @@ def end_s(record: Record) -> float:
 
 
 def _service(record: Record) -> float:
-    if record.ttft_ms is None or record.outcome is not Outcome.OK:
-        return 0.0
-    return min(1.0, record.slo_ttft_ms / max(record.ttft_ms, 1e-9))
+    return min(1.0, record.slo_ttft_ms / max(ttft_ms(record), 1e-9))
 
 
 def _effective_load(runs: Sequence[tuple[Header, Sequence[Record]]]) -> float | None:

@@ -132,6 +132,8 @@ def test_3_interrupted_in_mid_run(tmp_path: Path, number: signal.Signals) -> Non
         (["--timeout-s", "0"], "--timeout-s"),
         (["--budget-s", "-5"], "--budget-s"),
         (["--url", "localhost"], "--url"),
+        (["--url", "http://me:secret@127.0.0.1:1"], "OPENAI_API_KEY"),
+        (["--url", "http://127.0.0.1:1", "--dilate", "2"], "--dilate: servers of --url"),
         (["--url", "http://127.0.0.1:1"], "nothing answers at http://127.0.0.1:1"),
         (["--seed", "-1"], "seed"),
         (["--out", "/dev/null/x"], "--out: cannot write"),

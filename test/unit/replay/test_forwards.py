@@ -5,7 +5,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kairos.errors import InputError
 from kairos.replay.figures import busiest_window, overtakes, prefill_bars, waiting_over_time
 from kairos.replay.forwards import (
     Forward,
@@ -93,13 +92,19 @@ def test_5_the_window_with_most_of_it() -> None:
 
 def test_6_reading(tmp_path: Path) -> None:
     path = tmp_path / "forwards.jsonl"
-    assert read_forwards(path) == []
+    assert read_forwards(path) == ([], 0)
     late, early = step(2.0, 1), step(1.0, 1)
     path.write_bytes(b"".join(msgspec.json.encode(f) + b"\n" for f in (late, early)))
-    assert read_forwards(path) == [early, late]
-    path.write_text("{}\n")
-    with pytest.raises(InputError, match="line 1"):
-        read_forwards(path)
+    assert read_forwards(path) == ([early, late], 0)
+
+
+def test_6b_a_line_that_a_killed_server_left_half_written_costs_no_more_than_that(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "forwards.jsonl"
+    whole = msgspec.json.encode(step(1.0, 1)) + b"\n"
+    path.write_bytes(whole + whole[:20] + b"\n{}\n" + whole)
+    assert read_forwards(path) == ([step(1.0, 1)] * 2, 2)
 
 
 def test_7_waiting_counts_who_is_due_and_unserved() -> None:

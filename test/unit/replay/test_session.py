@@ -126,6 +126,17 @@ def test_6_a_bad_limit_of_runs_costs_no_records(
     assert sorted(tmp_path.glob("requests-*")) == records
 
 
+def test_6b_a_limit_of_runs_holds_for_probes_too(tmp_path: Path, engine: Engine) -> None:
+    one = begun(tmp_path)
+    one.run(*one.todo())
+    assert one.goodput(1)["fcfs"]["loads"] is None
+    assert (len(engine.made), one.cut_short) == (2, True)
+    again = begun(tmp_path, "--resume")
+    assert again.goodput(99)["fcfs"]["loads"][0]["load"] == pytest.approx(EDGE, rel=0.06)
+    assert again.cut_short is False
+    assert engine.made.count("fcfs@1.8") == 1
+
+
 def test_7_with_dilation_a_budget_is_as_much_longer(tmp_path: Path) -> None:
     one = begun(tmp_path, "--budget-s", "100", "--timeout-s", "50", "--dilate", "2")
     assert one._setting.limits.budget_s == 200.0

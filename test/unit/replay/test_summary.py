@@ -1,10 +1,12 @@
 """Attainment and percentiles of an arm."""
 
+import math
+
 import pytest
 
 from kairos.errors import InputError
 from kairos.replay.record import Outcome, Record
-from kairos.replay.summary import Summary, percentile, summarise
+from kairos.replay.summary import Summary, jain, percentile, summarise
 from support.replay import header, record
 
 
@@ -24,13 +26,25 @@ def test_1_attainment_counts_every_request_sent() -> None:
     assert (s.requests, s.failures, s.outcomes) == (4, 1, {"aborted": 1, "ok": 3})
 
 
-def test_2_percentiles_are_over_what_was_measured() -> None:
+def test_2_percentiles_count_who_failed_as_never_served() -> None:
+    """An arm that refused its slowest requests once looked the faster for it."""
     records = [record(i, [0.001 * (i + 1), 0.001 * (i + 1) + 0.02]) for i in range(100)]
     records.append(record(100, [], Outcome.CONNECTION_ERROR))
     s = of(records)
-    assert s.ttft_p50_s == pytest.approx(0.050)
-    assert s.ttft_p99_s == pytest.approx(0.099)
+    assert s.ttft_p50_s == pytest.approx(0.051)
+    assert s.ttft_p99_s == pytest.approx(0.1)
     assert s.tpot_p50_ms == pytest.approx(20.0)
+    assert s.max_ttft_over_slo == math.inf
+    records.append(record(101, [0.001, 0.021], Outcome.ABORTED))
+    assert of(records).ttft_p99_s == math.inf
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([1.0, 1.0], 1.0), ([1.0, 0.0, 0.0], 1 / 3), ([0.0, 0.0], 0.0), ([1.0, 0.5], 0.9)],
+)
+def test_2b_jain(values: list[float], expected: float) -> None:
+    assert jain(values) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +79,9 @@ def test_5_throughput_and_stall() -> None:
 
 
 def test_6_nothing_arrived() -> None:
-    s = of([record(0, [], Outcome.TIMEOUT)], note="prefill-0 died")
-    assert (s.ttft_p50_s, s.tpot_p99_ms, s.max_stall_s) == (None, None, None)
+    s = of([record(0, [], Outcome.TIMEOUT, output_tokens=2)], note="prefill-0 died")
+    assert (s.ttft_p50_s, s.tpot_p99_ms, s.max_stall_s) == (math.inf, math.inf, None)
+    assert s.jain_index == 0.0
     assert (s.e2e_attainment, s.tokens_per_s, s.note) == (0.0, 0.0, "prefill-0 died")
 
 
