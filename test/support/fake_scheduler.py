@@ -37,6 +37,8 @@ def fake_scheduler(role: str, **changes: Any) -> Any:
             retraction_policy="default",
             model_path="m",
             dtype="auto",
+            quantization=None,
+            kv_cache_dtype="auto",
             disaggregation_decode_enable_radix_cache=False,
             disaggregation_decode_host_receive_threshold=1.0,
             disaggregation_decode_allocation_policy="early",

@@ -16,6 +16,7 @@ _OUTLIER_SIGMAS = 4.0
 # Weight of the prior in `refine_prefill`: a coefficient 20 % off costs as much as one sample that
 # is 10 % off.
 _PRIOR_WEIGHT = 0.5
+_SMALL_SHARE = 0.05  # of a batch, which no prior is certain about
 
 
 class PrefillSample(NamedTuple):
@@ -92,7 +93,9 @@ def refine_prefill(prior: PrefillModel, samples: Sequence[PrefillSample]) -> Pre
         raise InputError("fit: every sample must be finite and take more than 0 seconds")
     level = float(np.median(seconds / [prior.batch_s(sample.chunks) for sample in samples]))
     known = level * np.array([prior.fixed_s, prior.per_token_s, prior.per_token_context_s])
-    pulls = np.diag(_PRIOR_WEIGHT / np.maximum(known, 1e-15))
+    # A coefficient that the prior says is nothing may still turn out to be something.
+    most = np.median(seconds) / np.array([1.0, new.max(), max(area.max(), 1.0)])
+    pulls = np.diag(_PRIOR_WEIGHT / np.maximum(known, _SMALL_SHARE * most))
     best, best_rms = prior, np.inf
     # The floor is the bandwidth of memory, the rest mostly compute: either may follow the level.
     for floor in (prior.weight_floor_s, level * prior.weight_floor_s):
@@ -161,15 +164,18 @@ def robust_nnls(
     weighted = columns / scale / seconds[:, None]
     kept = np.ones(len(target), bool)
     for _ in range(2):
-        coefficients, _ = nnls(
-            np.vstack([weighted[kept], rows / scale]),
-            np.concatenate([(target / seconds)[kept], aims]),
-        )
-        error = weighted @ coefficients - target / seconds
-        spread = 1.4826 * float(np.median(np.abs(error[kept]))) + 1e-9
-        kept = np.abs(error) <= _OUTLIER_SIGMAS * spread
+        try:
+            coefficients, _ = nnls(
+                np.vstack([weighted[kept], rows / scale]),
+                np.concatenate([(target / seconds)[kept], aims]),
+            )
+        except RuntimeError as error:
+            raise InputError(f"fit: {error}") from error
+        off = weighted @ coefficients - target / seconds
+        spread = 1.4826 * float(np.median(np.abs(off[kept]))) + 1e-9
+        kept = np.abs(off) <= _OUTLIER_SIGMAS * spread
         if kept.sum() < columns.shape[1]:
             kept[:] = True
             break
-    rms = float(np.sqrt(np.mean(error[kept] ** 2)))
+    rms = float(np.sqrt(np.mean(off[kept] ** 2)))
     return coefficients / scale, Fit(rms, int((~kept).sum()))

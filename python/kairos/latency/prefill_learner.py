@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 
+from kairos.errors import InputError
 from kairos.latency.calibration import Calibration
 from kairos.latency.fit import PrefillSample, refine_prefill
 from kairos.latency.prefill import Chunk, PrefillModel
@@ -48,7 +49,10 @@ class PrefillLearner:
         if self._since_refit < REFIT_EVERY:
             return False
         self._since_refit = 0
-        self.model = refine_prefill(self._prior, self._samples)
+        try:
+            self.model = refine_prefill(self._prior, self._samples)
+        except InputError:  # no solution found; the next samples may have one
+            return False
         self.refits += 1
         self._level = Calibration()
         for sample in list(self._samples)[-_REPLAYED:]:

@@ -110,6 +110,10 @@ def parse_profile(text: str, file: str) -> Profile:
                 f"{file}, line {_line_of(text, field)}, field {field}: {value!r} is out of range, "
                 f"allowed are {low:g} to {high:g}"
             )
+    if not profile.decode.step_s(1, 0) > 0.0:
+        raise InputError(
+            f"{file}, line {_line_of(text, 'decode')}, field decode: a step would take no time"
+        )
     return profile
 
 

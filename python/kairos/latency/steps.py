@@ -1,7 +1,6 @@
 """Decode step times learned while serving, on top of the analytic prior of a profile."""
 
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +18,17 @@ REFRESH = 16
 """Samples between two tables. Between them the calibration follows."""
 SHAPE_EVERY = 4
 """Only every so-many-th step is shared out over the knots, which costs more than the rest."""
+MEMORY = 1.0 - 1.0 / 4096
+"""What is left of a knot's samples after each step that is shared out: a knot that is not visited
+any more comes to lean on the others, within half an hour."""
+FIRST_SPREADS = 1.0
+"""Up to twice what is known counts, before a spread is known."""
 WINDOW = 512
 """Steps by which the weight of the longest context is judged."""
 _RATIO_RANGE = (0.02, 50.0)
 _STRAGGLER_RATE = 0.3
 _TELLING_SPREAD = 0.1
+_TELLING_SHARE = 0.15  # of a step that context must take
 
 
 class Learned(NamedTuple):
@@ -42,32 +47,35 @@ class Learned(NamedTuple):
     factor: float
 
 
-@dataclass(frozen=True, slots=True)
 class StepGrid:
     """Knots over batch size (1, 2, 4, ..., the largest) and context K (equally spaced), with the
     prior's step times between them.
 
-    Attributes:
+    Args:
         prior: analytic, `CONTEXT_KNOTS` context knots.
+
+    Attributes:
+        batches: sizes of the knots, ascending.
     """
 
-    prior: StepTable
-
-    @property
-    def batches(self) -> Floats:
-        """Batch sizes of the knots, ascending."""
-        largest = len(self.prior.seconds) - 1
+    def __init__(self, prior: StepTable) -> None:
+        self.prior = prior
+        largest = len(prior.seconds) - 1
         powers = 2.0 ** np.arange(math.ceil(math.log2(largest)) if largest > 1 else 0)
-        return np.append(powers, float(largest))
+        self.batches = np.append(powers, float(largest))
+        # Of each row of the table: the knot at or below it, the next one, the share of the way.
+        sizes, knots = np.arange(1, largest + 1), np.log2(self.batches)
+        self._below = np.searchsorted(self.batches, sizes, side="right") - 1
+        self._above = np.minimum(self._below + 1, len(knots) - 1)
+        apart = np.maximum(knots[self._above] - knots[self._below], 1e-300)
+        self._way = ((np.log2(sizes) - knots[self._below]) / apart)[:, None]
 
     def table(self, ratios: Floats, straggler: float) -> StepTable:
         """The prior times the bilinear interpolation of `ratios`, shape (batch knots, context
         knots). A step never gets faster with load."""
-        rows = np.arange(1, len(self.prior.seconds))
-        at = np.log2(self.batches)
-        each = [np.interp(np.log2(rows), at, ratios[:, k]) for k in range(ratios.shape[1])]
+        below = ratios[self._below]
         seconds = self.prior.seconds.copy()
-        body = seconds[1:] * np.stack(each, axis=1)
+        body = seconds[1:] * (below + self._way * (ratios[self._above] - below))
         seconds[1:] = np.maximum.accumulate(np.maximum.accumulate(body, axis=0), axis=1)
         return self.prior._replace(seconds=seconds, straggler=straggler)
 
@@ -173,7 +181,6 @@ class StepLearner:
         prior = self.grid.prior._replace(straggler=0.0)
         expected = prior.step_s(batch, context)
         ratio = min(max(seconds / expected, _RATIO_RANGE[0]), _RATIO_RANGE[1])
-        self._mean += max(RATE, 1.0 / (self.samples + 1.0)) * (ratio - self._mean)
         b, b_share = _between(self._log_batches, math.log2(batch))
         k = min(max(context / prior.knot_tokens, 0.0), self._ratios.shape[1] - 1.0)
         left = min(int(k), self._ratios.shape[1] - 2)
@@ -181,16 +188,18 @@ class StepLearner:
         weights = np.outer((1.0 - b_share, b_share), (1.0 - k_share, k_share))
         # With one batch size there is one row of knots.
         at = np.s_[b : b + 2, left : left + 2]
-        here = weights[: self._ratios[at].shape[0]]
-        known = float((self._effective()[at] * here).sum())
-        error = ratio - known
-        self._counts[at] += here
-        # Calibrated errors are clipped to four spreads; these too, in the same unit.
-        limit = 4.0 * self.calibration.spread * known + 0.05 * known if self.samples > 64 else 50.0
-        error = min(max(error, -limit), limit)
-        rate = np.maximum(RATE, 1.0 / np.maximum(self._counts[at], 1.0)) * here
-        own = self._ratios[at]
-        own += np.where(self._counts[at] > 0.0, rate * (known + error - own), 0.0)
+        own, counts = self._ratios[at], self._counts[at]
+        here = weights[: len(own)]
+        known = float((self._effective(own, counts) * here).sum())
+        self._counts *= MEMORY
+        counts += here
+        # Calibrated errors are clipped to four spreads; these too, in the same unit. At first
+        # nobody knows the spread; one stall must not make a knot slow for ever.
+        spreads = 4.0 * self.calibration.spread + 0.05 if self.samples > 64 else FIRST_SPREADS
+        error = min(max(ratio - known, -spreads * known), spreads * known)
+        self._mean += max(RATE, 1.0 / (self.samples + 1.0)) * (known + error - self._mean)
+        rate = np.maximum(RATE, 1.0 / np.maximum(counts, 1.0)) * here
+        own += np.where(counts > 0.0, rate * (known + error - own), 0.0)
         np.clip(own, *_RATIO_RANGE, out=own)
 
     def _learn_straggler(self) -> None:
@@ -205,11 +214,15 @@ class StepLearner:
         kept = np.ones(WINDOW, bool)
         for _ in range(2):
             weighted = columns / scale / seconds[:, None]
-            found, _ = self._nnls(weighted[kept], np.ones(int(kept.sum())))
+            try:
+                found, _ = self._nnls(weighted[kept], np.ones(int(kept.sum())))
+            except RuntimeError:  # it does not always end
+                return
             error = np.abs(weighted @ found - 1.0)
             kept = error <= 4.0 * 1.4826 * np.median(error) + 1e-9
         by_total, by_longest = found[3] / scale[3], found[4] / scale[4]
-        if by_total + by_longest > 0.0:
+        by_context = by_total * total.mean() + by_longest * padded.mean()
+        if by_context > _TELLING_SHARE * seconds.mean():
             seen = by_longest / (by_total + by_longest)
             self._weigh_longest(self._straggler + _STRAGGLER_RATE * (seen - self._straggler))
 
@@ -223,13 +236,12 @@ class StepLearner:
         steps = self._window[:: WINDOW // 32]
         self._mean = float(np.median([s / prior.step_s(int(b), k, m) for b, k, m, s in steps]))
 
-    def _effective(self) -> Floats:
+    def _effective(self, ratios: Floats, counts: Floats) -> Floats:
         """Knots with few samples lean on what the others say."""
-        total = self._counts + PRIOR_SAMPLES
-        return (self._counts * self._ratios + PRIOR_SAMPLES * self._mean) / total
+        return (counts * ratios + PRIOR_SAMPLES * self._mean) / (counts + PRIOR_SAMPLES)
 
     def _refresh(self) -> None:
-        ratios = self._effective()
+        ratios = self._effective(self._ratios, self._counts)
         self.table = self.grid.table(ratios, self._straggler)
         self._version += 1
         self._learned = Learned(

@@ -59,6 +59,35 @@ def test_2_the_weight_of_the_longest_context_is_found() -> None:
     assert learner.learned.straggler == pytest.approx(0.5, abs=0.1)
 
 
+def test_2b_a_stall_among_the_first_steps_does_not_make_everything_slow() -> None:
+    """Three steps of one request that took ten times as long once set the whole table, and nobody
+    was parked any more: all batches seemed to take alike."""
+    learner = StepLearner(PRIOR)
+    for _ in range(3):
+        learner.observe(1, 500.0, 500.0, 0.06)
+    random = np.random.default_rng(3)
+    for _ in range(4_000):
+        contexts = random.uniform(2_000, 6_000, int(random.integers(30, 60)))
+        load = len(contexts), float(contexts.sum()), float(contexts.max())
+        learner.observe(*load, M.step_s(*load))
+    for batch in (30, 60):
+        found = learner.table.step_s(batch, 4_000.0 * batch, 6_000.0) * learner.learned.factor
+        assert found == pytest.approx(M.step_s(batch, 4_000.0 * batch), rel=0.05)
+    small, large = (learner.table.step_s(n, 4_000.0 * n, 6_000.0) for n in (15, 60))
+    assert large > 1.3 * small
+
+
+def test_2c_contexts_that_cost_next_to_nothing_say_nothing_about_the_longest() -> None:
+    learner = StepLearner(PRIOR)
+    random = np.random.default_rng(4)
+    for _ in range(4_000):
+        contexts = random.lognormal(5.0, 1.0, int(random.integers(8, 90)))
+        load = len(contexts), float(contexts.sum()), float(contexts.max())
+        learner.observe(*load, M.step_s(*load) * (1 + 0.08 * random.standard_normal()))
+    assert learner.learned.straggler == 0.0
+    assert learner._counts.max() > 50.0
+
+
 steps = st.tuples(st.integers(1, 128), st.floats(0, 1e6), st.floats(1e-4, 1.0))
 
 

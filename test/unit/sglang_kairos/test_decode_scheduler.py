@@ -1,12 +1,14 @@
 """What a decode server keeps between runs, and what it says when it starts."""
 
 import logging
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from sglang.srt.kairos import decode_scheduler
@@ -142,6 +144,17 @@ def test_what_another_engine_learned_is_not_used(
     other = Server(monkeypatch, tmp_path, max_running_requests=16)
     assert other.slowness() == pytest.approx(1.0)
     assert not caplog.text
+
+
+def test_a_profile_made_anew_under_its_old_name_starts_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What was learned on the old one is relative to it, and was applied to the new one."""
+    Server(monkeypatch, tmp_path).serve(1.1 * SAVE_EVERY_S)
+    decode = msgspec.structs.replace(PROFILE.decode, fixed_s=2.0 * PROFILE.decode.fixed_s)
+    anew = msgspec.structs.replace(PROFILE, decode=decode)
+    monkeypatch.setattr(sys.modules[__name__], "PROFILE", anew)
+    assert Server(monkeypatch, tmp_path).slowness() == pytest.approx(1.0)
 
 
 def test_with_other_classes_only_the_lengths_are_learned_anew(

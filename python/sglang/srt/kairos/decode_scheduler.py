@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import zlib
 from typing import Any
 
 from sglang.srt.kairos.config import KairosConfig
@@ -76,7 +77,7 @@ class DecodeScheduler:
         )
         self._clock = clock
         self._folder = config.state_dir
-        self._key = _engine_key(scheduler, profile, captured)
+        self._key = _engine_key(scheduler, profile, captured, prior)
         self._keeps = self._folder is not None and _first_rank()
         self._saved_s = time.monotonic()
         if self._folder is not None:
@@ -138,20 +139,23 @@ def _captured_batches(scheduler: Any) -> list[int]:
     return sorted(getattr(runner, "decode_cuda_graph_capture_bs", None) or [])
 
 
-def _engine_key(scheduler: Any, profile: Profile, captured: list[int]) -> str:
-    """What learned step times depend on."""
+def _engine_key(scheduler: Any, profile: Profile, captured: list[int], prior: StepTable) -> str:
+    """What learned step times depend on; a profile made anew may have its old name."""
     args = scheduler.server_args
     return "|".join(
         str(part)
         for part in (
             args.model_path,
             args.dtype,
+            args.quantization,
+            args.kv_cache_dtype,
             scheduler.tp_size,
             scheduler.max_running_requests,
             scheduler.max_total_num_tokens,
             captured,
             scheduler.enable_overlap,
             profile.name,
+            zlib.crc32(prior.seconds.tobytes()),
         )
     )
 

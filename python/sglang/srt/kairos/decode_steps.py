@@ -41,6 +41,8 @@ class DecodeSteps:
 
     def current(self) -> tuple[StepTable, float]:
         """The table and its calibration factor, the same on every rank."""
+        if not self._clock.shared:
+            return self.learner.table, self.learner.calibration.factor
         learned: Learned = self._clock.learned("decode_steps", self._unlearned)
         return self._tables.of(learned), learned.factor
 
