@@ -62,6 +62,7 @@ def process_decode_queue(result: None, scheduler: Any) -> None:
     decode = scheduler.kairos.decode
     if decode is not None:
         decode.preallocation.take_in_transferred()
+        decode.batcher.settle(scheduler)
 
 
 def get_decode_retraction_order(original: Any, reqs: list[Any]) -> list[int]:

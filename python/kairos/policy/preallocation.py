@@ -72,6 +72,8 @@ class PreallocationParams(NamedTuple):
     elder_s: a prompt that has asked for so long goes first, late or not, and nobody passes it.
     elder_credit: this share of all memory granted may go to elders. More would let a backlog of
         given-up prompts push out those that are on time.
+    lost_s: a prompt that has asked for so long is an elder whatever the credit: the engine would
+        give it up soon.
     """
 
     peak_share: float = 0.98
@@ -81,11 +83,12 @@ class PreallocationParams(NamedTuple):
     scarce_share: float = 0.9
     elder_s: float = 30.0
     elder_credit: float = 0.05
+    lost_s: float = math.inf
 
     def check(self) -> None:
         """Raise `InputError` for a value out of range."""
         for name, value in self._asdict().items():
-            high = math.inf if name == "elder_s" else 1.0
+            high = math.inf if name.endswith("_s") else 1.0
             if not 0.0 <= value <= high:
                 raise InputError(f"preallocation: {name} = {value!r}; allowed are 0 to {high:g}")
 
@@ -158,11 +161,10 @@ class Preallocation:
     def _elder(self, asking: Sequence[Asking], room: Room, now_s: float) -> int | None:
         """Index of the prompt that has asked for longest, if that is too long and affordable. One
         that would not even fit an empty server is nobody to wait for."""
-        if self._credit <= 0.0:
-            return None
         fitting = (i for i, prompt in enumerate(asking) if _need(prompt, room) <= room.capacity)
         at = min(fitting, key=lambda i: (asking[i].asked_s, asking[i].id), default=None)
-        if at is None or now_s - asking[at].asked_s <= self.params.elder_s:
+        patience_s = self.params.elder_s if self._credit > 0.0 else self.params.lost_s
+        if at is None or now_s - asking[at].asked_s <= patience_s:
             return None
         return at
 

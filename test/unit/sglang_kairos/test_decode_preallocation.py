@@ -20,6 +20,7 @@ def waiting(number: int, tokens: int, max_new: int = 100) -> Any:
     req = SimpleNamespace(
         origin_input_ids=[1] * tokens,
         output_ids=[],
+        lora_id=None,
         finished_reason=None,
         sampling_params=SimpleNamespace(max_new_tokens=max_new),
         kairos=RequestSlo(Slo(60_000.0, 50.0), 0.0, number),
@@ -31,14 +32,17 @@ class Server:
     """What `arrange` reads of a scheduler and its queue."""
 
     def __init__(self, free: int, rows: int, prompts: list[Any], running: int = 1) -> None:
-        resident = SimpleNamespace(origin_input_ids=[1] * 100, output_ids=[])
+        resident = SimpleNamespace(origin_input_ids=[1] * 100, output_ids=[], lora_id=None)
         self.scheduler = SimpleNamespace(
             server_args=SimpleNamespace(disaggregation_decode_allocation_policy="early"),
             max_total_num_tokens=CAPACITY,
+            page_size=1,
+            enable_lora=False,
             running_batch=SimpleNamespace(reqs=[resident] * running),
             disagg_decode_transfer_queue=SimpleNamespace(queue=[]),
             waiting_queue=[],
         )
+        self.now = 1.0
         self.queue = SimpleNamespace(
             queue=list(prompts),
             num_reserved_decode_tokens=512,
@@ -50,7 +54,7 @@ class Server:
 
     def connect(self) -> None:
         """Read the scheduler's flags."""
-        clock = SimpleNamespace(now=lambda: 1.0, decided=lambda *_: None)
+        clock = SimpleNamespace(now=lambda: self.now, decided=lambda *_: None)
         table = DecodeRows(SloClasses(Slo(2_000.0, 50.0)))
         self.preallocation = DecodePreallocation(
             load_profile("tiny-fast").prefill, table, LengthEstimator(), clock, self.scheduler, None
@@ -129,3 +133,47 @@ def test_who_has_been_transferred_joins_while_others_wait_to_come_back(retracted
     )
     server.preallocation.take_in_transferred()
     assert scheduler.waiting_queue == [arrived] * retracted
+
+
+def test_a_prompt_whose_adapter_finds_no_slot_takes_nothing_from_others() -> None:
+    """It once was given the memory, which upstream then gave to nobody."""
+    server = Server(20_000, 1, [waiting(1, 1_000), waiting(2, 15_000)])
+    server.scheduler.enable_lora = True
+    server.queue.queue[0].req.lora_id = "full"
+    server.scheduler.can_schedule_lora_req = lambda req, adapters: (
+        req.lora_id in adapters or req.lora_id != "full"
+    )
+    assert set(server.arrange()) == {1, 2}  # upstream passes the first by itself
+    assert server.queue.queue[0].req.kairos.number == 2
+
+
+def test_who_streams_and_was_retracted_by_a_pause_is_not_late() -> None:
+    """With tokens out already, it once waited like a hopeless prompt."""
+    server = Server(40_000, 8, [waiting(1, 1_000), waiting(2, 1_001)])
+    for one in server.queue.queue:
+        one.req.kairos = RequestSlo(Slo(100.0, 50.0), 0.0, one.req.kairos.number)
+    assert server.arrange() == []
+    server = Server(40_000, 8, server.queue.queue)
+    for one in server.queue.queue:
+        one.waiting_for_input = True
+        one.req.kairos.first_token_s = 0.05
+    assert server.arrange() == [1, 2]
+
+
+def test_who_would_soon_be_given_up_goes_first() -> None:
+    """The prefill server ends a handshake that is 300 s old with an error."""
+    hopeless = waiting(1, 30_000)
+    hopeless.req.kairos = RequestSlo(Slo(100.0, 50.0), 0.0, 1)
+    server = Server(32_000, 8, [hopeless, waiting(2, 2_000)])
+    assert server.arrange() == [2]
+    server = Server(32_000, 8, [hopeless, waiting(2, 2_000)])
+    hopeless.waiting_for_input = True
+    server.now = 151.0
+    assert server.arrange() == [1]
+
+
+def test_memory_is_counted_in_pages() -> None:
+    server = Server(2_000, 8, [waiting(1, 1_025), waiting(2, 1_030)])
+    server.scheduler.page_size = 1_024
+    server.connect()
+    assert server.arrange() == []

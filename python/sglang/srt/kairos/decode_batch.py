@@ -128,6 +128,12 @@ class DecodeBatcher:
             return self._counted(original, scheduler, batch)
         return self._part(original, scheduler, batch)
 
+    def settle(self, scheduler: Any) -> None:
+        """In each pass: forget requests that left without a step, as a pause makes them."""
+        if self.rows.reqs and not scheduler.running_batch.reqs:
+            self._leave(self.rows.clear())
+            self._parting = None
+
     def launched(self, scheduler: Any, batch: Any) -> None:
         """After `Scheduler.run_batch`: the running batch holds everybody again."""
         parting = self._parting

@@ -1,5 +1,6 @@
 """Which of the prompts that have shaken hands get decode memory, and in which order."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,13 @@ from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import Chunk, PrefillModel
 from kairos.policy.length import LengthEstimator
-from kairos.policy.preallocation import Asking, Preallocation, Room, is_late
+from kairos.policy.preallocation import (
+    Asking,
+    Preallocation,
+    PreallocationParams,
+    Room,
+    is_late,
+)
 
 # A prefix cache may spare a prompt part of its prefill, and a decode server does not know which.
 # A prompt counts as late when even this share of its work no longer ends in time.
@@ -54,12 +61,15 @@ class DecodePreallocation:
         self._clock = clock
         self._scheduler = scheduler
         self._refusal = refusal
-        self._policy = Preallocation()
+        # The prefill server gives up a prompt whose decode memory takes longer than this.
+        lost_s = envs.SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT.get() / 2.0
+        self._policy = Preallocation(PreallocationParams(lost_s=lost_s))
         args = scheduler.server_args
         # Whether memory is given away after prefill: there is no work left then.
         self._after = args.disaggregation_decode_allocation_policy == "prefill_complete"
         self._most_output = envs.SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION.get()
         self._capacity = float(scheduler.max_total_num_tokens)
+        self._page = int(scheduler.page_size)
         self._known: dict[int, _Known] = {}
         self._granted = self._granted_late = self._skips = 0
 
@@ -74,6 +84,8 @@ class DecodePreallocation:
             for waiting in queue.queue
             if waiting.waiting_for_input and waiting.req.finished_reason is None
         ]
+        if self._scheduler.enable_lora:
+            ready = self._with_adapter(ready)
         if not ready:
             return
         slots = min(
@@ -138,15 +150,26 @@ class DecodePreallocation:
             "skips": self._skips,
         }
 
+    def _with_adapter(self, ready: list[Any]) -> list[Any]:
+        """Those whose LoRA adapter has a slot or would get one. Upstream passes the others by."""
+        scheduler = self._scheduler
+        running = scheduler.running_batch.reqs
+        adapters = {req.lora_id for req in (*running, *self._promised())}
+        return [one for one in ready if scheduler.can_schedule_lora_req(one.req, adapters)]
+
     def _of(self, req: Any) -> _Known:
         request = req.kairos
         made = max(len(req.output_ids) - 1, 0)
+        # Whoever streams and was retracted has met its deadline, or missed it long ago.
+        streams = request.first_token_s is not None
+        deadline_s = math.inf if streams else request.ttft_deadline_s
         known = self._known.get(request.number)
-        if known is not None and known.made == made:
+        if known is not None and (known.made, known.asking.deadline_s) == (made, deadline_s):
             return known
-        tokens = len(req.origin_input_ids) + made
+        # Upstream's allocator gives whole pages.
+        tokens = -(-(len(req.origin_input_ids) + made) // self._page) * self._page
         work = 0.0 if self._after else LEAST_WORK * self._prefill.batch_s([Chunk(0, tokens)])
-        asking = Asking(request.number, tokens, request.arrival_s, request.ttft_deadline_s, work)
+        asking = Asking(request.number, tokens, request.arrival_s, deadline_s, work)
         limit = float(req.sampling_params.max_new_tokens)
         return _Known(asking, made, self._rows.group(req), limit)
 
@@ -219,6 +242,8 @@ def preallocation_refusal(scheduler: Any, parking: str | None) -> str | None:
         return "priority scheduling"
     if parking is not None:
         return parking
+    if scheduler.enable_lora_overlap_loading:
+        return "overlapped loading of LoRA adapters"  # asking who may run would load them
     if scheduler.enable_decode_hicache:
         return "hierarchical cache on decode"
     if scheduler.server_args.disaggregation_decode_enable_radix_cache:
