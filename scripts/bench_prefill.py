@@ -62,11 +62,10 @@ def started(arm: str, folder: str, env: dict[str, str] | None = None) -> Cluster
         router=None,
         kairos=arm == "kairos",
         env=env or {},
-        args=("--kairos-profile", PROFILE) if arm == "kairos" else (),
-        prefill_args=("--max-running-requests", "2048", "--context-length", "131072"),
-        # The queue to be measured is that of the prefill server: no wait for decode memory.
-        decode_args=(
+        args=(
+            *(("--kairos-profile", PROFILE) if arm == "kairos" else ()),
             *("--max-running-requests", "2048", "--context-length", "131072"),
+            # The queue to be measured is that of the prefill server: no wait for decode memory.
             *("--disaggregation-decode-allocation-policy", "prefill_complete"),
         ),
     )
@@ -190,7 +189,9 @@ def main() -> int:
         for arm in args.arms:
             if args.what == "head-of-line":
                 with started(arm, folder) as cluster:
-                    figures += asyncio.run(head_of_line(cluster, arm))
+                    found = asyncio.run(head_of_line(cluster, arm))
+                print(*found, sep="\n", flush=True)
+                figures += found
                 continue
             for queued in args.queued:
                 log = Path(folder) / f"passes-{arm}-{queued}.jsonl"
@@ -199,8 +200,6 @@ def main() -> int:
                 with started(arm, folder, env) as cluster:
                     figures.append(asyncio.run(passes(cluster, arm, queued, log)))
                 print(figures[-1], flush=True)
-    for figure in figures:
-        print(figure)
     if args.json:
         Path(args.json).write_text(json.dumps([asdict(figure) for figure in figures], indent=2))
     return 0

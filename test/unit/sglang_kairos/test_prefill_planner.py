@@ -328,7 +328,9 @@ def test_kv_is_given_back_when_memory_is_short_the_longest_slack_first() -> None
     for req in scheduler.planner.parked:
         req.pending_bootstrap = True
     scheduler.waiting_queue.append(request(4, 100, 400))
-    scheduler.planner._give_back(scheduler)
+    scheduler.planner._give_back(scheduler, [request(5, scheduler.max_total_num_tokens + 1)])
+    assert scheduler.requeued == []  # for nothing
+    scheduler.planner._give_back(scheduler, scheduler.waiting_queue[-1:])
     assert scheduler.requeued == ["r2"]
     assert sorted(run_dry(scheduler)) == ["r1", "r2", "r3", "r4"]
 
@@ -534,3 +536,59 @@ def test_deadlines_leave_room_for_the_longer_handover_after_prefill() -> None:
 )
 def test_what_cannot_be_planned_is_said(change: dict[str, Any], reason: str | None) -> None:
     assert prefill_planner.planning_refusal(fake_scheduler("prefill", **change)) == reason
+
+
+def test_an_empty_prompt_is_a_job_like_any_other() -> None:
+    """It once ended the scheduler: -1 tokens of it were cached."""
+    scheduler = Scheduler()
+    empty = Req("r1", [], RequestSlo(Slo(60_000, 50), time.monotonic(), 1))
+    scheduler.waiting_queue = [empty, request(2, 100)]
+    assert {req.rid for req in scheduler.step()} == {"r1", "r2"}
+
+
+def test_aborted_prompts_are_forgotten_though_nothing_is_left_to_plan() -> None:
+    scheduler = Scheduler()
+    scheduler.waiting_queue = [request(1, CHUNK), request(2, CHUNK), request(3, CHUNK)]
+    scheduler.step()
+    scheduler.waiting_queue = []
+    assert scheduler.step() == []
+    assert scheduler.planner.has_nothing()
+
+
+def test_a_prompt_that_does_not_fit_does_not_stop_shorter_ones_behind_it() -> None:
+    scheduler = Scheduler()
+    urgent, short = request(1, 4 * CHUNK, 9_000), request(2, 100)
+    scheduler.waiting_queue = [urgent, short]
+    scheduler.free_tokens = lambda: 2 * CHUNK  # type: ignore[method-assign]
+    scheduler.token_to_kv_pool_allocator.available_size = scheduler.free_tokens
+    assert [req.rid for req in scheduler.step()] == ["r2"]
+
+
+def test_of_a_burst_with_one_prefix_those_behind_the_first_are_looked_up_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They once counted in full for as long as they waited, and were given up."""
+    cached = 0
+
+    def match(waiting: list[Req], _: object) -> list[Req]:
+        new = [req for req in waiting if not req.kairos.matched]
+        for req in new:
+            shared = req.origin_input_ids[0] == 7
+            req.num_matched_prefix_tokens, req.kairos.matched = cached * shared, True
+        return new
+
+    monkeypatch.setattr(prefill_planner, "match_prefixes", match)
+    scheduler = Scheduler()
+    burst = [request(n, CHUNK, 5_000) for n in range(1, 4)]
+    for n, req in enumerate(burst):
+        req.origin_input_ids = [7] * (CHUNK - 10) + [n] * 10
+    other = request(9, CHUNK)
+    scheduler.waiting_queue = [*burst, other]
+    (first,) = scheduler.step()
+    cached = CHUNK - 10
+    scheduler.planner.process_result(
+        lambda *_: None, scheduler, SimpleNamespace(reqs=[first]), None
+    )
+    batch = scheduler.step()
+    assert {req.rid for req in batch} >= {req.rid for req in burst if req is not first}
+    assert other.num_matched_prefix_tokens == 0

@@ -132,3 +132,10 @@ def test_of_handshakes_too_the_oldest_that_waited_too_long_goes_first_now_and_th
     assert front([*fresh, old, other], NOW + 0.1) == 1  # until it has a buffer
     assert front([*fresh, other], NOW + 0.2) == 3
     assert scheduler.snapshot()["starvation_grants"] == 1
+
+
+def test_one_that_streams_already_and_was_retracted_comes_back_first() -> None:
+    """Its TTFT deadline is past, and it once waited like a hopeless prompt."""
+    back = request(2, 40_000, 500)
+    back.output_ids = [1, 2, 3]
+    assert ordered([request(1, 100, 1_000), back]) == [2, 1]

@@ -54,8 +54,8 @@ def job_of(req: Any) -> PrefillJob:
 
 
 def total_tokens(req: Any) -> int:
-    """Length of its prompt."""
-    return len(req.origin_input_ids) + len(req.output_ids)
+    """Length of its prompt. An empty one counts as one token: none at all is no job."""
+    return max(1, len(req.origin_input_ids) + len(req.output_ids))
 
 
 def cached_tokens(req: Any) -> int:

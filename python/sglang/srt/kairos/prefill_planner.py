@@ -18,7 +18,7 @@ from sglang.srt.kairos.prefill_batch import (
 )
 from sglang.srt.kairos.prefill_observer import PrefillObserver
 from sglang.srt.kairos.prefill_room import Room, pages
-from sglang.srt.kairos.prefill_scheduler import match_prefixes, starved
+from sglang.srt.kairos.prefill_scheduler import forget_matches, match_prefixes, starved
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import Chunk, Profile
@@ -84,6 +84,7 @@ class PrefillPlanner:
         self._start_of: dict[int, int] = {}  # of the started prompts, in their order
         self._starts = 0
         self._aborted: list[Any] = []
+        self._computed: list[Any] = []  # since the last plan
         self._batch: Batch | None = None
         self._owed_number: int | None = None  # of the prompt that the next free memory is for
         self._max_tokens = scheduler.max_total_num_tokens
@@ -99,11 +100,16 @@ class PrefillPlanner:
         """Around `Scheduler._get_new_batch_prefill_raw`: same arguments, same results."""
         running = scheduler.chunked_req
         if running is None and not self.parked and not scheduler.waiting_queue:
+            if self._jobs:
+                self._sync((), scheduler)  # aborted ones, which would be kept until the next plan
             return original(scheduler, **kwargs)
         if running is not None and must_go_on(running):
             return original(scheduler, **kwargs)
         begin = time.perf_counter()
         started = self.parked if running is None else [running, *self.parked]
+        if self._computed:
+            forget_matches(scheduler.waiting_queue, self._computed)
+            self._computed = []
         matched = match_prefixes(scheduler.waiting_queue, scheduler.tree_cache)
         self._sync(started, scheduler)
         for req in matched:  # one that was queued before its turn counted in full so far
@@ -114,11 +120,12 @@ class PrefillPlanner:
         owed = self._owed()
         batch = self._alone(owed, started, scheduler) or self._choose(plan, started)
         self._longest_plan_s = max(self._longest_plan_s, time.perf_counter() - begin)
+        wanted = batch.waiting[:1]
         formed, running_batch = self._carry_out(batch, started, owed, original, scheduler, kwargs)
         if formed is None:
             # Out of memory or rows, most likely: upstream decides. A parked prompt must not be
             # left behind when nothing runs, so it goes first.
-            self._give_back(scheduler)
+            self._give_back(scheduler, wanted)
             self._resume_one(scheduler)
             kwargs["running_batch"] = running_batch
             formed, running_batch = self._upstreams_choice(owed, original, scheduler, kwargs)
@@ -166,6 +173,7 @@ class PrefillPlanner:
         """Around `Scheduler.process_batch_result_disagg_prefill`. A prompt that is still waiting
         for its decode server is taken for one that upstream gave up unless it is `chunked_req`."""
         # The batch's own `chunked_req` is not in the copy of it that results come with.
+        self._computed += batch.reqs
         parked = next((req for req in self.parked if req in batch.reqs), None)
         if parked is None:
             return original(scheduler, batch, result)
@@ -331,7 +339,9 @@ class PrefillPlanner:
         room = Room(scheduler, started, owed)
         everybody = scheduler.waiting_queue
         bounded = bool(started) or owed is not None
-        fitting = [req for req in everybody if not bounded or room.take(req)]
+        fitting = [req for req in everybody if room.take(req)]
+        if not fitting and not bounded:
+            fitting = everybody  # nothing runs: upstream decides what fits it at all
         shown = set(fitting)
         hidden = [req for req in everybody if req not in shown]
         scheduler.waiting_queue = fitting
@@ -361,14 +371,19 @@ class PrefillPlanner:
             None,
         )
 
-    def _give_back(self, scheduler: Any) -> None:
+    def _give_back(self, scheduler: Any, wanted: Sequence[Any]) -> None:
         """Free the KV of one parked prompt, which will be computed again: the one with the longest
         slack. Only while nothing of it has been sent: a transfer may still read what was, and
-        upstream has no word for its end."""
+        upstream has no word for its end. And only if all of them would make room for the first of
+        `wanted`, the waiting requests that were planned."""
         unsent = [
             req for req in self.parked if req.pending_bootstrap and not req.inflight_middle_chunks
         ]
-        if not unsent or not scheduler.waiting_queue:
+        if not unsent or not wanted:
+            return
+        kept = [req for req in (scheduler.chunked_req, *self.parked) if req not in (None, *unsent)]
+        freed = sum(req.extend_end for req in unsent)
+        if not Room(scheduler, kept).take(wanted[0], freed):
             return
         req = max(unsent, key=lambda req: (req.kairos.ttft_deadline_s, req.kairos.number))
         self.parked.remove(req)

@@ -22,13 +22,14 @@ class Room:
         rests = (total_tokens(req) - req.extend_end for req in started)
         self._left -= sum(pages(rest, self._page) for rest in rests)
 
-    def take(self, req: Any) -> bool:
-        """Whether a waiting request fits; its cached prefix counts, it can be evicted no more."""
+    def take(self, req: Any, more: int = 0) -> bool:
+        """Whether a waiting request fits into what is left and `more` tokens; its cached prefix
+        counts, it can be evicted no more."""
         needed = pages(total_tokens(req), self._page)
         kept = 0
         if self._owed is not None and req is not self._owed:
             kept = pages(total_tokens(self._owed), self._page)
-        if needed + kept > self._left:
+        if needed + kept > self._left + more:
             return False
         self._left -= needed
         if req is self._owed:

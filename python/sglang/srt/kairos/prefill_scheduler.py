@@ -1,9 +1,12 @@
 """Order of the prefill waiting queue."""
 
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
+
+from sglang.srt.kairos.prefill_batch import cached_tokens, total_tokens
 
 from kairos.latency import Profile
 from kairos.policy.urgency import UrgencyParams
@@ -11,6 +14,10 @@ from kairos.policy.urgency import UrgencyParams
 # Requests looked up in the radix cache per scheduling pass. A look-up walks the prompt, and a burst
 # of long prompts must not stall the step loop; the rest wait for a later pass at full length.
 MATCHES_PER_PASS = 32
+
+# Requests per pass, the newest, of which it is checked whether a prompt that was just computed made
+# their cached prefix longer, by this many tokens that follow it.
+RECHECKED, AHEAD = 128, 16
 
 # Of engine time, for those that have waited too long; as `UrgencyParams.starve_share`, but larger:
 # upstream serves a prompt that it has started to its end, so a share is spent a prompt at a time.
@@ -66,9 +73,7 @@ class PrefillScheduler:
 
     def remaining_s(self, req: Any) -> float:
         """Predicted engine time that the rest of the prompt takes, seconds."""
-        total = len(req.origin_input_ids) + len(req.output_ids)
-        cached = min(req.num_matched_prefix_tokens or 0, total - 1)
-        return self._model.remaining_s(cached, total, self._chunk_tokens)
+        return self._model.remaining_s(cached_tokens(req), total_tokens(req), self._chunk_tokens)
 
     def snapshot(self) -> dict[str, float]:
         """Counters for /server_info."""
@@ -81,8 +86,9 @@ class PrefillScheduler:
 
     def _key(self, req: Any, now: float) -> tuple[bool, float, int]:
         remaining = self.remaining_s(req)
-        deadline = req.kairos.ttft_deadline_s
-        late = now + self._model.fixed_s + remaining > deadline
+        # Whoever streams already was retracted, without disaggregation, and comes back first.
+        deadline = -math.inf if req.output_ids else req.kairos.ttft_deadline_s
+        late = not req.output_ids and now + self._model.fixed_s + remaining > deadline
         # Rooms are the same on both servers of a pair; rids need not be.
         return late, remaining if late else deadline, req.bootstrap_room or 0
 
@@ -133,9 +139,19 @@ def starved(req: Any, now: float) -> bool:
     return now - req.kairos.arrival_s > _STARVE_AFTER * req.kairos.slo.ttft_s
 
 
+def forget_matches(waiting: Sequence[Any], computed: Sequence[Any]) -> None:
+    """Have waiting requests looked up again that go on like one of `computed`: of a burst with one
+    prefix, those behind the first would count in full, and be given up."""
+    for req in waiting[-RECHECKED:]:
+        at = req.num_matched_prefix_tokens or 0
+        ahead = req.origin_input_ids[at : at + AHEAD]
+        if any(one.origin_input_ids[at : at + AHEAD] == ahead for one in computed):
+            req.kairos.matched = False
+
+
 def match_prefixes(waiting: Iterable[Any], tree_cache: Any) -> list[Any]:
-    """Look waiting requests up in the radix cache, each once, `MATCHES_PER_PASS` at most; returns
-    those that were looked up."""
+    """Look waiting requests up in the radix cache, once until `forget_matches`, `MATCHES_PER_PASS`
+    at most; returns those that were looked up."""
     # Here, because importing it takes seconds and needs a platform; a scheduler has it loaded.
     from sglang.srt.mem_cache.common import match_kv_cache
 

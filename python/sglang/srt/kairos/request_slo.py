@@ -9,6 +9,8 @@ from kairos.slo import Slo, SloClasses, SloRequest, from_mapping
 
 # Key in `custom_params`, the one field of a request that SGLang carries to both servers untouched.
 KEY = "kairos"
+# An arrival further back than this is not of this host's clock, seconds.
+LONGEST_WAIT_S = 3600.0
 
 
 @dataclass(slots=True)
@@ -82,7 +84,7 @@ def of_request(custom_params: Any, classes: SloClasses, now: float) -> RequestSl
     rest = {name: value for name, value in fields.items() if name != "arrival_s"}
     request = resolve(from_mapping(rest, f"custom_params.{KEY}"), classes, now)
     arrival = fields.get("arrival_s")
-    # In the future, or not a number: another host's clock. Then this host's arrival counts.
-    if isinstance(arrival, float) and arrival <= now:
+    # In the future, long past, or not a number: another host's clock. Then this one's counts.
+    if isinstance(arrival, float) and now - LONGEST_WAIT_S <= arrival <= now:
         return RequestSlo(request.slo, arrival)
     return request
