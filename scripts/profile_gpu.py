@@ -140,7 +140,9 @@ class Layer:
         flat = chosen.flatten()
         order = flat.argsort()
         rows = x[order // self.shapes.top_k]
-        counts = torch.bincount(flat, minlength=self.shapes.experts)
+        # Not `bincount`, which waits for the device.
+        counts = torch.zeros(self.shapes.experts, dtype=torch.int64, device=x.device)
+        counts.scatter_add_(0, flat, torch.ones_like(flat))
         gate, value = self._grouped(rows, self.up, counts).chunk(2, -1)
         done = self._grouped(F.silu(gate) * value, self.down, counts)
         scaled = done * weight.flatten()[order, None]
@@ -151,6 +153,22 @@ class Layer:
             return torch._grouped_mm(x, w, offs=counts.cumsum(0).to(torch.int32))
         parts = x.split(counts.tolist())
         return torch.cat([part @ w[i] for i, part in enumerate(parts)])
+
+
+def captured(run: Callable[[], None], device: str) -> Callable[[], None]:
+    """`run` as a CUDA graph, as servers launch decode steps: one by one, the launches of a small
+    step would take longer than the step."""
+    if device == "cpu":
+        return run
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        run()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def timed(run: Callable[[], None], device: str, repeats: int) -> float:
@@ -190,8 +208,10 @@ def measure(layer: Layer, limits: Limits, repeats: int, report: Callable[[str], 
             for context in _steps(512, max(512, limits.kv_tokens // 2)):
                 if batch * context > limits.kv_tokens:
                     continue
-                seconds = layers * timed(layer.decode(batch, context), layer.device, repeats)
-                seconds += timed(layer.logits(batch), layer.device, repeats)
+                step = captured(layer.decode(batch, context), layer.device)
+                last = captured(layer.logits(batch), layer.device)
+                seconds = layers * timed(step, layer.device, repeats)
+                seconds += timed(last, layer.device, repeats)
                 decode.append({"batch": batch, "context": context, "seconds": seconds})
                 report(f"decode of {batch} x {context} tokens: {1e3 * seconds:.2f} ms")
     return {"prefill": prefill, "decode": decode}

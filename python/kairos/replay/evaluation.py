@@ -40,6 +40,30 @@ SHOWN = (
 )
 
 
+ATTAINED = (
+    ("ttft_attainment", "TTFT %", 1),
+    ("tpot_attainment", "TPOT %", 1),
+    ("tpot_attainment_engine_clock", "TPOT %, engine's clock", 1),
+    ("e2e_attainment", "e2e %", 1),
+    ("longest10_ttft_attainment", "longest 10 %: TTFT %", 1),
+    ("goodput_tokens_per_s", "good tok/s", 0),
+    ("decode_tokens_per_busy_s", "decode tok/s", 0),
+    ("runs", "runs", 0),
+)
+TIMES = (
+    ("ttft_p50_s", "TTFT p50 s", 2),
+    ("ttft_p99_s", "p99 s", 1),
+    ("longest10_ttft_p99_s", "longest 10 %: p99 s", 1),
+    ("max_ttft_over_slo", "worst / SLO", 1),
+    ("tpot_p50_ms", "TPOT p50 ms", 1),
+    ("tpot_p99_ms", "p99 ms", 1),
+    ("max_stall_s", "longest pause s", 2),
+    ("failures", "failures", 0),
+    ("effective_load", "load found", 3),
+    ("send_lag_p99_ms", "send lag p99 ms", 1),
+)
+
+
 class Simulated(msgspec.Struct, frozen=True, kw_only=True):
     """One trace in the simulator.
 
@@ -203,17 +227,13 @@ def _engine_markdown(name: str, report: Mapping[str, Any]) -> str:
     parts = [f"### {name} ({kind})", "", f"{report['workload']}.", ""]
     for load, found in (report["loads"] or {"": report}).items():
         arms: Mapping[str, Mapping[str, Any]] = found["arms"]
-        fields = (
-            *(("ttft_attainment", "TTFT %", 1), ("tpot_attainment", "TPOT %", 1)),
-            *(("e2e_attainment", "e2e %", 1), ("goodput_tokens_per_s", "good tok/s", 0)),
-            *(("decode_tokens_per_busy_s", "decode tok/s", 0),),
-            *(("longest10_ttft_attainment", "longest 10 %: TTFT %", 1),),
-            *(("effective_load", "load found", 3), ("runs", "runs", 0)),
-            ("send_lag_p99_ms", "send lag p99 ms", 1),
-        )
         if load:
-            parts += [f"Load {load}:", ""]
-        parts += [_arm_table(arms, fields, intervals=True), ""]
+            header = next(own[0] for own in found["headers"].values() if own)
+            span = f"{header['requests']} requests in {header['span_s']:.0f} s"
+            parts += [f"Load {load}, {span}:", ""]
+        parts += [_arm_table(arms, ATTAINED, intervals=True), "", _arm_table(arms, TIMES), ""]
+        if any(own["classes"] for own in arms.values()):
+            parts += ["By class, TTFT / TPOT / e2e %:", "", _class_table(arms), ""]
         shown_load = load or f"{next(iter(arms.values()))['load']:g}"
         if BASELINE in arms and any(arm in arms for arm in GAINING):
             gain = _gain_table({shown_load: arms}, "decode_tokens_per_busy_s")
@@ -287,6 +307,24 @@ def _arm_table(
                 text += f" ({low:.1f}–{high:.1f})"
             cells.append(text)
         rows.append(cells)
+    return _markdown(rows)
+
+
+def _class_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    names = list(next(iter(arms.values()))["classes"])
+    rows = [["", *names]]
+    for arm, figures in arms.items():
+        own = (figures["classes"][name] for name in names)
+        rows.append(
+            [
+                arm,
+                *(
+                    f"{c['ttft_attainment']:.1f} / {c['tpot_attainment']:.1f} / "
+                    f"{c['e2e_attainment']:.1f}"
+                    for c in own
+                ),
+            ]
+        )
     return _markdown(rows)
 
 

@@ -178,3 +178,10 @@ def test_15_an_elder_that_no_server_could_hold_is_not_waited_for() -> None:
     policy.grant([asking(9, 9_000)], room(10_000), 0.0)  # earns credit
     huge, small = asking(1, 9_995), asking(2, 500, asked_s=990.0, deadline_s=2_000.0)
     assert [grant.at for grant in policy.grant([huge, small], room(10_000), 1_000.0)] == [1]
+
+
+def test_16_who_would_soon_be_lost_needs_no_credit() -> None:
+    late, short = asking(1, 3_000, deadline_s=5.0), asking(2, 500, asked_s=90.0, deadline_s=2_000.0)
+    for params, expected in ((PreallocationParams(), [1]), (PreallocationParams(lost_s=90.0), [0])):
+        grants = Preallocation(params).grant([late, short], room(3_200), 100.0)
+        assert [grant.at for grant in grants] == expected

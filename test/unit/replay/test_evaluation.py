@@ -18,7 +18,7 @@ from kairos.replay.evaluation import (
     simulated,
     simulated_markdown,
 )
-from kairos.replay.record import Device
+from kairos.replay.record import Device, Outcome
 from kairos.replay.report import Extras, write_report
 from kairos.workload.synthetic import generate
 from support.replay import arm, record
@@ -75,6 +75,23 @@ def test_3_a_kept_report_renders(tmp_path: Path) -> None:
     text = engine_markdown("mine", json.loads(json.dumps(kept(report))))
     assert "### mine (emulated)" in text
     assert "100.0 (33.1–100.0)" in text
+
+
+def test_3a_each_load_says_its_work_and_each_class_its_attainment(tmp_path: Path) -> None:
+    classes = ("batch", "interactive")
+    own = [record(i, [0.1 + i % 2, 0.12 + i % 2], slo_class=classes[i % 2]) for i in range(10)]
+    lost = [record(0, [], Outcome.TIMEOUT, slo_class="batch"), *own[1:]]
+    arms = [
+        arm(name, records, load=load, requests=10, span_s=load * 20.0)
+        for load in (0.7, 0.9)
+        for name, records in (("fcfs", lost), ("kairos", own))
+    ]
+    write_report(arms, tmp_path)
+    text = engine_markdown("mine", kept(json.loads((tmp_path / "report.json").read_text())))
+    assert "Load 0.7, 10 requests in 14 s:" in text
+    assert "Load 0.9, 10 requests in 18 s:" in text
+    assert "| kairos | 100.0 / 100.0 / 100.0 | 0.0 / 100.0 / 0.0 |" in text
+    assert "| fcfs | 1.10 | – |" in text  # one was never served: no 99th percentile
 
 
 def test_3b_a_kept_report_names_no_folder_of_the_machine_it_was_made_on(tmp_path: Path) -> None:
