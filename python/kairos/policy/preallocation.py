@@ -72,8 +72,8 @@ class PreallocationParams(NamedTuple):
     elder_s: a prompt that has asked for so long goes first, late or not, and nobody passes it.
     elder_credit: this share of all memory granted may go to elders. More would let a backlog of
         given-up prompts push out those that are on time.
-    lost_s: a prompt that has asked for so long is an elder whatever the credit: the engine would
-        give it up soon.
+    lost_s: a prompt that has asked for so long needs no credit, only that late ones do not hold
+        their share yet: the engine would give it up soon.
     """
 
     peak_share: float = 0.98
@@ -141,7 +141,7 @@ class Preallocation:
         for tokens, _, at in sorted(late):
             if left.used + tokens > p.late_share * room.capacity and left.used > 0.0:
                 break
-            if pending > 0 and pending + tokens > p.late_pending_share * room.capacity:
+            if self._crowded(pending, tokens, room):
                 break
             if left.take(asking[at]):
                 granted.append(Grant(at, True))
@@ -163,10 +163,18 @@ class Preallocation:
         that would not even fit an empty server is nobody to wait for."""
         fitting = (i for i, prompt in enumerate(asking) if _need(prompt, room) <= room.capacity)
         at = min(fitting, key=lambda i: (asking[i].asked_s, asking[i].id), default=None)
-        patience_s = self.params.elder_s if self._credit > 0.0 else self.params.lost_s
-        if at is None or now_s - asking[at].asked_s <= patience_s:
+        if at is None:
             return None
-        return at
+        waited_s = now_s - asking[at].asked_s
+        if self._credit > 0.0:
+            return at if waited_s > self.params.elder_s else None
+        pending = sum(room.late_pending)
+        crowded = self._crowded(pending, asking[at].tokens, room)
+        return at if waited_s > self.params.lost_s and not crowded else None
+
+    def _crowded(self, pending: int, tokens: int, room: Room) -> bool:
+        """Whether late prompts hold too much already for one more."""
+        return pending > 0 and pending + tokens > self.params.late_pending_share * room.capacity
 
 
 def _need(prompt: Asking, room: Room) -> float:

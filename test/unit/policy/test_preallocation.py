@@ -185,3 +185,6 @@ def test_16_who_would_soon_be_lost_needs_no_credit() -> None:
     for params, expected in ((PreallocationParams(), [1]), (PreallocationParams(lost_s=90.0), [0])):
         grants = Preallocation(params).grant([late, short], room(3_200), 100.0)
         assert [grant.at for grant in grants] == expected
+    crowd = room(3_200, late_pending=[600, 500])
+    policy = Preallocation(PreallocationParams(lost_s=90.0))
+    assert [grant.at for grant in policy.grant([late, short], crowd, 100.0)] == [1]

@@ -84,7 +84,7 @@ class PrefillPlanner:
         self._start_of: dict[int, int] = {}  # of the started prompts, in their order
         self._starts = 0
         self._aborted: list[Any] = []
-        self._computed: list[Any] = []  # since the last plan
+        self._computed: list[Any] = []  # since the last pass
         self._batch: Batch | None = None
         self._owed_number: int | None = None  # of the prompt that the next free memory is for
         self._max_tokens = scheduler.max_total_num_tokens
@@ -99,6 +99,7 @@ class PrefillPlanner:
     def next_batch(self, original: Original, scheduler: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Around `Scheduler._get_new_batch_prefill_raw`: same arguments, same results."""
         running = scheduler.chunked_req
+        computed, self._computed = self._computed, []
         if running is None and not self.parked and not scheduler.waiting_queue:
             if self._jobs:
                 self._sync((), scheduler)  # aborted ones, which would be kept until the next plan
@@ -107,9 +108,8 @@ class PrefillPlanner:
             return original(scheduler, **kwargs)
         begin = time.perf_counter()
         started = self.parked if running is None else [running, *self.parked]
-        if self._computed:
-            forget_matches(scheduler.waiting_queue, self._computed)
-            self._computed = []
+        if computed:
+            forget_matches(scheduler.waiting_queue, computed)
         matched = match_prefixes(scheduler.waiting_queue, scheduler.tree_cache)
         self._sync(started, scheduler)
         for req in matched:  # one that was queued before its turn counted in full so far
