@@ -33,6 +33,7 @@ from kairos_emulation.cluster import platform_model, with_platform
 ARMS = ("upstream", "kairos")
 PROFILE = "minimax-m2.5-tp4-h200"
 SHORT = 200
+ON_THEIR_WAY = 16
 PROBE = Path(__file__).parent / "probes" / "prefill_pass"
 
 
@@ -158,13 +159,14 @@ async def passes(cluster: Cluster, arm: str, queued: int, log: Path) -> Cost:
             while True:
                 await client.first_token(3000, 2000)
 
-        tasks = [asyncio.create_task(again()) for _ in range(queued)]
+        # Some are always on their way to the queue, or from it: it takes 0.5 s from here to there.
+        tasks = [asyncio.create_task(again()) for _ in range(queued + ON_THEIR_WAY)]
         found: list[float] = []
         try:
             for _ in range(600):
                 await asyncio.sleep(0.5)
                 rows = [json.loads(row) for row in log.read_text().splitlines()]
-                found = [ms for waiting, ms in rows if 0.7 * queued <= waiting <= 1.3 * queued]
+                found = [ms for waiting, ms in rows if queued / 2 <= waiting <= 2 * queued]
                 if len(found) >= 150:
                     break
         finally:
