@@ -95,12 +95,12 @@ def test_7_what_follows_prefill_is_the_profile_s(profile: str) -> None:
     assert arm_spec("kairos-all", profile).settings(transfer_s) is None
 
 
-def test_8_a_dilated_tail_is_stretched_as_a_whole() -> None:
+def test_8_in_slow_motion_the_hand_over_stays_the_engine_s_constant() -> None:
     base = load_profile("tiny-fast")
     transfer_s = base.kv.transfer_s(base.limits.chunk_tokens)
     settings = settings_of(header("kairos", profile=dilated(base, 2.0), dilate=2.0))
     assert settings is not None
-    assert settings.urgency.tail_s == pytest.approx(2.0 * (0.066 + transfer_s))
+    assert settings.urgency.tail_s == pytest.approx(0.066 + 2.0 * transfer_s)
 
 
 @pytest.mark.parametrize("name", [name for name in ARMS if name.startswith("router-")])

@@ -69,9 +69,10 @@ def test_1_table_has_both_arms_and_every_row() -> None:
     assert "90.0 %" in ttft
 
 
-def test_2_missing_figures_are_a_dash_not_a_zero() -> None:
+def test_2_missing_figures_are_a_dash_not_a_zero_and_who_was_not_served_waits_for_ever() -> None:
     text = table([arm("fcfs", [record(0, [], Outcome.TIMEOUT)])])
-    assert re.search(r"TTFT p99 +│ +– ", text)
+    assert re.search(r"longest pause between tokens +│ +– ", text)
+    assert re.search(r"TTFT p99 +│ +never ", text)
 
 
 def test_3_json_has_the_contract_keys_per_arm(folder: Path) -> None:
