@@ -214,6 +214,11 @@ RELIES_ON = [
         "tokens that may be preallocated now",
     ),
     Reliance(
+        "sglang.srt.managers.scheduler.Scheduler.can_schedule_lora_req",
+        "whether a request's adapter has a slot or would get one; loads nothing unless loading is "
+        "overlapped",
+    ),
+    Reliance(
         "sglang.srt.disaggregation.decode.SchedulerDisaggregationDecodeMixin."
         "get_next_disagg_decode_batch_to_run",
         "merges transferred requests into the running batch and returns what is to be launched",
