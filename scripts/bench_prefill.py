@@ -159,7 +159,7 @@ async def passes(cluster: Cluster, arm: str, queued: int, log: Path) -> Cost:
             while True:
                 await client.first_token(3000, 2000)
 
-        # Some are always on their way to the queue, or from it: it takes 0.5 s from here to there.
+        # Some are always on their way to the queue, or from it.
         tasks = [asyncio.create_task(again()) for _ in range(queued + ON_THEIR_WAY)]
         found: list[float] = []
         try:

@@ -20,7 +20,7 @@ SHAPE_EVERY = 4
 """Only every so-many-th step is shared out over the knots, which costs more than the rest."""
 MEMORY = 1.0 - 1.0 / 4096
 """What is left of a knot's samples after each step that is shared out: a knot that is not visited
-any more comes to lean on the others, within half an hour."""
+any more comes to lean on the others."""
 FIRST_SPREADS = 1.0
 """Up to twice what is known counts, before a spread is known."""
 WINDOW = 512

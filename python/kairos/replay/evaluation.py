@@ -314,17 +314,13 @@ def _class_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
     names = list(next(iter(arms.values()))["classes"])
     rows = [["", *names]]
     for arm, figures in arms.items():
-        own = (figures["classes"][name] for name in names)
-        rows.append(
-            [
-                arm,
-                *(
-                    f"{c['ttft_attainment']:.1f} / {c['tpot_attainment']:.1f} / "
-                    f"{c['e2e_attainment']:.1f}"
-                    for c in own
-                ),
-            ]
-        )
+        cells = [arm]
+        for name in names:
+            own = figures["classes"][name]
+            cells.append(
+                " / ".join(f"{own[f'{x}_attainment']:.1f}" for x in ("ttft", "tpot", "e2e"))
+            )
+        rows.append(cells)
     return _markdown(rows)
 
 

@@ -559,8 +559,7 @@ def test_a_prompt_that_does_not_fit_does_not_stop_shorter_ones_behind_it() -> No
     scheduler = Scheduler()
     urgent, short = request(1, 4 * CHUNK, 9_000), request(2, 100)
     scheduler.waiting_queue = [urgent, short]
-    scheduler.free_tokens = lambda: 2 * CHUNK  # type: ignore[method-assign]
-    scheduler.token_to_kv_pool_allocator.available_size = scheduler.free_tokens
+    scheduler.token_to_kv_pool_allocator.available_size = lambda: 2 * CHUNK
     assert [req.rid for req in scheduler.step()] == ["r2"]
 
 
