@@ -317,9 +317,8 @@ def _class_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
         cells = [arm]
         for name in names:
             own = figures["classes"][name]
-            cells.append(
-                " / ".join(f"{own[f'{x}_attainment']:.1f}" for x in ("ttft", "tpot", "e2e"))
-            )
+            shares = (own[f"{what}_attainment"] for what in ("ttft", "tpot", "e2e"))
+            cells.append(" / ".join(f"{share:.1f}" for share in shares))
         rows.append(cells)
     return _markdown(rows)
 
