@@ -7,6 +7,7 @@ and a started prompt that is not planned is parked with the KV it has.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from sglang.srt.kairos.prefill_batch import (
@@ -47,6 +48,8 @@ HANDOVER_AFTER_PREFILL_S = 0.43
 SLICE_S = 0.2
 
 Original = Callable[..., tuple[Any, Any]]
+
+_number = attrgetter("kairos.number")
 
 
 class PrefillPlanner:
@@ -213,13 +216,14 @@ class PrefillPlanner:
 
     def _sync(self, started: Sequence[Any], scheduler: Any) -> None:
         """Bring the policy's queues in line with the scheduler's."""
-        current = {req.kairos.number: req for req in scheduler.waiting_queue}
+        waiting = scheduler.waiting_queue
+        current = dict(zip(map(_number, waiting), waiting, strict=True))
         # What upstream has given back to the queue is without its KV again.
         for number in self._start_of.keys() & current.keys():
             self._forget(number)
         for req in started:
             current[req.kairos.number] = req
-        new = [number for number in current if number not in self._jobs]
+        new = sorted(current.keys() - self._jobs.keys())
         if len(self._jobs) + len(new) > len(current):  # some are gone; comparing all takes time
             for number in self._jobs.keys() - current.keys():
                 self._forget(number)

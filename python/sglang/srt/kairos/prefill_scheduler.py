@@ -142,10 +142,12 @@ def starved(req: Any, now: float) -> bool:
 def forget_matches(waiting: Sequence[Any], computed: Sequence[Any]) -> None:
     """Have waiting requests looked up again that go on like one of `computed`: of a burst with one
     prefix, those behind the first would count in full, and be given up."""
+    ahead: dict[int, set[tuple[int, ...]]] = {}  # what the computed ones have after so many tokens
     for req in waiting[-RECHECKED:]:
         at = req.num_matched_prefix_tokens or 0
-        ahead = req.origin_input_ids[at : at + AHEAD]
-        if any(one.origin_input_ids[at : at + AHEAD] == ahead for one in computed):
+        if at not in ahead:
+            ahead[at] = {tuple(one.origin_input_ids[at : at + AHEAD]) for one in computed}
+        if tuple(req.origin_input_ids[at : at + AHEAD]) in ahead[at]:
             req.kairos.matched = False
 
 
