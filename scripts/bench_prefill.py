@@ -6,9 +6,9 @@ accelerator.
 
 `head-of-line`: time to first token of one short request behind ten cancelled 60k-token prompts,
 and behind one running 100k-token prompt. `cost`: scheduler CPU per prefill batch with 10, 100 and
-1,000 requests queued, one whole pass of the event loop from its start to the launch of the batch,
-and the part of it that is Kairos' planning, median and 99th percentile. Whole passes compare less
-than they seem to: what upstream does in one grows with the requests of the batch, and these differ.
+1,000 requests queued: a whole pass of the event loop without the launch of its batch, and the part
+of it that is Kairos' planning, median and 99th percentile. Whole passes compare less than they seem
+to: what upstream does in one grows with the requests of the batch, and these differ.
 
 Run on a quiet machine. The device is emulated, so only the scheduler's own time is real.
 """
@@ -35,7 +35,7 @@ ARMS = ("upstream", "kairos")
 PROFILE = "minimax-m2.5-tp4-h200"
 SHORT = 200
 ON_THEIR_WAY = 16
-PROBE = Path(__file__).parent / "probes" / "prefill_pass"
+PROBE = Path(__file__).parent / "probes" / "scheduler_pass"
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,11 @@ def main() -> int:
             for queued in args.queued:
                 log = Path(folder) / f"passes-{arm}-{queued}.jsonl"
                 log.touch()
-                env = {"PYTHONPATH": str(PROBE), "KAIROS_PROBE_FILE": str(log)}
+                env = {
+                    "PYTHONPATH": str(PROBE),
+                    "KAIROS_PROBE_FILE": str(log),
+                    "KAIROS_PROBE_ROLE": "prefill",
+                }
                 with started(arm, folder, env) as cluster:
                     figures.append(asyncio.run(passes(cluster, arm, queued, log)))
                 print(figures[-1], flush=True)

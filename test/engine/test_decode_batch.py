@@ -184,6 +184,30 @@ def test_a_pause_loses_no_parked_request(cluster: Cluster, mode: str) -> None:
     wait_idle(cluster)
 
 
+@on(RETRACTING, long=(PARKING,))
+def test_parked_requests_outlast_an_attempt_to_flush_and_end_when_all_are_aborted(
+    cluster: Cluster,
+) -> None:
+    url = cluster.decode[0].url
+    with ExitStack() as stack:
+        open_ones = [stack.enter_context(Streaming(cluster, 50, 2_000)) for _ in range(8)]
+        wait_for(lambda: decode(cluster)["parked"] > 0, "a parked request")
+        assert httpx.post(f"{url}/flush_cache").status_code == 400, "their KV is in use"
+        seen = [one.made for one in open_ones]
+        wait_for(
+            lambda: all(one.made > was for one, was in zip(open_ones, seen, strict=True)),
+            "a token for each",
+        )
+        wait_for(lambda: decode(cluster)["parked"] > 0, "a parked request")
+        everything = {"rid": "", "abort_all": True}
+        httpx.post(f"{url}/abort_request", json=everything).raise_for_status()
+        for one in open_ones:
+            one.wait_finished()
+            assert one.made < 2_000
+    wait_idle(cluster)
+    assert decode(cluster)["parked"] == 0
+
+
 def streams(cluster: Cluster, stack: ExitStack, count: int, tpot_ms: float) -> list[Streaming]:
     slo = {"ttft_ms": 60_000.0, "tpot_ms": tpot_ms}
     return [stack.enter_context(Streaming(cluster, 1_000, 800, slo=slo)) for _ in range(count)]

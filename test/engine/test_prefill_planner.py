@@ -121,6 +121,43 @@ def test_a_parked_prompt_can_be_aborted(cluster: Cluster, by: str) -> None:
     wait_idle(cluster)
 
 
+@on(KAIROS, long=(NO_OVERLAP,))
+def test_a_parked_prompt_ends_when_all_requests_are_aborted(cluster: Cluster) -> None:
+    with Streaming(cluster, LONG, 2, slo=HOPELESS) as long:
+        wait_for(lambda: started(cluster))
+        with Streaming(cluster, 40_000, 2, slo=URGENT) as urgent:
+            wait_for(lambda: planner(cluster)["parked"] == 1)
+            for server in (*cluster.decode, *cluster.prefill):
+                everything = {"rid": "", "abort_all": True}
+                httpx.post(f"{server.url}/abort_request", json=everything).raise_for_status()
+            long.wait_finished()
+            urgent.wait_finished()
+            assert long.made == urgent.made == 0
+    wait_idle(cluster)
+    assert planner(cluster)["parked"] == 0
+    assert send(cluster, body(fresh_prompt(100), URGENT)).decode.status_code == 200
+
+
+@on(KAIROS)
+def test_a_parked_prompt_outlasts_a_pause_and_an_attempt_to_flush(cluster: Cluster) -> None:
+    url = cluster.prefill[0].url
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(send, cluster, body(fresh_prompt(LONG), HOPELESS))]
+        wait_for(lambda: started(cluster))
+        answers.append(pool.submit(send, cluster, body(fresh_prompt(40_000), URGENT)))
+        wait_for(lambda: planner(cluster)["parked"] == 1)
+        assert httpx.post(f"{url}/flush_cache").status_code == 400, "its KV is in use"
+        httpx.post(f"{url}/pause_generation", json={"mode": "in_place"}).raise_for_status()
+        try:
+            assert planner(cluster)["parked"] == 1
+            assert httpx.post(f"{url}/flush_cache").status_code == 400, "its KV is in use"
+        finally:
+            httpx.post(f"{url}/continue_generation", json={}).raise_for_status()
+        for answer in answers:
+            assert len(answer.result().decode.json()["output_ids"]) == 2
+    wait_idle(cluster)
+
+
 @on(KAIROS)
 def test_everything_is_given_back_after_a_burst(cluster: Cluster) -> None:
     random = np.random.default_rng(3)

@@ -170,7 +170,7 @@ def test_every_request_is_prefilled_once_whatever_arrives(
         finished += [r.rid for r in batch if r.extend_end == len(r.origin_input_ids)]
     finished += run_dry(scheduler) if number > len(finished) else []
     assert sorted(finished) == sorted(f"r{n}" for n in range(1, number + 1))
-    assert scheduler.planner._jobs == {}
+    assert not scheduler.planner._jobs
     assert len(scheduler.planner._queue) == 0
     assert scheduler.chunked_prefill_size == CHUNK
 

@@ -7,16 +7,15 @@ and a started prompt that is not planned is parked with the KV it has.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter
 from typing import Any
 
 from sglang.srt.kairos.prefill_batch import (
     Batch,
     cached_tokens,
-    job_of,
     must_go_on,
     total_tokens,
 )
+from sglang.srt.kairos.prefill_jobs import PrefillJobs
 from sglang.srt.kairos.prefill_observer import PrefillObserver
 from sglang.srt.kairos.prefill_room import Room, pages
 from sglang.srt.kairos.prefill_scheduler import forget_matches, match_prefixes, starved
@@ -48,8 +47,6 @@ HANDOVER_AFTER_PREFILL_S = 0.43
 SLICE_S = 0.2
 
 Original = Callable[..., tuple[Any, Any]]
-
-_number = attrgetter("kairos.number")
 
 
 class PrefillPlanner:
@@ -83,9 +80,8 @@ class PrefillPlanner:
             slice_s=SLICE_S, tail_s=handover_s + profile.kv.transfer_s(self._budget)
         )
         self._queue = PriorityQueues(profile.prefill, self._budget, params)
-        self._jobs: dict[int, Any] = {}
-        self._start_of: dict[int, int] = {}  # of the started prompts, in their order
-        self._starts = 0
+        self._jobs = PrefillJobs(self._queue)
+        self._unmatched: list[Any] = []  # waiting ones, not looked up in the radix cache
         self._aborted: list[Any] = []
         self._computed: list[Any] = []  # since the last pass
         self._batch: Batch | None = None
@@ -104,19 +100,16 @@ class PrefillPlanner:
         running = scheduler.chunked_req
         computed, self._computed = self._computed, []
         if running is None and not self.parked and not scheduler.waiting_queue:
-            if self._jobs:
-                self._sync((), scheduler)  # aborted ones, which would be kept until the next plan
+            if self._jobs:  # aborted ones, which would be kept until the next plan
+                self._jobs.clear()
+                self._unmatched.clear()
             return original(scheduler, **kwargs)
         if running is not None and must_go_on(running):
             return original(scheduler, **kwargs)
         begin = time.perf_counter()
         started = self.parked if running is None else [running, *self.parked]
-        if computed:
-            forget_matches(scheduler.waiting_queue, computed)
-        matched = match_prefixes(scheduler.waiting_queue, scheduler.tree_cache)
-        self._sync(started, scheduler)
-        for req in matched:  # one that was queued before its turn counted in full so far
-            self._queue.progress(req.kairos.number, cached_tokens(req))
+        fresh = self._jobs.sync(scheduler.waiting_queue, started, scheduler.policy)
+        self._match([*fresh, *forget_matches(scheduler.waiting_queue, computed)], scheduler)
         self._queue.predict_with(*self.observer.model())
         start = self._start_s()
         plan = self._queue.plan(start, self._budget, self._page)
@@ -135,6 +128,7 @@ class PrefillPlanner:
         self._parks += running is not None and running in self.parked
         if formed is not None:
             self._started(formed, started, start, scheduler.forward_ct + 1)
+        self._jobs.leave(scheduler.waiting_queue)
         return formed, running_batch
 
     def has_nothing(self) -> bool:
@@ -214,39 +208,13 @@ class PrefillPlanner:
             return now
         return min(max(now, self._busy_until_s), now + self._in_flight_s)
 
-    def _sync(self, started: Sequence[Any], scheduler: Any) -> None:
-        """Bring the policy's queues in line with the scheduler's."""
-        waiting = scheduler.waiting_queue
-        current = dict(zip(map(_number, waiting), waiting, strict=True))
-        # What upstream has given back to the queue is without its KV again.
-        for number in self._start_of.keys() & current.keys():
-            self._forget(number)
-        for req in started:
-            current[req.kairos.number] = req
-        new = sorted(current.keys() - self._jobs.keys())
-        if len(self._jobs) + len(new) > len(current):  # some are gone; comparing all takes time
-            for number in self._jobs.keys() - current.keys():
-                self._forget(number)
-        policy = scheduler.policy
-        sign = policy.priority_sign if policy.enable_priority_scheduling else 0
-        for number in new:
-            req = current[number]
-            self._queue.add(job_of(req), sign * (req.priority or 0))
-        self._jobs = current
-        for req in started:
-            done = min(req.extend_end, total_tokens(req) - 1)  # nothing started is through
-            self._queue.progress(req.kairos.number, done)
-            self._note_start(req.kairos.number)
-
-    def _note_start(self, number: int) -> None:
-        if number not in self._start_of:
-            self._starts += 1
-            self._start_of[number] = self._starts
-
-    def _forget(self, number: int) -> None:
-        self._queue.remove(number)
-        del self._jobs[number]
-        self._start_of.pop(number, None)
+    def _match(self, more: Sequence[Any], scheduler: Any) -> None:
+        """Look up `more` and those left over from earlier passes, as many as a pass may."""
+        candidates = [*self._unmatched, *more]
+        self._unmatched = [req for req in candidates if self._jobs.waits(req.kairos.number)]
+        for req in match_prefixes(self._unmatched, scheduler.tree_cache):
+            self._queue.progress(req.kairos.number, cached_tokens(req))
+        self._unmatched = [req for req in self._unmatched if not req.kairos.matched]
 
     def _choose(self, plan: PrefillPlan, started: Sequence[Any]) -> Batch:
         """What of `plan` upstream can do in one batch: continue one started prompt at most, leave
@@ -356,7 +324,7 @@ class PrefillPlanner:
 
     def _owed(self) -> Any | None:
         """The waiting request that the next free memory is for, if one is starved of it."""
-        if self._owed_number not in self._jobs or self._owed_number in self._start_of:
+        if not self._jobs.waits(self._owed_number):
             self._owed_number = None
             return None
         return self._jobs[self._owed_number]
@@ -412,7 +380,7 @@ class PrefillPlanner:
         for req in formed.reqs:
             req.kairos.matched = False  # should it come back to the queue
             if req.kairos.number in self._jobs:
-                self._note_start(req.kairos.number)
+                self._jobs.note_start(req.kairos.number)
         # What was given back since has no end any more.
         unfinished = (r for r in started if r.extend_end is not None)
         behind = [r.kairos.number for r in unfinished if r.extend_end < total_tokens(r)]
@@ -420,9 +388,8 @@ class PrefillPlanner:
             number = req.kairos.number
             if number not in self._jobs or req.extend_end < total_tokens(req):
                 continue
-            begun = self._start_of[number]
-            self._overtakes += any(self._start_of.get(other, begun) < begun for other in behind)
-            self._forget(number)
+            self._overtakes += self._jobs.began_after(number, behind)
+            self._jobs.forget(number)
 
 
 def planning_refusal(scheduler: Any) -> str | None:

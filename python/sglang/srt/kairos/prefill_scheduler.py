@@ -139,16 +139,21 @@ def starved(req: Any, now: float) -> bool:
     return now - req.kairos.arrival_s > _STARVE_AFTER * req.kairos.slo.ttft_s
 
 
-def forget_matches(waiting: Sequence[Any], computed: Sequence[Any]) -> None:
-    """Have waiting requests looked up again that go on like one of `computed`: of a burst with one
+def forget_matches(waiting: Sequence[Any], computed: Sequence[Any]) -> list[Any]:
+    """Waiting requests to look up again, as they go on like one of `computed`: of a burst with one
     prefix, those behind the first would count in full, and be given up."""
+    if not computed:
+        return []
+    forgotten = []
     ahead: dict[int, set[tuple[int, ...]]] = {}  # what the computed ones have after so many tokens
     for req in waiting[-RECHECKED:]:
         at = req.num_matched_prefix_tokens or 0
         if at not in ahead:
             ahead[at] = {tuple(one.origin_input_ids[at : at + AHEAD]) for one in computed}
-        if tuple(req.origin_input_ids[at : at + AHEAD]) in ahead[at]:
+        if req.kairos.matched and tuple(req.origin_input_ids[at : at + AHEAD]) in ahead[at]:
             req.kairos.matched = False
+            forgotten.append(req)
+    return forgotten
 
 
 def match_prefixes(waiting: Iterable[Any], tree_cache: Any) -> list[Any]:

@@ -1,0 +1,132 @@
+"""What Kairos adds to a pass of a decode server's event loop, on the emulated accelerator.
+
+    python scripts/bench_decode_passes.py
+
+Scheduler CPU per decode step with 8, 64 and 256 requests running, upstream's and Kairos': a whole
+pass of the event loop without the launch, median and 99th percentile. All have time to spare, so
+nobody is parked; what parking costs is measured by bench_decode.py. Run on a quiet machine.
+"""
+
+import argparse
+import asyncio
+import json
+import secrets
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from kairos.cluster import Cluster, ClusterError, ClusterSpec
+from kairos.errors import InputError
+from kairos_emulation.cluster import platform_model, with_platform
+
+ARMS = ("upstream", "kairos")
+PROFILE = "minimax-m2.5-tp4-h200"
+PROBE = Path(__file__).parent / "probes" / "scheduler_pass"
+PROMPT = 100
+AT_EASE = {"kairos": {"ttft_ms": 60_000, "tpot_ms": 1_000}}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Scheduler CPU of passes that launched a decode step, milliseconds."""
+
+    arm: str
+    running: int
+    passes: int
+    median_ms: float
+    p99_ms: float
+
+
+def started(arm: str, folder: str, log: Path) -> Cluster:
+    spec = ClusterSpec(
+        model=platform_model("emulated", Path(folder) / "models"),
+        router=None,
+        kairos=arm == "kairos",
+        env={
+            "PYTHONPATH": str(PROBE),
+            "KAIROS_PROBE_FILE": str(log),
+            "KAIROS_PROBE_ROLE": "decode",
+        },
+        args=(
+            *(("--kairos-profile", PROFILE) if arm == "kairos" else ()),
+            *("--max-running-requests", "512"),
+        ),
+    )
+    return Cluster(with_platform(spec, "emulated", PROFILE), Path(folder) / f"run-{arm}")
+
+
+async def run(cluster: Cluster, running: int, steps: int) -> None:
+    """Have `running` requests decode together for about `steps` steps."""
+    timeout = aiohttp.ClientTimeout(total=600)
+    legs = [cluster.prefill[0].url, cluster.decode[0].url]
+
+    async with aiohttp.ClientSession(
+        timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True)
+    ) as session:
+
+        async def leg(url: str, body: dict[str, Any]) -> None:
+            async with session.post(f"{url}/generate", json=body) as response:
+                answer = await response.text()
+                if response.status != 200:
+                    raise InputError(f"{url}: status {response.status}: {answer[:200]}")
+
+        async def one() -> None:
+            body: dict[str, Any] = {
+                "input_ids": [20 + secrets.randbelow(60) for _ in range(PROMPT)],
+                "sampling_params": {
+                    "max_new_tokens": steps,
+                    "ignore_eos": True,
+                    "custom_params": AT_EASE,
+                },
+                "bootstrap_host": "127.0.0.1",
+                "bootstrap_port": cluster.prefill[0].bootstrap_port,
+                "bootstrap_room": secrets.randbits(62),
+            }
+            await asyncio.gather(*(leg(url, body) for url in legs))
+
+        await asyncio.gather(*(one() for _ in range(running)))
+
+
+def cost(arm: str, running: int, rows: list[tuple[int, float, float]]) -> Cost:
+    found = [ms for requests, ms, _ in rows if requests == running]
+    if len(found) < 100:
+        raise InputError(f"{arm}, {running} running: only {len(found)} passes; raise --steps")
+    cuts = statistics.quantiles(found, n=100)
+    return Cost(arm, running, len(found), round(cuts[49], 3), round(cuts[98], 3))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--running", type=int, nargs="+", default=[8, 64, 256])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--steps", type=int, default=600, help="decode steps of each (%(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures here")
+    args = parser.parse_args()
+    figures: list[Cost] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for arm in args.arms:
+            log = Path(folder) / f"passes-{arm}.jsonl"
+            with started(arm, folder, log) as cluster:
+                for running in args.running:
+                    log.write_text("")
+                    asyncio.run(run(cluster, running, args.steps))
+                    rows = [tuple(json.loads(line)) for line in log.read_text().splitlines()]
+                    figures.append(cost(arm, running, rows))
+                    print(figures[-1], flush=True)
+    if args.json:
+        Path(args.json).write_text(json.dumps([asdict(figure) for figure in figures], indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (InputError, ClusterError) as error:
+        sys.exit(f"bench_decode_passes: error: {error}")
