@@ -75,15 +75,16 @@ class Rooms:
     def _grant(self, at: int, now_s: float) -> list[int]:
         if not self._asking[at]:
             return []
-        expected = [self._expecting(at, *each) for each in self._asking[at].values()]
         room = self._room(at, now_s)
         if self._in_order:
-            granted = self._first_come(expected, room)
+            asking = [prompt for prompt, _ in self._asking[at].values()]
+            granted = self._first_come(asking, room)
         else:
-            grants = self._policies[at].grant(expected, room, now_s)
-            granted = [expected[grant.at] for grant in grants]
+            asking = self._expecting(at)
+            grants = self._policies[at].grant(asking, room, now_s)
+            granted = [asking[grant.at] for grant in grants]
         if not granted and self._servers[at].load_tokens == 0:
-            granted = [expected[0]]  # nothing will ever be freed
+            granted = asking[:1]  # nothing will ever be freed
         for prompt in granted:
             _, group = self._asking[at].pop(prompt.id)
             self._asking_tokens[at] -= prompt.tokens
@@ -92,22 +93,26 @@ class Rooms:
         return [prompt.id for prompt in granted]
 
     @staticmethod
-    def _first_come(expected: list[Asking], room: Room) -> list[Asking]:
+    def _first_come(asking: list[Asking], room: Room) -> list[Asking]:
         granted: list[Asking] = []
         free = room.free
-        for prompt in expected:
+        for prompt in asking:
             free -= prompt.tokens + room.reserve
             if free < 0.0 or len(granted) == room.slots:
                 break
             granted.append(prompt)
         return granted
 
-    def _expecting(self, at: int, prompt: Asking, group: int) -> Asking:
+    def _expecting(self, at: int) -> list[Asking]:
+        """Those that wait for this instance, with the outputs expected of them."""
+        prompts = [prompt for prompt, _ in self._asking[at].values()]
         lengths = self._lengths[at]
         if lengths is None:
-            return prompt
-        remaining = lengths.remaining(np.array([group]), np.array([0]), np.array([np.inf]))
-        return prompt._replace(output_tokens=float(remaining[0]))
+            return prompts
+        groups = np.array([group for _, group in self._asking[at].values()], np.int64)
+        made, limits = np.zeros(len(groups), np.int64), np.full(len(groups), np.inf)
+        outputs = lengths.remaining(groups, made, limits).tolist()
+        return [p._replace(output_tokens=n) for p, n in zip(prompts, outputs, strict=True)]
 
     def _room(self, at: int, now_s: float) -> Room:
         server, lengths = self._servers[at], self._lengths[at]

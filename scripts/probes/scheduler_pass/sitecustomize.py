@@ -4,8 +4,8 @@ Python imports this module at start. A pass runs from one `ingest_requests` to t
 what upstream does in `run_batch`, which is the device's on an emulated one. Planning is what Kairos
 does around upstream's forming of a prefill batch. CPU time of the scheduler's thread.
 
-One line a pass: [requests, milliseconds, milliseconds of them planning]; the requests are those that
-wait (prefill servers) or run (decode servers).
+One line a pass: [requests, milliseconds, milliseconds of them planning]; the requests are those
+that wait (prefill servers) or run (decode servers).
 """
 
 import importlib.abc
