@@ -82,7 +82,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             execute(module)
             _instrument(module.Scheduler)
 
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        spec.loader.exec_module = exec_module
         return spec
 
 
