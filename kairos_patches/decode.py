@@ -202,6 +202,10 @@ RELIES_ON = [
         "request can sit steps out",
     ),
     Reliance(
+        "sglang.srt.utils.device_timer.DeviceTimer",
+        "reports the seconds and the kind of every forward pass to all who ask, in order of launch",
+    ),
+    Reliance(
         "sglang.srt.disaggregation.decode.DecodePreallocQueue.pop_preallocated",
         "skips prompts that are not waiting for input, and takes the others in order",
     ),

@@ -1,7 +1,8 @@
 """Time what parking adds to a decode step, on upstream's own batch objects on the CPU.
 
 Prints microseconds of CPU time of the deciding thread: taking a batch apart and putting it together
-(half of it parked), and the decision in a step that parks nobody.
+(half of it parked), and the decision in a step that parks nobody: "unchanged" with time to spare,
+"tight" where the step takes as long as the TPOT objective allows, so that everybody is looked at.
 """
 
 import argparse
@@ -19,9 +20,11 @@ os.environ.setdefault("SGLANG_PLATFORM", "kairos-cpu")  # nothing here needs a d
 
 SIZES = (8, 64, 256)
 VOCABULARY = 1_000
+NOW_S = 100.0
+CONTEXT = 1_100
 
 
-def request(number: int) -> Any:
+def request(number: int, tpot_ms: float) -> Any:
     """What batches and Kairos read of an upstream request."""
     from sglang.srt.kairos.request_slo import RequestSlo
     from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
@@ -29,7 +32,8 @@ def request(number: int) -> Any:
     from kairos.slo import Slo
 
     return SimpleNamespace(
-        kairos=RequestSlo(Slo(2_000, 50), 0.0, number, first_token_s=0.0),
+        # Half of its hundred tokens ahead at NOW_S.
+        kairos=RequestSlo(Slo(2_000, tpot_ms), 0.0, number, first_token_s=NOW_S - 0.05 * tpot_ms),
         origin_input_ids=range(1_000),
         output_ids=range(100),
         finished_reason=None,
@@ -51,7 +55,7 @@ def request(number: int) -> Any:
     )
 
 
-def batch_of(size: int) -> Any:
+def batch_of(size: int, tpot_ms: float = 50.0) -> Any:
     """An upstream `ScheduleBatch` between two decode steps under the overlap schedule."""
     import torch
     from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -59,16 +63,16 @@ def batch_of(size: int) -> Any:
     from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
     batch = ScheduleBatch(
-        reqs=[request(i) for i in range(size)],
+        reqs=[request(i, tpot_ms) for i in range(size)],
         model_config=SimpleNamespace(is_encoder_decoder=False),
         token_to_kv_pool_allocator=SimpleNamespace(available_size=lambda: 10**6, page_size=1),
         device="cpu",
         enable_overlap=True,
         req_pool_indices=torch.arange(size),
         req_pool_indices_cpu=torch.arange(size),
-        seq_lens=torch.full((size,), 1_100),
-        seq_lens_cpu=torch.full((size,), 1_100),
-        orig_seq_lens=torch.full((size,), 1_100, dtype=torch.int32),
+        seq_lens=torch.full((size,), CONTEXT),
+        seq_lens_cpu=torch.full((size,), CONTEXT),
+        orig_seq_lens=torch.full((size,), CONTEXT, dtype=torch.int32),
     )
     batch.sampling_info = SamplingBatchInfo(
         temperatures=torch.ones(size, 1),
@@ -140,7 +144,7 @@ def parting(size: int, repeats: int) -> dict[str, float]:
     }
 
 
-def unchanged(size: int, repeats: int) -> dict[str, float]:
+def unchanged(name: str, size: int, repeats: int) -> dict[str, float]:
     """Everything that Kairos adds to a step in which everybody runs: the decision and learning."""
     from sglang.srt.kairos.decode_batch import DecodeBatcher
     from sglang.srt.kairos.decode_rows import DecodeRows
@@ -157,27 +161,29 @@ def unchanged(size: int, repeats: int) -> dict[str, float]:
     profile = load_profile("minimax-m2.5-tp4-h200")
     limits = profile.limits
     prior = StepTable.from_model(profile.decode, 256, limits.kv_tokens, knots=CONTEXT_KNOTS)
-    clock = SharedClock(1, lambda: 1.0)
+    clock = SharedClock(1, lambda: NOW_S)
     steps = DecodeSteps(prior, clock, overlap=True)
     policy = SlackPolicy(prior, 256, lengths=LengthEstimator())
     rows = DecodeRows(SloClasses(Slo(2_000, 50)))
     batcher = DecodeBatcher(policy, rows, steps, clock, overlap=True, reload_s_per_token=1e-6)
     scheduler = SimpleNamespace(last_batch=None)
-    batch = batch_of(size)
+    step_s = prior.step_s(size, CONTEXT * size, CONTEXT)
+    batch = batch_of(size, 1e3 * step_s if name == "tight" else 50.0)
     done = {"iteration": 0, "at": 0.0}
 
     def step() -> None:
         assert batcher.update(lambda _, same: same, scheduler, batch) is batch
         batcher.launched(scheduler, batch)
         done["iteration"] += 1
-        done["at"] += 0.02
+        done["at"] += step_s
         batch.forward_iter = done["iteration"]
-        steps.observe(batch, done["at"])
+        steps.observe(batch, done["at"], batcher.at_ease)
 
     for _ in range(600):
         step()
+    assert batcher.at_ease == (name == "unchanged")
     mean, p99 = cpu_us(step, repeats)
-    return {f"unchanged_mean_us_{size}": mean, f"unchanged_p99_us_{size}": p99}
+    return {f"{name}_mean_us_{size}": mean, f"{name}_p99_us_{size}": p99}
 
 
 def main() -> int:
@@ -188,7 +194,8 @@ def main() -> int:
     figures: dict[str, float] = {}
     for size in SIZES:
         figures.update(parting(size, args.repeats))
-        figures.update(unchanged(size, args.repeats))
+        for name in ("unchanged", "tight"):
+            figures.update(unchanged(name, size, args.repeats))
     if args.json:
         print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode())
     else:

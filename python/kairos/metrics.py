@@ -53,6 +53,7 @@ ENGINE_METRICS: tuple[EngineMetric, ...] = (
     _decode("parked", "gauge", "Requests that sit out the current decode step."),
     _decode("parks", "counter", "Times that a request sat out decode steps."),
     _decode("steps", "counter", "Decode steps decided on."),
+    _decode("steps_at_ease", "counter", "Decode steps before which nobody was looked at."),
     _decode("steps_with_parked", "counter", "Decode steps that some request sat out."),
     _decode("starvation_grants", "counter", "Turns given to requests that had sat out too long."),
     _decode("retractions", "counter", "Requests moved out of KV memory."),

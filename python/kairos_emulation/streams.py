@@ -67,7 +67,8 @@ class Event:
         self.end = 0.0
 
     def record(self, stream: Stream | None = None) -> None:
-        self.end = (stream or current_stream()).end
+        # On a stream that has nothing to do it is reached at once.
+        self.end = max((stream or current_stream()).end, now())
 
     def wait(self, stream: Stream | None = None) -> None:
         (stream or current_stream()).wait_event(self)
@@ -77,6 +78,10 @@ class Event:
 
     def query(self) -> bool:
         return now() >= self.end
+
+    def elapsed_time(self, later: "Event") -> float:
+        """Milliseconds from this event to `later`."""
+        return 1e3 * (later.end - self.end)
 
 
 class StreamContext:

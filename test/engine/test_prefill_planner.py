@@ -31,6 +31,7 @@ URGENT = {"ttft_ms": 60_000}
 NO_OVERLAP = replace(KAIROS, args=(*KAIROS.args, "--disable-overlap-schedule"))
 # Real weights, chunks of 256 tokens.
 KAIROS_CPU = Config(platform="cpu", kairos=True, args=("--chunked-prefill-size", "256"))
+KAIROS_CPU_SMALL = replace(KAIROS_CPU, prefill_args=("--max-total-tokens", "4500"))
 
 
 def body(ids: list[int], slo: dict[str, float], new_tokens: int = 2) -> dict[str, Any]:
@@ -174,6 +175,14 @@ def test_everything_is_given_back_after_a_burst(cluster: Cluster) -> None:
     assert planner(cluster)["parked"] == 0
 
 
+def tokens(cluster: Cluster, ids: list[int], slo: dict[str, float]) -> tuple[list[int], float]:
+    """Output and the first token's logprob, which every token of the prompt has a part in."""
+    answer = send(cluster, {**body(ids, slo, 24), "return_logprob": True})
+    assert answer.decode.status_code == 200
+    result = answer.decode.json()
+    return result["output_ids"], result["meta_info"]["output_token_logprobs"][0][0]
+
+
 @on(KAIROS_CPU)
 def test_tokens_of_overtaken_and_overtaking_are_those_of_an_undisturbed_run(
     cluster: Cluster,
@@ -182,30 +191,48 @@ def test_tokens_of_overtaken_and_overtaking_are_those_of_an_undisturbed_run(
     long = random.integers(10, 1000, 3000).tolist()
     short = random.integers(10, 1000, 700).tolist()
 
-    def tokens(ids: list[int], slo: dict[str, float]) -> tuple[list[int], float]:
-        """Output and the first token's logprob, which every token of the prompt has a part in."""
-        request = {**body(ids, slo, 24), "return_logprob": True}
-        answer = send(cluster, request)
-        assert answer.decode.status_code == 200
-        result = answer.decode.json()
-        return result["output_ids"], result["meta_info"]["output_token_logprobs"][0][0]
-
     before = planner(cluster)
     with ThreadPoolExecutor(2) as pool:
-        overtaken = pool.submit(tokens, long, {"ttft_ms": 600_000})
+        overtaken = pool.submit(tokens, cluster, long, {"ttft_ms": 600_000})
         wait_for(lambda: started(cluster))
-        overtaking = pool.submit(tokens, short, URGENT)
+        overtaking = pool.submit(tokens, cluster, short, URGENT)
         disturbed = overtaken.result(), overtaking.result()
     assert planner(cluster)["overtakes"] > before["overtakes"]
     assert planner(cluster)["parks"] > before["parks"]
     wait_idle(cluster)
     # The same chunks again, from the radix cache.
-    cached = tokens(long, URGENT), tokens(short, URGENT)
+    cached = tokens(cluster, long, URGENT), tokens(cluster, short, URGENT)
     assert [ids for ids, _ in cached] == [ids for ids, _ in disturbed]
     # And computed anew. Other chunks sum in another order, so near-ties may flip later tokens.
     wait_idle(cluster)
     httpx.post(f"{cluster.prefill[0].url}/flush_cache").raise_for_status()
     for (_, anew), (_, logprob) in zip(
-        (tokens(long, URGENT), tokens(short, URGENT)), disturbed, strict=True
+        (tokens(cluster, long, URGENT), tokens(cluster, short, URGENT)), disturbed, strict=True
     ):
         assert anew == pytest.approx(logprob, abs=1e-3)
+
+
+@on(long=(KAIROS_CPU_SMALL,))
+def test_a_parked_prompt_outlasts_the_eviction_of_what_is_cached(cluster: Cluster) -> None:
+    random = np.random.default_rng(31)
+    old, long = (random.integers(10, 1000, 3000).tolist() for _ in range(2))
+    shorts = [random.integers(10, 1000, 700).tolist() for _ in range(3)]
+    tokens(cluster, old, URGENT)  # leaves most of the memory to the cache
+    wait_idle(cluster)
+    before = planner(cluster)
+    with ThreadPoolExecutor(4) as pool:
+        overtaken = pool.submit(tokens, cluster, long, {"ttft_ms": 600_000})
+        wait_for(lambda: started(cluster))
+        overtaking = [pool.submit(tokens, cluster, short, URGENT) for short in shorts]
+        disturbed = [overtaken.result(), *(one.result() for one in overtaking)]
+    after = planner(cluster)
+    assert after["parks"] > before["parks"]
+    assert after["recomputed"] == before["recomputed"], "the cache was to make room"
+    wait_idle(cluster)
+    again = send(cluster, body(old, URGENT)).prefill.json()
+    assert again["meta_info"]["cached_tokens"] < 256, "nothing was evicted"
+    wait_idle(cluster)
+    httpx.post(f"{cluster.prefill[0].url}/flush_cache").raise_for_status()
+    for ids, (_, logprob) in zip([long, *shorts], disturbed, strict=True):
+        assert tokens(cluster, ids, URGENT)[1] == pytest.approx(logprob, abs=1e-3)
+    wait_idle(cluster)

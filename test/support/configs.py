@@ -5,7 +5,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from support.clusters import EMULATED_PAIR
+from support.clusters import EMULATED_PAIR, Config
+
+SUPPORT = Path(__file__).parent
 
 # What the emulated devices of `OFF` did.
 TRACE = Path(tempfile.gettempdir()) / f"kairos-emulation-{os.getpid()}.jsonl"
@@ -22,3 +24,11 @@ KAIROS = replace(
 )
 # Decode memory for a prompt or two, and first tokens held back.
 KAIROS_TIGHT = replace(KAIROS, decode_args=("--kairos-hold", "--max-total-tokens", "30000"))
+# Real weights; a coin parks half of the requests in every decode step, whatever it should take.
+PARKING = Config(
+    platform="cpu",
+    kairos=True,
+    args=("--chunked-prefill-size", "256"),
+    decode_args=("--kairos-profile", str(SUPPORT / "slow_decode.json")),
+    env=(("PYTHONPATH", str(SUPPORT / "coin")), ("KAIROS_TEST_COIN", "1")),
+)

@@ -90,7 +90,7 @@ class StepLearner:
     Attributes:
         calibration: measured / table.
         table: the current step times, without the calibration.
-        samples: steps taken in.
+        samples: steps whose pace was taken in.
     """
 
     def __init__(self, prior: StepTable) -> None:
@@ -101,6 +101,7 @@ class StepLearner:
         self.calibration = Calibration()
         self.table = prior
         self.samples = 0
+        self._shapes = 0  # steps that the table was learned from
         self._batches = self.grid.batches
         self._log_batches = np.log2(self._batches)
         self._ratios = np.ones((len(self._batches), prior.seconds.shape[1]))
@@ -124,20 +125,33 @@ class StepLearner:
         Args:
             batch: requests. total, longest: sum and maximum of their contexts, tokens.
         """
-        if not (1 <= batch < len(self.table.seconds) and 0.0 < seconds < math.inf):
+        self.observe_shape(batch, total, longest, seconds)
+        self.observe_pace(batch, total, longest, seconds)
+
+    def observe_shape(self, batch: int, total: float, longest: float, seconds: float) -> None:
+        """As `observe`, for the table alone: what the step took on the device."""
+        if not self._is_step(batch, seconds):
             return
-        self.samples += 1
-        predicted = self.table.step_s(batch, total, longest)
-        self.calibration.observe(predicted, seconds)
-        if self.samples < 8 * REFRESH or self.samples % SHAPE_EVERY == 0:
+        self._shapes += 1
+        if self._shapes < 8 * REFRESH or self._shapes % SHAPE_EVERY == 0:
             self._learn_shape(batch, total, longest, seconds)
         self._window[self._seen % WINDOW] = batch, total, longest, seconds
         self._seen += 1
         if self._seen % WINDOW == 0:
             self._learn_straggler()
+
+    def observe_pace(self, batch: int, total: float, longest: float, seconds: float) -> None:
+        """As `observe`, for the calibration alone: how long until the next one."""
+        if not self._is_step(batch, seconds):
+            return
+        self.samples += 1
+        self.calibration.observe(self.table.step_s(batch, total, longest), seconds)
         if self.samples % REFRESH == 0:
             self._refresh()
         self._learned = self._learned._replace(factor=self.calibration.factor)
+
+    def _is_step(self, batch: int, seconds: float) -> bool:
+        return 1 <= batch < len(self.table.seconds) and 0.0 < seconds < math.inf
 
     def state(self) -> dict[str, Any]:
         """Plain values for a file."""
@@ -173,7 +187,8 @@ class StepLearner:
         if not sane:
             raise InputError("learned steps: of another engine, or out of range")
         self._ratios, self._counts = ratios, counts
-        self._mean, self._straggler, self.samples = mean, straggler, samples
+        self._mean, self._straggler = mean, straggler
+        self.samples = self._shapes = samples
         self._refresh()
 
     def _learn_shape(self, batch: int, total: float, longest: float, seconds: float) -> None:
@@ -195,9 +210,9 @@ class StepLearner:
         counts += here
         # Calibrated errors are clipped to four spreads; these too, in the same unit. At first
         # nobody knows the spread; one stall must not make a knot slow for ever.
-        spreads = 4.0 * self.calibration.spread + 0.05 if self.samples > 64 else FIRST_SPREADS
+        spreads = 4.0 * self.calibration.spread + 0.05 if self._shapes > 64 else FIRST_SPREADS
         error = min(max(ratio - known, -spreads * known), spreads * known)
-        self._mean += max(RATE, 1.0 / (self.samples + 1.0)) * (known + error - self._mean)
+        self._mean += max(RATE, 1.0 / (self._shapes + 1.0)) * (known + error - self._mean)
         rate = np.maximum(RATE, 1.0 / np.maximum(counts, 1.0)) * here
         own += np.where(counts > 0.0, rate * (known + error - own), 0.0)
         np.clip(own, *_RATIO_RANGE, out=own)

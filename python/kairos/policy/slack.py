@@ -151,6 +151,21 @@ class SlackPolicy:
         """Predicted seconds of a step of the rows that are set to run."""
         return float(self._kernel.running_step_s(residents, self.table, self.calibration.factor))
 
+    def stands(self, residents: Rows, now_s: float, steps: int) -> bool:
+        """Whether `select` would choose everybody now and in each of the next `steps` steps, as
+        long as nobody joins and steps take no longer than predicted."""
+        return bool(
+            self._kernel.stands(
+                residents,
+                now_s,
+                self.table,
+                self.calibration.factor,
+                self.params,
+                self.max_batch,
+                steps,
+            )
+        )
+
     def keep_order(
         self, residents: Rows, now_s: float, reload_s_per_token: float = 0.0
     ) -> list[int]:

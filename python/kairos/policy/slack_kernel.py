@@ -122,6 +122,29 @@ def select(
 
 
 @compiled
+def stands(
+    rows: Any, now: float, table: Any, factor: float, p: Any, max_batch: int, steps: int
+) -> bool:
+    """Whether `select` would choose everybody now and in each of the next `steps` steps, if they
+    take as long as predicted: nobody is behind but victims, and a step of all of them, grown by
+    then, still keeps the tightest pace that `select` plans for."""
+    n = rows.shape[0]
+    total = 0.0
+    longest = 0.0
+    tightest = math.inf
+    for i in range(n):
+        row = rows[i]
+        slack = row.first + row.tau * (row.tokens + 1 - p.guard_tokens) - now
+        if slack < 0.0 and not row.victim:
+            return False
+        total += row.context + steps
+        longest = max(longest, float(row.context + steps))
+        tightest = min(tightest, row.tau)
+    grown = step_s(table, factor, float(n), total, longest)
+    return bool(n <= max_batch and grown <= p.floor * tightest)
+
+
+@compiled
 def _express_target(
     rows: Any, slack: Any, whole: float, table: Any, factor: float, p: Any, horizons: Any
 ) -> float:

@@ -325,3 +325,33 @@ def test_25_a_selection_grows_with_n_log_n():
         return min(taken)
 
     assert least_s(4_096) < 40 * least_s(256)
+
+
+@settings(max_examples=300, deadline=None)
+@given(residents_strategy, st.sampled_from([TAU, 0.08]), st.integers(0, 12), st.data())
+def test_26_where_it_says_so_everybody_runs_for_so_many_steps(residents, tau, steps, data):
+    table = held([replace(one, tpot_s=max(tau, one.tpot_s)) for one in residents])
+    rows = table.rows
+    given_up = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
+    rows["victim"] = (rows["first"] + rows["tau"] * rows["tokens"] < 0.0) | given_up
+    chooser, now = policy(), 0.0
+    if not chooser.stands(rows, now, steps):
+        return
+    for _ in range(steps + 1):
+        step_s = chooser.select(rows, now)
+        assert rows["runs"].all()
+        now += step_s
+        rows["last"] = now
+        rows["tokens"] += 1
+        rows["context"] += 1
+
+
+def test_27_it_does_not_say_so_where_somebody_is_behind_or_the_step_is_long():
+    ahead = [at_slack(i, 2_000, 0.1) for i in range(8)]
+    chooser = policy()
+    assert chooser.stands(held(ahead).rows, 0.0, 8)
+    assert not chooser.stands(held([*ahead, at_slack(9, 2_000, -0.01)]).rows, 0.0, 8)
+    long = [at_slack(i, 20_000, 0.1) for i in range(100)]
+    assert chooser.select(held(long).rows, 0.0) > 0.95 * TAU
+    assert not chooser.stands(held(long).rows, 0.0, 8)
+    assert not SlackPolicy(TABLE, 7).stands(held(ahead).rows, 0.0, 8)

@@ -247,6 +247,46 @@ def test_the_rows_follow_the_tokens() -> None:
         assert rows.rows["first"].tolist() == firsts
 
 
+def test_at_ease_nobody_is_looked_at_and_the_rows_follow_all_the_same() -> None:
+    loop = Loop(overlap=True)
+    selections = []
+    select = loop.policy.select
+
+    def counted(rows: Any, now_s: float) -> float:
+        selections.append(now_s)
+        return select(rows, now_s)
+
+    loop.policy.select = counted  # type: ignore[method-assign]
+    reqs = [loop.join(1_000, 100, 200.0) for _ in range(4)]
+    for _ in range(60):
+        loop.turn()
+    state = loop.batcher.snapshot()
+    assert state["steps_at_ease"] > 40
+    assert len(selections) == state["steps"] - state["steps_at_ease"]
+    rows = loop.batcher.rows.rows
+    # The last token of each is still to be processed, and the newest step to be counted.
+    assert rows["context"].tolist() == [req.length - 1 for req in reqs]
+    assert rows["tokens"].tolist() == [req.length - 1 - 1_000 for req in reqs]
+    # It has been planned for when the step ends that was in flight.
+    assert rows["last"].min() >= loop.now - 1e-9
+
+
+def test_who_joins_or_leaves_at_ease_is_looked_at() -> None:
+    loop = Loop(overlap=True)
+    for _ in range(4):
+        loop.join(1_000, 100, 200.0)
+    for _ in range(20):
+        loop.turn()
+    assert loop.batcher.at_ease
+    late = loop.join(3_000, 5, 200.0)
+    loop.turn()
+    assert late.kairos.number in loop.batcher.rows.rows["id"]
+    for _ in range(8):
+        loop.turn()
+    assert late.finished_reason is not None
+    assert late.kairos.number not in loop.batcher.rows.rows["id"]
+
+
 def parked_loop(overlap: bool = True) -> Loop:
     """Two requests of 14 that always sit out."""
     loop = Loop(overlap)

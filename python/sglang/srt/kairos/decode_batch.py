@@ -26,6 +26,9 @@ from kairos.policy.slack import SlackPolicy
 CHANGE_SHARE = 0.02
 LONGEST_PERIOD = 8
 
+# While everybody has time to spare, nobody is looked at for so many steps.
+AT_EASE_STEPS = 8
+
 Original = Callable[[Any, Any], Any]
 
 
@@ -57,6 +60,7 @@ class DecodeBatcher:
 
     Attributes:
         rows: the requests of the running batch.
+        at_ease: in the newest step everybody runs and has time to spare.
     """
 
     def __init__(
@@ -81,6 +85,8 @@ class DecodeBatcher:
         self._parting: Parting | None = None
         self._in_flight_s = 0.0
         self._since_selection = 0
+        self.at_ease = False
+        self._ease = 0  # steps to come for which nobody need be looked at
         self._counts: Counter[str] = Counter()
         self._obstacles: Counter[str] = Counter()
         self._split_s: deque[float] = deque(maxlen=1024)
@@ -92,6 +98,9 @@ class DecodeBatcher:
         if self._refusal is not None:
             return original(scheduler, batch)
         begin = time.perf_counter()
+        if self.at_ease and self._ease and batch.reqs is self.rows.reqs:
+            return self._as_before(original, scheduler, batch, begin)
+        self.at_ease = False
         batch = self._recover(batch)
         if [req for req in batch.reqs if req.finished_reason is not None]:
             batch.filter_batch()
@@ -101,8 +110,7 @@ class DecodeBatcher:
             self._parting = None
             return original(scheduler, batch)
         now = self._clock.now()
-        # Under the overlap schedule the step before this one is still to run.
-        start = now + (self._in_flight_s if self._overlap and scheduler.last_batch else 0.0)
+        start = self._start(scheduler, now)
         left = self.rows.sync(batch.reqs, batch.seq_lens_cpu.numpy(), now)
         if left is not None:
             # Others than those who were taken apart before.
@@ -125,6 +133,10 @@ class DecodeBatcher:
         self._decide_s.append(time.perf_counter() - begin)
         if together:
             self._parting = None
+            holds = self._held is not None and self._held.count
+            if not holds and self.policy.stands(rows, start, AT_EASE_STEPS):
+                self.at_ease = True
+                self._ease = AT_EASE_STEPS
             return self._counted(original, scheduler, batch)
         return self._part(original, scheduler, batch)
 
@@ -152,6 +164,7 @@ class DecodeBatcher:
         return {
             "parking": "on" if self._refusal is None else f"off: {self._refusal}",
             "steps": counts["steps"],
+            "steps_at_ease": counts["steps_at_ease"],
             "steps_with_parked": counts["steps_with_parked"],
             "parked": len(self._parting.parked.reqs) if self._parting else 0,
             "parks": counts["parks"],
@@ -164,6 +177,25 @@ class DecodeBatcher:
             "merge_us": _spread(self._merge_s),
             "decide_us": _spread(self._decide_s),
         }
+
+    def _start(self, scheduler: Any, now: float) -> float:
+        """When the step begins that is prepared at `now`."""
+        # Under the overlap schedule the step before this one is still to run.
+        return now + (self._in_flight_s if self._overlap and scheduler.last_batch else 0.0)
+
+    def _as_before(self, original: Original, scheduler: Any, batch: Any, begin: float) -> Any:
+        """Upstream's path: all of the batch run, as `SlackPolicy.stands` has found before."""
+        self._ease -= 1
+        self._since_selection += 1
+        self._counts["steps"] += 1
+        self._counts["steps_at_ease"] += 1
+        start = self._start(scheduler, self._clock.now())
+        self._rank_for_retraction(batch, start)
+        self._decide_s.append(time.perf_counter() - begin)
+        updated = self._counted(original, scheduler, batch)
+        if updated is not None and updated.reqs is self.rows.reqs:
+            self.rows.step_of_all(start + self._in_flight_s)
+        return updated
 
     def _recover(self, batch: Any) -> Any:
         """A step that was taken apart and never launched: go on with everybody."""

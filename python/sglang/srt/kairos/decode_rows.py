@@ -16,18 +16,35 @@ Indices = npt.NDArray[np.int64]
 class DecodeRows:
     """Row i describes the request at position i of the running batch.
 
-    Nothing is read per request while the same requests run: lengths come from the batch's tensor.
+    Nothing is read per request while the same requests run: lengths come from the batch's tensor,
+    and steps of everybody are only counted until somebody looks at the rows.
 
     Attributes:
-        rows: shape (requests,), dtype `ROW`.
         reqs: upstream's list of requests that the rows describe.
     """
 
     def __init__(self, classes: SloClasses) -> None:
-        self.rows: Rows = np.empty(0, ROW)
+        self._rows: Rows = np.empty(0, ROW)
+        self._steps = 0  # of everybody, that the rows do not show yet
+        self._end_s = 0.0
         self.reqs: Sequence[Any] = []
         self._prompts = np.empty(0, np.int64)
         self._classes = {name: i for i, name in enumerate([DEFAULT_CLASS, *classes.named])}
+
+    @property
+    def rows(self) -> Rows:
+        """Shape (requests,), dtype `ROW`."""
+        if self._steps:
+            self._rows["context"] += self._steps
+            self._rows["tokens"] += self._steps
+            self._rows["last"] = self._end_s
+            self._steps = 0
+        return self._rows
+
+    def step_of_all(self, end_s: float) -> None:
+        """The same requests, all of them, run in one more step, which ends at `end_s`."""
+        self._steps += 1
+        self._end_s = end_s
 
     def sync(self, reqs: Sequence[Any], lengths: Indices, now: float) -> list[Any] | None:
         """Follow the batch.
@@ -43,13 +60,14 @@ class DecodeRows:
         left = None
         if reqs is not self.reqs:
             left = self._follow(reqs, now)
-        self.rows["context"] = lengths
-        self.rows["tokens"] = lengths - self._prompts
+        rows = self.rows
+        rows["context"] = lengths
+        rows["tokens"] = lengths - self._prompts
         return left
 
     def reorder(self, order: Indices) -> None:
         """The request at `order[i]` moves to position i."""
-        self.rows = self.rows[order]
+        self._rows = self.rows[order]
         self._prompts = self._prompts[order]
         self.reqs = [self.reqs[at] for at in order.tolist()]
 
@@ -62,7 +80,7 @@ class DecodeRows:
         """The batch is empty; returns the requests that have left."""
         left = list(self.reqs)
         if left:
-            self.rows, self._prompts, self.reqs = self.rows[:0], self._prompts[:0], []
+            self._rows, self._prompts, self.reqs = self.rows[:0], self._prompts[:0], []
         return left
 
     def _follow(self, reqs: Sequence[Any], now: float) -> list[Any]:
@@ -81,7 +99,7 @@ class DecodeRows:
         rows[here] = self.rows[there]
         prompts[here] = self._prompts[there]
         left = [self.reqs[at] for at in known.values()]
-        self.rows, self._prompts, self.reqs = rows, prompts, reqs
+        self._rows, self._prompts, self.reqs = rows, prompts, reqs
         return left
 
     def _joined(self, req: Any, now: float) -> Any:

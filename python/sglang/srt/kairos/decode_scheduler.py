@@ -12,6 +12,7 @@ from sglang.srt.kairos.decode_hold import HeldTokens
 from sglang.srt.kairos.decode_preallocation import DecodePreallocation, preallocation_refusal
 from sglang.srt.kairos.decode_rows import DecodeRows
 from sglang.srt.kairos.decode_steps import DecodeSteps
+from sglang.srt.kairos.device_times import device_times
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.errors import InputError
@@ -58,7 +59,7 @@ class DecodeScheduler:
         overlap = scheduler.enable_overlap
         rows = DecodeRows(config.classes)
         self._lengths = LengthEstimator(1 + len(config.classes.named))
-        self._steps = DecodeSteps(prior, clock, overlap)
+        self._steps = DecodeSteps(prior, clock, overlap, device_times(scheduler))
         self.held = HeldTokens() if config.hold and refusal is None else None
         policy = SlackPolicy(prior, max_batch, lengths=self._lengths)
         # Out of memory and in again, unless the operator wants upstream's order by priority.
@@ -86,7 +87,7 @@ class DecodeScheduler:
     def processed(self, batch: Any) -> None:
         """After upstream has processed the result of a decode step."""
         done = time.monotonic()
-        self._steps.observe(batch, done)
+        self._steps.observe(batch, done, self.batcher.at_ease)
         if self._keeps and done - self._saved_s > SAVE_EVERY_S:
             self.save()
             self._saved_s = done

@@ -4,6 +4,7 @@ from collections import deque
 from typing import Any
 
 import numpy as np
+from sglang.srt.kairos.device_times import DeviceTimes, Load
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency.steps import Learned, StepLearner, StepTables
@@ -12,6 +13,9 @@ from kairos.latency.table import StepTable
 # Longer gaps are pauses, not steps. Upstream's own counters draw the same line.
 LONGEST_STEP_S = 2.0
 
+# While everybody has time to spare, one step of so many is learned from: it decides nothing then.
+AT_EASE_EVERY = 4
+
 
 class DecodeSteps:
     """Measures decode steps, learns from them, and says what a step will take.
@@ -19,14 +23,23 @@ class DecodeSteps:
     Args:
         prior: step times of the profile.
         overlap: the overlap schedule is on: a step's launch says nothing about its end.
+        device: what steps take on the device. The table is learned from that then, and from the
+            pace of the results only how much longer everything takes. None: both from the pace.
     """
 
-    def __init__(self, prior: StepTable, clock: SharedClock, overlap: bool) -> None:
+    def __init__(
+        self,
+        prior: StepTable,
+        clock: SharedClock,
+        overlap: bool,
+        device: DeviceTimes | None = None,
+    ) -> None:
         self.learner = StepLearner(prior)
         self._tables = StepTables(prior)
         self._unlearned = self.learner.learned
         self._clock = clock
         self._overlap = overlap
+        self._device = device
         self._last: tuple[int, float] | None = None
         self._ratios: deque[float] = deque(maxlen=1024)
 
@@ -46,7 +59,7 @@ class DecodeSteps:
         learned: Learned = self._clock.learned("decode_steps", self._unlearned)
         return self._tables.of(learned), learned.factor
 
-    def observe(self, batch: Any, done_s: float) -> float | None:
+    def observe(self, batch: Any, done_s: float, at_ease: bool = False) -> float | None:
         """Take in an upstream batch whose result has just been processed.
 
         Results come one after the other at the pace of the steps, whether the next one runs
@@ -54,10 +67,31 @@ class DecodeSteps:
 
         Args:
             done_s: local monotonic seconds.
+            at_ease: everybody runs and has time to spare.
 
         Returns:
-            the step's seconds, None where they are not known.
+            the step's seconds, None where they are not known or not asked for.
         """
+        seconds = self._seconds(batch, done_s)
+        wanted = not (at_ease and batch.forward_iter % AT_EASE_EVERY)
+        load = _load(batch) if wanted and seconds is not None else None
+        if self._device is not None:
+            for known, device_s in self._device.processed(load, batch.after_idle_gap):
+                self.learner.observe_shape(*known, device_s)
+        if load is None or seconds is None:
+            return None
+        table, factor = self.current()
+        if 1 <= load.batch < len(table.seconds):
+            self._ratios.append(seconds / (factor * table.step_s(*load)))
+        if self._device is None:
+            self.learner.observe(*load, seconds)
+        else:
+            self.learner.observe_pace(*load, seconds)
+        self._clock.learn("decode_steps", self.learner.learned)
+        return seconds
+
+    def _seconds(self, batch: Any, done_s: float) -> float | None:
+        """How long the step took by the clock of this process; None where that is not known."""
         last, self._last = self._last, (batch.forward_iter, done_s)
         if last is not None and not batch.after_idle_gap and last[0] + 1 == batch.forward_iter:
             seconds = done_s - last[1]
@@ -65,21 +99,13 @@ class DecodeSteps:
             seconds = done_s - batch.launch_ts
         else:
             return None
-        if not 0.0 < seconds < LONGEST_STEP_S or batch.seq_lens_cpu is None:
-            return None
-        lengths = batch.seq_lens_cpu.numpy()
-        size, total, longest = len(lengths), float(lengths.sum()), float(lengths.max())
-        table, factor = self.current()
-        if 1 <= size < len(table.seconds):
-            self._ratios.append(seconds / (factor * table.step_s(size, total, longest)))
-        self.learner.observe(size, total, longest, seconds)
-        self._clock.learn("decode_steps", self.learner.learned)
-        return seconds
+        return seconds if 0.0 < seconds < LONGEST_STEP_S else None
 
     def snapshot(self) -> dict[str, Any]:
         """Counters for /server_info: how steps compare with what was predicted just before."""
         ratios = np.array(self._ratios) if self._ratios else np.ones(1)
         return {
+            "device_timer": self._device is not None,
             "steps_measured": self.learner.samples,
             "measured_over_predicted": {
                 "p10": round(float(np.quantile(ratios, 0.1)), 4),
@@ -89,3 +115,11 @@ class DecodeSteps:
             "calibration": round(self.learner.calibration.factor, 4),
             "straggler": round(self.learner.learned.straggler, 4),
         }
+
+
+def _load(batch: Any) -> Load | None:
+    """Of an upstream batch; None where upstream keeps its lengths on the device."""
+    if batch.seq_lens_cpu is None:
+        return None
+    lengths = batch.seq_lens_cpu.numpy()
+    return Load(len(lengths), float(lengths.sum()), float(lengths.max()))
