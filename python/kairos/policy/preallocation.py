@@ -93,6 +93,23 @@ class PreallocationParams(NamedTuple):
                 raise InputError(f"preallocation: {name} = {value!r}; allowed are 0 to {high:g}")
 
 
+LEAST_WORK = 0.5
+"""A prefix cache may spare a prompt part of its prefill, and a decode server does not know which.
+This share of it is taken for certain."""
+
+
+def least_work_s(whole_s: float, objective_s: float) -> float:
+    """Shortest prefill that a prompt may need, seconds.
+
+    Args:
+        whole_s: its prefill without any prefix hit.
+        objective_s: its time to first token.
+    """
+    least_s = LEAST_WORK * whole_s
+    # Who asks for less time than that counts on the cache.
+    return least_s if least_s <= objective_s else LEAST_WORK * objective_s
+
+
 class Grant(NamedTuple):
     """Attributes:
     at: index of the prompt.

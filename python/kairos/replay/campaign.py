@@ -67,8 +67,7 @@ def finished(
             raise InputError(
                 f"--resume: {path} is of another replay; give the same trace, start, load, "
                 "duration, SLOs, seed, profile, instances, dilation, prefix cache, limits, "
-                "--router, URL and model, "
-                "or another --out"
+                "--router, URL, API, model and SLO headers, or another --out"
             )
         if commit and header.git_commit and header.git_commit != commit and not force:
             raise InputError(

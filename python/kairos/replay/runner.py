@@ -136,9 +136,10 @@ def reached(setting: Setting) -> dict[str, list[str]]:
     """What the header says of servers that run already; empty where a run starts its own."""
     if setting.url is None:
         return {}
-    found = {"client sends to": UrlTarget(setting.url).describe()}
-    if isinstance(setting.limits.api, CompletionsApi):
-        found["model"] = [setting.limits.api.model]
+    api = setting.limits.api
+    found = {"client sends to": UrlTarget(setting.url).describe(), "API": [api.path]}
+    if isinstance(api, CompletionsApi):
+        found |= {"model": [api.model], "SLO headers": [api.slo_headers]}
     return found
 
 

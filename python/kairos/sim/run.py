@@ -13,7 +13,7 @@ from kairos.policy.baselines import RankedQueue
 from kairos.policy.continuous import ContinuousPolicy, GreedyPolicy
 from kairos.policy.jobs import PrefillJob, PrefillQueue
 from kairos.policy.length import LengthEstimator, group_of
-from kairos.policy.preallocation import Asking
+from kairos.policy.preallocation import Asking, least_work_s
 from kairos.policy.residents import Resident
 from kairos.policy.slack import SlackPolicy
 from kairos.policy.urgency import UrgencyQueue
@@ -28,8 +28,6 @@ from kairos.sim.settings import Settings
 PREFILLED, READY, STEPPED = 0, 1, 2
 HOLD_MARGIN_S = 1e-3
 """A held first token is released this long before its deadline."""
-LEAST_WORK = 0.5
-"""A decode instance counts a prompt as late when even this share of its prefill no longer fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +181,10 @@ class _Simulation:
 
     def _asking(self, request: int) -> Asking:
         tokens = self._input[request]
-        work_s = LEAST_WORK * self.profile.prefill.batch_s([Chunk(0, tokens)])
-        return Asking(request, tokens + 1, self._arrival[request], self._deadline[request], work_s)
+        arrival_s, deadline_s = self._arrival[request], self._deadline[request]
+        whole_s = self.profile.prefill.batch_s([Chunk(0, tokens)])
+        work_s = least_work_s(whole_s, deadline_s - arrival_s)
+        return Asking(request, tokens + 1, arrival_s, deadline_s, work_s)
 
     def _grants_in_order(self) -> bool:
         grants = self.settings.grants

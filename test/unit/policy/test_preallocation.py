@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from kairos.errors import InputError
 from kairos.policy.growth import peak_tokens
-from kairos.policy.preallocation import Asking, Preallocation, PreallocationParams, Room
+from kairos.policy.preallocation import (
+    Asking,
+    Preallocation,
+    PreallocationParams,
+    Room,
+    is_late,
+    least_work_s,
+)
 
 NOBODY = np.empty(0)
 
@@ -188,3 +195,13 @@ def test_16_who_would_soon_be_lost_needs_no_credit() -> None:
     crowd = room(3_200, late_pending=[600, 500])
     policy = Preallocation(PreallocationParams(lost_s=90.0))
     assert [grant.at for grant in policy.grant([late, short], crowd, 100.0)] == [1]
+
+
+@given(st.floats(0.0, 1e3), st.floats(1e-3, 1e6))
+def test_17_nobody_is_late_before_it_has_waited(whole_s, objective_s):
+    """A prompt whose prefix was cached counted as late from the start, if half of its whole prefill
+    was longer than its objective."""
+    work_s = least_work_s(whole_s, objective_s)
+    assert 0.0 <= work_s <= 0.5 * whole_s
+    assert not is_late(Asking(1, 100, 0.0, objective_s, work_s), 0.0)
+    assert is_late(Asking(1, 100, 0.0, objective_s, work_s), 1.001 * objective_s)

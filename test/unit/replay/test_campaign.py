@@ -12,7 +12,7 @@ from kairos.cluster import ServerDiedError
 from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.replay import campaign
-from kairos.replay.api import CompletionsApi
+from kairos.replay.api import Api, CompletionsApi, GenerateApi
 from kairos.replay.campaign import finished, runs_of
 from kairos.replay.client import Options
 from kairos.replay.commands import labels
@@ -109,17 +109,31 @@ def test_4_records_of_another_replay_are_not_mixed_in(
         finished(runs_of(["fcfs"], [0.9], 1), {0.9: plan}, setting(tmp_path))
 
 
-def test_4a_nor_are_those_of_another_endpoint_or_model(tmp_path: Path, plan: Plan) -> None:
-    def done(url: str, model: str) -> dict[str, Header]:
-        own = setting(tmp_path, url=url, emulated=False, limits=Options(api=CompletionsApi(model)))
+def test_4a_nor_are_those_of_another_endpoint_or_model_or_way_to_ask(
+    tmp_path: Path, plan: Plan
+) -> None:
+    def done(url: str, api: Api) -> dict[str, Header]:
+        own = setting(tmp_path, url=url, emulated=False, limits=Options(api=api))
         return finished(runs_of(["fcfs"], [0.9], 1), {0.9: plan}, own)
 
-    servers = {"client sends to": ["http://h:1"], "model": ["m"], "state": ["as found"]}
+    servers = {
+        "client sends to": ["http://h:1"],
+        "API": ["/v1/completions"],
+        "model": ["m"],
+        "SLO headers": ["kairos"],
+        "state": ["as found"],
+    }
     written(tmp_path, plan, emulated=False, servers=servers)
-    assert len(done("http://h:1", "m")) == 1
-    for url, model in (("http://h:2", "m"), ("http://h:1", "n")):
+    assert len(done("http://h:1", CompletionsApi("m"))) == 1
+    others: list[tuple[str, Api]] = [
+        ("http://h:2", CompletionsApi("m")),
+        ("http://h:1", CompletionsApi("n")),
+        ("http://h:1", CompletionsApi("m", "x-slo")),
+        ("http://h:1", GenerateApi()),
+    ]
+    for url, api in others:
         with pytest.raises(InputError, match="is of another replay"):
-            done(url, model)
+            done(url, api)
 
 
 def test_4b_nor_of_another_commit_unless_forced(

@@ -88,6 +88,16 @@ def test_who_waits_for_prefill_too_late_counts_and_who_is_prefilled_does_not() -
         assert server.arrange() == expected, policy
 
 
+def test_a_long_prompt_that_counts_on_the_cache_is_not_given_up_at_its_arrival() -> None:
+    server = Server(80_000, 8, [waiting(1, 50_000)])
+    # Its whole prefill takes four seconds, and late prompts hold their share already.
+    server.queue.queue[0].req.kairos = RequestSlo(Slo(700.0, 50.0), server.now - 0.1, 1)
+    held = waiting(2, 15_000)
+    held.req.kairos = RequestSlo(Slo(100.0, 50.0), 0.0, 2)
+    server.scheduler.disagg_decode_transfer_queue.queue = [held]
+    assert server.arrange() == [1]
+
+
 def test_without_rows_nothing_is_granted() -> None:
     server = Server(50_000, 0, [waiting(1, 1_000), waiting(2, 1_000)])
     for _ in range(40):

@@ -17,11 +17,8 @@ from kairos.policy.preallocation import (
     PreallocationParams,
     Room,
     is_late,
+    least_work_s,
 )
-
-# A prefix cache may spare a prompt part of its prefill, and a decode server does not know which.
-# A prompt counts as late when even this share of its work no longer ends in time.
-LEAST_WORK = 0.5
 
 
 class _Known(NamedTuple):
@@ -168,8 +165,11 @@ class DecodePreallocation:
             return known
         # Upstream's allocator gives whole pages.
         tokens = -(-(len(req.origin_input_ids) + made) // self._page) * self._page
-        work = 0.0 if self._after else LEAST_WORK * self._prefill.batch_s([Chunk(0, tokens)])
-        asking = Asking(request.number, tokens, request.arrival_s, deadline_s, work)
+        work_s = 0.0
+        if not self._after:
+            whole_s = self._prefill.batch_s([Chunk(0, tokens)])
+            work_s = least_work_s(whole_s, request.slo.ttft_s)
+        asking = Asking(request.number, tokens, request.arrival_s, deadline_s, work_s)
         limit = float(req.sampling_params.max_new_tokens)
         return _Known(asking, made, self._rows.group(req), limit)
 
