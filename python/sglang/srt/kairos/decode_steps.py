@@ -59,7 +59,7 @@ class DecodeSteps:
         learned: Learned = self._clock.learned("decode_steps", self._unlearned)
         return self._tables.of(learned), learned.factor
 
-    def observe(self, batch: Any, done_s: float, at_ease: bool = False) -> float | None:
+    def observe(self, batch: Any, done_s: float, at_ease: bool = False) -> None:
         """Take in an upstream batch whose result has just been processed.
 
         Results come one after the other at the pace of the steps, whether the next one runs
@@ -68,9 +68,6 @@ class DecodeSteps:
         Args:
             done_s: local monotonic seconds.
             at_ease: everybody runs and has time to spare.
-
-        Returns:
-            the step's seconds, None where they are not known or not asked for.
         """
         seconds = self._seconds(batch, done_s)
         wanted = not (at_ease and batch.forward_iter % AT_EASE_EVERY)
@@ -79,7 +76,7 @@ class DecodeSteps:
             for known, device_s in self._device.processed(load, batch.after_idle_gap):
                 self.learner.observe_shape(*known, device_s)
         if load is None or seconds is None:
-            return None
+            return
         table, factor = self.current()
         if 1 <= load.batch < len(table.seconds):
             self._ratios.append(seconds / (factor * table.step_s(*load)))
@@ -88,7 +85,6 @@ class DecodeSteps:
         else:
             self.learner.observe_pace(*load, seconds)
         self._clock.learn("decode_steps", self.learner.learned)
-        return seconds
 
     def _seconds(self, batch: Any, done_s: float) -> float | None:
         """How long the step took by the clock of this process; None where that is not known."""
