@@ -77,16 +77,22 @@ def _render(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     tables = [
         simulated_markdown(msgspec.json.decode(path.read_bytes(), type=Simulated))
-        for path in sorted(RECORDS.glob("simulated-*.json"))
+        for path in _records("simulated")
     ]
     text = _between(text, "simulated", "\n".join(tables))
     tables = [
         engine_markdown(path.stem.removeprefix("engine-"), msgspec.json.decode(path.read_bytes()))
-        for path in sorted(RECORDS.glob("engine-*.json"))
+        for path in _records("engine")
     ]
     text = _between(text, "engine", "\n".join(tables) or "No record is kept yet.\n")
     page.write_text(text, encoding="utf-8")
     print(f"{page}: written")
+
+
+def _records(kind: str) -> list[Path]:
+    """By the number that their names begin with: 10 comes after 9."""
+    found = RECORDS.glob(f"{kind}-*.json")
+    return sorted(found, key=lambda path: [int(d) for d in re.findall(r"\d+", path.stem)])
 
 
 def _between(text: str, name: str, tables: str) -> str:
