@@ -31,6 +31,7 @@ URGENT = {"ttft_ms": 60_000}
 NO_OVERLAP = replace(KAIROS, args=(*KAIROS.args, "--disable-overlap-schedule"))
 # Real weights, chunks of 256 tokens.
 KAIROS_CPU = Config(platform="cpu", kairos=True, args=("--chunked-prefill-size", "256"))
+# Memory for a long prompt and two short ones.
 KAIROS_CPU_SMALL = replace(KAIROS_CPU, prefill_args=("--max-total-tokens", "4500"))
 
 

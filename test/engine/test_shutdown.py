@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kairos.cluster import Server
 from kairos.cluster.process import is_zombie
 from support.clusters import ClusterPool
 from support.configs import KAIROS, PARKING
@@ -16,8 +17,12 @@ from support.pair import Streaming, kairos_state, wait_for
 pytestmark = pytest.mark.long
 
 
-def end(pid: int) -> None:
-    os.kill(pid, signal.SIGTERM)
+def parked(server: Server, part: str) -> int:
+    """Of its `planner` or its `decode`."""
+    state = kairos_state(server)
+    assert state is not None
+    count: int = state[part]["parked"]
+    return count
 
 
 def wait_gone(pid: int) -> None:
@@ -28,19 +33,12 @@ def wait_gone(pid: int) -> None:
 def test_parked_prompts_are_served_before_a_prefill_server_ends(clusters: ClusterPool) -> None:
     with clusters.beside(KAIROS) as cluster:
         server = cluster.prefill[0]
-
-        def parked() -> int:
-            state = kairos_state(server)
-            assert state is not None
-            count: int = state["planner"]["parked"]
-            return count
-
         with (
             Streaming(cluster, 80_000, 2, slo={"ttft_ms": 1_000}) as long,
             Streaming(cluster, 40_000, 2, slo={"ttft_ms": 60_000}) as urgent,
         ):
-            wait_for(lambda: parked() == 1, "a parked prompt")
-            end(server.pid)
+            wait_for(lambda: parked(server, "planner") == 1, "a parked prompt")
+            os.kill(server.pid, signal.SIGTERM)
             for one in (urgent, long):
                 one.wait_finished()
                 assert one.made == 2
@@ -50,16 +48,9 @@ def test_parked_prompts_are_served_before_a_prefill_server_ends(clusters: Cluste
 def test_parked_requests_are_served_before_a_decode_server_ends(clusters: ClusterPool) -> None:
     with clusters.beside(PARKING) as cluster, ExitStack() as stack:
         server = cluster.decode[0]
-
-        def parked() -> int:
-            state = kairos_state(server)
-            assert state is not None
-            count: int = state["decode"]["parked"]
-            return count
-
         open_ones = [stack.enter_context(Streaming(cluster, 50, 300)) for _ in range(8)]
-        wait_for(lambda: parked() > 0, "a parked request")
-        end(server.pid)
+        wait_for(lambda: parked(server, "decode") > 0, "a parked request")
+        os.kill(server.pid, signal.SIGTERM)
         for one in open_ones:
             one.wait_finished()
             assert one.made == 300

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kairos.errors import InputError
@@ -335,8 +335,7 @@ def test_26_where_it_says_so_everybody_runs_for_so_many_steps(residents, tau, st
     given_up = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
     rows["victim"] = (rows["first"] + rows["tau"] * rows["tokens"] < 0.0) | given_up
     chooser, now = policy(), 0.0
-    if not chooser.stands(rows, now, steps):
-        return
+    assume(chooser.stands(rows, now, steps))  # hypothesis fails where that is too rare
     for _ in range(steps + 1):
         step_s = chooser.select(rows, now)
         assert rows["runs"].all()

@@ -247,7 +247,9 @@ def test_the_rows_follow_the_tokens() -> None:
         assert rows.rows["first"].tolist() == firsts
 
 
-def test_at_ease_nobody_is_looked_at_and_the_rows_follow_all_the_same() -> None:
+def test_at_ease_nobody_is_looked_at_and_the_rows_follow_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     loop = Loop(overlap=True)
     selections = []
     select = loop.policy.select
@@ -256,7 +258,7 @@ def test_at_ease_nobody_is_looked_at_and_the_rows_follow_all_the_same() -> None:
         selections.append(now_s)
         return select(rows, now_s)
 
-    loop.policy.select = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(loop.policy, "select", counted)
     reqs = [loop.join(1_000, 100, 200.0) for _ in range(4)]
     for _ in range(60):
         loop.turn()
