@@ -27,6 +27,7 @@ class Asking(NamedTuple):
         output_tokens: expected; 0 where nothing is known.
         needed_tokens: free tokens that the engine insists on before it gives memory away; 0: the
             prompt's and the reserve.
+        server: name of the prefill server that it goes to; the same for all where nobody knows.
     """
 
     id: int
@@ -36,6 +37,7 @@ class Asking(NamedTuple):
     work_s: float
     output_tokens: float = 0.0
     needed_tokens: float = 0.0
+    server: str = ""
 
 
 class Room(NamedTuple):
@@ -45,8 +47,7 @@ class Room(NamedTuple):
         capacity: all of it.
         free: what may be given away now, the engine's own reserve taken off.
         reserve: what the engine's reserve grows by with every request.
-        late_pending: length of each prompt that holds memory, is not prefilled yet and cannot be on
-            time any more.
+        pending: prompts that hold memory and are not prefilled yet.
         contexts, remaining: of the residents, promised ones included; see `peak_tokens`. Empty
             where nothing is known about lengths.
         slots: prompts that can be taken in before the engine runs out of rows.
@@ -55,7 +56,7 @@ class Room(NamedTuple):
     capacity: float
     free: float
     reserve: float
-    late_pending: Sequence[int]
+    pending: Sequence[Asking]
     contexts: Floats
     remaining: Floats
     slots: int = sys.maxsize
@@ -66,9 +67,8 @@ class PreallocationParams(NamedTuple):
     peak_share: share of capacity that the predicted peak may reach.
     late_share: late prompts get memory only up to this share of capacity in use.
     late_pending_share: and together no more than this share, or one at a time.
-    given_up_quantile: once late prompts hold more than that, who is longer than this quantile of
-        them is expected to be given up, too,
-    scarce_share: and gets memory only up to this share of capacity in use.
+    horizon_s: a prompt waits while shorter ones, which hold memory for the same prefill server,
+        are more than so much work for it.
     elder_s: a prompt that has asked for so long goes first, late or not, and nobody passes it.
     elder_credit: this share of all memory granted may go to elders. More would let a backlog of
         given-up prompts push out those that are on time.
@@ -79,8 +79,7 @@ class PreallocationParams(NamedTuple):
     peak_share: float = 0.98
     late_share: float = 0.6
     late_pending_share: float = 0.1
-    given_up_quantile: float = 0.25
-    scarce_share: float = 0.9
+    horizon_s: float = 2.0
     elder_s: float = 30.0
     elder_credit: float = 0.05
     lost_s: float = math.inf
@@ -147,14 +146,14 @@ class Preallocation:
         for at, prompt in enumerate(asking):
             if at != elder:
                 (late if is_late(prompt, now_s) else on_time).append((prompt.tokens, prompt.id, at))
-        pending = sum(room.late_pending)
-        hopeless = self._hopeless(room, pending)
+        shorter = _Shorter(room.pending)
         for tokens, _, at in sorted(on_time):
-            if tokens > hopeless and left.used + tokens > p.scarce_share * room.capacity:
-                break
-            if left.take(asking[at]):
+            prompt = asking[at]
+            if shorter.work_s(prompt) <= p.horizon_s and left.take(prompt):
+                shorter.add(prompt)
                 granted.append(Grant(at, False))
                 self._credit += p.elder_credit * tokens
+        pending = _late_tokens(room, now_s)
         for tokens, _, at in sorted(late):
             if left.used + tokens > p.late_share * room.capacity and left.used > 0.0:
                 break
@@ -167,14 +166,6 @@ class Preallocation:
         self._credit = min(self._credit, room.capacity)
         return granted
 
-    def _hopeless(self, room: Room, pending: int) -> float:
-        """Longer prompts than this are likely to be given up. Urgency gives up long ones first, so
-        those that it has given up, and that hold memory for it, tell where it stands."""
-        if pending <= self.params.late_pending_share * room.capacity:
-            return math.inf
-        held = sorted(room.late_pending)
-        return held[int(self.params.given_up_quantile * (len(held) - 1))]
-
     def _elder(self, asking: Sequence[Asking], room: Room, now_s: float) -> int | None:
         """Index of the prompt that has asked for longest, if that is too long and affordable. One
         that would not even fit an empty server is nobody to wait for."""
@@ -185,8 +176,7 @@ class Preallocation:
         waited_s = now_s - asking[at].asked_s
         if self._credit > 0.0:
             return at if waited_s > self.params.elder_s else None
-        pending = sum(room.late_pending)
-        crowded = self._crowded(pending, asking[at].tokens, room)
+        crowded = self._crowded(_late_tokens(room, now_s), asking[at].tokens, room)
         return at if waited_s > self.params.lost_s and not crowded else None
 
     def _crowded(self, pending: int, tokens: int, room: Room) -> bool:
@@ -202,6 +192,29 @@ def _need(prompt: Asking, room: Room) -> float:
 def is_late(prompt: Asking, now_s: float) -> bool:
     """Whether it misses its deadline even if its prefill began now."""
     return now_s + prompt.work_s > prompt.deadline_s
+
+
+def _late_tokens(room: Room, now_s: float) -> int:
+    """Memory held by prompts that wait for a prefill and miss their deadlines."""
+    return sum(prompt.tokens for prompt in room.pending if is_late(prompt, now_s))
+
+
+class _Shorter:
+    """Work that prefill servers have in shorter prompts; asked about ever longer ones."""
+
+    def __init__(self, pending: Sequence[Asking]) -> None:
+        # Late ones count: they are there because prefill is behind.
+        self._held = sorted(pending, key=lambda prompt: (prompt.tokens, prompt.id), reverse=True)
+        self._work_s: dict[str, float] = {}
+
+    def work_s(self, prompt: Asking) -> float:
+        """Of those that are shorter than `prompt`, for its server."""
+        while self._held and self._held[-1].tokens < prompt.tokens:
+            self.add(self._held.pop())
+        return self._work_s.get(prompt.server, 0.0)
+
+    def add(self, prompt: Asking) -> None:
+        self._work_s[prompt.server] = self._work_s.get(prompt.server, 0.0) + prompt.work_s
 
 
 # Prompts are tried short ones first: when so many would overfill memory at its peak, longer ones

@@ -34,9 +34,12 @@ _COMMON = ("--incremental-streaming-output",)
 _AFTER_PREFILL = ("--disaggregation-decode-allocation-policy", "prefill_complete")
 
 # How emulated servers differ from an ideal engine: batches are composed one ahead, a prompt waits
-# for memory on its decode server first, transfers of a prefill server share its link, and the
-# decode server sends the first token.
-_ENGINE = Settings(lookahead=True, preallocate=True, contention=True, first_token="decode")
+# for memory on its decode server first, and for both to know (20 ms: from an arrival to the batch of
+# an idle prefill server), transfers of a prefill server share its link, and the decode server sends
+# the first token.
+_ENGINE = Settings(
+    lookahead=True, preallocate=True, handshake_s=0.02, contention=True, first_token="decode"
+)
 
 # What Kairos' prefill servers add to a predicted end for the hand-over, beside the transfer of the
 # last chunk, and their slices; the simulator's own defaults are the fixed cost of a transfer alone,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kairos.policy.length import LengthEstimator
-from kairos.policy.preallocation import Asking, Preallocation, Room, is_late
+from kairos.policy.preallocation import Asking, Preallocation, PreallocationParams, Room
 from kairos.sim.decode import DecodeServer
 
 RESERVED_TOKENS = 512
@@ -32,6 +32,7 @@ class Rooms:
         in_order: upstream's order, by arrival, and nobody passes one that does not fit; otherwise
             the policy's.
         rows: requests that each can hold, in its batch or before.
+        prefill_servers: how many share the work that is granted.
     """
 
     def __init__(
@@ -41,13 +42,17 @@ class Rooms:
         lengths: Sequence[LengthEstimator | None],
         in_order: bool,
         rows: int,
+        prefill_servers: int,
     ) -> None:
         self._servers = servers
         self._capacity = capacity_tokens
         self._lengths = lengths
         self._in_order = in_order
         self._rows = rows
-        self._policies = [Preallocation() for _ in servers]
+        # Nobody knows yet which of them takes a prompt, so they count as one that is as fast.
+        horizon_s = prefill_servers * PreallocationParams().horizon_s
+        params = PreallocationParams(horizon_s=horizon_s)
+        self._policies = [Preallocation(params) for _ in servers]
         self._asking: list[dict[int, tuple[Asking, int]]] = [{} for _ in servers]
         self._asking_tokens = [0] * len(servers)
         self._promised: dict[int, Promise] = {}
@@ -75,7 +80,7 @@ class Rooms:
     def _grant(self, at: int, now_s: float) -> list[int]:
         if not self._asking[at]:
             return []
-        room = self._room(at, now_s)
+        room = self._room(at)
         if self._in_order:
             asking = [prompt for prompt, _ in self._asking[at].values()]
             granted = self._first_come(asking, room)
@@ -114,7 +119,7 @@ class Rooms:
         outputs = lengths.remaining(groups, made, limits).tolist()
         return [p._replace(output_tokens=n) for p, n in zip(prompts, outputs, strict=True)]
 
-    def _room(self, at: int, now_s: float) -> Room:
+    def _room(self, at: int) -> Room:
         server, lengths = self._servers[at], self._lengths[at]
         promised = [promise for promise in self._promised.values() if promise.at == at]
         held = np.concatenate([server.running.rows, server.waiting.rows])
@@ -129,12 +134,11 @@ class Rooms:
                 np.append(held["tokens"], made),
                 np.append(held["limit"], np.full(len(promised), np.inf)),
             )
-        late = [p.asking.tokens for p in promised if is_late(p.asking, now_s)]
         return Room(
             float(self._capacity),
             float(free),
             float(RESERVED_TOKENS),
-            late,
+            [promise.asking for promise in promised],
             contexts.astype(np.float64),
             remaining,
             self._rows - len(held) - len(promised),

@@ -25,7 +25,7 @@ from kairos.sim.records import Records
 from kairos.sim.scenario import Scenario
 from kairos.sim.settings import Settings
 
-PREFILLED, READY, STEPPED = 0, 1, 2
+PREFILLED, READY, STEPPED, SHAKEN = 0, 1, 2, 3
 HOLD_MARGIN_S = 1e-3
 """A held first token is released this long before its deadline."""
 
@@ -118,6 +118,7 @@ class _Simulation:
                 self._lengths,
                 self._grants_in_order(),
                 _rows(self._cap),
+                settings.shape[0],
             )
             if settings.preallocate
             else None
@@ -141,14 +142,17 @@ class _Simulation:
             if kind == STEPPED:
                 freed = self.decode[what].finish(now)
                 self._step(what, now)
-                if freed and self._rooms is not None:
+                if freed:
                     self._grant(now)
-                    self._wake(now)
             elif kind == PREFILLED:
                 for request in self.prefill[what].finish():
                     self._prefilled(request, what, now)
                 self._launch(what, now)
                 self._wake(now)
+            elif kind == SHAKEN:
+                self._queue(what)
+                if not events or events[0][:3:2] != (now, SHAKEN):  # the last that begins now
+                    self._wake(now)
             else:
                 self._ready(what, now)
         return Finished(self.scenario, self.settings, self.records, self.prefill, self.decode)
@@ -196,7 +200,7 @@ class _Simulation:
     def _grant(self, now: float) -> None:
         if self._rooms is not None:
             for request in self._rooms.grant(now):
-                self._queue(request)
+                self._push(now + self.settings.handshake_s, SHAKEN, request)
 
     def _job(self, request: int) -> PrefillJob:
         return PrefillJob(
@@ -277,6 +281,7 @@ class _Simulation:
                 group=self._group(request),
             )
         )
+        self._grant(now)  # there is less work ahead of those that wait
         if self.decode[d].idle:
             self._step(d, now)
 

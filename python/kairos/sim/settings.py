@@ -34,6 +34,7 @@ class Settings:
     preallocate: a prompt is prefilled only once a decode instance has room for it.
     grants: who gets that room first: "arrival" is upstream's order; "deadline" prefers those that
         can be on time (`policy/preallocation.py`); "": the second one with urgency.
+    handshake_s: from the grant of that room until a prefill server may begin.
     first_token: who sends it: "prefill" at the end of its batch, or "decode" once the KV is there,
         as SGLang's disaggregation does.
     admission: arrivals are admitted, degraded or turned away by their outlook.
@@ -57,6 +58,7 @@ class Settings:
     contention: bool = False
     preallocate: bool = False
     grants: str = ""
+    handshake_s: float = 0.0
     first_token: str = "prefill"
     admission: bool = False
     seed: int = 0
@@ -81,6 +83,7 @@ class Settings:
             "decode bias": (self.decode_bias, 0.1, 10.0),
             "noise": (self.noise, 0.0, 1.0),
             "change cost": (self.change_cost_s, 0.0, 1.0),
+            "handshake": (self.handshake_s, 0.0, 1.0),
         }
         for name, (number, low, high) in bounds.items():
             if not low <= number <= high:

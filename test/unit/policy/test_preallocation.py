@@ -23,11 +23,16 @@ NOBODY = np.empty(0)
 
 
 def room(free: float, capacity: float = 10_000, late_pending: Sequence[int] = ()) -> Room:
-    return Room(capacity, free, 10.0, late_pending, NOBODY, NOBODY)
+    late = [asking(-at, tokens, -math.inf) for at, tokens in enumerate(late_pending, 1)]
+    return Room(capacity, free, 10.0, late, NOBODY, NOBODY)
 
 
 def asking(i: int, tokens: int, deadline_s: float = 100.0, asked_s: float = 0.0) -> Asking:
     return Asking(i, tokens, asked_s, deadline_s, 0.1)
+
+
+def working(i: int, tokens: int, work_s: float, server: str = "a") -> Asking:
+    return asking(i, tokens)._replace(work_s=work_s, server=server)
 
 
 def granted(prompts: list[Asking], where: Room, now_s: float = 1.0) -> list[int]:
@@ -171,13 +176,35 @@ def test_13_parameters_out_of_range_are_rejected(field, value):
         Preallocation(PreallocationParams()._replace(**{field: value}))
 
 
-def test_14_who_is_longer_than_those_given_up_leaves_the_last_memory_to_others() -> None:
-    prompts = [asking(1, 300), asking(2, 700), asking(3, 800)]
-    given_up = [600, 700, 5_000]
-    scarce = room(2_000, late_pending=given_up)
-    assert granted(prompts, scarce) == [1]
-    assert granted(prompts, room(9_000, late_pending=given_up)) == [1, 2, 3]  # there is plenty
-    assert granted(prompts, room(2_000, late_pending=[600])) == [1, 2, 3]  # they hold little
+def test_14_who_waits_behind_enough_shorter_ones_gets_no_memory_yet() -> None:
+    busy = [working(8, 300, 1.0), working(9, 400, 1.5)]
+    there = room(9_000)._replace(pending=busy)
+    assert granted([working(1, 400, 1.0), working(2, 401, 1.0)], there) == [1]
+    assert granted([working(1, 401, 1.0), working(2, 402, 1.0, "b")], there) == [2]
+    # What is granted in the same pass counts, too.
+    assert granted([working(i, 100 * i, 1.5) for i in (1, 2, 3)], room(9_000)) == [1, 2]
+    late = [prompt._replace(deadline_s=0.0) for prompt in busy]
+    assert granted([working(2, 401, 1.0)], room(9_000)._replace(pending=late)) == []
+
+
+rows = st.lists(
+    st.tuples(st.integers(1, 6), st.integers(0, 8), st.sampled_from("ab")), min_size=1, max_size=12
+)
+
+
+@settings(deadline=None)
+@given(rows, rows, st.randoms(use_true_random=False))
+def test_14_as_by_counting_them_one_by_one(asks, holds, random):
+    asked = [working(i, 100 * n, w / 4, s) for i, (n, w, s) in enumerate(asks)]
+    pending = [working(99 + i, 100 * n, w / 4, s) for i, (n, w, s) in enumerate(holds)]
+    expected: list[Asking] = []
+    for prompt in sorted(asked, key=lambda a: (a.tokens, a.id)):
+        shorter = [a for a in pending if a.tokens < prompt.tokens] + expected
+        if sum(a.work_s for a in shorter if a.server == prompt.server) <= 2.0:
+            expected.append(prompt)
+    random.shuffle(pending)
+    there = room(1e6, 1e6)._replace(pending=pending)
+    assert granted(asked, there) == [prompt.id for prompt in expected]
 
 
 def test_15_an_elder_that_no_server_could_hold_is_not_waited_for() -> None:

@@ -485,3 +485,11 @@ def test_28_with_back_pressure_nobody_is_prefilled_without_a_row_on_a_decode_ser
         assert most <= 40
     simulate(scenario, Settings(), profile)
     assert most > 40
+
+
+def test_29_prefill_begins_when_both_servers_know_of_the_memory():
+    seen = {}
+    for handshake_s in (0.0, 0.5):
+        settings = Settings("fcfs", "continuous", preallocate=True, handshake_s=handshake_s)
+        seen[handshake_s] = simulate(poisson(1, 1.0, 4000, 9), settings, PROFILE).records
+    assert seen[0.5].prefilled_s - seen[0.0].prefilled_s == pytest.approx([0.5])

@@ -16,7 +16,6 @@ from kairos.policy.preallocation import (
     Preallocation,
     PreallocationParams,
     Room,
-    is_late,
     least_work_s,
 )
 
@@ -102,8 +101,8 @@ class DecodePreallocation:
                 waiting.waiting_for_input = False
             return
         prompts = self._asking(known, retractable)
-        late = [one.asking.tokens for one in pending if is_late(one.asking, now)]
-        grants = self._policy.grant(prompts, self._room(queue, free, slots, late), now)
+        room = self._room(queue, free, slots, [one.asking for one in pending])
+        grants = self._policy.grant(prompts, room, now)
         if not grants and not self._active():
             return  # an empty server: upstream decides what fits it at all
         chosen = [ready[grant.at] for grant in grants]
@@ -169,7 +168,14 @@ class DecodePreallocation:
         if not self._after:
             whole_s = self._prefill.batch_s([Chunk(0, tokens)])
             work_s = least_work_s(whole_s, request.slo.ttft_s)
-        asking = Asking(request.number, tokens, request.arrival_s, deadline_s, work_s)
+        asking = Asking(
+            request.number,
+            tokens,
+            request.arrival_s,
+            deadline_s,
+            work_s,
+            server=f"{req.bootstrap_host}:{req.bootstrap_port}",
+        )
         limit = float(req.sampling_params.max_new_tokens)
         return _Known(asking, made, self._rows.group(req), limit)
 
@@ -199,7 +205,7 @@ class DecodePreallocation:
         )
         return float(free), retractable
 
-    def _room(self, queue: Any, free: float, slots: int, late: Sequence[int]) -> Room:
+    def _room(self, queue: Any, free: float, slots: int, pending: Sequence[Asking]) -> Room:
         promised = self._promised()
         rows = self._rows.rows
         contexts = np.array([len(req.origin_input_ids) for req in promised], np.float64)
@@ -208,7 +214,7 @@ class DecodePreallocation:
             self._capacity,
             free,
             float(queue.num_reserved_decode_tokens),
-            late,
+            pending,
             np.concatenate([rows["context"].astype(np.float64), contexts]),
             np.concatenate([residents, self._remaining(promised)]),
             slots,
