@@ -34,9 +34,9 @@ _COMMON = ("--incremental-streaming-output",)
 _AFTER_PREFILL = ("--disaggregation-decode-allocation-policy", "prefill_complete")
 
 # How emulated servers differ from an ideal engine: batches are composed one ahead, a prompt waits
-# for memory on its decode server first, and for both to know (20 ms: from an arrival to the batch of
-# an idle prefill server), transfers of a prefill server share its link, and the decode server sends
-# the first token.
+# for memory on its decode server first, and until both know of it (20 ms from an arrival to the
+# batch of an idle prefill server), transfers of a prefill server share its link, and the decode
+# server sends the first token.
 _ENGINE = Settings(
     lookahead=True, preallocate=True, handshake_s=0.02, contention=True, first_token="decode"
 )
