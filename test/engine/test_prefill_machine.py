@@ -133,9 +133,9 @@ def test_whatever_clients_do_all_is_given_back(cluster: Cluster) -> None:
     run(Traffic, cluster, examples=2)
 
 
-@on(long=(OPERATED, AFTER_PREFILL, OPTIMISTIC, PAGES, NO_CACHE, NO_OVERLAP))
+@on(OPERATED, long=(AFTER_PREFILL, OPTIMISTIC, PAGES, NO_CACHE, NO_OVERLAP))
 def test_whatever_operators_do_besides_all_is_given_back(cluster: Cluster) -> None:
-    run(Operation, cluster, examples=5)
+    run(Operation, cluster, examples=3)
 
 
 def run(machine: type[Traffic], cluster: Cluster, examples: int) -> None:

@@ -23,6 +23,7 @@ _ROW = np.dtype(
         ("done", np.int64),
         ("cached", np.int64),
         ("left_s", np.float64),
+        ("waited", np.int64),
     ]
 )
 
@@ -56,10 +57,9 @@ def _response_ratio(jobs: Jobs, start_s: float) -> Floats:
     return np.asarray(-(start_s - jobs["arrival"]) / jobs["left_s"])
 
 
-def _token_ratio(jobs: Jobs, start_s: float) -> Floats:
-    """Upstream ages by tokens that the server has computed meanwhile, over uncached tokens. A busy
-    server computes them at an even rate."""
-    ratio = -(start_s - jobs["arrival"]) / (jobs["total"] - jobs["cached"])
+def _token_ratio(jobs: Jobs, _: float) -> Floats:
+    """Upstream ages by tokens that the server has computed meanwhile, over uncached tokens."""
+    ratio = -jobs["waited"] / (jobs["total"] - jobs["cached"])
     return np.asarray(ratio if len(jobs) <= MATCHED_MOST else jobs["arrival"])
 
 
@@ -141,6 +141,7 @@ class RankedQueue:
             job.done_tokens,
             job.done_tokens,
             self._left_s(job.done_tokens, job.total_tokens),
+            0,
         )
 
     def progress(self, job_id: int, done_tokens: int) -> None:
@@ -164,6 +165,7 @@ class RankedQueue:
         chunks: list[PlannedChunk] = []
         work: list[Chunk] = []
         shared = self._baseline.makes_room and len(order) > 0 and bool(started[order[0]])
+        unfinished = False
         first_tokens = budget_tokens
         if shared:
             first_tokens -= _room_for_shorter(jobs[order], budget_tokens, page_tokens)
@@ -171,7 +173,7 @@ class RankedQueue:
             row = jobs[at]
             remaining = int(row["total"] - row["done"])
             tokens = min(remaining, budget_tokens if chunks else first_tokens)
-            if shared and chunks and tokens < remaining:
+            if unfinished and tokens < remaining:
                 break  # one unfinished prompt at a time
             if tokens < remaining:
                 tokens -= tokens % page_tokens
@@ -180,6 +182,8 @@ class RankedQueue:
             chunks.append(PlannedChunk(int(row["id"]), tokens))
             work.append(Chunk(int(row["done"]), tokens))
             budget_tokens -= tokens
+            unfinished |= shared and tokens < remaining
+        jobs["waited"] += sum(chunk.tokens for chunk in chunks)
         return PrefillPlan(chunks, self.model.batch_s(work) if work else 0.0)
 
     def _left_s(self, done: int, total: int) -> float:

@@ -69,18 +69,23 @@ class PrefillServer:
         return self._running is None
 
     def start(self, now_s: float) -> float | None:
-        """Launch the next batch; returns its end, None when there is nothing to do."""
+        """Launch a batch; returns its end, None when there is nothing to do."""
         batch = self._next or self._compose(now_s)
         self._running, self._next = batch, None
         if batch is None:
             return None
         self.busy_s += batch.true_s
         self.free_s = now_s + batch.plan.batch_s
-        if self._lookahead:
-            self._next = self._compose(self.free_s)
-            if self._next is not None:
-                self.free_s += self._next.plan.batch_s
         return now_s + batch.true_s
+
+    def look_ahead(self) -> None:
+        """Compose the batch after the running one as soon as there is work for it, as upstream's
+        overlap schedule does."""
+        if not self._lookahead or self._running is None or self._next is not None:
+            return
+        self._next = self._compose(self.free_s)
+        if self._next is not None:
+            self.free_s += self._next.plan.batch_s
 
     def finish(self) -> list[int]:
         """The running batch ended: the requests that got their first token."""

@@ -218,10 +218,12 @@ class _Simulation:
             server.add(job)
 
     def _wake(self, now: float) -> None:
-        """Launch what idle prefill instances can do."""
+        """Launch what idle prefill instances can do, and compose what the busy ones do next."""
         for p, server in enumerate(self.prefill):
             if server.idle and len(server.queue):
                 self._launch(p, now)
+        for server in self.prefill:
+            server.look_ahead()
 
     def _route(self) -> PrefillServer:
         if self.settings.routing == "round-robin":

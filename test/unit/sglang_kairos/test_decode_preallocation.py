@@ -16,7 +16,7 @@ from kairos.slo import Slo, SloClasses
 CAPACITY = 100_000
 
 
-def waiting(number: int, tokens: int, max_new: int = 100) -> Any:
+def waiting(number: int, tokens: int, max_new: int = 100, host: str = "10.0.0.1") -> Any:
     req = SimpleNamespace(
         origin_input_ids=[1] * tokens,
         output_ids=[],
@@ -24,6 +24,8 @@ def waiting(number: int, tokens: int, max_new: int = 100) -> Any:
         finished_reason=None,
         sampling_params=SimpleNamespace(max_new_tokens=max_new),
         kairos=RequestSlo(Slo(60_000.0, 50.0), 0.0, number),
+        bootstrap_host=host,
+        bootstrap_port=8998,
     )
     return SimpleNamespace(req=req, waiting_for_input=True)
 
@@ -76,14 +78,13 @@ def test_one_whose_output_upstream_wants_room_for_does_not_stop_those_behind_it(
     assert Server(3_000, 8, prompts).arrange() == [2]
 
 
-def test_who_waits_for_prefill_too_late_counts_and_who_is_prefilled_does_not() -> None:
-    for policy, expected in (("early", [1]), ("prefill_complete", [1, 2])):
-        server = Server(8_500, 8, [waiting(1, 2_000), waiting(2, 5_000)])
-        held = [waiting(3, 3_000), waiting(4, 12_000)]
-        for one in held:
-            one.req.kairos = RequestSlo(Slo(100.0, 50.0), 0.0, one.req.kairos.number)
+def test_who_would_wait_for_a_busy_prefill_server_gets_no_memory_yet() -> None:
+    for policy, expected in (("early", [2]), ("prefill_complete", [1, 2])):
+        server = Server(200_000, 8, [waiting(1, 41_000), waiting(2, 41_000, host="10.0.0.2")])
+        server.scheduler.max_total_num_tokens = 400_000
+        # 1.4 seconds of certain work each, on the first server.
+        server.scheduler.disagg_decode_transfer_queue.queue = [waiting(i, 40_000) for i in (3, 4)]
         server.scheduler.server_args.disaggregation_decode_allocation_policy = policy
-        server.scheduler.disagg_decode_transfer_queue.queue = held
         server.connect()
         assert server.arrange() == expected, policy
 
