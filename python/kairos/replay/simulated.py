@@ -56,7 +56,11 @@ def settings_of(header: Header) -> Settings | None:
         return None
     profile = header.profile
     settings = arm.settings(profile.kv.transfer_s(profile.limits.chunk_tokens))
-    return None if settings is None else replace(settings, instances=header.instances)
+    if settings is None:
+        return None
+    # A handshake waits for passes of a decode server, which take as much longer.
+    handshake_s = settings.handshake_s * header.dilate
+    return replace(settings, instances=header.instances, handshake_s=handshake_s)
 
 
 def simulated_figures(header: Header, records: Sequence[Record]) -> dict[str, Any] | None:
