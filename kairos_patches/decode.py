@@ -23,9 +23,10 @@ def run_batch(result: Any, scheduler: Any, batch: Any, *args: Any, **kwargs: Any
 
 
 def process_batch_result(result: None, scheduler: Any, batch: Any, output: Any) -> None:
-    """Measure the step whose tokens have just been streamed."""
+    """Measure the step whose tokens have just been streamed; now the next one starts."""
     if scheduler.kairos.decode is not None and batch.forward_mode.is_decode():
         scheduler.kairos.decode.processed(batch)
+        scheduler.kairos.decode.batcher.begun(scheduler)
 
 
 def get_new_prebuilt_batch(batch: Any, scheduler: Any, running_batch: Any) -> None:
@@ -104,7 +105,8 @@ HOOKS = [
         kind=Kind.AFTER,
         process=Process.SCHEDULER,
         call=process_batch_result,
-        changes="Decode step times are learned.",
+        changes="Decode step times are learned. With --kairos-hold, first tokens whose step starts "
+        "now are streamed.",
         why="Upstream's own counters keep sums, not steps; under the overlap schedule only the "
         "cadence of results tells what a step took.",
         test="test/engine/test_decode_batch.py",

@@ -177,6 +177,7 @@ class Loop:
         self.now += MODEL.step_s(len(ran), sum(lengths), max(lengths))
         if not self.overlap or len(self.launched) > 1:
             self.process(self.launched.pop(0))
+            self.batcher.begun(self)
 
     def process(self, ran: list[Any]) -> None:
         for req in ran:
@@ -232,6 +233,30 @@ def test_everybody_gets_every_token_in_time(rows, overlap, hold, max_batch) -> N
         if not hold:
             gaps = np.diff(times)
             assert gaps.max() <= STARVE_S + turns * longest_s
+
+
+def test_a_held_token_is_streamed_when_its_step_starts_and_not_when_it_is_prepared() -> None:
+    """Two steps passed between first and second token instead of one: many for short outputs."""
+    loop = Loop(overlap=True, hold=True)
+    loop.join(1_000, 50, 100.0)
+    for _ in range(5):
+        loop.turn()
+    req = loop.join(1_000, 3, 100.0)
+    loop.drain()
+    step_s = MODEL.step_s(2, 2_100, 1_100)
+    assert req.token_s[0] - loop.first_s[req.kairos.number] == pytest.approx(step_s, rel=0.01)
+
+
+def test_a_held_token_whose_deadline_is_near_does_not_wait_for_its_step() -> None:
+    loop = Loop(overlap=True, hold=True)
+    loop.join(1_000, 50, 100.0)
+    for _ in range(5):
+        loop.turn()
+    step_s = MODEL.step_s(2, 2_100, 1_100)
+    begin = loop.now
+    req = loop.join(1_000, 3, 100.0, ttft_ms=1e3 * (1.5 * step_s) + 5.0)
+    loop.turn()
+    assert loop.first_s[req.kairos.number] == begin
 
 
 def test_the_rows_follow_the_tokens() -> None:

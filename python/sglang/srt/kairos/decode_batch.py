@@ -98,6 +98,7 @@ class DecodeBatcher:
         if self._refusal is not None:
             return original(scheduler, batch)
         begin = time.perf_counter()
+        self.begun(scheduler)  # at the latest: the next result has one token more
         if self.at_ease and self._ease and batch.reqs is self.rows.reqs:
             return self._as_before(original, scheduler, batch, begin)
         self.at_ease = False
@@ -123,7 +124,8 @@ class DecodeBatcher:
         if not _all(rows["runs"]):
             step_s = self._spare(batch, start, step_s)
         if self._held is not None and self._held.count:
-            self._release(scheduler, batch, start + step_s, now)
+            released = self._held.release(rows, batch.reqs, start, start + step_s, now)
+            self._stream(scheduler, released)
         runs = rows["runs"]
         together = _all(runs)
         rows["last"][slice(None) if together else runs] = start + step_s
@@ -307,9 +309,13 @@ class DecodeBatcher:
         for rank, at in enumerate(order):
             batch.reqs[at].kairos.retraction_rank = rank
 
-    def _release(self, scheduler: Any, batch: Any, next_s: float, now: float) -> None:
-        assert self._held is not None
-        released = self._held.release(self.rows.rows, batch.reqs, next_s, now)
+    def begun(self, scheduler: Any) -> None:
+        """The step before the selected one is done, and its tokens are streamed."""
+        if self._held is not None:
+            self._stream(scheduler, self._held.begun())
+
+    @staticmethod
+    def _stream(scheduler: Any, released: list[Any]) -> None:
         if released:
             logprob = any(req.return_logprob for req in released)
             scheduler.output_streamer.stream_output(released, logprob)

@@ -26,6 +26,7 @@ class HeldTokens:
 
     def __init__(self) -> None:
         self.count = 0
+        self._due: list[Any] = []
         self._held_ever = 0
         self._at_deadline = 0
 
@@ -49,22 +50,35 @@ class HeldTokens:
         held = np.isfinite(rows["hold"])
         rows["first"][held] = np.minimum(now, rows["hold"][held])
 
-    def release(self, rows: Rows, reqs: Sequence[Any], next_s: float, now: float) -> list[Any]:
+    def release(
+        self, rows: Rows, reqs: Sequence[Any], start_s: float, next_s: float, now: float
+    ) -> list[Any]:
         """Requests whose first token is to be streamed now: they run in the step that was selected,
-        or must not wait for the one after it, which starts at `next_s`."""
+        or must not wait for the one after it. Where the step starts later than now, those that run
+        in it follow at its start, see `begun`.
+
+        Args:
+            start_s, next_s: start of the step, and of the one after it.
+        """
         held = np.isfinite(rows["hold"])
-        due = held & (rows["runs"] | (rows["hold"] <= next_s))
+        urgent = rows["hold"] <= next_s
         released = []
-        for at in np.flatnonzero(due).tolist():
-            self._at_deadline += not rows[at]["runs"]
+        for at in np.flatnonzero(held & (rows["runs"] | urgent)).tolist():
+            later = start_s > now and not urgent[at]
             rows[at]["hold"] = -np.inf
-            rows[at]["first"] = now
+            rows[at]["first"] = start_s if later else now
             reqs[at].kairos.held = False
-            reqs[at].kairos.first_token_s = now
-            released.append(reqs[at])
-        self.count -= len(released)
-        self._held_ever += len(released)
+            reqs[at].kairos.first_token_s = float(rows[at]["first"])
+            (self._due if later else released).append(reqs[at])
+            self._at_deadline += not rows[at]["runs"]
+            self._held_ever += 1
+            self.count -= 1
         return released
+
+    def begun(self) -> list[Any]:
+        """Requests whose first token is to be streamed now that the selected step starts."""
+        due, self._due = self._due, []
+        return [req for req in due if req.finished_reason is None]
 
     def snapshot(self) -> dict[str, int]:
         """Counters for /server_info."""
