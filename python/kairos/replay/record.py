@@ -94,6 +94,13 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     def met(self) -> bool:
         return self.ttft_met and self.tpot_met
 
+    @property
+    def prefix_hit(self) -> int:
+        """Tokens that needed no prefill: as reported, else as expected; one always does."""
+        if self.cached_tokens is None:
+            return self.expected_cached_tokens
+        return min(self.cached_tokens, self.input_tokens - 1)
+
 
 class Quiet(msgspec.Struct, frozen=True, kw_only=True):
     """How undisturbed a run was. None where it could not be measured.

@@ -34,14 +34,16 @@ COMPARED = (
 
 
 def scenario_of(records: Sequence[Record]) -> Scenario:
-    """The requests of one run as the simulator takes them, with the prefix hits that the load
-    assumes."""
+    """The requests of one run as the simulator takes them, with the prefix hits that the server
+    reported, else those that the load assumes. A token more is the place in the queue under lpm: a
+    prompt whose next token is by chance that of another one goes before all that end their hit
+    where the trace does."""
     names = sorted({r.slo_class for r in records})
     return Scenario(
         np.array([r.arrival_s for r in records], np.float64),
         np.array([r.input_tokens for r in records], np.int64),
         np.array([r.output_tokens for r in records], np.int64),
-        np.array([r.expected_cached_tokens for r in records], np.int64),
+        np.array([r.prefix_hit for r in records], np.int64),
         np.array([r.slo_ttft_ms / 1e3 for r in records], np.float64),
         np.array([r.slo_tpot_ms / 1e3 for r in records], np.float64),
         np.array([names.index(r.slo_class) for r in records], np.int64),

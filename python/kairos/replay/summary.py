@@ -244,12 +244,9 @@ def _effective_load(runs: Sequence[tuple[Header, Sequence[Record]]]) -> float | 
     told = False
     for header, records in runs:
         for r in records:
-            hit = r.expected_cached_tokens
-            if r.cached_tokens is not None:
-                told = True
-                hit = min(r.cached_tokens, r.input_tokens - 1)
+            told |= r.cached_tokens is not None
             request = TraceRequest(r.arrival_s, r.input_tokens, r.output_tokens)
-            work += prefill_work_s(request, hit, header.profile)
+            work += prefill_work_s(request, r.prefix_hit, header.profile)
         seconds += header.span_s * int(header.instances.partition("P")[0])
     return work / seconds if told and seconds > 0.0 else None
 

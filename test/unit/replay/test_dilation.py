@@ -84,6 +84,18 @@ def test_6_fidelity_is_simulator_minus_engine() -> None:
     assert len(scenario_of(records)) == len(records)
 
 
+def test_6_prefix_hits_are_those_the_server_reported() -> None:
+    """Under lpm a token more is the place in the queue: the simulator was eight points off."""
+    planned = make_plan(TRACE, PROFILE, load=0.5).requests[:3]
+    hits = [None, 7, planned[2].request.input_tokens]
+    records = [
+        make_record(p, f"r{p.index}", Outcome.OK, token_times_s=[0.001], cached_tokens=hit)
+        for p, hit in zip(planned, hits, strict=True)
+    ]
+    expected = [planned[0].cached_tokens, 7, planned[2].request.input_tokens - 1]
+    assert scenario_of(records).cached_tokens.tolist() == expected
+
+
 def test_7_goodput_in_the_simulator_is_of_the_same_requests() -> None:
     plan = make_plan(TRACE, PROFILE, load=0.9)
     records = [make_record(p, f"r{p.index}", "ok") for p in plan.requests]  # type: ignore[arg-type]
