@@ -235,26 +235,31 @@ def test_everybody_gets_every_token_in_time(rows, overlap, hold, max_batch) -> N
             assert gaps.max() <= STARVE_S + turns * longest_s
 
 
-def test_a_held_token_is_streamed_when_its_step_starts_and_not_when_it_is_prepared() -> None:
-    """Two steps passed between first and second token instead of one: many for short outputs."""
+STEP_OF_TWO_S = MODEL.step_s(2, 2_100, 1_100)
+
+
+def busy_with_one() -> Loop:
+    """A loop that holds first tokens, and one request in its steps."""
     loop = Loop(overlap=True, hold=True)
     loop.join(1_000, 50, 100.0)
     for _ in range(5):
         loop.turn()
+    return loop
+
+
+def test_a_held_token_is_streamed_when_its_step_starts_and_not_when_it_is_prepared() -> None:
+    """Two steps passed between first and second token instead of one: many for short outputs."""
+    loop = busy_with_one()
     req = loop.join(1_000, 3, 100.0)
     loop.drain()
-    step_s = MODEL.step_s(2, 2_100, 1_100)
-    assert req.token_s[0] - loop.first_s[req.kairos.number] == pytest.approx(step_s, rel=0.01)
+    waited_s = req.token_s[0] - loop.first_s[req.kairos.number]
+    assert waited_s == pytest.approx(STEP_OF_TWO_S, rel=0.01)
 
 
 def test_a_held_token_whose_deadline_is_near_does_not_wait_for_its_step() -> None:
-    loop = Loop(overlap=True, hold=True)
-    loop.join(1_000, 50, 100.0)
-    for _ in range(5):
-        loop.turn()
-    step_s = MODEL.step_s(2, 2_100, 1_100)
+    loop = busy_with_one()
     begin = loop.now
-    req = loop.join(1_000, 3, 100.0, ttft_ms=1e3 * (1.5 * step_s) + 5.0)
+    req = loop.join(1_000, 3, 100.0, ttft_ms=1e3 * (1.5 * STEP_OF_TWO_S) + 5.0)
     loop.turn()
     assert loop.first_s[req.kairos.number] == begin
 
