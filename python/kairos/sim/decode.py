@@ -41,6 +41,7 @@ class DecodeServer:
         the step after it, and who has just finished runs once more, in vain.
     change_cost_s: added to a step in which a resident is parked or resumed.
     reload_s_per_token: moving a retracted request out, and in again, stops the steps for so long.
+    streams: first tokens are sent from here, in the pass in which a request is taken in.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class DecodeServer:
         change_cost_s: float,
         reload_s_per_token: float,
         in_order: bool = False,
+        streams: bool = False,
     ) -> None:
         self.policy = policy
         self._in_order = in_order
+        self._streams = streams
         self.running = Residents()
         self.waiting = Residents()
         self.kv_tokens = 0
@@ -97,7 +100,7 @@ class DecodeServer:
 
     def start(self, now_s: float) -> float | None:
         """Launch the next step; returns its end, None when nobody is here."""
-        step = self._next or self._compose(now_s)
+        step = self._next or self._compose(now_s, now_s)
         self._current, self._next = step, None
         if step is None:
             return None
@@ -105,7 +108,7 @@ class DecodeServer:
         self.busy_s += step.true_s
         self.steps += 1
         if self._lookahead:
-            self._next = self._compose(now_s + step.predicted_s)
+            self._next = self._compose(now_s, now_s + step.predicted_s)
         return now_s + step.true_s
 
     def finish(self, now_s: float) -> int:
@@ -138,10 +141,10 @@ class DecodeServer:
             self.wasted_rows += int(np.isin(self._next.batch, self._finished[:count]).sum())
         return count
 
-    def _compose(self, start_s: float) -> Step | None:
+    def _compose(self, now_s: float, start_s: float) -> Step | None:
         """Admit, make room and select for a step that starts at `start_s`."""
         before = self.running.rows["runs"].copy()
-        moved = self._admit(start_s) if len(self.waiting) else 0
+        moved = self._admit(now_s, start_s) if len(self.waiting) else 0
         if not len(self.running):
             return None
         if self.kv_tokens + len(self.running) > self._limits.kv_tokens:
@@ -158,7 +161,7 @@ class DecodeServer:
             true_s += self._change_cost_s
         return Step(self._batch[:count].copy(), predicted_s, true_s)
 
-    def _admit(self, start_s: float) -> int:
+    def _admit(self, now_s: float, start_s: float) -> int:
         """Take in who may join the step; returns the tokens of those that must be moved back."""
         slots = self.policy.max_batch - len(self.running)
         waiting = self.waiting.rows
@@ -173,8 +176,9 @@ class DecodeServer:
             row = self.waiting.remove(request)
             if row["tokens"] == 0:
                 # The client sees a held first token when the decode slot is ready, see `_release`.
-                self._held.append((request, float(row["first"]), float(row["hold"])))
-                row["first"] = max(row["first"], min(row["hold"], start_s))
+                ready_s = max(row["first"], now_s) if self._streams else row["first"]
+                self._held.append((request, float(ready_s), float(row["hold"])))
+                row["first"] = max(ready_s, min(row["hold"], start_s))
                 row["last"] = row["first"]
                 records.first_s[request] = records.last_s[request] = row["first"]
                 records.admitted_s[request] = start_s

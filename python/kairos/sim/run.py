@@ -107,6 +107,7 @@ class _Simulation:
                 settings.change_cost_s,
                 profile.kv.wire_s(1),
                 settings.preallocate,
+                settings.first_token == "decode",
             )
             for _ in range(settings.shape[1])
         ]

@@ -35,8 +35,8 @@ class Settings:
     grants: who gets that room first: "arrival" is upstream's order; "deadline" prefers those that
         can be on time (`policy/preallocation.py`); "": the second one with urgency.
     handshake_s: from the grant of that room until a prefill server may begin.
-    first_token: who sends it: "prefill" at the end of its batch, or "decode" once the KV is there,
-        as SGLang's disaggregation does.
+    first_token: who sends it: "prefill" at the end of its batch, or "decode" when it takes the
+        request in, as SGLang's disaggregation does.
     admission: arrivals are admitted, degraded or turned away by their outlook.
     seed: of the noise.
     """

@@ -222,6 +222,18 @@ def test_8d_a_retracted_request_pays_for_the_way_out_and_back():
     assert paid.busy_s > free.busy_s + 2 * 90 * 0.5e-3
 
 
+@pytest.mark.parametrize("hold", [False, True])
+def test_8e_a_decode_server_sends_first_tokens_in_the_pass_in_which_it_takes_requests_in(hold):
+    # The second one's KV arrives during the first one's first step.
+    scenario = one_by_one([0.0, 0.05], [10, 3])
+    settings = Settings("fcfs", "continuous", stages="decode", first_token="decode", hold=hold)
+    records = simulate(scenario, settings, flat_profile(0.1)).records
+    # The pass in which the second step begins and the third is composed; held: until that begins.
+    assert records.first_s[1] == pytest.approx(0.2 if hold else 0.1)
+    assert records.admitted_s[1] == pytest.approx(0.2)
+    assert records.last_s[1] == pytest.approx(0.4)
+
+
 def test_9_holding_the_first_token_moves_its_time_but_not_past_the_deadline(scenario):
     records = simulate(scenario, Settings(hold=True), SMALL).records
     deadline = scenario.arrival_s + scenario.ttft_s
