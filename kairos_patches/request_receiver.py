@@ -1,5 +1,6 @@
 """`sglang.srt.managers.scheduler_components.request_receiver`: what all ranks hear."""
 
+from functools import cache
 from typing import Any
 
 from kairos_patches._hook import Hook, Kind, Process, Reliance
@@ -7,9 +8,14 @@ from kairos_patches._hook import Hook, Kind, Process, Reliance
 
 def recv_requests(original: Any, receiver: Any, local_reqs: Any = None) -> Any:
     """Send the first rank's clock along, take it out again."""
+    return _clock().receive(original, receiver, local_reqs)
+
+
+@cache
+def _clock() -> Any:
     from sglang.srt.kairos.shared_clock import installed
 
-    return installed().receive(original, receiver, local_reqs)
+    return installed()
 
 
 HOOKS = [

@@ -7,7 +7,7 @@ accelerator.
 `head-of-line`: time to first token of one short request behind ten cancelled 60k-token prompts,
 and behind one running 100k-token prompt. `cost`: scheduler CPU per prefill batch with 10, 100 and
 1,000 requests queued: a whole pass of the event loop without the launch of its batch, and the part
-of it that is Kairos' planning, median and 99th percentile. Whole passes compare less than they seem
+of it that is in Kairos' hooks, median and 99th percentile. Whole passes compare less than they seem
 to: what upstream does in one grows with the requests of the batch, and these differ.
 
 Run on a quiet machine. The device is emulated, so only the scheduler's own time is real.
@@ -56,8 +56,8 @@ class Cost:
     batches: int
     median_ms: float
     p99_ms: float
-    planning_median_ms: float
-    planning_p99_ms: float
+    hooks_median_ms: float
+    hooks_p99_ms: float
 
 
 def started(arm: str, folder: str, env: dict[str, str] | None = None) -> Cluster:

@@ -14,7 +14,7 @@ from kairos.latency.table import StepTable
 LONGEST_STEP_S = 2.0
 
 # While everybody has time to spare, one step of so many is learned from: it decides nothing then.
-AT_EASE_EVERY = 4
+AT_EASE_EVERY = 16
 
 
 class DecodeSteps:
