@@ -67,6 +67,8 @@ class PreallocationParams(NamedTuple):
     peak_share: share of capacity that the predicted peak may reach.
     late_share: late prompts get memory only up to this share of capacity in use.
     late_pending_share: and together no more than this share, or one at a time.
+    ample_s: prompts with more time to spare than this
+    ample_share: get memory only up to this share of capacity in use.
     horizon_s: a prompt waits while shorter ones, which hold memory for the same prefill server,
         are more than so much work for it.
     elder_s: a prompt that has asked for so long goes first, late or not, and nobody passes it.
@@ -79,6 +81,8 @@ class PreallocationParams(NamedTuple):
     peak_share: float = 0.98
     late_share: float = 0.6
     late_pending_share: float = 0.1
+    ample_s: float = 10.0
+    ample_share: float = 0.7
     horizon_s: float = 2.0
     elder_s: float = 30.0
     elder_credit: float = 0.05
@@ -149,15 +153,17 @@ class Preallocation:
         shorter = _Shorter(room.pending)
         for tokens, _, at in sorted(on_time):
             prompt = asking[at]
-            if shorter.work_s(prompt) <= p.horizon_s and left.take(prompt):
+            if shorter.work_s(prompt) > p.horizon_s:
+                continue
+            if self._has_time(prompt, now_s) and not left.within(p.ample_share, tokens):
+                continue
+            if left.take(prompt):
                 shorter.add(prompt)
                 granted.append(Grant(at, False))
                 self._credit += p.elder_credit * tokens
         pending = _late_tokens(room, now_s)
         for tokens, _, at in sorted(late):
-            if left.used + tokens > p.late_share * room.capacity and left.used > 0.0:
-                break
-            if self._crowded(pending, tokens, room):
+            if not left.within(p.late_share, tokens) or self._crowded(pending, tokens, room):
                 break
             if left.take(asking[at]):
                 granted.append(Grant(at, True))
@@ -178,6 +184,10 @@ class Preallocation:
             return at if waited_s > self.params.elder_s else None
         crowded = self._crowded(_late_tokens(room, now_s), asking[at].tokens, room)
         return at if waited_s > self.params.lost_s and not crowded else None
+
+    def _has_time(self, prompt: Asking, now_s: float) -> bool:
+        """Whether it can wait. One that streams already has no deadline, and cannot."""
+        return self.params.ample_s < prompt.deadline_s - prompt.work_s - now_s < math.inf
 
     def _crowded(self, pending: int, tokens: int, room: Room) -> bool:
         """Whether late prompts hold too much already for one more."""
@@ -233,6 +243,11 @@ class _Left:
         self.used = max(0.0, room.capacity - room.free)
         self._slots = room.slots
         self._refusals = 0
+
+    def within(self, share: float, tokens: int) -> bool:
+        """Whether no more than this share of all memory is in use with `tokens` more. An empty
+        server takes anybody."""
+        return self.used + tokens <= share * self._room.capacity or self.used <= 0.0
 
     def take(self, prompt: Asking) -> bool:
         """Take memory for `prompt` if it fits, now and at the peak."""

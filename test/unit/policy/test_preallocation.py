@@ -27,8 +27,8 @@ def room(free: float, capacity: float = 10_000, late_pending: Sequence[int] = ()
     return Room(capacity, free, 10.0, late, NOBODY, NOBODY)
 
 
-def asking(i: int, tokens: int, deadline_s: float = 100.0, asked_s: float = 0.0) -> Asking:
-    return Asking(i, tokens, asked_s, deadline_s, 0.1)
+def asking(i: int, tokens: int, deadline_s: float | None = None, asked_s: float = 0.0) -> Asking:
+    return Asking(i, tokens, asked_s, asked_s + 10.0 if deadline_s is None else deadline_s, 0.1)
 
 
 def working(i: int, tokens: int, work_s: float, server: str = "a") -> Asking:
@@ -215,7 +215,7 @@ def test_15_an_elder_that_no_server_could_hold_is_not_waited_for() -> None:
 
 
 def test_16_who_would_soon_be_lost_needs_no_credit() -> None:
-    late, short = asking(1, 3_000, deadline_s=5.0), asking(2, 500, asked_s=90.0, deadline_s=2_000.0)
+    late, short = asking(1, 3_000, deadline_s=5.0), asking(2, 500, asked_s=95.0)
     for params, expected in ((PreallocationParams(), [1]), (PreallocationParams(lost_s=90.0), [0])):
         grants = Preallocation(params).grant([late, short], room(3_200), 100.0)
         assert [grant.at for grant in grants] == expected
@@ -232,3 +232,14 @@ def test_17_nobody_is_late_before_it_has_waited(whole_s, objective_s):
     assert 0.0 <= work_s <= 0.5 * whole_s
     assert not is_late(Asking(1, 100, 0.0, objective_s, work_s), 0.0)
     assert is_late(Asking(1, 100, 0.0, objective_s, work_s), 1.001 * objective_s)
+
+
+def test_18_who_has_time_leaves_room_for_who_has_not() -> None:
+    # A prefill takes 0.1 s: at 1.0 the first one has just more than 10 s to spare.
+    patient, urgent = asking(1, 900, deadline_s=11.2), asking(2, 950, deadline_s=11.0)
+    assert granted([patient, urgent], room(3_500)) == [2]
+    assert granted([patient, urgent], room(3_500), now_s=1.2) == [1, 2]
+    assert granted([patient, urgent], room(5_000)) == [1, 2]
+    assert granted([patient._replace(tokens=9_000)], room(10_000)) == [1]
+    streaming = patient._replace(deadline_s=math.inf)
+    assert granted([streaming], room(3_500)) == [1]

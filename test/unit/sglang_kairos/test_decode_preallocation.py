@@ -23,7 +23,7 @@ def waiting(number: int, tokens: int, max_new: int = 100, host: str = "10.0.0.1"
         lora_id=None,
         finished_reason=None,
         sampling_params=SimpleNamespace(max_new_tokens=max_new),
-        kairos=RequestSlo(Slo(60_000.0, 50.0), 0.0, number),
+        kairos=RequestSlo(Slo(10_000.0, 50.0), 0.0, number),
         bootstrap_host=host,
         bootstrap_port=8998,
     )
