@@ -6,7 +6,7 @@ given to prompts that miss their objective anyway is missing for those that coul
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +71,8 @@ class PreallocationParams(NamedTuple):
     ample_share: get memory only up to this share of capacity in use.
     horizon_s: a prompt waits while shorter ones, which hold memory for the same prefill server,
         are more than so much work for it.
-    elder_s: a prompt that has asked for so long goes first, late or not, and nobody passes it.
+    elder_s: a prompt that has asked for so long goes first, late or not, and only a bounded amount
+        of short ones passes it.
     elder_credit: this share of all memory granted may go to elders. More would let a backlog of
         given-up prompts push out those that are on time.
     lost_s: a prompt that has asked for so long needs no credit, only that late ones do not hold
@@ -99,6 +100,9 @@ class PreallocationParams(NamedTuple):
 LEAST_WORK = 0.5
 """A prefix cache may spare a prompt part of its prefill, and a decode server does not know which.
 This share of it is taken for certain."""
+
+PASSING = 0.25
+"""Who is no longer than this share of an elder may pass it."""
 
 
 def least_work_s(whole_s: float, objective_s: float) -> float:
@@ -130,6 +134,8 @@ class Preallocation:
         self.params = params or PreallocationParams()
         self.params.check()
         self._credit = 0.0
+        self._waited_for = 0  # id of the elder that did not fit
+        self._passed = 0  # tokens of those that have passed it
 
     def grant(self, asking: Sequence[Asking], room: Room, now_s: float) -> list[Grant]:
         """Prompts that get memory now, in this order."""
@@ -137,32 +143,27 @@ class Preallocation:
             return []
         p = self.params
         left = _Left(room, p.peak_share)
-        granted: list[Grant] = []
         elder = self._elder(asking, room, now_s)
+        late: list[int] = []
+        on_time: list[int] = []
+        for at in sorted(range(len(asking)), key=lambda i: (asking[i].tokens, asking[i].id)):
+            if at != elder:
+                (late if is_late(asking[at], now_s) else on_time).append(at)
+        granted: list[Grant] = []
         if elder is not None:
             prompt = asking[elder]
             if not left.take(prompt):
-                return []  # what is freed from now on is for this one
+                short = [at for at in on_time if asking[at].tokens <= PASSING * prompt.tokens]
+                timely = self._timely(asking, short, room, left, now_s)
+                return [Grant(at, False) for at in self._passing(prompt, asking, timely)]
             self._credit -= prompt.tokens
             granted.append(Grant(elder, is_late(prompt, now_s)))
-        late: list[tuple[int, int, int]] = []
-        on_time: list[tuple[int, int, int]] = []
-        for at, prompt in enumerate(asking):
-            if at != elder:
-                (late if is_late(prompt, now_s) else on_time).append((prompt.tokens, prompt.id, at))
-        shorter = _Shorter(room.pending)
-        for tokens, _, at in sorted(on_time):
-            prompt = asking[at]
-            if shorter.work_s(prompt) > p.horizon_s:
-                continue
-            if self._has_time(prompt, now_s) and not left.within(p.ample_share, tokens):
-                continue
-            if left.take(prompt):
-                shorter.add(prompt)
-                granted.append(Grant(at, False))
-                self._credit += p.elder_credit * tokens
+        for at in self._timely(asking, on_time, room, left, now_s):
+            granted.append(Grant(at, False))
+            self._credit += p.elder_credit * asking[at].tokens
         pending = _late_tokens(room, now_s)
-        for tokens, _, at in sorted(late):
+        for at in late:
+            tokens = asking[at].tokens
             if not left.within(p.late_share, tokens) or self._crowded(pending, tokens, room):
                 break
             if left.take(asking[at]):
@@ -171,6 +172,36 @@ class Preallocation:
                 pending += tokens
         self._credit = min(self._credit, room.capacity)
         return granted
+
+    def _timely(
+        self, asking: Sequence[Asking], on_time: list[int], room: Room, left: "_Left", now_s: float
+    ) -> Iterator[int]:
+        """Take memory for one after the other of those on time, short ones first."""
+        p = self.params
+        shorter = _Shorter(room.pending)
+        for at in on_time:
+            prompt = asking[at]
+            if shorter.work_s(prompt) > p.horizon_s:
+                continue
+            if self._has_time(prompt, now_s) and not left.within(p.ample_share, prompt.tokens):
+                continue
+            if left.take(prompt):
+                shorter.add(prompt)
+                yield at
+
+    def _passing(
+        self, elder: Asking, asking: Sequence[Asking], timely: Iterator[int]
+    ) -> Iterator[int]:
+        """What is freed is for the elder, but short ones pass it until they have taken as much as
+        it needs: the room for a long one comes together over seconds, which they do not have."""
+        if elder.id != self._waited_for:
+            self._waited_for, self._passed = elder.id, 0
+        while self._passed < elder.tokens:
+            at = next(timely, None)
+            if at is None:
+                return
+            self._passed += asking[at].tokens
+            yield at
 
     def _elder(self, asking: Sequence[Asking], room: Room, now_s: float) -> int | None:
         """Index of the prompt that has asked for longest, if that is too long and affordable. One

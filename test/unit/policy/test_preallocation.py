@@ -87,9 +87,27 @@ def test_6_who_has_asked_too_long_goes_before_everybody() -> None:
     for at in range(4):  # while others are served it earns its place
         short = asking(10 + at, 2_000, asked_s=float(at))
         assert [grant.at for grant in policy.grant([elder, short], room(2_500), float(at))] == [1]
-    short = asking(20, 500, asked_s=39.0)
-    assert policy.grant([elder, short], room(2_500), 40.0) == []
-    assert [grant.at for grant in policy.grant([elder, short], room(3_600), 41.0)] == [0, 1]
+    other = asking(20, 800, asked_s=39.0)
+    assert policy.grant([elder, other], room(2_500), 40.0) == []
+    assert [grant.at for grant in policy.grant([elder, other], room(3_900), 41.0)] == [0, 1]
+
+
+def test_6_short_ones_pass_an_elder_that_does_not_fit_until_they_have_taken_what_it_needs() -> None:
+    policy = Preallocation(PreallocationParams(elder_s=30.0, elder_credit=0.5))
+    policy.grant([asking(9, 9_000, asked_s=0.0)], room(10_000), 0.0)  # earns credit
+    elder = asking(1, 3_000, deadline_s=5.0)
+
+    def passing(elder: Asking, now_s: float, tokens: int = 750) -> list[int]:
+        short = [asking(10 + i, tokens, asked_s=now_s) for i in range(3)]
+        return [grant.at - 1 for grant in policy.grant([elder, *short], room(2_500), now_s)]
+
+    assert passing(elder, 40.0, tokens=751) == []
+    assert passing(elder, 41.0) == [0, 1, 2]
+    assert passing(elder, 42.0) == [0]
+    assert passing(elder, 43.0) == []
+    # The next one is waited for anew.
+    assert passing(asking(2, 4_000, deadline_s=5.0), 44.0) == [0, 1, 2]
+    assert [grant.at for grant in policy.grant([elder], room(3_100), 45.0)] == [0]
 
 
 def test_7_a_backlog_of_late_ones_does_not_push_out_who_is_on_time() -> None:
