@@ -18,15 +18,17 @@ def update_running_batch(original: Any, scheduler: Any, batch: Any) -> Any:
 
 def run_batch(result: Any, scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> None:
     """Put the running batch together again once the step is launched."""
-    if scheduler.kairos.decode is not None:
-        scheduler.kairos.decode.batcher.launched(scheduler, batch)
+    decode = scheduler.kairos.decode
+    if decode is not None:
+        decode.batcher.launched(scheduler, batch)
 
 
 def process_batch_result(result: None, scheduler: Any, batch: Any, output: Any) -> None:
     """Measure the step whose tokens have just been streamed; now the next one starts."""
-    if scheduler.kairos.decode is not None and batch.forward_mode.is_decode():
-        scheduler.kairos.decode.processed(batch)
-        scheduler.kairos.decode.batcher.begun(scheduler)
+    decode = scheduler.kairos.decode
+    if decode is not None and batch.forward_mode.is_decode():
+        decode.processed(batch)
+        decode.batcher.begun(scheduler)
 
 
 def get_new_prebuilt_batch(batch: Any, scheduler: Any, running_batch: Any) -> None:
