@@ -11,7 +11,7 @@ def recv_requests(original: Any, receiver: Any, local_reqs: Any = None) -> Any:
     return _clock().receive(original, receiver, local_reqs)
 
 
-@cache
+@cache  # an import in every pass takes microseconds
 def _clock() -> Any:
     from sglang.srt.kairos.shared_clock import installed
 

@@ -176,8 +176,8 @@ class DecodeServer:
             row = self.waiting.remove(request)
             if row["tokens"] == 0:
                 # The client sees a held first token when the decode slot is ready, see `_release`.
-                ready_s = max(row["first"], now_s) if self._streams else row["first"]
-                self._held.append((request, float(ready_s), float(row["hold"])))
+                ready_s = now_s if self._streams else float(row["first"])
+                self._held.append((request, ready_s, float(row["hold"])))
                 row["first"] = max(ready_s, min(row["hold"], start_s))
                 row["last"] = row["first"]
                 records.first_s[request] = records.last_s[request] = row["first"]
