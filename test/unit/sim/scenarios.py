@@ -41,3 +41,18 @@ def flat_profile(batch_s: float, max_batch: int = 64, kv_tokens: int = 100_000) 
         kv=KvLink(0.0, 1.0, 1e15),
         limits=Limits(100, kv_tokens, max_batch),
     )
+
+
+def one_by_one(arrivals: list[float], outputs: list[int]) -> Scenario:
+    """Prompts that are prefilled at once; every decode step of `flat_profile` takes its time."""
+    n = len(arrivals)
+    ones = np.ones(n, np.int64)
+    return Scenario(
+        np.array(arrivals),
+        ones,
+        np.array(outputs),
+        0 * ones,
+        np.full(n, 9.0),
+        np.full(n, 0.5),
+        0 * ones,
+    )

@@ -153,64 +153,6 @@ def test_7_decode_without_contention_takes_one_step_per_token():
     assert done.records.last_s == pytest.approx(expected, rel=1e-6)
 
 
-def test_8_lookahead_makes_an_arrival_wait_for_the_batch_that_is_composed_already():
-    # Three prompts of a batch each at 0 s; a short urgent one during the first batch.
-    scenario = Scenario(
-        np.array([0.0, 0.0, 0.0, 0.05]),
-        np.array([100, 100, 100, 1]),
-        np.ones(4, np.int64),
-        np.zeros(4, np.int64),
-        np.array([9.0, 9.0, 9.0, 0.4]),
-        np.full(4, 0.03),
-        np.zeros(4, np.int64),
-    )
-    settings = Settings(stages="prefill")
-    ends = {
-        lookahead: simulate(scenario, replace(settings, lookahead=lookahead), flat_profile(0.1))
-        for lookahead in (False, True)
-    }
-    assert ends[False].records.prefilled_s[3] == pytest.approx(0.2)
-    assert ends[True].records.prefilled_s[3] == pytest.approx(0.3)
-
-
-def one_by_one(arrivals: list[float], outputs: list[int]) -> Scenario:
-    """Prompts that are prefilled at once; every decode step of `flat_profile` takes its time."""
-    n = len(arrivals)
-    ones = np.ones(n, np.int64)
-    return Scenario(
-        np.array(arrivals),
-        ones,
-        np.array(outputs),
-        0 * ones,
-        np.full(n, 9.0),
-        np.full(n, 0.5),
-        0 * ones,
-    )
-
-
-@pytest.mark.parametrize("policy", ["continuous", "slack"])
-def test_8b_lookahead_makes_a_prompt_wait_for_the_decode_step_that_is_composed_already(policy):
-    # The second one arrives during the first one's first step.
-    scenario = one_by_one([0.0, 0.05], [10, 3])
-    ends = {}
-    for lookahead in (False, True):
-        settings = Settings("fcfs", policy, stages="decode", lookahead=lookahead)
-        ends[lookahead] = simulate(scenario, settings, flat_profile(0.1)).records
-    # Two tokens after the first one, from the second step on or from the third.
-    assert ends[False].last_s[1] == pytest.approx(0.3)
-    assert ends[True].last_s[1] == pytest.approx(0.4)
-    assert ends[False].last_s[0] == ends[True].last_s[0] == pytest.approx(0.9)
-
-
-def test_8c_lookahead_runs_a_finished_request_once_more_in_vain():
-    scenario = one_by_one([0.0, 0.9], [3, 2])
-    for lookahead, busy_s in ((False, 0.3), (True, 0.5)):
-        settings = Settings("fcfs", "continuous", stages="decode", lookahead=lookahead)
-        done = simulate(scenario, settings, flat_profile(0.1))
-        assert done.decode[0].busy_s == pytest.approx(busy_s)
-        assert done.decode[0].wasted_rows == (2 if lookahead else 0)
-
-
 def test_8d_a_retracted_request_pays_for_the_way_out_and_back():
     fast = flat_profile(0.01, kv_tokens=2_000)
     # One byte a token: half a millisecond each way and token.
@@ -220,18 +162,6 @@ def test_8d_a_retracted_request_pays_for_the_way_out_and_back():
     free, paid = (simulate(scenario, settings, profile).decode[0] for profile in (fast, slow))
     assert free.retractions > 0
     assert paid.busy_s > free.busy_s + 2 * 90 * 0.5e-3
-
-
-@pytest.mark.parametrize("hold", [False, True])
-def test_8e_a_decode_server_sends_first_tokens_in_the_pass_in_which_it_takes_requests_in(hold):
-    # The second one's KV arrives during the first one's first step.
-    scenario = one_by_one([0.0, 0.05], [10, 3])
-    settings = Settings("fcfs", "continuous", stages="decode", first_token="decode", hold=hold)
-    records = simulate(scenario, settings, flat_profile(0.1)).records
-    # The pass in which the second step begins and the third is composed; held: until that begins.
-    assert records.first_s[1] == pytest.approx(0.2 if hold else 0.1)
-    assert records.admitted_s[1] == pytest.approx(0.2)
-    assert records.last_s[1] == pytest.approx(0.4)
 
 
 def test_9_holding_the_first_token_moves_its_time_but_not_past_the_deadline(scenario):
@@ -276,32 +206,6 @@ def test_13_decode_load_one_is_littles_law(scenario):
     scaled = scenario.at_decode_load(0.5, PROFILE)
     span = scaled.arrival_s[-1] - scaled.arrival_s[0]
     assert len(scaled) / span == pytest.approx(0.5 * rate)
-
-
-def test_17_back_pressure_lets_those_on_time_pass_and_keeps_lost_ones_out_of_memory():
-    """Decode memory for ten prompts, held for long. A burst of prompts that are lost already must
-    not take it from those that can be on time."""
-    n = 40
-    ones = np.ones(n, np.int64)
-    lost = np.arange(n) < 20
-    scenario = Scenario(
-        np.where(lost, 0.0, 1.0 + 0.5 * np.arange(-20, 20)),
-        90 * ones,
-        50 * ones,
-        0 * ones,
-        np.where(lost, 1e-3, 3.0),
-        np.full(n, 9.0),
-        0 * ones,
-    )
-    profile = flat_profile(0.05, kv_tokens=10 * 650)
-    on_time = {}
-    for grants in ("arrival", "deadline"):
-        settings = Settings(preallocate=True, grants=grants)
-        done = simulate(scenario, settings, profile)
-        assert np.isfinite(done.records.last_s).all()
-        on_time[grants] = summarise(done, ~lost)["ttft_attainment"]
-    assert on_time["deadline"] == 100.0
-    assert on_time["arrival"] < 90.0
 
 
 def test_18_admission_turns_away_what_is_hopeless_and_counts_it_as_missed():
@@ -416,15 +320,6 @@ def test_20_the_first_token_comes_from_the_decode_server_where_that_sends_it(out
         assert seen["decode"][1] == seen["decode"][0]
 
 
-def test_21_room_of_a_request_with_one_token_goes_to_the_next_though_no_step_follows():
-    """Found by test 19: the second one was never prefilled."""
-    scenario = poisson(2, 1000.0, 90_000, 1)
-    settings = Settings("fcfs", "continuous", preallocate=True)
-    profile = flat_profile(0.01, kv_tokens=100_000)
-    records = simulate(scenario, settings, profile).records
-    assert np.isfinite(records.last_s).all()
-
-
 def test_22_a_request_longer_than_all_memory_is_refused_by_number():
     scenario = poisson(5, 1.0, 90, 20)
     third = replace(scenario, output_tokens=np.array([9, 10, 1, 11, 9]))
@@ -478,30 +373,3 @@ def test_27_tokens_of_those_turned_away_are_not_made():
     figures = summarise(done)
     made = scenario.output_tokens[~done.records.refused].sum()
     assert figures["tokens_per_s"] * figures["makespan_s"] == pytest.approx(made)
-
-
-def test_28_with_back_pressure_nobody_is_prefilled_without_a_row_on_a_decode_server(monkeypatch):
-    most = 0
-    receive = decode_module.DecodeServer.receive
-
-    def counted(server, resident):
-        nonlocal most
-        receive(server, resident)
-        most = max(most, len(server.running) + len(server.waiting))
-
-    monkeypatch.setattr(decode_module.DecodeServer, "receive", counted)
-    profile = flat_profile(0.01, max_batch=40)
-    scenario = poisson(400, 200.0, 100, 50)
-    for settings in (Settings(preallocate=True), Settings("fcfs", "continuous", preallocate=True)):
-        simulate(scenario, settings, profile)
-        assert most <= 40
-    simulate(scenario, Settings(), profile)
-    assert most > 40
-
-
-def test_29_prefill_begins_when_both_servers_know_of_the_memory():
-    seen = {}
-    for handshake_s in (0.0, 0.5):
-        settings = Settings("fcfs", "continuous", preallocate=True, handshake_s=handshake_s)
-        seen[handshake_s] = simulate(poisson(1, 1.0, 4000, 9), settings, PROFILE).records
-    assert seen[0.5].prefilled_s - seen[0.0].prefilled_s == pytest.approx([0.5])
