@@ -9,6 +9,8 @@ _MEMORY_S = 60.0
 """A busy second counts 1/e after so many more."""
 _PRIOR_S = 5.0
 """A profile counts as much as so many observed seconds."""
+_LONGEST_S = 86_400.0
+"""Longer periods are not believed; sums of them need not be finite."""
 _SHORT_S = 0.5
 """Periods with less work than this tell the handover; in longer ones it drowns."""
 
@@ -38,8 +40,8 @@ class Speed:
 
     def observe(self, started: bool, predicted_s: float, measured_s: float) -> None:
         """One busy period, or a part of it that began in its middle (`started` false). Samples that
-        are not positive and finite are ignored."""
-        if not (0.0 < predicted_s < math.inf and 0.0 < measured_s < math.inf):
+        are not positive, or longer than a day, are ignored."""
+        if not (0.0 < predicted_s < _LONGEST_S and 0.0 < measured_s < _LONGEST_S):
             return
         if self.known:
             # A hang says nothing about the speed.

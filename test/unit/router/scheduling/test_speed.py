@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kairos.router.scheduling.prefill_instance import PrefillInstance
@@ -33,6 +33,7 @@ def test_nothing_is_known_without_a_profile_before_some_periods():
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(), st.floats()), max_size=50))
+@example([(False, 1.7e308, 1.0), (False, 1.7e308, 1.0), (False, 1.7e308, 1.7e308)])
 def test_values_stay_within_bounds(samples):
     speed = Speed(True)
     for sample in samples:
