@@ -1,7 +1,6 @@
 """What the planner lets upstream do in one batch, against a stand-in for upstream's scheduler."""
 
 import time
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,141 +8,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang.srt.kairos import prefill_planner
-from sglang.srt.kairos.prefill_planner import MAX_STARTED, PrefillPlanner
+from sglang.srt.kairos.prefill_planner import PrefillPlanner
 from sglang.srt.kairos.request_slo import RequestSlo
 from sglang.srt.kairos.shared_clock import SharedClock
 
-from kairos.latency import load_profile
 from kairos.replay.arms import arm_spec
 from kairos.slo import Slo
 from support.fake_scheduler import fake_scheduler
-
-PROFILE = load_profile("tiny-fast")
-CHUNK = PROFILE.limits.chunk_tokens
-# Less than the prompts here take; not so little that they would count as starved at once.
-HOPELESS_MS = 100
-
-
-@dataclass(eq=False)
-class Req:
-    """The fields of an upstream request that the planner reads."""
-
-    rid: str
-    origin_input_ids: list[int]
-    kairos: RequestSlo
-    num_matched_prefix_tokens: int = 0
-    output_ids: list[int] = field(default_factory=list)
-    prefix_len: int = 0
-    extend_end: int | None = 0
-    pending_bootstrap: bool = False
-    inflight_middle_chunks: int = 0
-    priority: int | None = None
-    to_finish: object = None
-    lora_id: str | None = None
-
-    def finished(self) -> bool:
-        return False
-
-
-class Scheduler:
-    """Forms batches by upstream's rules: the started prompt first, then the queue in order, cut at
-    the budget; one unfinished prompt at most, or upstream's assertion."""
-
-    def __init__(self, adapters: int | None = None) -> None:
-        """`adapters`: of one batch; None without LoRA."""
-        self.page_size = 1
-        self.enable_overlap = True
-        self.enable_lora = adapters is not None
-        self.adapters_fit = lambda ids: adapters is None or len(ids) <= adapters
-        manager = SimpleNamespace(validate_lora_batch=self.adapters_fit)
-        self.tp_worker = SimpleNamespace(model_runner=SimpleNamespace(lora_manager=manager))
-        self.forward_ct = 0
-        self.policy = SimpleNamespace(enable_priority_scheduling=False, priority_sign=-1)
-        self.server_args = SimpleNamespace(disaggregation_decode_allocation_policy="early")
-        self.chunked_prefill_size = CHUNK
-        self.max_total_num_tokens = 200_000
-        self.tree_cache = SimpleNamespace(evictable_size=lambda: 0)
-        self.token_to_kv_pool_allocator = SimpleNamespace(available_size=self.free_tokens)
-        self.waiting_queue: list[Req] = []
-        self.chunked_req: Req | None = None
-        self._pending_chunked_abort_req: Req | None = None
-        self.planner = PrefillPlanner(PROFILE, self, SharedClock(1))
-        self.out_of_memory = False
-        self.ended: list[str] = []
-        self.requeued: list[str] = []
-
-    def started(self) -> list[Req]:
-        return [req for req in (*self.planner.parked, self.chunked_req) if req is not None]
-
-    def free_tokens(self) -> int:
-        return self.max_total_num_tokens - sum(req.extend_end for req in self.started())
-
-    def optimistic_release_and_requeue(self, req: Req) -> None:
-        """Upstream's: the KV is given back, the request waits again."""
-        req.prefix_len, req.extend_end = 0, None
-        self.requeued.append(req.rid)
-        self.waiting_queue.insert(0, req)
-
-    def step(self) -> list[Req]:
-        if self.chunked_req is not None:  # upstream publishes the last chunk first
-            self.chunked_req.prefix_len = self.chunked_req.extend_end
-        for req in self.planner.parked:
-            assert req.prefix_len == req.extend_end
-        batch, _ = self.planner.next_batch(form, self, running_batch=None)
-        assert self.free_tokens() >= 0, "upstream ends the process here"
-        return [] if batch is None else batch.reqs
-
-
-def form(scheduler: Scheduler, running_batch: object) -> tuple[Any, object]:
-    budget = scheduler.chunked_prefill_size
-    assert 0 < budget <= CHUNK
-    taken: list[Req] = []
-    if (lead := scheduler.chunked_req) is not None:
-        lead.prefix_len = lead.extend_end
-        limit = scheduler.planner.lead_limit()
-        tokens = min(budget, len(lead.origin_input_ids) - lead.prefix_len, limit or budget)
-        lead.extend_end = lead.prefix_len + tokens
-        budget -= tokens
-        taken.append(lead)
-        if lead.extend_end == len(lead.origin_input_ids):
-            scheduler.chunked_req = None
-    for req in scheduler.waiting_queue:
-        if budget == 0 or scheduler.out_of_memory:
-            break
-        if not scheduler.adapters_fit({req.lora_id, *(other.lora_id for other in taken)}):
-            continue
-        req.prefix_len = req.num_matched_prefix_tokens
-        tokens = min(budget, len(req.origin_input_ids) - req.prefix_len)
-        if req.prefix_len + tokens < len(req.origin_input_ids):
-            assert scheduler.chunked_req is None, "two unfinished prompts"
-            scheduler.chunked_req = req
-        req.extend_end = req.prefix_len + tokens
-        budget -= tokens
-        taken.append(req)
-    scheduler.waiting_queue = [req for req in scheduler.waiting_queue if req not in taken]
-    return (SimpleNamespace(reqs=taken) if taken else None), running_batch
+from support.prefill_loop import (
+    CHUNK,
+    HOPELESS_MS,
+    PROFILE,
+    Req,
+    Scheduler,
+    parked_behind,
+    request,
+    run_dry,
+)
 
 
 @pytest.fixture(autouse=True)
 def no_radix_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefill_planner, "match_prefixes", lambda *_: [])
-
-
-def request(number: int, tokens: int, ttft_ms: float = 60_000, cached: int = 0) -> Req:
-    slo = RequestSlo(Slo(ttft_ms, 50), time.monotonic(), number)
-    return Req(f"r{number}", [0] * tokens, slo, min(cached, tokens - 1))
-
-
-def run_dry(scheduler: Scheduler, limit: int = 2000) -> list[str]:
-    """Step until nothing is left; rids in order of completion."""
-    finished = []
-    for _ in range(limit):
-        batch = scheduler.step()
-        finished += [r.rid for r in batch if r.extend_end == len(r.origin_input_ids)]
-        if not (scheduler.waiting_queue or scheduler.chunked_req or scheduler.planner.parked):
-            return finished
-        assert batch, "work is left and nothing runs"
-    raise AssertionError("not finished")
 
 
 LENGTHS = st.integers(1, 12_000)
@@ -185,31 +71,6 @@ def test_an_urgent_request_parks_a_long_prompt_and_it_resumes() -> None:
     assert run_dry(scheduler) == ["r2", "r1"]
 
 
-def test_started_prompts_are_bounded() -> None:
-    scheduler = Scheduler()
-    scheduler.max_total_num_tokens = 10**9
-    scheduler.planner = PrefillPlanner(PROFILE, scheduler, SharedClock(1))
-    for number in range(1, 3 * MAX_STARTED):
-        # Each more urgent than the one before, and none finished by one batch.
-        scheduler.waiting_queue.append(request(number, 5 * CHUNK, 900_000 - 10_000 * number))
-        scheduler.step()
-        started = [*scheduler.planner.parked, scheduler.chunked_req]
-        assert len([req for req in started if req]) <= MAX_STARTED
-    run_dry(scheduler)
-
-
-def test_kv_held_by_started_prompts_is_bounded() -> None:
-    scheduler = Scheduler()
-    scheduler.max_total_num_tokens = 8 * CHUNK
-    scheduler.planner = PrefillPlanner(PROFILE, scheduler, SharedClock(1))
-    for number in range(1, 12):
-        scheduler.waiting_queue.append(request(number, 3 * CHUNK, 900_000 - 10_000 * number))
-        scheduler.step()
-        parked = sum(req.extend_end for req in scheduler.planner.parked)
-        assert parked <= scheduler.max_total_num_tokens / 2
-    run_dry(scheduler)
-
-
 def test_late_prompts_of_like_slo_are_finished_one_after_the_other() -> None:
     """They took turns slice by slice, and together grew beyond the memory."""
     scheduler = Scheduler()
@@ -219,17 +80,6 @@ def test_late_prompts_of_like_slo_are_finished_one_after_the_other() -> None:
         scheduler.step()
     run_dry(scheduler)
     assert scheduler.planner.snapshot()["parks"] <= 5
-
-
-def test_nobody_is_started_into_the_memory_of_those_that_are() -> None:
-    scheduler = Scheduler()
-    for number in range(1, 12):
-        scheduler.waiting_queue.append(request(number, 49_000, 900_000 - 10_000 * number))
-        scheduler.step()
-        scheduler.step()
-        owed = sum(len(r.origin_input_ids) - r.extend_end for r in scheduler.started())
-        assert owed <= scheduler.free_tokens()
-    assert len(run_dry(scheduler)) == 11
 
 
 def test_a_prompt_whose_turn_to_be_looked_up_comes_later_counts_without_its_cached_part(
@@ -245,42 +95,6 @@ def test_a_prompt_whose_turn_to_be_looked_up_comes_later_counts_without_its_cach
     turns.append(later)
     scheduler.step()
     assert scheduler.planner._queue._queues[0].job(2)[2] == 2 * CHUNK
-
-
-def test_pages_never_stretch_a_batch_beyond_the_chunk() -> None:
-    scheduler = Scheduler()
-    scheduler.page_size = 64
-    scheduler.planner = PrefillPlanner(PROFILE, scheduler, SharedClock(1))
-    scheduler.waiting_queue = [request(n, 65) for n in range(1, 60)]
-    for _ in range(4):
-        batch = scheduler.step()
-        assert sum(-(-r.extend_end // 64) * 64 for r in batch) <= CHUNK
-
-
-def test_out_of_memory_for_the_urgent_one_lets_the_parked_one_finish() -> None:
-    scheduler = Scheduler()
-    scheduler.waiting_queue = [request(1, 4 * CHUNK, ttft_ms=HOPELESS_MS)]
-    scheduler.step()
-    scheduler.out_of_memory = True
-    scheduler.waiting_queue.append(request(2, 100))
-    for _ in range(20):
-        assert scheduler.step(), "the parked prompt must go on, it is what frees memory"
-        if scheduler.chunked_req is None:
-            break
-    assert scheduler.chunked_req is None
-    assert scheduler.planner.parked == []
-    scheduler.out_of_memory = False
-    assert run_dry(scheduler) == ["r2"]
-
-
-def parked_behind(urgent_tokens: int) -> Scheduler:
-    """A scheduler whose long prompt r1 is parked behind r2."""
-    scheduler = Scheduler()
-    scheduler.waiting_queue = [request(1, 10 * CHUNK, ttft_ms=HOPELESS_MS)]
-    scheduler.step()
-    scheduler.waiting_queue.append(request(2, urgent_tokens))
-    scheduler.step()
-    return scheduler
 
 
 def test_a_prompt_that_upstream_is_about_to_end_is_not_parked() -> None:
@@ -318,104 +132,6 @@ def test_a_prompt_that_upstream_gives_back_to_the_queue_starts_anew() -> None:
     batch = scheduler.step()
     assert [(r.rid, r.prefix_len) for r in batch] == [("r1", 2 * CHUNK)]
     assert run_dry(scheduler) == ["r1"]
-
-
-def test_kv_is_given_back_when_memory_is_short_the_longest_slack_first() -> None:
-    scheduler = parked_behind(3 * CHUNK)
-    scheduler.waiting_queue.append(request(3, 3 * CHUNK, 5_000))
-    scheduler.step()
-    assert {req.rid for req in scheduler.planner.parked} == {"r1", "r2"}
-    for req in scheduler.planner.parked:
-        req.pending_bootstrap = True
-    scheduler.waiting_queue.append(request(4, 100, 400))
-    scheduler.planner._give_back(scheduler, [request(5, scheduler.max_total_num_tokens + 1)])
-    assert scheduler.requeued == []  # for nothing
-    scheduler.planner._give_back(scheduler, scheduler.waiting_queue[-1:])
-    assert scheduler.requeued == ["r2"]
-    assert sorted(run_dry(scheduler)) == ["r1", "r2", "r3", "r4"]
-
-
-def test_a_batch_is_formed_after_kv_was_given_back() -> None:
-    """Upstream forgets how far a prompt was that it puts back into the queue."""
-    scheduler = parked_behind(CHUNK)
-    scheduler.planner.parked[0].pending_bootstrap = True
-    scheduler.waiting_queue.append(request(3, CHUNK, 400))
-    calls = []
-
-    def none_at_first(upstream: Scheduler, running_batch: object) -> tuple[Any, object]:
-        calls.append(len(upstream.waiting_queue))
-        if len(calls) == 1:
-            return None, running_batch
-        upstream.waiting_queue.sort(key=lambda req: -req.kairos.number)
-        return form(upstream, running_batch)
-
-    formed, _ = scheduler.planner.next_batch(none_at_first, scheduler, running_batch=None)
-    assert scheduler.requeued == ["r1"]
-    assert [req.rid for req in formed.reqs] == ["r3"]
-    assert run_dry(scheduler) == ["r1"]
-
-
-def test_memory_is_counted_in_pages() -> None:
-    scheduler = Scheduler()
-    scheduler.page_size = page = 64
-    scheduler.max_total_num_tokens = 20 * page
-    scheduler.planner = PrefillPlanner(PROFILE, scheduler, SharedClock(1))
-    scheduler.waiting_queue = [request(n, page + 1) for n in range(1, 60)]
-    batch = scheduler.step()
-    assert batch
-    assert sum(-(-len(r.origin_input_ids) // page) for r in batch) <= 20
-
-
-def test_a_starved_prompt_gets_the_memory_that_gets_free() -> None:
-    """Shorter ones took it all, one after the other, for as long as they came."""
-    scheduler = Scheduler()
-    scheduler.max_total_num_tokens = 10 * CHUNK
-    now = 1000.0
-    # Until when, tokens: KV on its way to decode servers.
-    sending = [(now + 0.1 * n, CHUNK // 2) for n in range(1, 13)]
-
-    def free() -> int:
-        return scheduler.free_tokens() - sum(tokens for _, tokens in sending)
-
-    def form_in_memory(upstream: Scheduler, running_batch: object) -> tuple[Any, object]:
-        everybody, left = upstream.waiting_queue, free()
-        fitting = []
-        for req in everybody:
-            left -= len(req.origin_input_ids)
-            if left < 0:
-                break  # upstream goes no further
-            fitting.append(req)
-        upstream.waiting_queue = fitting
-        formed = form(upstream, running_batch)
-        upstream.waiting_queue += [req for req in everybody if req not in fitting]
-        return formed
-
-    scheduler.token_to_kv_pool_allocator.available_size = free
-    scheduler.planner = PrefillPlanner(PROFILE, scheduler, SharedClock(1, lambda: now))
-    number = 0
-    while now < 1200.0:
-        while len(scheduler.waiting_queue) < 2:
-            number += 1
-            req = request(number, 6 * CHUNK if number == 1 else CHUNK // 2, 1_000)
-            req.kairos.arrival_s = now
-            scheduler.waiting_queue.append(req)
-        formed, _ = scheduler.planner.next_batch(form_in_memory, scheduler, running_batch=None)
-        now += 0.1
-        for req in formed.reqs if formed else ():
-            if req.kairos.number == 1:
-                assert now < 1060.0
-                return
-            sending.append((now + 1.2, req.extend_end))
-        sending = [one for one in sending if one[0] > now]
-    raise AssertionError("overtaken for ever")
-
-
-def test_kv_that_a_transfer_may_still_read_is_kept() -> None:
-    scheduler = parked_behind(3 * CHUNK)
-    scheduler.out_of_memory = True
-    scheduler.waiting_queue.append(request(3, 100, 400))
-    scheduler.step()
-    assert scheduler.requeued == []
 
 
 def test_priority_comes_before_urgency() -> None:
@@ -553,14 +269,6 @@ def test_aborted_prompts_are_forgotten_though_nothing_is_left_to_plan() -> None:
     scheduler.waiting_queue = []
     assert scheduler.step() == []
     assert scheduler.planner.has_nothing()
-
-
-def test_a_prompt_that_does_not_fit_does_not_stop_shorter_ones_behind_it() -> None:
-    scheduler = Scheduler()
-    urgent, short = request(1, 4 * CHUNK, 9_000), request(2, 100)
-    scheduler.waiting_queue = [urgent, short]
-    scheduler.token_to_kv_pool_allocator.available_size = lambda: 2 * CHUNK
-    assert [req.rid for req in scheduler.step()] == ["r2"]
 
 
 def test_of_a_burst_with_one_prefix_those_behind_the_first_are_looked_up_again(
