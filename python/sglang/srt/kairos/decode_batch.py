@@ -51,10 +51,9 @@ class DecodeBatcher:
     """Selects for one upstream `Scheduler`.
 
     Args:
-        refusal: why nobody may be parked on this server; None if they may.
-        held: first tokens held back; None: they are streamed at once.
         overlap: a step is selected while the one before it runs.
-
+        held: first tokens held back; None: they are streamed at once.
+        refusal: why nobody may be parked on this server; None if they may.
         reload_s_per_token: what a retraction costs, seconds per token of context; None: upstream
             chooses whom to retract.
 
