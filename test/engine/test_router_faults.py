@@ -13,7 +13,7 @@ import pytest
 
 from kairos.cluster import Cluster, Server
 from kairos.cluster.supervise import descendants
-from kairos.router import pair as pairs
+from kairos.router import abort as aborts
 from kairos.router.config import Observability, Overload, RouterConfig, Scheduling, Workers
 from kairos.router.endpoint import Endpoint
 from kairos.router.outcome import Outcome
@@ -36,7 +36,7 @@ IMPATIENT = replace(TIMEOUTS, first_byte_timeout_s=SILENCE_S, stream_idle_timeou
 
 @pytest.fixture(autouse=True)
 def short_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "ABORT_LIMIT_S", ABORT_LIMIT_S)
+    monkeypatch.setattr(aborts, "ABORT_LIMIT_S", ABORT_LIMIT_S)
 
 
 class Asked:

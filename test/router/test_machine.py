@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from prometheus_client.parser import text_string_to_metric_families
 
+from kairos.router.abort import ABORT_LIMIT_S
 from kairos.router.config import Overload
-from kairos.router.pair import ABORT_LIMIT_S
 from support.router_engine import Fakes, Fault, until
 from support.router_running import TIMEOUTS, Running, config_for, running
 

@@ -10,12 +10,13 @@ from kairos.router import relay as relays
 from kairos.router.answers import error_document
 from kairos.router.config import Timeouts
 from kairos.router.endpoint import Role
+from kairos.router.engine_answer import problem_of
 from kairos.router.fleet import Fleet
 from kairos.router.leg import LegError
 from kairos.router.life import Life
 from kairos.router.metrics import RouterMetrics
 from kairos.router.outcome import Outcome
-from kairos.router.pair import Pair, problem_of
+from kairos.router.pair import Pair
 from kairos.router.relay import Relay
 from kairos.router.scheduling.dispatcher import Dispatcher
 from kairos.router.tokens import TokenCounter

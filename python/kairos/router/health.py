@@ -11,11 +11,12 @@ import orjson
 
 from kairos.router.config import Workers
 from kairos.router.endpoint import Role
+from kairos.router.engine_answer import problem_of
 from kairos.router.fleet import Fleet
 from kairos.router.instance import Instance, State
 from kairos.router.intake import GENERATE
 from kairos.router.leg import LegError
-from kairos.router.pair import Pair, PairParts, problem_of
+from kairos.router.pair import Pair, PairParts
 from kairos.router.rooms import new_rid
 from kairos.router.wire import NO_FILES, BrokenError
 

@@ -1,5 +1,8 @@
 """One leg: the exchange of one attempt with one server, and what went wrong with it."""
 
+import asyncio
+import time
+
 from kairos.router.endpoint import Role
 from kairos.router.instance import Instance
 from kairos.router.wire import NO_FILES, Connection, Pool
@@ -94,3 +97,19 @@ class Leg:
             self._held = False
             self._status = self.connection.status if self.complete else 0
             self._pool.give(self.instance.endpoint, self.connection)
+
+
+async def all_ended(legs: list[Leg], limit_s: float) -> None:
+    """Return when no server is at work for any of them, or after `limit_s`."""
+    deadline_s = time.monotonic() + limit_s
+    while any(leg.live for leg in legs):
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            return
+        live = next(leg for leg in legs if leg.live)
+        try:
+            async with asyncio.timeout(left_s):
+                while live.live:
+                    await live.connection.wait()
+        except TimeoutError:
+            return

@@ -1,6 +1,11 @@
 """A request that the router itself answers with an error."""
 
+from kairos.router.leg import LegError
 from kairos.router.outcome import Outcome
+from kairos.router.scheduling.verdict import Reason, Verdict
+from kairos.router.wire import NO_FILES
+
+_RETRY_UNAVAILABLE_S = 2.0
 
 
 class RefusedError(Exception):
@@ -39,3 +44,44 @@ def unauthorized(message: str, status: int = 401) -> RefusedError:
 def invalid(status: int, reason: str, message: str) -> RefusedError:
     """The request itself is wrong: 400, 404, 405, 408, 413, 415, 431."""
     return RefusedError(status, Outcome.INVALID, reason, message)
+
+
+def unavailable(reason: str, message: str) -> RefusedError:
+    """No pair can take it now."""
+    return RefusedError(503, Outcome.UNAVAILABLE, reason, message, _RETRY_UNAVAILABLE_S)
+
+
+def stopped() -> RefusedError:
+    """The router ended while the request was here."""
+    return RefusedError(503, Outcome.SHUT_DOWN, "shut_down", "the router stopped", 1.0)
+
+
+def rejected(verdict: Verdict, overload_status: int) -> RefusedError:
+    """The dispatcher did not queue it, for a reason that its verdict names."""
+    reason = verdict.reason
+    assert reason is not None
+    if reason is Reason.TOO_LARGE:
+        return invalid(400, reason.value, verdict.detail)
+    if reason is Reason.NO_PAIR:
+        return unavailable(reason.value, verdict.detail)
+    outcome = {
+        Reason.TENANT: Outcome.REJECTED_TENANT,
+        Reason.INFEASIBLE: Outcome.REJECTED_INFEASIBLE,
+    }.get(reason, Outcome.REJECTED_FULL)
+    return RefusedError(
+        overload_status, outcome, reason.value, verdict.detail, verdict.retry_after_s
+    )
+
+
+def failed(error: LegError) -> RefusedError:
+    """Its last attempt failed, and not because a server refused the request."""
+    if error.reason == "shut_down":
+        return stopped()
+    if error.reason == NO_FILES:
+        return unavailable(error.reason, str(error))
+    if error.late:
+        return RefusedError(504, Outcome.EXPIRED, error.reason, str(error))
+    status = 503 if error.status == 503 else 502
+    return RefusedError(
+        status, Outcome.ENGINE_FAILED, error.reason, str(error), _RETRY_UNAVAILABLE_S
+    )

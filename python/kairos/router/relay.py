@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 import orjson
 from aiohttp import web
 
+from kairos.router.engine_answer import error_event, is_aborted, response_end
 from kairos.router.intake import RESPONSES
-from kairos.router.pair import error_event, is_aborted, response_end
 
 _MOST_EVENT = 16 << 20
 _TAIL = 8192

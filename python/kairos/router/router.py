@@ -34,24 +34,30 @@ from kairos.router.limits import TenantGate, check_headers, read_body
 from kairos.router.metrics import RouterMetrics
 from kairos.router.outcome import Outcome
 from kairos.router.pair import Pair, PairParts
-from kairos.router.refusal import RefusedError, invalid
+from kairos.router.refusal import (
+    RefusedError,
+    failed,
+    invalid,
+    rejected,
+    stopped,
+    unavailable,
+)
 from kairos.router.relay import SlowClientError
 from kairos.router.rooms import Rooms, new_rid
 from kairos.router.scheduling.dispatcher import Dispatcher
 from kairos.router.scheduling.params import DispatchParams
-from kairos.router.scheduling.verdict import Decision, Reason, Verdict
+from kairos.router.scheduling.verdict import Decision
 from kairos.router.scheduling.work import Assignment, Work
 from kairos.router.telemetry import Telemetry
 from kairos.router.tenant import Tenant
 from kairos.router.tls import client_context
 from kairos.router.tokens import TokenCounter
 from kairos.router.waiting import Waiting
-from kairos.router.wire import NO_FILES, Pool
+from kairos.router.wire import Pool
 from kairos.slo import APPLIED_HEADER, from_headers
 
 _log = logging.getLogger(__name__)
 
-_RETRY_UNAVAILABLE_S = 2.0
 _END_LIMIT_S = 15.0  # for what ends in the background when the router stops
 
 
@@ -200,9 +206,9 @@ class Router:
         except (asyncio.CancelledError, ConnectionError) as error:
             if life.stopped and life.task is not None and isinstance(error, asyncio.CancelledError):
                 life.task.uncancel()
-                stopped = _stopped()
-                life.end(stopped.outcome, stopped.status, stopped.reason)
-                return refusal(stopped, self._echo(life))
+                end = stopped()
+                life.end(end.outcome, end.status, end.reason)
+                return refusal(end, self._echo(life))
             life.end(Outcome.CLIENT_GONE, 499, "disconnected")
             raise
         except Exception:
@@ -210,14 +216,14 @@ class Router:
             life.end(Outcome.ENGINE_FAILED, 500, "internal")
             if life.sent:
                 raise
-            failed = RefusedError(500, Outcome.ENGINE_FAILED, "internal", "internal error")
-            return refusal(failed)
+            internal = RefusedError(500, Outcome.ENGINE_FAILED, "internal", "internal error")
+            return refusal(internal)
         finally:
             self._ended(life)
 
     async def _serve(self, life: Life, request: web.BaseRequest) -> web.StreamResponse:
         if self.draining:
-            raise _unavailable("draining", "the router is shutting down")
+            raise unavailable("draining", "the router is shutting down")
         check_headers(request.raw_headers, self.config.limits)
         tenant = self.keyring.authenticate(request.headers)
         life.tenant = tenant
@@ -241,7 +247,9 @@ class Router:
                 self.fleet.attempt_failed(life.pair, error)
                 again = not life.sent and not error.refused and not error.late
                 if not again or life.attempts > retries or self.draining:
-                    return self._failed(life, error)
+                    if error.refused:
+                        return self._refused_by_server(life, error)
+                    raise failed(error) from None
                 self.metrics.retries.labels(self.metrics.reason(error.reason)).inc()
                 await self._again(life, error.reason)
 
@@ -265,7 +273,7 @@ class Router:
         assert tenant
         assert life.slo
         if not all(self.fleet.of(role, State.READY, State.STARTING, State.OPEN) for role in Role):
-            raise _unavailable("no_pair", "no prefill or no decode server is reachable")
+            raise unavailable("no_pair", "no prefill or no decode server is reachable")
         work = Work(
             life.id,
             tenant.name,
@@ -280,25 +288,11 @@ class Router:
         )
         verdict = self.dispatcher.offer(work, time.monotonic())
         if not verdict.queued:
-            raise self._rejection(verdict)
+            raise rejected(verdict, self.config.overload.overload_status)
         life.offered = True
         life.slo = verdict.slo
         life.best_effort = verdict.decision is Decision.BEST_EFFORT
         life.predicted_ttft_s = verdict.predicted_ttft_s
-
-    def _rejection(self, verdict: Verdict) -> RefusedError:
-        reason = verdict.reason
-        assert reason is not None
-        if reason is Reason.TOO_LARGE:
-            return invalid(400, reason.value, verdict.detail)
-        if reason is Reason.NO_PAIR:
-            return _unavailable(reason.value, verdict.detail)
-        outcome = {
-            Reason.TENANT: Outcome.REJECTED_TENANT,
-            Reason.INFEASIBLE: Outcome.REJECTED_INFEASIBLE,
-        }.get(reason, Outcome.REJECTED_FULL)
-        status = self.config.overload.overload_status
-        return RefusedError(status, outcome, reason.value, verdict.detail, verdict.retry_after_s)
 
     async def _attempt(
         self, life: Life, request: web.BaseRequest, assignment: Assignment
@@ -344,28 +338,17 @@ class Router:
             for leg in legs:
                 leg.end(problem)
 
-    def _failed(self, life: Life, error: LegError) -> web.StreamResponse:
-        """Answer with what the last attempt failed by."""
-        if error.reason == "shut_down":
-            raise _stopped()
-        if error.refused:
-            life.end(Outcome.ENGINE_REFUSED, error.status, error.reason)
-            body = error.body
-            if body[:1] != b"{":
-                body = error_document(error.status, error.reason, str(error))
-            return web.Response(
-                body=body,
-                status=error.status,
-                headers=self._echo(life),
-                content_type="application/json",
-            )
-        if error.reason == NO_FILES:
-            raise _unavailable(error.reason, str(error))
-        if error.late:
-            raise RefusedError(504, Outcome.EXPIRED, error.reason, str(error))
-        status = 503 if error.status == 503 else 502
-        raise RefusedError(
-            status, Outcome.ENGINE_FAILED, error.reason, str(error), _RETRY_UNAVAILABLE_S
+    def _refused_by_server(self, life: Life, error: LegError) -> web.Response:
+        """Pass on what the server finds wrong with the request."""
+        life.end(Outcome.ENGINE_REFUSED, error.status, error.reason)
+        body = error.body
+        if body[:1] != b"{":
+            body = error_document(error.status, error.reason, str(error))
+        return web.Response(
+            body=body,
+            status=error.status,
+            headers=self._echo(life),
+            content_type="application/json",
         )
 
     async def _again(self, life: Life, reason: str) -> None:
@@ -375,7 +358,7 @@ class Router:
             await asyncio.shield(self._ending(pair, reason))
             life.pair = None
         if not self.dispatcher.requeue(life.id, time.monotonic()):
-            raise _unavailable("server_gone", "the server was removed")
+            raise unavailable("server_gone", "the server was removed")
 
     def _ending(self, pair: Pair, reason: str) -> "asyncio.Task[None]":
         """The one task that ends an attempt; the client may leave while it runs."""
@@ -437,7 +420,7 @@ class Router:
         self.waiting.pump()
 
     def _shut_down(self, life: Life) -> None:
-        if self.waiting.give_up(life.id, _stopped()):
+        if self.waiting.give_up(life.id, stopped()):
             return
         if life.pair is not None:
             life.pair.fail(LegError(Role.DECODE, "shut_down", "the router stopped"))
@@ -495,14 +478,6 @@ def run(config: RouterConfig) -> int:
     from kairos.router.app import serve
 
     return serve(config)
-
-
-def _stopped() -> RefusedError:
-    return RefusedError(503, Outcome.SHUT_DOWN, "shut_down", "the router stopped", 1.0)
-
-
-def _unavailable(reason: str, message: str) -> RefusedError:
-    return RefusedError(503, Outcome.UNAVAILABLE, reason, message, _RETRY_UNAVAILABLE_S)
 
 
 def _cut(request: web.BaseRequest) -> None:

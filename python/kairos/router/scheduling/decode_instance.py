@@ -1,6 +1,7 @@
 """What the router believes of one decode instance."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from kairos.latency import Profile
 from kairos.router.scheduling.load import InstanceLoad
@@ -145,3 +146,16 @@ class DecodeInstance:
     def fresh(self, now_s: float, stale_s: float) -> bool:
         age = self.age_s(now_s)
         return age is not None and age <= stale_s
+
+    def snapshot(self, now_s: float, stale_s: float) -> dict[str, Any]:
+        """Plain values for /workers and /metrics."""
+        fresh = self.fresh(now_s, stale_s)
+        return {
+            "available": self.available,
+            "dispatched": len(self),
+            "kv_reserved_tokens": self.reserved,
+            "kv_capacity_tokens": self.kv_tokens,
+            "step_s": self.step_s(0.0, 0, fresh),
+            "report_age_s": self.age_s(now_s),
+            "stale": not fresh,
+        }

@@ -8,17 +8,18 @@ import numpy as np
 
 from kairos.errors import InputError
 from kairos.latency import Profile
-from kairos.policy.length import LengthEstimator, group_of
 from kairos.router.endpoint import Role
 from kairos.router.scheduling.arrivals import Arrivals
 from kairos.router.scheduling.bounds import QueueBounds
 from kairos.router.scheduling.decode_instance import DecodeInstance
 from kairos.router.scheduling.dispatched import Dispatched
 from kairos.router.scheduling.load import InstanceLoad
+from kairos.router.scheduling.outputs import Outputs
 from kairos.router.scheduling.params import Binding, DispatchParams, Infeasible
 from kairos.router.scheduling.placement import Pair, Wait, cached_tokens, choose, in_turn
 from kairos.router.scheduling.prefill_instance import PrefillInstance
 from kairos.router.scheduling.shares import Shares
+from kairos.router.scheduling.starvation import Starvation
 from kairos.router.scheduling.verdict import Decision, Reason, Verdict
 from kairos.router.scheduling.waiting import Entry, WaitingQueue
 from kairos.router.scheduling.work import Assignment, Work
@@ -28,19 +29,12 @@ TAIL_S = 0.05
 """From the end of prefill to the client's first token, beyond the link's fixed cost, seconds."""
 POLL_S = 0.1
 """While requests wait, `dispatch` is due at least this often: predictions may be wrong."""
-UNKNOWN_OUTPUT = 1024
-"""Tokens of KV held free for a sequence's output while no lengths are known."""
 MOST_PASSED = 32
 """Requests that find no room and are passed over in one decision."""
 RETRY_S = (1.0, 60.0)
 """Least and most seconds that a rejected client is asked to wait."""
 DEGRADE_SPARE = 1.25
 """A degraded request gets so many times its predicted TTFT as its objective."""
-_REFRESH = 25
-"""Expected lengths are computed anew after so many completions."""
-_MOST_EXPECTED = 4096
-_CREDIT_S = 2.0
-_CLASSES = 16
 
 
 class Dispatcher:
@@ -67,15 +61,11 @@ class Dispatcher:
         self._shares = Shares()
         self._arrivals = Arrivals()
         self._sent: dict[int, Dispatched] = {}
-        self._lengths = LengthEstimator(classes=_CLASSES)
-        self._lengths_seen = 0
-        self._expected: dict[tuple[int, int], float] = {}  # (group, most tokens) -> tokens
-        self._classes: dict[str, int] = {}
+        self._outputs = Outputs()
+        self._starvation = Starvation()
         self._epochs: dict[str, str] = {}
         self._tail_s = TAIL_S
-        self._credit_s = 0.0
         self._turn = 0
-        self._door: tuple[int, str] | None = None
 
     def configure(self, params: DispatchParams) -> None:
         """Apply new bounds and shares; what waits already stays."""
@@ -127,16 +117,15 @@ class Dispatcher:
         else:
             del self._decode[key]
         self._epochs.pop(key, None)
-        if self._door is not None and self._door[1] == key:
-            self._door = None
+        self._starvation.closed(key)
         return [id for id, sent in self._sent.items() if key in (sent.prefill, sent.decode)]
 
     def set_available(self, key: str, available: bool) -> None:
         """Nothing is dispatched to an instance that is not available; what it holds stays.
         KeyError if it is not known."""
         self._instance(key).available = available
-        if not available and self._door is not None and self._door[1] == key:
-            self._door = None
+        if not available:
+            self._starvation.closed(key)
 
     def forget_cache(self, key: str) -> None:
         """The instance was restarted or its prefix cache flushed."""
@@ -196,7 +185,7 @@ class Dispatcher:
                 break
             if (
                 entry.work.slo.slo_class in barred
-                or self._tokens(entry.work) >= too_large
+                or self._outputs.kv_tokens(entry.work) >= too_large
                 or (entry.work_s >= too_long and owed != "starved")
             ):
                 self._queue.pass_over(entry)
@@ -207,11 +196,11 @@ class Dispatcher:
                 self._queue.on_time(entry),
                 prefill,
                 decode,
-                self._output_tokens(entry.work),
+                self._outputs.expected(entry.work),
                 self._tail_s,
                 now_s,
                 self.params.stale_s,
-                self._door,
+                self._starvation.door,
                 None if owed == "starved" else self._arrivals,
             )
             if isinstance(pair, Pair):
@@ -224,8 +213,8 @@ class Dispatcher:
             if pair is Wait.CLEAR:
                 too_long = min(too_long, entry.work_s)
             if pair is Wait.MEMORY:
-                too_large = min(too_large, self._tokens(entry.work))
-                self._hold_door(entry, decode, now_s)
+                too_large = min(too_large, self._outputs.kv_tokens(entry.work))
+                self._starvation.hold_door(entry.work, decode, now_s, self.params)
             self._queue.pass_over(entry)
             passed += 1
         return assignments
@@ -254,11 +243,7 @@ class Dispatcher:
         self.prefill_done(id, now_s)
         sent = self._release(id, now_s)
         if sent is not None and output_tokens is not None and output_tokens > 0:
-            work = sent.entry.work
-            self._lengths.observe(self._group(work), max(1, output_tokens // work.sequences))
-            if self._lengths_seen % _REFRESH == 0:
-                self._expected.clear()
-            self._lengths_seen += 1
+            self._outputs.observe(sent.entry.work, output_tokens)
 
     def cancelled(self, id: int, now_s: float) -> None:
         """The request is gone: withdrawn, failed or expired. Call it when its legs have ended; what
@@ -299,26 +284,11 @@ class Dispatcher:
         """Plain values for /workers, /metrics and logs: queue and, by key, instances."""
         instances: dict[str, dict[str, Any]] = {}
         for key, prefill in self._prefill.items():
-            instances[key] = {
-                "role": Role.PREFILL.value,
-                "available": prefill.available,
-                "dispatched": len(prefill),
-                "backlog_s": prefill.backlog_s(now_s),
-                "window_s": prefill.window_s,
-                "speed_factor": prefill.speed.factor if prefill.speed.known else None,
-                "handover_s": prefill.speed.handover_s,
-                "prefix_blocks": len(prefill.cache),
-            }
+            instances[key] = {"role": Role.PREFILL.value, **prefill.snapshot(now_s)}
         for key, decode in self._decode.items():
             instances[key] = {
                 "role": Role.DECODE.value,
-                "available": decode.available,
-                "dispatched": len(decode),
-                "kv_reserved_tokens": decode.reserved,
-                "kv_capacity_tokens": decode.kv_tokens,
-                "step_s": decode.step_s(0.0, 0, decode.fresh(now_s, self.params.stale_s)),
-                "report_age_s": decode.age_s(now_s),
-                "stale": not decode.fresh(now_s, self.params.stale_s),
+                **decode.snapshot(now_s, self.params.stale_s),
             }
         return {
             "queue": {
@@ -416,13 +386,11 @@ class Dispatcher:
     def _next(self, now_s: float) -> tuple[Entry | None, str]:
         """Who is next, and whether out of turn: a "door" is held for it, its "share" is owed, or it
         "starved"."""
-        if self._door is not None:
-            held = self._queue.entries.get(self._door[0])
-            if held is None:
-                self._door = None
-            elif not self._queue.passed_over(held):
+        if self._starvation.door is not None:
+            held = self._queue.entries[self._starvation.door[0]]
+            if not self._queue.passed_over(held):
                 return held, "door"
-        if self._credit_s > 0.0:
+        if self._starvation.owed:
             starved = self._queue.oldest_starved(now_s, self.params.starve_after)
             if starved is not None:
                 return starved, "starved"
@@ -435,19 +403,6 @@ class Dispatcher:
             if other is not None:
                 return other, "share"
         return entry, ""
-
-    def _hold_door(self, entry: Entry, decode: list[DecodeInstance], now_s: float) -> None:
-        """A request that waited too long and needs much KV gets the roomiest decode instance to
-        itself: others that need less would pass it for ever."""
-        work = entry.work
-        waited_s = now_s - work.arrival_s
-        if self._door is not None or waited_s <= self.params.starve_after * work.slo.ttft_s:
-            return
-        able = [d for d in decode if d.could_hold(work.input_tokens // work.sequences + 1)]
-        if able:
-            stale_s = self.params.stale_s
-            widest = max(able, key=lambda d: (d.free(d.fresh(now_s, stale_s)), d.key))
-            self._door = (work.id, widest.key)
 
     def _dispatch_in_turn(
         self, prefill: list[PrefillInstance], decode: list[DecodeInstance], now_s: float
@@ -463,26 +418,17 @@ class Dispatcher:
     def _send(self, entry: Entry, pair: Pair, now_s: float) -> Assignment:
         work = entry.work
         entry.charged_s = pair.work_s * pair.prefill.speed.factor
-        self._charge_starved(entry, now_s)
+        self._starvation.served(work, entry.charged_s, now_s, self.params)
         self._shares.charge(entry.flow, entry.charged_s, self.params.tenant_weights)
         self._dequeue(work.id)
-        if self._door is not None and self._door[0] == work.id:
-            self._door = None
         pair.prefill.send(work.id, work.deadline_s, pair.work_s, work.input_tokens, now_s)
         pair.prefill.cache.insert(work.blocks)
         fresh = pair.decode.fresh(now_s, self.params.stale_s)
-        context = work.input_tokens + self._output_tokens(work) / 2.0
-        pair.decode.send(work.id, self._tokens(work), context, work.sequences, now_s, fresh)
+        context = work.input_tokens + self._outputs.expected(work) / 2.0
+        tokens = self._outputs.kv_tokens(work)
+        pair.decode.send(work.id, tokens, context, work.sequences, now_s, fresh)
         self._sent[work.id] = Dispatched(entry, pair.prefill.key, pair.decode.key)
         return Assignment(work.id, pair.prefill.key, pair.decode.key, pair.cached)
-
-    def _charge_starved(self, entry: Entry, now_s: float) -> None:
-        """Requests given up earn a small share of what is served, and pay when they get it."""
-        earned = self.params.starve_share * entry.charged_s
-        self._credit_s = min(self._credit_s + earned, _CREDIT_S)
-        work = entry.work
-        if now_s - work.arrival_s > self.params.starve_after * work.slo.ttft_s:
-            self._credit_s = max(self._credit_s - entry.charged_s, -_CREDIT_S)
 
     def _enqueue(self, entry: Entry) -> None:
         work = entry.work
@@ -494,6 +440,7 @@ class Dispatcher:
         entry = self._queue.remove(id)
         self._bounds.remove(entry.work)
         self._shares.leave(entry.flow)
+        self._starvation.left(id)
 
     def _release(self, id: int, now_s: float) -> Dispatched | None:
         """Free what a dispatched request holds."""
@@ -505,29 +452,6 @@ class Dispatcher:
         if sent.decode in self._decode:
             self._decode[sent.decode].end(id)
         return sent
-
-    def _output_tokens(self, work: Work) -> float:
-        """Expected output of all its sequences."""
-        key = self._group(work), work.max_output_tokens // work.sequences
-        expected = self._expected.get(key)
-        if expected is None:
-            expected = self._lengths.expected_remaining(key[0], 0, key[1])
-            if expected is None:
-                expected = float(min(key[1], UNKNOWN_OUTPUT))
-            if len(self._expected) >= _MOST_EXPECTED:
-                self._expected.clear()
-            self._expected[key] = expected
-        return expected * work.sequences
-
-    def _tokens(self, work: Work) -> int:
-        """KV that it is expected to hold in the end."""
-        return work.input_tokens + int(self._output_tokens(work))
-
-    def _group(self, work: Work) -> int:
-        name = work.slo.slo_class
-        known = self._classes
-        index = known.setdefault(name, len(known)) if len(known) < _CLASSES else known.get(name, 0)
-        return group_of(index, work.input_tokens)
 
     @staticmethod
     def _factor(prefill: list[PrefillInstance]) -> float:

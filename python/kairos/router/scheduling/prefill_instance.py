@@ -1,6 +1,7 @@
 """What the router believes of one prefill instance."""
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -171,6 +172,18 @@ class PrefillInstance:
             # Prompts on their way are not in the report: leave the hand-over's worth.
             keep = max(believed, min(held, self.speed.handover_s)) / held
             self._backlog.scale(keep)
+
+    def snapshot(self, now_s: float) -> dict[str, Any]:
+        """Plain values for /workers and /metrics."""
+        return {
+            "available": self.available,
+            "dispatched": len(self),
+            "backlog_s": self.backlog_s(now_s),
+            "window_s": self.window_s,
+            "speed_factor": self.speed.factor if self.speed.known else None,
+            "handover_s": self.speed.handover_s,
+            "prefix_blocks": len(self.cache),
+        }
 
     @property
     def _slice_s(self) -> float:
