@@ -153,6 +153,13 @@ def test_unsupported_modes_are_refused(field: str, value: object, named: str) ->
         refuse_unsupported(argparse.Namespace(**{**SUPPORTED, field: value}), CONFIG)
 
 
+def test_the_embedded_rust_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It serves HTTP in place of the server that Kairos hooks: SLOs would be ignored."""
+    monkeypatch.setenv("SGLANG_RUST_SERVER", "1")
+    with pytest.raises(InputError, match="SGLANG_RUST_SERVER 1 is not supported"):
+        refuse_unsupported(argparse.Namespace(**SUPPORTED), CONFIG)
+
+
 @pytest.mark.parametrize("mode", ["prefill", "null"])
 def test_holding_first_tokens_is_refused_where_none_are_decoded(mode: str) -> None:
     args = argparse.Namespace(**{**SUPPORTED, "disaggregation_mode": mode})

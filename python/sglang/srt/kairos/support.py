@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sglang.srt.environ import envs
 from sglang.srt.kairos.config import KairosConfig
 
 from kairos.errors import InputError
@@ -47,6 +48,12 @@ def refuse_unsupported(server_args: Any, config: KairosConfig) -> None:
         ),
         ("--grpc-mode", True, a.grpc_mode or a.smg_grpc_mode, "the gRPC server has no SLO fields"),
         ("--grpc-port", a.grpc_port, a.grpc_port is not None, "the gRPC server has no SLO fields"),
+        (
+            "SGLANG_RUST_SERVER",
+            1,
+            envs.SGLANG_RUST_SERVER.get(),
+            "the embedded Rust server does not read SLOs from headers or bodies",
+        ),
         ("--encoder-only", True, a.encoder_only, "an encoder has neither prefill nor decode"),
         (
             "--enable-pd-role-switch",
