@@ -56,7 +56,10 @@ def main() -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            print("room", body.get("bootstrap_room"), "port", body.get("bootstrap_port"))
+            if self.path == "/freeze_gc":
+                print("gc frozen")
+            else:
+                print("room", body.get("bootstrap_room"), "port", body.get("bootstrap_port"))
             if args.fake_hang:
                 threading.Event().wait()
             meta = {"completion_tokens": 2, "finish_reason": {"type": "length"}}

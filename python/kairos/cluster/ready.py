@@ -1,4 +1,5 @@
-"""Ready means: one real generation passed through every pair, and through the router."""
+"""Ready means: one real generation passed through every pair, and through the router; then the
+servers' garbage collectors leave alone what start-up made."""
 
 import http.client
 import json
@@ -126,7 +127,35 @@ def wait_ready(
                 + ", ".join([*(f"{name} {stage}" for name, stage in stages.items()), *errors])
             )
         time.sleep(_POLL_S)
+    _freeze_gc(servers, pool, lambda: on_poll(_stages(servers, listening, probes)))
     return listening
+
+
+def _freeze_gc(
+    servers: Sequence[Server], pool: ThreadPoolExecutor, on_poll: Callable[[], None]
+) -> None:
+    """Have the collector leave alone what start-up made. Upstream asks for that itself after its
+    warm-up; where that is left out it asks before the server listens, which fails, and all streams
+    of a server then pause for half a second now and then.
+
+    Raises:
+        ClusterError: a server does not answer with 200.
+    """
+    asked = {
+        server.name: pool.submit(_post, server, "/freeze_gc", {})
+        for server in servers
+        if server.role != "router"
+    }
+    while not all(answer.done() for answer in asked.values()):
+        on_poll()
+        time.sleep(_POLL_S)
+    for name, answer in asked.items():
+        try:
+            status, text = answer.result()
+        except ConnectionError as error:
+            raise ClusterError(str(error)) from error
+        if status != 200:
+            raise ClusterError(f"{name} answers /freeze_gc with {status}: {text[:500]!r}")
 
 
 def _stages(
@@ -144,21 +173,26 @@ def _stages(
 
 
 def _generate(server: Server, body: dict[str, Any]) -> None:
+    status, text = _post(server, "/generate", body)
+    reason = f"{server.name} answers a generation with {status}: {text[:500]!r}"
+    if status == 400:
+        raise _RefusedError(reason)
+    if status != 200 or not _has_tokens(text):
+        raise ConnectionError(reason)
+
+
+def _post(server: Server, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+    """Status and body of the answer; ConnectionError where there is none."""
     connection = http.client.HTTPConnection(LOOPBACK, server.port, timeout=_REQUEST_LIMIT_S)
     try:
         headers = {"Content-Type": "application/json"}
-        connection.request("POST", "/generate", json.dumps(body), headers)
+        connection.request("POST", path, json.dumps(body), headers)
         response = connection.getresponse()
-        text = response.read()
+        return response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
         raise ConnectionError(f"{server.name}: {type(error).__name__} {error}") from error
     finally:
         connection.close()
-    reason = f"{server.name} answers a generation with {response.status}: {text[:500]!r}"
-    if response.status == 400:
-        raise _RefusedError(reason)
-    if response.status != 200 or not _has_tokens(text):
-        raise ConnectionError(reason)
 
 
 def _has_tokens(text: bytes) -> bool:

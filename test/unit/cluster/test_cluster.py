@@ -85,6 +85,18 @@ class TestStart:
             with pytest.raises(RuntimeError, match="no router"):
                 _ = cluster.url
 
+    def test_the_collector_leaves_alone_what_start_up_made(self, spec, tmp_path):
+        """Streams paused for half a second now and then while it looked through all of it."""
+        with Cluster(spec(), tmp_path) as cluster:
+            servers = (*cluster.prefill, *cluster.decode)
+            deadline = time.monotonic() + 10.0
+            while time.monotonic() < deadline and not all(
+                "gc frozen" in server.log.read_text() for server in servers
+            ):
+                time.sleep(0.05)
+            assert all(server.log.read_text().count("gc frozen") == 1 for server in servers)
+            assert "gc frozen" not in cluster.servers[-1].log.read_text()
+
     def test_a_single_server_stands_alone(self, spec, tmp_path):
         with Cluster(spec(**SINGLE), tmp_path) as cluster:
             assert [server.name for server in cluster.servers] == ["single"]
