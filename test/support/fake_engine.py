@@ -26,6 +26,9 @@ def main() -> None:
         def do_POST(self) -> None:
             nonlocal streamed
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path == "/freeze_gc":
+                self._whole(b"Garbage collection frozen.")
+                return
             count = body["sampling_params"]["max_new_tokens"]
             if not body.get("stream"):
                 self._whole(json.dumps(event(count, count)).encode())

@@ -190,7 +190,7 @@ def _post(server: Server, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         response = connection.getresponse()
         return response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(f"{server.name}: {type(error).__name__} {error}") from error
+        raise ConnectionError(f"{server.name}{path}: {type(error).__name__} {error}") from error
     finally:
         connection.close()
 
