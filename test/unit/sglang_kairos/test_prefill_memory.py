@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from sglang.srt.kairos import prefill_planner
 from sglang.srt.kairos.prefill_planner import MAX_STARTED, PrefillPlanner
 from sglang.srt.kairos.shared_clock import SharedClock
 
@@ -18,10 +17,7 @@ from support.prefill_loop import (
     run_dry,
 )
 
-
-@pytest.fixture(autouse=True)
-def no_radix_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefill_planner, "match_prefixes", lambda *_: [])
+pytestmark = pytest.mark.usefixtures("no_radix_cache")
 
 
 def test_started_prompts_are_bounded() -> None:

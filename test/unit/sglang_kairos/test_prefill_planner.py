@@ -26,10 +26,7 @@ from support.prefill_loop import (
     run_dry,
 )
 
-
-@pytest.fixture(autouse=True)
-def no_radix_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefill_planner, "match_prefixes", lambda *_: [])
+pytestmark = pytest.mark.usefixtures("no_radix_cache")
 
 
 LENGTHS = st.integers(1, 12_000)

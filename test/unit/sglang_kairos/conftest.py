@@ -1,0 +1,10 @@
+"""Fixtures of the tests against stand-ins for upstream's schedulers."""
+
+import pytest
+from sglang.srt.kairos import prefill_planner
+
+
+@pytest.fixture
+def no_radix_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are looked up by nobody: the stand-in has no radix cache."""
+    monkeypatch.setattr(prefill_planner, "match_prefixes", lambda *_: [])
