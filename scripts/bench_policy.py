@@ -17,7 +17,7 @@ from kairos.latency import load_profile
 from kairos.latency.table import StepTable
 from kairos.policy.jobs import PrefillJob
 from kairos.policy.length import LengthEstimator
-from kairos.policy.residents import Resident, Residents
+from kairos.policy.residents import DecodeResident, Residents
 from kairos.policy.slack import SlackPolicy
 from kairos.policy.urgency import UrgencyQueue
 from kairos.sim.run import simulate
@@ -88,7 +88,7 @@ def decide_slack(size: int) -> Callable[[int], object]:
         tokens = int(rng.integers(0, 300))
         first = -0.03 * tokens + float(rng.normal(0.0, 0.2))
         context = int(rng.lognormal(8.5, 1.0)) + 1
-        residents.add(Resident(i, context, tokens, first, first, 0.03))
+        residents.add(DecodeResident(i, context, tokens, first, first, 0.03))
     rows = residents.rows
     return lambda step: policy.select(rows, 1e-3 * step)
 
@@ -124,7 +124,7 @@ def soak(requests: int) -> dict[str, list[float]]:
     for i in range(1, requests + 1):
         now = 1e-3 * i
         queue.add(PrefillJob(i, now, now + 1.0, 1_000))
-        residents.add(Resident(i, 1_000, 0, now, now, 0.03))
+        residents.add(DecodeResident(i, 1_000, 0, now, now, 0.03))
         if i % 64 == 0:
             queue.plan(now, PROFILE.limits.chunk_tokens)
             policy.observe(policy.select(residents.rows, now), 0.02)

@@ -24,7 +24,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention.bias import causal_lower_right
 
 from kairos.errors import InputError
-from kairos.latency import Chunk, Limits, Profile, Provenance, load_profile, save_profile
+from kairos.latency import Chunk, InstanceLimits, Profile, Provenance, load_profile, save_profile
 from kairos.latency.fit import PrefillSample, StepSample, fit_decode, fit_prefill
 
 EXAMPLES = """\
@@ -191,7 +191,9 @@ def timed(run: Callable[[], None], device: str, repeats: int) -> float:
     return statistics.median(begin.elapsed_time(end) for begin, end in events) / 1e3
 
 
-def measure(layer: Layer, limits: Limits, repeats: int, report: Callable[[str], None]) -> dict:
+def measure(
+    layer: Layer, limits: InstanceLimits, repeats: int, report: Callable[[str], None]
+) -> dict:
     """Raw samples: seconds of a whole forward, i.e. all layers and the vocabulary projection."""
     layers = layer.shapes.layers
     prefill, decode = [], []
@@ -268,7 +270,7 @@ def main(argv: list[str]) -> int:
         base = load_profile(options.base)
         limits, shapes = base.limits, Shapes(ranks=options.ranks)
         if options.toy:
-            limits, shapes = Limits(256, 16_384, 16), TOY
+            limits, shapes = InstanceLimits(256, 16_384, 16), TOY
             torch.set_num_threads(1)
         if options.device != "cpu" and not torch.cuda.is_available():
             raise InputError(f"--device {options.device}: no GPU here; --device cpu --toy tries it")

@@ -110,9 +110,9 @@ def _points(args: argparse.Namespace) -> list[Point]:
         seed=args.seed,
     )
     base = replace(base, slack=base.slack._replace(period=args.period))
-    base = replace(base, urgency=replace(base.urgency, tail_s=args.tail_ms / 1e3))
+    base = replace(base, urgency=replace(base.urgency, post_prefill_s=args.tail_ms / 1e3))
     if args.starve_share is not None:
-        base = replace(base, urgency=replace(base.urgency, starve_share=args.starve_share))
+        base = replace(base, urgency=replace(base.urgency, starvation_share=args.starve_share))
     pairs = itertools.product(args.prefill_policy.split(","), args.decode_policy.split(","))
     return [
         Point(

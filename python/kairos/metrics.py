@@ -40,8 +40,8 @@ ENGINE_METRICS: tuple[EngineMetric, ...] = (
         "counter",
         ("invalid_slos",),
     ),
-    _prefill("parked", "gauge", "Started prompts that are set aside now."),
-    _prefill("parks", "counter", "Times that a started prompt was set aside."),
+    _prefill("preempted", "gauge", "Started prompts that are set aside now."),
+    _prefill("preemptions", "counter", "Times that a started prompt was set aside."),
     _prefill("overtakes", "counter", "Prompts that finished before one that had started earlier."),
     _prefill("demotions", "counter", "Prompts given up that had been going to be on time."),
     _prefill(
@@ -50,11 +50,13 @@ ENGINE_METRICS: tuple[EngineMetric, ...] = (
     _prefill("recomputed", "counter", "Set-aside prompts whose KV cache was given back."),
     _prefill("prediction_ratio", "gauge", "Measured / predicted batch time, weighted mean."),
     _prefill("prediction_spread", "gauge", "Mean deviation of that ratio."),
-    _decode("parked", "gauge", "Requests that sit out the current decode step."),
-    _decode("parks", "counter", "Times that a request sat out decode steps."),
+    _decode("skipped", "gauge", "Requests that sit out the current decode step."),
+    _decode("skips", "counter", "Times that a request sat out decode steps."),
     _decode("steps", "counter", "Decode steps decided on."),
-    _decode("steps_at_ease", "counter", "Decode steps before which nobody was looked at."),
-    _decode("steps_with_parked", "counter", "Decode steps that some request sat out."),
+    _decode(
+        "steps_selection_skipped", "counter", "Decode steps before which nobody was looked at."
+    ),
+    _decode("steps_with_skips", "counter", "Decode steps that some request sat out."),
     _decode("starvation_grants", "counter", "Turns given to requests that had sat out too long."),
     _decode("retractions", "counter", "Requests moved out of KV memory."),
     _decode(
@@ -65,10 +67,10 @@ ENGINE_METRICS: tuple[EngineMetric, ...] = (
     ),
     _decode("granted", "counter", "Requests given decode memory.", ("preallocation", "granted")),
     _decode(
-        "granted_late",
+        "granted_infeasible",
         "counter",
         "Of them, those that were late already.",
-        ("preallocation", "granted_late"),
+        ("preallocation", "granted_infeasible"),
     ),
     EngineMetric(
         "kairos:decode_turns",

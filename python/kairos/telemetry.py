@@ -5,11 +5,11 @@ import re
 import msgspec
 
 VERSION = 1
-MOST_BYTES = 4096
+MAX_BYTES = 4096
 """A message is never longer; longer ones are not received."""
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class TelemetryReport(msgspec.Struct, frozen=True, kw_only=True):
     """One message; None where it does not apply. Fields may be added: receivers ignore what they do
     not know. `version` changes when a field changes its meaning.
 
@@ -25,8 +25,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         uncached_tokens: prompt tokens still to be computed.
         backlog_s: predicted time to compute them, seconds.
         calibration: measured / predicted time of the latency model.
-        parked: requests that sit out decode steps.
-        parked_kv_tokens: KV they hold.
+        skipped: requests that sit out decode steps.
+        skipped_kv_tokens: KV they hold.
         slack_s: smallest slack of the residents, seconds.
     """
 
@@ -42,8 +42,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     uncached_tokens: int | None = None
     backlog_s: float | None = None
     calibration: float | None = None
-    parked: int | None = None
-    parked_kv_tokens: int | None = None
+    skipped: int | None = None
+    skipped_kv_tokens: int | None = None
     slack_s: float | None = None
 
 
@@ -59,4 +59,4 @@ def is_endpoint(text: str) -> bool:
 
 
 encoder = msgspec.msgpack.Encoder()
-decoder = msgspec.msgpack.Decoder(Report)
+decoder = msgspec.msgpack.Decoder(TelemetryReport)

@@ -103,11 +103,11 @@ def test_tokens_and_logprobs_are_those_of_requests_served_alone(
         assert tokens == tokens_alone, at
         assert np.allclose(logprobs, logprobs_alone, atol=1e-4), at
     after = decode(cluster)
-    assert after["parks"] > before["parks"] + REQUESTS
+    assert after["skips"] > before["skips"] + REQUESTS
     retracting = "SGLANG_TEST_RETRACT" in cluster.spec.env
     assert (after["retractions"] > before["retractions"]) is retracting
     wait_idle(cluster)
-    assert decode(cluster)["parked"] == 0
+    assert decode(cluster)["skipped"] == 0
 
 
 @on(long=(ADAPTERS,))
@@ -126,11 +126,11 @@ def test_parked_requests_keep_their_adapter(cluster: Cluster, tmp_path: Path) ->
         for name in (None, "one", "other")
     ]
     alone = [answer(cluster, body) for body in asked]
-    before = decode(cluster)["parks"]
+    before = decode(cluster)["skips"]
     with ThreadPoolExecutor(len(asked)) as pool:
         assert list(pool.map(lambda body: answer(cluster, body), asked)) == alone
     assert len({tuple(tokens) for tokens, _ in alone}) == len(asked), "adapters change nothing"
-    assert decode(cluster)["parks"] > before + len(asked)
+    assert decode(cluster)["skips"] > before + len(asked)
     wait_idle(cluster)
 
 
@@ -168,7 +168,7 @@ def test_a_pause_loses_no_parked_request(cluster: Cluster, mode: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(answer, cluster, body) for _ in range(8)]
         try:
-            wait_for(lambda: decode(cluster)["parked"] > 0, "a parked request")
+            wait_for(lambda: decode(cluster)["skipped"] > 0, "a parked request")
             httpx.post(f"{url}/pause_generation", json={"mode": mode}).raise_for_status()
         finally:
             httpx.post(f"{url}/continue_generation", json={}).raise_for_status()
@@ -183,21 +183,21 @@ def test_parked_requests_outlast_an_attempt_to_flush_and_end_when_all_are_aborte
     url = cluster.decode[0].url
     with ExitStack() as stack:
         open_ones = [stack.enter_context(Streaming(cluster, 50, 2_000)) for _ in range(8)]
-        wait_for(lambda: decode(cluster)["parked"] > 0, "a parked request")
+        wait_for(lambda: decode(cluster)["skipped"] > 0, "a parked request")
         assert httpx.post(f"{url}/flush_cache").status_code == 400, "their KV is in use"
         seen = [one.made for one in open_ones]
         wait_for(
             lambda: all(one.made > was for one, was in zip(open_ones, seen, strict=True)),
             "a token for each",
         )
-        wait_for(lambda: decode(cluster)["parked"] > 0, "a parked request")
+        wait_for(lambda: decode(cluster)["skipped"] > 0, "a parked request")
         everything = {"rid": "", "abort_all": True}
         httpx.post(f"{url}/abort_request", json=everything).raise_for_status()
         for one in open_ones:
             one.wait_finished()
             assert one.made < 2_000
     wait_idle(cluster)
-    assert decode(cluster)["parked"] == 0
+    assert decode(cluster)["skipped"] == 0
 
 
 @on(long=(PARKING,))
@@ -216,7 +216,7 @@ def test_parked_requests_outlast_an_update_of_weights(cluster: Cluster, paused: 
     alone = answer(cluster, asked)
     with ThreadPoolExecutor(9) as pool:
         answers = [pool.submit(answer, cluster, asked) for _ in range(8)]
-        wait_for(lambda: decode(cluster)["parked"] > 0, "a parked request")
+        wait_for(lambda: decode(cluster)["skipped"] > 0, "a parked request")
         if paused:
             post("pause_generation", {"mode": "in_place"}).raise_for_status()
         updated = pool.submit(post, "update_weights_from_disk", update)
@@ -242,10 +242,10 @@ def test_those_with_time_to_spare_sit_out_for_those_without(cluster: Cluster) ->
         at_ease = streams(cluster, stack, 30, 200.0)
         wait_for(lambda: all(one.events > 40 for one in at_ease), "banked time", 60)
         hurried = streams(cluster, stack, 4, 8.4)
-        wait_for(lambda: decode(cluster)["parks"] > before["parks"], "parking", 30)
+        wait_for(lambda: decode(cluster)["skips"] > before["skips"], "parking", 30)
         for one in [*hurried, *at_ease]:
             one.wait_finished()
-    assert decode(cluster)["steps_with_parked"] > before["steps_with_parked"]
+    assert decode(cluster)["steps_with_skips"] > before["steps_with_skips"]
     wait_idle(cluster)
 
 
@@ -253,7 +253,7 @@ def test_those_with_time_to_spare_sit_out_for_those_without(cluster: Cluster) ->
 def test_who_has_missed_its_pace_still_gets_tokens(cluster: Cluster) -> None:
     # 0.1 ms per token is out of reach: victims, which get what the others leave, and the others
     # leave nothing. The starvation bound is five seconds.
-    before = decode(cluster)["steps_with_parked"]
+    before = decode(cluster)["steps_with_skips"]
     with ExitStack() as stack:
         victims = streams(cluster, stack, 2, 0.1)
         others = streams(cluster, stack, 30, 8.9)
@@ -261,7 +261,7 @@ def test_who_has_missed_its_pace_still_gets_tokens(cluster: Cluster) -> None:
         seen = [one.events for one in victims]
         time.sleep(6.5)
         assert all(one.events > was for one, was in zip(victims, seen, strict=True))
-        assert decode(cluster)["steps_with_parked"] > before, "they were never parked"
+        assert decode(cluster)["steps_with_skips"] > before, "they were never parked"
         for one in [*others, *victims]:
             one.abort()
             one.wait_finished()

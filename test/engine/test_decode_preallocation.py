@@ -57,5 +57,5 @@ def test_a_burst_beyond_the_memory_is_served_completely(cluster: Cluster) -> Non
 
     with ThreadPoolExecutor(30) as pool:
         assert list(pool.map(one, range(30))) == [200] * 30
-    assert preallocation(cluster)["granted_late"] > 0
+    assert preallocation(cluster)["granted_infeasible"] > 0
     wait_idle(cluster)

@@ -59,7 +59,7 @@ def test_prompts_of_all_adapters_overtake_each_other_and_keep_their_tokens(
         disturbed = [answer.result() for answer in (*long, *short)]
     after = planner(cluster)
     assert finished == [700] * 3 + [3000] * 3
-    assert after["parks"] > before["parks"]
+    assert after["preemptions"] > before["preemptions"]
     assert after["overtakes"] >= before["overtakes"] + 3
     wait_idle(cluster)
     # The same chunks again, from the radix cache.

@@ -73,7 +73,7 @@ class Traffic(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.05, 0.5]))
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)
-        assert planner(self.cluster)["parked"] < STARTED_LIMIT
+        assert planner(self.cluster)["preempted"] < STARTED_LIMIT
 
     def teardown(self) -> None:
         for request in self.open:
@@ -84,7 +84,7 @@ class Traffic(RuleBasedStateMachine):
         for request in (*self.open, *self.ended):
             request.__exit__()
         wait_idle(self.cluster, 3.0 * HANDSHAKE_S)
-        assert planner(self.cluster)["parked"] == 0
+        assert planner(self.cluster)["preempted"] == 0
         # Upstream compares its pools with the cache when it flushes.
         self._post("flush_cache", {})
 

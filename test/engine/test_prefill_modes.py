@@ -88,7 +88,7 @@ def test_a_prompt_without_decode_memory_is_overtaken_and_completes(cluster: Clus
         assert [len(answer.result()) for answer in (long, *others)] == [2, 2, 2]
     after = planner(cluster)
     assert finished[-1] == "long"
-    assert after["parks"] > before["parks"]
+    assert after["preemptions"] > before["preemptions"]
     assert after["overtakes"] >= before["overtakes"] + 2
     wait_idle(cluster)
 
@@ -123,7 +123,7 @@ def test_parked_prompts_outlast_a_pause_and_refuse_a_flush(cluster: Cluster) -> 
         long = pool.submit(send, cluster, body(LONG, HOPELESS))
         wait_for(lambda: started(cluster))
         urgent = pool.submit(send, cluster, body(40_000, URGENT))
-        wait_for(lambda: planner(cluster)["parked"] == 1)
+        wait_for(lambda: planner(cluster)["preempted"] == 1)
         for mode in ("in_place", "retract"):
             assert post(cluster, "pause_generation", {"mode": mode}).status_code == 200
             assert post(cluster, "flush_cache").status_code != 200
@@ -147,7 +147,7 @@ def test_parked_prompts_outlast_an_update_of_weights(cluster: Cluster, paused: b
         long = pool.submit(send, cluster, body(LONG, HOPELESS))
         wait_for(lambda: started(cluster))
         urgent = pool.submit(send, cluster, body(40_000, URGENT))
-        wait_for(lambda: planner(cluster)["parked"] == 1)
+        wait_for(lambda: planner(cluster)["preempted"] == 1)
         if paused:
             assert post(cluster, "pause_generation", {"mode": "in_place"}).status_code == 200
         updated = pool.submit(post, cluster, "update_weights_from_disk", update)
@@ -166,10 +166,10 @@ def test_a_parked_prompt_without_decode_memory_can_be_aborted(cluster: Cluster) 
     with Streaming(cluster, LONG, 2, slo=HOPELESS) as long:
         wait_for(lambda: started(cluster))
         with Streaming(cluster, 40_000, 2, slo=URGENT) as urgent:
-            wait_for(lambda: planner(cluster)["parked"] == 1)
+            wait_for(lambda: planner(cluster)["preempted"] == 1)
             long.abort()
             long.wait_finished()
-            wait_for(lambda: planner(cluster)["parked"] == 0, "the parked prompt to end", 5)
+            wait_for(lambda: planner(cluster)["preempted"] == 0, "the parked prompt to end", 5)
             urgent.wait_finished()
             assert urgent.events >= 2
     wait_idle(cluster)
@@ -214,7 +214,7 @@ def test_rows_tokens_and_locks_are_back_after_anything(cluster: Cluster) -> None
         for each in lives:
             each.result()
     wait_idle(cluster)
-    assert planner(cluster)["parked"] == 0
+    assert planner(cluster)["preempted"] == 0
     # Upstream checks its pools against the cache when it flushes and when idle.
     assert post(cluster, "flush_cache").status_code == 200
 
@@ -237,10 +237,10 @@ def test_prompts_computed_before_their_handshake_keep_their_tokens(cluster: Clus
         answers += [pool.submit(tokens, ids, URGENT) for ids in prompts[1:]]
         disturbed = [answer.result() for answer in answers]
     after = planner(cluster)
-    assert after["parks"] > before["parks"]
+    assert after["preemptions"] > before["preemptions"]
     assert after["overtakes"] > before["overtakes"]
     wait_idle(cluster)
-    assert planner(cluster)["parked"] == 0
+    assert planner(cluster)["preempted"] == 0
     # The same chunks again, from the radix cache.
     assert [tokens(ids, URGENT) for ids in prompts] == disturbed
     wait_idle(cluster)
@@ -267,7 +267,7 @@ def test_health_is_in_server_info_and_in_metrics(cluster: Cluster) -> None:
         for row in served.splitlines()
         if row.startswith("kairos:prefill_")
     }
-    for name in ("overtakes", "parks", "demotions", "starvation_grants"):
+    for name in ("overtakes", "preemptions", "demotions", "starvation_grants"):
         assert values[f"kairos:prefill_{name}_total"] == figures[name]
     assert values["kairos:prefill_prediction_ratio"] == figures["prediction_ratio"]
     assert figures["overtakes"] > 0

@@ -99,9 +99,9 @@ def test_overtaking_nests(cluster: Cluster) -> None:
         for ttft_ms in (50_000, 20_000):
             prompt = fresh_prompt(40_000)
             answers.append(pool.submit(send, cluster, body(prompt, {"ttft_ms": ttft_ms})))
-            wait_for(lambda: planner(cluster)["parked"] >= len(answers) - 1)
+            wait_for(lambda: planner(cluster)["preempted"] >= len(answers) - 1)
         assert all(answer.result().decode.status_code == 200 for answer in answers)
-    assert planner(cluster)["most_parked"] >= 2
+    assert planner(cluster)["max_preempted"] >= 2
     wait_idle(cluster)
 
 
@@ -111,13 +111,13 @@ def test_a_parked_prompt_can_be_aborted(cluster: Cluster, by: str) -> None:
     with Streaming(cluster, LONG, 2, slo=HOPELESS) as long:
         wait_for(lambda: started(cluster))
         with Streaming(cluster, 40_000, 2, slo=URGENT) as urgent:
-            wait_for(lambda: planner(cluster)["parked"] == 1)
+            wait_for(lambda: planner(cluster)["preempted"] == 1)
             if by == "rid":
                 long.abort()
                 long.wait_finished()
             else:
                 long.disconnect()
-            wait_for(lambda: planner(cluster)["parked"] == 0, "the parked prompt to end", 5)
+            wait_for(lambda: planner(cluster)["preempted"] == 0, "the parked prompt to end", 5)
             assert urgent.events == 0, "it was aborted while parked"
             urgent.wait_finished()
             assert urgent.made == 2
@@ -129,7 +129,7 @@ def test_a_parked_prompt_ends_when_all_requests_are_aborted(cluster: Cluster) ->
     with Streaming(cluster, LONG, 2, slo=HOPELESS) as long:
         wait_for(lambda: started(cluster))
         with Streaming(cluster, 40_000, 2, slo=URGENT) as urgent:
-            wait_for(lambda: planner(cluster)["parked"] == 1)
+            wait_for(lambda: planner(cluster)["preempted"] == 1)
             for server in (*cluster.decode, *cluster.prefill):
                 everything = {"rid": "", "abort_all": True}
                 httpx.post(f"{server.url}/abort_request", json=everything).raise_for_status()
@@ -137,7 +137,7 @@ def test_a_parked_prompt_ends_when_all_requests_are_aborted(cluster: Cluster) ->
             urgent.wait_finished()
             assert long.made == urgent.made == 0
     wait_idle(cluster)
-    assert planner(cluster)["parked"] == 0
+    assert planner(cluster)["preempted"] == 0
     assert send(cluster, body(fresh_prompt(100), URGENT)).decode.status_code == 200
 
 
@@ -148,11 +148,11 @@ def test_a_parked_prompt_outlasts_a_pause_and_an_attempt_to_flush(cluster: Clust
         answers = [pool.submit(send, cluster, body(fresh_prompt(LONG), HOPELESS))]
         wait_for(lambda: started(cluster))
         answers.append(pool.submit(send, cluster, body(fresh_prompt(40_000), URGENT)))
-        wait_for(lambda: planner(cluster)["parked"] == 1)
+        wait_for(lambda: planner(cluster)["preempted"] == 1)
         assert httpx.post(f"{url}/flush_cache").status_code == 400, "its KV is in use"
         httpx.post(f"{url}/pause_generation", json={"mode": "in_place"}).raise_for_status()
         try:
-            assert planner(cluster)["parked"] == 1
+            assert planner(cluster)["preempted"] == 1
             assert httpx.post(f"{url}/flush_cache").status_code == 400, "its KV is in use"
         finally:
             httpx.post(f"{url}/continue_generation", json={}).raise_for_status()
@@ -174,7 +174,7 @@ def test_everything_is_given_back_after_a_burst(cluster: Cluster) -> None:
         for answer in answers:
             assert len(answer.result().decode.json()["output_ids"]) == 3
     wait_idle(cluster)
-    assert planner(cluster)["parked"] == 0
+    assert planner(cluster)["preempted"] == 0
 
 
 def tokens(cluster: Cluster, ids: list[int], slo: dict[str, float]) -> tuple[list[int], float]:
@@ -200,7 +200,7 @@ def test_tokens_of_overtaken_and_overtaking_are_those_of_an_undisturbed_run(
         overtaking = pool.submit(tokens, cluster, short, URGENT)
         disturbed = overtaken.result(), overtaking.result()
     assert planner(cluster)["overtakes"] > before["overtakes"]
-    assert planner(cluster)["parks"] > before["parks"]
+    assert planner(cluster)["preemptions"] > before["preemptions"]
     wait_idle(cluster)
     # The same chunks again, from the radix cache.
     cached = tokens(cluster, long, URGENT), tokens(cluster, short, URGENT)
@@ -228,7 +228,7 @@ def test_a_parked_prompt_outlasts_the_eviction_of_what_is_cached(cluster: Cluste
         overtaking = [pool.submit(tokens, cluster, short, URGENT) for short in shorts]
         disturbed = [overtaken.result(), *(one.result() for one in overtaking)]
     after = planner(cluster)
-    assert after["parks"] > before["parks"]
+    assert after["preemptions"] > before["preemptions"]
     assert after["recomputed"] == before["recomputed"], "the cache was to make room"
     wait_idle(cluster)
     again = send(cluster, body(old, URGENT)).prefill.json()

@@ -17,11 +17,11 @@ from support.pair import Streaming, kairos_state, wait_for
 pytestmark = pytest.mark.long
 
 
-def parked(server: Server, part: str) -> int:
+def set_aside(server: Server, part: str, figure: str) -> int:
     """Of its `planner` or its `decode`."""
     state = kairos_state(server)
     assert state is not None
-    count: int = state[part]["parked"]
+    count: int = state[part][figure]
     return count
 
 
@@ -37,7 +37,7 @@ def test_parked_prompts_are_served_before_a_prefill_server_ends(clusters: Cluste
             Streaming(cluster, 80_000, 2, slo={"ttft_ms": 1_000}) as long,
             Streaming(cluster, 40_000, 2, slo={"ttft_ms": 60_000}) as urgent,
         ):
-            wait_for(lambda: parked(server, "planner") == 1, "a parked prompt")
+            wait_for(lambda: set_aside(server, "planner", "preempted") == 1, "a parked prompt")
             os.kill(server.pid, signal.SIGTERM)
             for one in (urgent, long):
                 one.wait_finished()
@@ -49,7 +49,7 @@ def test_parked_requests_are_served_before_a_decode_server_ends(clusters: Cluste
     with clusters.beside(PARKING) as cluster, ExitStack() as stack:
         server = cluster.decode[0]
         open_ones = [stack.enter_context(Streaming(cluster, 50, 300)) for _ in range(8)]
-        wait_for(lambda: parked(server, "decode") > 0, "a parked request")
+        wait_for(lambda: set_aside(server, "decode", "skipped") > 0, "a parked request")
         os.kill(server.pid, signal.SIGTERM)
         for one in open_ones:
             one.wait_finished()

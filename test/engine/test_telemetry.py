@@ -9,7 +9,7 @@ import zmq
 from kairos.cluster import Cluster
 from kairos.cluster.server import Server
 from kairos.router.telemetry import endpoint_of
-from kairos.telemetry import Report, decoder
+from kairos.telemetry import TelemetryReport, decoder
 from support.clusters import on
 from support.configs import KAIROS
 from support.pair import Streaming, kairos_state, wait_for, wait_idle
@@ -30,7 +30,7 @@ def subscribed(server: Server) -> Iterator[zmq.Socket]:
         context.term()
 
 
-def latest(socket: zmq.Socket) -> Report:
+def latest(socket: zmq.Socket) -> TelemetryReport:
     """The next report to arrive, after those that wait already."""
     while socket.poll(0):
         socket.recv()

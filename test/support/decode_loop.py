@@ -87,7 +87,7 @@ class Loop:
         self.now = 100.0
         self.clock = SharedClock(1, lambda: self.now)
         prior = StepTable.from_model(MODEL, 64, 50_000, knots=CONTEXT_KNOTS)
-        params = SlackParams()._replace(starve_s=STARVE_S)
+        params = SlackParams()._replace(starvation_s=STARVE_S)
         self.policy = SlackPolicy(prior, max_batch, params, LengthEstimator())
         self.steps = DecodeSteps(prior, self.clock, overlap)
         self.held = HeldTokens() if hold else None

@@ -6,7 +6,7 @@ import numpy as np
 
 from kairos.calibrate.drive import Answer, DriveError, Prompt, shared_tokens
 from kairos.latency import Profile
-from kairos.latency.first_token import FirstTokenPath, lone_chunks, prefill_s
+from kairos.latency.first_token import FirstTokenPath, prefill_s, single_request_chunks
 
 
 class VirtualEngine:
@@ -56,7 +56,7 @@ class VirtualEngine:
             hit = first[0] if self._cache and first in self._cached else 0
             hit = min(hit, prompt.length - 1)
             self._cached.add(first)
-            chunks = lone_chunks(prompt.length, hit, self.profile.limits.chunk_tokens)
+            chunks = single_request_chunks(prompt.length, hit, self.profile.limits.chunk_tokens)
             free += prefill_s(self.profile.prefill, chunks)
             begun.append(free + self.path.seconds(prompt.length))
             hits.append(hit)

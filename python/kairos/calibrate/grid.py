@@ -7,8 +7,8 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from kairos.errors import InputError
-from kairos.latency import Limits, Profile
-from kairos.latency.first_token import lone_chunks, prefill_s
+from kairos.latency import InstanceLimits, Profile
+from kairos.latency.first_token import prefill_s, single_request_chunks
 
 STEPS = 64
 """Decode steps that a point looks at."""
@@ -85,7 +85,7 @@ class Grid(NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
-def make_grid(axes: Axes, limits: Limits, longest_prompt: int) -> Grid:
+def make_grid(axes: Axes, limits: InstanceLimits, longest_prompt: int) -> Grid:
     """Every combination of `axes` that the servers hold.
 
     Args:
@@ -122,7 +122,7 @@ def make_grid(axes: Axes, limits: Limits, longest_prompt: int) -> Grid:
     return Grid(tuple(points), tuple(skipped))
 
 
-def unfit(point: Point, limits: Limits, longest_prompt: int) -> str:
+def unfit(point: Point, limits: InstanceLimits, longest_prompt: int) -> str:
     """Why the servers cannot hold `point`; empty if they can."""
     if isinstance(point, PrefillPoint):
         length, requests = point.new + point.prefix, 1
@@ -151,7 +151,7 @@ def estimate_s(point: Point, profile: Profile) -> float:
     chunk = profile.limits.chunk_tokens
 
     def first_token_s(length: int, cached: int) -> float:
-        run = prefill_s(profile.prefill, lone_chunks(length, cached, chunk))
+        run = prefill_s(profile.prefill, single_request_chunks(length, cached, chunk))
         return _PATH_S + _PER_TOKEN_S * length + run
 
     if isinstance(point, PrefillPoint):

@@ -7,7 +7,7 @@ import numpy as np
 
 from kairos.calibrate.measure import FirstTokens, Steps
 from kairos.calibrate.result import Calibrated
-from kairos.latency.first_token import lone_chunks, prefill_s
+from kairos.latency.first_token import prefill_s, single_request_chunks
 from kairos.replay.drawing import legend_below, png
 
 _LINE_POINTS = 60
@@ -66,7 +66,7 @@ def _prefill(axes: Any, found: Calibrated) -> None:
         axes.scatter(new, measured, s=28, color=shade, label=f"behind {cached:,}")
         line = np.geomspace(min(new) / 1.2, max(new) * 1.2, _LINE_POINTS).astype(int)
         fitted = [
-            1e3 * prefill_s(found.profile.prefill, lone_chunks(cached + n, cached, chunk))
+            1e3 * prefill_s(found.profile.prefill, single_request_chunks(cached + n, cached, chunk))
             for n in line
         ]
         axes.plot(line, fitted, color=shade, linewidth=1.2)

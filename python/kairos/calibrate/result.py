@@ -17,8 +17,8 @@ from kairos.latency.first_token import (
     FirstToken,
     FirstTokenPath,
     fit_first_tokens,
-    lone_chunks,
     prefill_s,
+    single_request_chunks,
 )
 from kairos.latency.fit import Floats, StepSample, fit_decode
 
@@ -87,7 +87,9 @@ class Calibrated(NamedTuple):
             f"prefill, against {truth.name}": _errors(
                 self.first_tokens,
                 self.prefill_s,
-                lambda s: prefill_s(truth.prefill, lone_chunks(s.length, s.cached, chunk)),
+                lambda s: prefill_s(
+                    truth.prefill, single_request_chunks(s.length, s.cached, chunk)
+                ),
             ),
         }
 
@@ -119,7 +121,10 @@ def calibrated(
     )
     chunk = servers.limits.chunk_tokens
     prefill, path, _ = fit_first_tokens(
-        [FirstToken(lone_chunks(s.length, s.cached, chunk), s.seconds) for s in first_tokens]
+        [
+            FirstToken(single_request_chunks(s.length, s.cached, chunk), s.seconds)
+            for s in first_tokens
+        ]
     )
     commands = "; ".join(f"{role}: {text}" for role, text in servers.commands.items())
     provenance = Provenance(
@@ -151,7 +156,7 @@ def write_samples(
 
 
 def _chunks(profile: Profile, sample: FirstTokens) -> tuple[Chunk, ...]:
-    return lone_chunks(sample.length, sample.cached, profile.limits.chunk_tokens)
+    return single_request_chunks(sample.length, sample.cached, profile.limits.chunk_tokens)
 
 
 def _errors(

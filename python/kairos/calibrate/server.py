@@ -11,7 +11,7 @@ from urllib.request import urlopen
 import orjson
 
 from kairos.errors import InputError
-from kairos.latency import Limits
+from kairos.latency import InstanceLimits
 from kairos.replay.target import Leg, UrlTarget
 
 _TIMEOUT_S = 10.0
@@ -33,7 +33,7 @@ class Servers:
     """
 
     legs: tuple[Leg, ...]
-    limits: Limits
+    limits: InstanceLimits
     longest_prompt: int
     kairos: bool
     model: str
@@ -91,7 +91,7 @@ def _legs(first: str, last: str, prefill: Mapping[str, Any]) -> tuple[Leg, ...]:
     )
 
 
-def _limits(prefill: Mapping[str, Any], decode: Mapping[str, Any]) -> Limits:
+def _limits(prefill: Mapping[str, Any], decode: Mapping[str, Any]) -> InstanceLimits:
     chunk = prefill.get("chunked_prefill_size") or 0
     if chunk <= 0:  # no chunks: a batch still ends there
         chunk = int(_number("prefill", prefill, "max_prefill_tokens"))
@@ -101,7 +101,7 @@ def _limits(prefill: Mapping[str, Any], decode: Mapping[str, Any]) -> Limits:
     )
     if not isinstance(running, int) or running < 1:
         raise InputError("--url: the server does not say how many requests it runs at once")
-    return Limits(int(chunk), kv, running)
+    return InstanceLimits(int(chunk), kv, running)
 
 
 def _check_model(url: str, info: Mapping[str, Any], model: str | None) -> None:

@@ -7,15 +7,15 @@ from kairos.latency.calibration import Calibration
 from kairos.latency.decode import DecodeModel
 from kairos.latency.kv import KvLink
 from kairos.latency.prefill import Chunk, PrefillModel
-from kairos.latency.profile import Limits, Profile, Provenance, load_profile
+from kairos.latency.profile import InstanceLimits, Profile, Provenance, load_profile
 from kairos.latency.store import merge_profiles, save_profile
 
 __all__ = [
     "Calibration",
     "Chunk",
     "DecodeModel",
+    "InstanceLimits",
     "KvLink",
-    "Limits",
     "PrefillModel",
     "Profile",
     "Provenance",

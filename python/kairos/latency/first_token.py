@@ -44,7 +44,7 @@ class FirstTokenPath(NamedTuple):
         return self.fixed_s + self.per_token_s * length
 
 
-def lone_chunks(length: int, cached: int, chunk_tokens: int) -> tuple[Chunk, ...]:
+def single_request_chunks(length: int, cached: int, chunk_tokens: int) -> tuple[Chunk, ...]:
     """Chunks in which a server computes a prompt that it has for itself."""
     starts = range(cached, length, chunk_tokens)
     return tuple(Chunk(at, min(chunk_tokens, length - at)) for at in starts)

@@ -30,7 +30,7 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     date: str
 
 
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class InstanceLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one instance can hold.
 
     Attributes:
@@ -53,7 +53,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill: PrefillModel
     decode: DecodeModel
     kv: KvLink
-    limits: Limits
+    limits: InstanceLimits
 
 
 def builtin_profiles() -> list[str]:

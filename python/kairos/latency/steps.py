@@ -31,7 +31,7 @@ _TELLING_SPREAD = 0.1
 _TELLING_SHARE = 0.15  # of a step that context must take
 
 
-class Learned(NamedTuple):
+class LearnedSteps(NamedTuple):
     """What decisions need of a `StepLearner`; plain values, so that ranks can share it.
 
     Attributes:
@@ -111,10 +111,10 @@ class StepLearner:
         self._window = np.zeros((WINDOW, 4))
         self._seen = 0  # steps of this run, which is what the window holds
         self._version = 0
-        self._learned = Learned(0, self._ratios.tobytes(), self._straggler, 1.0)
+        self._learned = LearnedSteps(0, self._ratios.tobytes(), self._straggler, 1.0)
 
     @property
-    def learned(self) -> Learned:
+    def learned(self) -> LearnedSteps:
         """For `StepTables`, on this rank and on others."""
         return self._learned
 
@@ -259,13 +259,13 @@ class StepLearner:
         ratios = self._effective(self._ratios, self._counts)
         self.table = self.grid.table(ratios, self._straggler)
         self._version += 1
-        self._learned = Learned(
+        self._learned = LearnedSteps(
             self._version, ratios.tobytes(), self._straggler, self.calibration.factor
         )
 
 
 class StepTables:
-    """The dense table of the newest `Learned`, made once per version."""
+    """The dense table of the newest `LearnedSteps`, made once per version."""
 
     def __init__(self, prior: StepTable) -> None:
         self._grid = StepGrid(prior)
@@ -273,7 +273,7 @@ class StepTables:
         self._version = 0
         self._table = prior
 
-    def of(self, learned: Learned) -> StepTable:
+    def of(self, learned: LearnedSteps) -> StepTable:
         """Step times with the newest correction left out: multiply by `learned.factor`."""
         if learned.version != self._version:
             ratios = np.frombuffer(learned.ratios, np.float64).reshape(self._shape)

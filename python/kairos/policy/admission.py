@@ -12,7 +12,7 @@ from kairos.latency.prefill import PrefillModel
 from kairos.policy.jobs import PrefillJob
 
 
-class Verdict(Enum):
+class AdmissionDecision(Enum):
     """ADMIT: both objectives can be met. DEGRADE: one cannot; serve it with a weaker one.
     REJECT: neither can, or the first token would come far too late; try again later."""
 
@@ -49,23 +49,23 @@ class DecodeLoad:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class AdmissionForecast:
     """Attributes:
-    verdict: what to do.
+    decision: what to do.
     ttft_s: predicted time to first token from now, seconds.
     tpot_s: predicted step time with the request in the batch, seconds.
     ttft_attainment: predicted probability of meeting the TTFT objective, 0..1.
     retry_after_s: when the objective could be met, seconds; 0 unless rejected.
     """
 
-    verdict: Verdict
+    decision: AdmissionDecision
     ttft_s: float
     tpot_s: float
     ttft_attainment: float
     retry_after_s: float
 
 
-def outlook(
+def forecast(
     job: PrefillJob,
     tpot_slo_s: float,
     queue: Sequence[PrefillJob],
@@ -75,7 +75,7 @@ def outlook(
     decode_model: DecodeModel,
     chunk_tokens: int,
     params: AdmissionParams,
-) -> Outlook:
+) -> AdmissionForecast:
     """Predict one request, given the work that urgency serves before it. O(n log n) in the queue.
 
     Args:
@@ -97,9 +97,11 @@ def outlook(
     slow = step > tpot_slo_s or decode.context_tokens + job.total_tokens > decode.kv_capacity
     swamped = ttft > params.reject_after * (job.deadline_s - job.arrival_s)
     if swamped or (late and slow):
-        return Outlook(Verdict.REJECT, ttft, step, attainment, max(ttft - budget, 0.0))
-    verdict = Verdict.DEGRADE if late or slow else Verdict.ADMIT
-    return Outlook(verdict, ttft, step, attainment, 0.0)
+        return AdmissionForecast(
+            AdmissionDecision.REJECT, ttft, step, attainment, max(ttft - budget, 0.0)
+        )
+    decision = AdmissionDecision.DEGRADE if late or slow else AdmissionDecision.ADMIT
+    return AdmissionForecast(decision, ttft, step, attainment, 0.0)
 
 
 def _work_ahead_s(

@@ -16,8 +16,8 @@ KV_SHARE = 0.96
 
 def first_come(waiting: Rows, held: float, room: float, slots: int) -> npt.NDArray[np.int64]:
     """Indices of the waiting rows to admit in order of arrival, until one does not fit."""
-    order = np.lexsort((waiting["id"], waiting["first"]))[: max(0, slots)]
-    total = held + np.cumsum(waiting["context"][order])
+    order = np.lexsort((waiting["id"], waiting["first_token_s"]))[: max(0, slots)]
+    total = held + np.cumsum(waiting["context_tokens"][order])
     fits = total <= room
     if held == 0.0 and len(fits):
         fits[0] = True
@@ -27,7 +27,7 @@ def first_come(waiting: Rows, held: float, room: float, slots: int) -> npt.NDArr
 def keep_longest_output(residents: Rows) -> list[int]:
     """Upstream's order of retraction: those with the most output are kept first, of these those
     with the least context."""
-    order = np.lexsort((residents["id"], residents["context"], -residents["tokens"]))
+    order = np.lexsort((residents["id"], residents["context_tokens"], -residents["output_tokens"]))
     return [int(at) for at in order]
 
 
@@ -54,10 +54,10 @@ class ContinuousPolicy:
 
     def select(self, residents: Rows, now_s: float) -> float:
         residents["runs"] = True
-        context = residents["context"]
+        context = residents["context_tokens"]
         return self.table.step_s(len(residents), float(context.sum()), float(context.max()))
 
-    def keep_order(
+    def retention_order(
         self, residents: Rows, now_s: float, reload_s_per_token: float = 0.0
     ) -> list[int]:
         return keep_longest_output(residents)
@@ -93,14 +93,18 @@ class GreedyPolicy:
         return first_come(waiting, kv_tokens, KV_SHARE * kv_capacity, slots)
 
     def select(self, residents: Rows, now_s: float) -> float:
-        slack: Any = residents["first"] + residents["tau"] * (residents["tokens"] + 1) - now_s
+        slack: Any = (
+            residents["first_token_s"]
+            + residents["tpot_s"] * (residents["output_tokens"] + 1)
+            - now_s
+        )
         table, factor = self._table, self.calibration.factor
         residents["runs"] = False
         tightest = np.inf
         batch, total, longest = 0, 0.0, 0.0
-        for at in np.lexsort((residents["id"], residents["context"])):
-            context = float(residents["context"][at])
-            bound = min(tightest, max(float(slack[at]), float(residents["tau"][at])))
+        for at in np.lexsort((residents["id"], residents["context_tokens"])):
+            context = float(residents["context_tokens"][at])
+            bound = min(tightest, max(float(slack[at]), float(residents["tpot_s"][at])))
             larger = max(longest, context)
             if (
                 batch
@@ -111,7 +115,7 @@ class GreedyPolicy:
             batch, total, longest, tightest = batch + 1, total + context, larger, bound
         return float(self._kernel.running_step_s(residents, table, factor))
 
-    def keep_order(
+    def retention_order(
         self, residents: Rows, now_s: float, reload_s_per_token: float = 0.0
     ) -> list[int]:
         return keep_longest_output(residents)

@@ -81,7 +81,9 @@ class PriorityQueues:
             queue = self._queues[level]
             queue.model, queue.calibration = self._model, self._factor
             if work:
-                room_s = min(due - start_s - self._params.tail_s, self._params.slice_s) - batch_s
+                room_s = (
+                    min(due - start_s - self._params.post_prefill_s, self._params.slice_s) - batch_s
+                )
                 budget = min(budget, int(room_s / (self._model.per_token_s * self._factor)))
                 if budget < self._params.min_chunk:
                     break
@@ -89,7 +91,7 @@ class PriorityQueues:
             jobs = [(chunk, *queue.job(chunk.id)) for chunk in plan.chunks]
             joined = [*work, *(Chunk(done, chunk.tokens) for chunk, _, _, done in jobs)]
             joined_s = self._factor * self._model.batch_s(joined)
-            ends_s = start_s + joined_s + self._params.tail_s
+            ends_s = start_s + joined_s + self._params.post_prefill_s
             if work and (ends_s > due or joined_s > self._params.slice_s):
                 continue
             self._commit(queue)

@@ -14,63 +14,63 @@ Rows = npt.NDArray[Any]
 ROW = np.dtype(
     [
         ("id", np.int64),
-        ("context", np.int64),
-        ("tokens", np.int64),
-        ("first", np.float64),
-        ("last", np.float64),
-        ("hold", np.float64),
-        ("tau", np.float64),
-        ("limit", np.float64),
-        ("group", np.int64),
-        ("victim", np.bool_),
+        ("context_tokens", np.int64),
+        ("output_tokens", np.int64),
+        ("first_token_s", np.float64),
+        ("last_token_s", np.float64),
+        ("hold_until_s", np.float64),
+        ("tpot_s", np.float64),
+        ("max_new_tokens", np.float64),
+        ("length_group", np.int64),
+        ("infeasible", np.bool_),
         ("runs", np.bool_),
     ]
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Resident:
+class DecodeResident:
     """A request whose KV a decode instance holds, or that waits to be admitted to it.
 
     Attributes:
         id: breaks ties; the same on all tensor-parallel ranks (the bootstrap room).
         context_tokens: tokens of KV: prompt and output so far.
-        tokens: output tokens after the first one.
-        first_s: when the client got the first token, seconds on the policy's clock.
-        last_s: when the newest token was made; `first_s` before the second one.
+        output_tokens: output tokens after the first one.
+        first_token_s: when the client got the first token, seconds on the policy's clock.
+        last_token_s: when the newest token was made; `first_token_s` before the second one.
         tpot_s: its TPOT objective, seconds.
         hold_until_s: a first token that is ready may be held back until then; minus infinity:
             not at all.
-        group: row of a length estimator's table, see `length.group_of`.
+        length_group: row of a length estimator's table, see `length.group_of`.
         max_new_tokens: output ends there at the latest.
     """
 
     id: int
     context_tokens: int
-    tokens: int
-    first_s: float
-    last_s: float
+    output_tokens: int
+    first_token_s: float
+    last_token_s: float
     tpot_s: float
     hold_until_s: float = -math.inf
-    group: int = 0
+    length_group: int = 0
     max_new_tokens: float = math.inf
 
     def check(self) -> None:
         """Raise `InputError` for values under which slack means nothing."""
-        if not all(map(math.isfinite, (self.first_s, self.last_s, self.tpot_s))):
+        if not all(map(math.isfinite, (self.first_token_s, self.last_token_s, self.tpot_s))):
             raise InputError(f"resident {self.id}: times must be finite")
         if math.isnan(self.hold_until_s):
             raise InputError(f"resident {self.id}: hold_until_s must be a number")
         if self.tpot_s <= 0.0:
             raise InputError(f"resident {self.id}: tpot_s {self.tpot_s!r} must be positive")
-        if self.context_tokens < 1 or self.tokens < 0:
+        if self.context_tokens < 1 or self.output_tokens < 0:
             raise InputError(
-                f"resident {self.id}: context_tokens {self.context_tokens} and tokens "
-                f"{self.tokens} must be at least 1 and 0"
+                f"resident {self.id}: context_tokens {self.context_tokens} and output_tokens "
+                f"{self.output_tokens} must be at least 1 and 0"
             )
-        if self.group < 0 or not self.max_new_tokens >= 1:
+        if self.length_group < 0 or not self.max_new_tokens >= 1:
             raise InputError(
-                f"resident {self.id}: group {self.group} and max_new_tokens "
+                f"resident {self.id}: length_group {self.length_group} and max_new_tokens "
                 f"{self.max_new_tokens!r} must be at least 0 and 1"
             )
 
@@ -97,20 +97,20 @@ class Residents:
         """View of one row; KeyError if it is not held."""
         return self._rows[self._at[resident_id]]
 
-    def add(self, resident: Resident) -> None:
+    def add(self, resident: DecodeResident) -> None:
         resident.check()
         if resident.id in self._at:
             raise InputError(f"resident {resident.id} is held already")
         row = np.zeros((), ROW)
         row["id"] = resident.id
-        row["context"] = resident.context_tokens
-        row["tokens"] = resident.tokens
-        row["first"] = resident.first_s
-        row["last"] = resident.last_s
-        row["hold"] = resident.hold_until_s
-        row["tau"] = resident.tpot_s
-        row["limit"] = resident.max_new_tokens
-        row["group"] = resident.group
+        row["context_tokens"] = resident.context_tokens
+        row["output_tokens"] = resident.output_tokens
+        row["first_token_s"] = resident.first_token_s
+        row["last_token_s"] = resident.last_token_s
+        row["hold_until_s"] = resident.hold_until_s
+        row["tpot_s"] = resident.tpot_s
+        row["max_new_tokens"] = resident.max_new_tokens
+        row["length_group"] = resident.length_group
         row["runs"] = True
         self.add_row(row[()])
 

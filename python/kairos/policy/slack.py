@@ -43,45 +43,45 @@ class DecodePolicy(Protocol):
 
 class SlackParams(NamedTuple):
     """Attributes:
-    give_up: a request becomes a victim when the pace it may take falls below this share of its
+    min_pace_ratio: a request is infeasible when the pace it may take falls below this share of its
         TPOT objective; it stops being one when the pace reaches the objective again.
-    floor: a step is planned no shorter than this share of the tightest TPOT objective.
+    min_step_share: a step is planned no shorter than this share of the tightest TPOT objective.
     guard_tokens: slack that is never spent, in tokens.
     horizon_min: tokens over which a fresh request has to catch up; grows with its output.
     horizon_max: up to this. A length estimator replaces both.
     express_tokens: a request that is behind before its so-many-th token gets short steps while
         the others can sit out; 0 disables.
-    starve_s: who got no token for so many seconds comes first.
+    starvation_s: who got no token for so many seconds comes first.
     period: steps between two selections; between them everybody who joined runs.
     kv_share: share of KV capacity that admission may fill.
-    late_share: share of KV capacity and of the slots that may be taken when a request joins that is
-        late already. Without it they fill both, and new requests, which could be on time, wait.
+    infeasible_share: share of KV capacity and of slots in use up to which an infeasible request may
+        join. Without it they fill both, and new, feasible requests wait.
     """
 
-    give_up: float = 0.7
-    floor: float = 0.95
+    min_pace_ratio: float = 0.7
+    min_step_share: float = 0.95
     guard_tokens: float = 2.0
     horizon_min: float = 16.0
     horizon_max: float = 128.0
     express_tokens: float = 4.0
-    starve_s: float = 5.0
+    starvation_s: float = 5.0
     period: int = 1
     kv_share: float = 0.96
-    late_share: float = 0.6
+    infeasible_share: float = 0.6
 
     def check(self) -> None:
         """Raise `InputError` for a value out of range."""
         allowed = {
-            "give_up": (0.0, 1.0),
-            "floor": (0.0, 1.0),
+            "min_pace_ratio": (0.0, 1.0),
+            "min_step_share": (0.0, 1.0),
             "guard_tokens": (0.0, 1e3),
             "horizon_min": (1.0, 1e6),
             "horizon_max": (self.horizon_min, 1e6),
             "express_tokens": (0.0, 1e3),
-            "starve_s": (0.0, math.inf),
+            "starvation_s": (0.0, math.inf),
             "period": (1, 10_000),
             "kv_share": (0.01, 1.0),
-            "late_share": (0.01, self.kv_share),
+            "infeasible_share": (0.01, self.kv_share),
         }
         for name, (low, high) in allowed.items():
             value = getattr(self, name)
@@ -151,11 +151,11 @@ class SlackPolicy:
         """Predicted seconds of a step of the rows that are set to run."""
         return float(self._kernel.running_step_s(residents, self.table, self.calibration.factor))
 
-    def stands(self, residents: Rows, now_s: float, steps: int) -> bool:
+    def all_run_for(self, residents: Rows, now_s: float, steps: int) -> bool:
         """Whether `select` would choose everybody now and in each of the next `steps` steps, as
         long as nobody joins and steps take no longer than predicted."""
         return bool(
-            self._kernel.stands(
+            self._kernel.all_run_for(
                 residents,
                 now_s,
                 self.table,
@@ -166,7 +166,7 @@ class SlackPolicy:
             )
         )
 
-    def keep_order(
+    def retention_order(
         self, residents: Rows, now_s: float, reload_s_per_token: float = 0.0
     ) -> list[int]:
         """Indices in the order in which rows are to be kept when memory runs out: first who has no
@@ -175,10 +175,10 @@ class SlackPolicy:
         Args:
             reload_s_per_token: what a retracted request loses per token of context, seconds.
         """
-        reload_s = reload_s_per_token * residents["context"]
-        due_s = residents["first"] + residents["tau"] * (residents["tokens"] + 1)
-        spare_s = np.where(residents["victim"], -reload_s, due_s - now_s - reload_s)
-        order = np.lexsort((residents["id"], spare_s, residents["victim"]))
+        reload_s = reload_s_per_token * residents["context_tokens"]
+        due_s = residents["first_token_s"] + residents["tpot_s"] * (residents["output_tokens"] + 1)
+        spare_s = np.where(residents["infeasible"], -reload_s, due_s - now_s - reload_s)
+        order = np.lexsort((residents["id"], spare_s, residents["infeasible"]))
         return [int(at) for at in order]
 
     def observe(self, predicted_s: float, measured_s: float) -> None:

@@ -38,8 +38,8 @@ def _step_with(table: Any, factor: float, load: Any, context: float) -> float:
 def _add(load: Any, row: Any) -> None:
     row.runs = True
     load[0] += 1.0
-    load[1] += row.context
-    load[2] = max(load[2], row.context)
+    load[1] += row.context_tokens
+    load[2] = max(load[2], row.context_tokens)
 
 
 @compiled
@@ -56,26 +56,26 @@ def running_step_s(rows: Any, table: Any, factor: float) -> float:
 def horizon_of(row: Any, p: Any, horizons: Any) -> float:
     """Tokens over which a request has to catch up: a low quantile of what is predicted to remain;
     while nothing is known, as many as it has made already."""
-    at = min(int(4.0 * math.log2(row.tokens + 1.0)), horizons.shape[1] - 1)
+    at = min(int(4.0 * math.log2(row.output_tokens + 1.0)), horizons.shape[1] - 1)
     # Without an estimator there is one row for all, and a newer class has none of its own.
-    predicted = horizons[min(row.group, horizons.shape[0] - 1), at]
+    predicted = horizons[min(row.length_group, horizons.shape[0] - 1), at]
     if predicted == 0.0:
-        predicted = min(p.horizon_max, p.horizon_min + row.tokens)
-    return float(max(1.0, min(predicted, row.limit - row.tokens)))
+        predicted = min(p.horizon_max, p.horizon_min + row.output_tokens)
+    return float(max(1.0, min(predicted, row.max_new_tokens - row.output_tokens)))
 
 
 @compiled
-def _hopeless(tau: float, slack: float, horizon: float, p: Any) -> bool:
+def _is_infeasible(tau: float, slack: float, horizon: float, p: Any) -> bool:
     """Whether the pace that a request may take is out of reach. Not judged over fewer tokens than
     `horizon_min`: most requests make more than the low quantile that sets their pace."""
-    return bool(tau + slack / max(horizon, p.horizon_min) < p.give_up * tau)
+    return bool(tau + slack / max(horizon, p.horizon_min) < p.min_pace_ratio * tau)
 
 
 @compiled
 def select(
     rows: Any, now: float, table: Any, factor: float, p: Any, horizons: Any, max_batch: int
 ) -> float:
-    """Who runs in the next step: fills `runs` and updates `victim`. `p`: the `SlackParams`.
+    """Who runs in the next step: fills `runs` and updates `infeasible`. `p`: the `SlackParams`.
 
     Returns:
         predicted seconds of the selected step.
@@ -88,18 +88,18 @@ def select(
     starved = 0.0
     for i in range(n):
         row = rows[i]
-        slack[i] = row.first + row.tau * (row.tokens + 1 - p.guard_tokens) - now
+        slack[i] = row.first_token_s + row.tpot_s * (row.output_tokens + 1 - p.guard_tokens) - now
         horizon = horizon_of(row, p, horizons)
-        pace[i] = row.tau + slack[i] / horizon
-        if _hopeless(row.tau, slack[i], horizon, p):
-            row.victim = True
-        elif pace[i] >= row.tau:
-            row.victim = False
+        pace[i] = row.tpot_s + slack[i] / horizon
+        if _is_infeasible(row.tpot_s, slack[i], horizon, p):
+            row.infeasible = True
+        elif pace[i] >= row.tpot_s:
+            row.infeasible = False
         row.runs = False
-        if not row.victim:
+        if not row.infeasible:
             _add(load, row)
-            tightest = min(tightest, max(pace[i], p.floor * row.tau))
-        elif now - row.last > p.starve_s:
+            tightest = min(tightest, max(pace[i], p.min_step_share * row.tpot_s))
+        elif now - row.last_token_s > p.starvation_s:
             starved += 1.0
     on_time = load[0]
     # Slots for those on time: starved victims may take half of a full step, and one at least.
@@ -115,14 +115,14 @@ def select(
         if shorter < SPLIT_WORTH * hurt / on_time and on_time <= room:
             load[:] = 0.0
             for i in range(n):
-                if not rows[i].victim:
+                if not rows[i].infeasible:
                     _add(load, rows[i])
     _serve_victims(rows, now, slack, pace, load, table, factor, p, max_batch)
     return step_s(table, factor, load[0], load[1], load[2])
 
 
 @compiled
-def stands(
+def all_run_for(
     rows: Any, now: float, table: Any, factor: float, p: Any, max_batch: int, steps: int
 ) -> bool:
     """Whether `select` would choose everybody now and in each of the next `steps` steps, if they
@@ -134,14 +134,14 @@ def stands(
     tightest = math.inf
     for i in range(n):
         row = rows[i]
-        slack = row.first + row.tau * (row.tokens + 1 - p.guard_tokens) - now
-        if slack < 0.0 and not row.victim:
+        slack = row.first_token_s + row.tpot_s * (row.output_tokens + 1 - p.guard_tokens) - now
+        if slack < 0.0 and not row.infeasible:
             return False
-        total += row.context + steps
-        longest = max(longest, float(row.context + steps))
-        tightest = min(tightest, row.tau)
+        total += row.context_tokens + steps
+        longest = max(longest, float(row.context_tokens + steps))
+        tightest = min(tightest, row.tpot_s)
     grown = step_s(table, factor, float(n), total, longest)
-    return bool(n <= max_batch and grown <= p.floor * tightest)
+    return bool(n <= max_batch and grown <= p.min_step_share * tightest)
 
 
 @compiled
@@ -154,15 +154,17 @@ def _express_target(
     target = math.inf
     for i in range(rows.shape[0]):
         row = rows[i]
-        if row.victim or slack[i] > row.tau + SIT_OUT * whole:
+        if row.infeasible or slack[i] > row.tpot_s + SIT_OUT * whole:
             continue
         load[0] += 1.0
-        load[1] += row.context
-        load[2] = max(load[2], row.context)
-        fresh = row.tokens < p.express_tokens and horizon_of(row, p, horizons) < EXPRESS_HORIZON
-        if fresh and slack[i] < (0.9 - p.guard_tokens) * row.tau:
-            wanted = row.tau + slack[i] / EXPRESS_CATCH_UP
-            target = min(target, max(wanted, EXPRESS_FLOOR * row.tau))
+        load[1] += row.context_tokens
+        load[2] = max(load[2], row.context_tokens)
+        fresh = (
+            row.output_tokens < p.express_tokens and horizon_of(row, p, horizons) < EXPRESS_HORIZON
+        )
+        if fresh and slack[i] < (0.9 - p.guard_tokens) * row.tpot_s:
+            wanted = row.tpot_s + slack[i] / EXPRESS_CATCH_UP
+            target = min(target, max(wanted, EXPRESS_FLOOR * row.tpot_s))
     return max(target, step_s(table, factor, load[0], load[1], load[2]))
 
 
@@ -195,28 +197,28 @@ def _pack(
     for i in range(n):
         row = rows[i]
         row.runs = False
-        if row.victim:
+        if row.infeasible:
             key[i] = math.inf
-        elif now - row.last > p.starve_s:
-            key[i] = row.last - FAR
-        elif slack[i] > row.tau + spare:
-            key[i] = row.context + FAR
+        elif now - row.last_token_s > p.starvation_s:
+            key[i] = row.last_token_s - FAR
+        elif slack[i] > row.tpot_s + spare:
+            key[i] = row.context_tokens + FAR
         else:
-            key[i] = (row.context + CONTEXT_OFFSET) / row.tau
+            key[i] = (row.context_tokens + CONTEXT_OFFSET) / row.tpot_s
     for at in _order(key, rows):
         row = rows[at]
-        if row.victim or load[0] >= room:
+        if row.infeasible or load[0] >= room:
             break
         bound = target
         if key[at] < FAR and not express:
-            bound = min(target, max(pace[at], p.floor * row.tau))
+            bound = min(target, max(pace[at], p.min_step_share * row.tpot_s))
         needed = key[at] < 0.0 or (key[at] < FAR and (express or load[0] == 0.0))
-        if needed or _step_with(table, factor, load, row.context) <= bound:
+        if needed or _step_with(table, factor, load, row.context_tokens) <= bound:
             _add(load, row)
             target = bound
     hurt = 0.0
     for i in range(n):
-        if not rows[i].victim and not rows[i].runs and key[i] < FAR:
+        if not rows[i].infeasible and not rows[i].runs and key[i] < FAR:
             hurt += 1.0
     return hurt
 
@@ -238,28 +240,28 @@ def _serve_victims(
     n = rows.shape[0]
     # Victims that do not run keep slots from those who wait for one: then steps are as full as
     # steps of those on time may be.
-    shortest = p.floor if n >= max_batch else 0.0
+    shortest = p.min_step_share if n >= max_batch else 0.0
     limit = math.inf
     victims = 0.0
     key = np.full(n, math.inf)
     for i in range(n):
         row = rows[i]
-        if row.victim:
+        if row.infeasible:
             victims += 1.0
-            key[i] = row.context
-            if now - row.last > p.starve_s:
-                key[i] = row.last - FAR
+            key[i] = row.context_tokens
+            if now - row.last_token_s > p.starvation_s:
+                key[i] = row.last_token_s - FAR
         else:
-            banked = min(0.5 * slack[i], 3.0 * row.tau)
-            limit = min(limit, max(min(pace[i], row.tau), banked, shortest * row.tau))
+            banked = min(0.5 * slack[i], 3.0 * row.tpot_s)
+            limit = min(limit, max(min(pace[i], row.tpot_s), banked, shortest * row.tpot_s))
     if victims == 0.0:
         return
     for at in _order(key, rows):
         row = rows[at]
-        if not row.victim or load[0] >= max_batch:
+        if not row.infeasible or load[0] >= max_batch:
             break
         needed = load[0] == 0.0 or key[at] < 0.0
-        if needed or _step_with(table, factor, load, row.context) <= limit:
+        if needed or _step_with(table, factor, load, row.context_tokens) <= limit:
             _add(load, row)
 
 
@@ -284,21 +286,21 @@ def admit(
     key = np.empty(n)
     for i in range(n):
         row = rows[i]
-        first = max(row.first, min(row.hold, now))
-        slack = first + row.tau * (row.tokens + 1 - p.guard_tokens) - now
-        late = _hopeless(row.tau, slack, horizon_of(row, p, horizons), p)
-        key[i] = row.context + (FAR if late else 0.0)
+        first = max(row.first_token_s, min(row.hold_until_s, now))
+        slack = first + row.tpot_s * (row.output_tokens + 1 - p.guard_tokens) - now
+        late = _is_infeasible(row.tpot_s, slack, horizon_of(row, p, horizons), p)
+        key[i] = row.context_tokens + (FAR if late else 0.0)
     order = _order(key, rows)
     count = 0
     for at in order:
         late = key[at] >= FAR
-        share = p.late_share if late else p.kv_share
-        kept_free = (1.0 - p.late_share) * max_batch if late and held > 0.0 else 0.0
+        share = p.infeasible_share if late else p.kv_share
+        kept_free = (1.0 - p.infeasible_share) * max_batch if late and held > 0.0 else 0.0
         if slots - count <= kept_free or (
-            held > 0.0 and held + rows[at].context > share * capacity
+            held > 0.0 and held + rows[at].context_tokens > share * capacity
         ):
             break
-        held += rows[at].context
+        held += rows[at].context_tokens
         count += 1
     return order[:count]
 

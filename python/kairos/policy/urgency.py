@@ -24,39 +24,39 @@ _Model = tuple[float, float, float, float]
 class UrgencyParams:
     """Attributes:
     slice_s: a batch is cut at this duration, seconds, so that arrivals need not wait longer.
-    spare_slice_s: the same for work that is not going to be on time anyway.
+    infeasible_slice_s: the same for work that is not going to be on time anyway.
     min_chunk: a chunk is at least this long, tokens; smaller ones pay the fixed cost too often.
     reserve: share of the time before a deadline, beyond the first `reserve_after_s`, that a kept
         job leaves to more urgent ones yet to arrive.
     reserve_after_s: so many seconds need no reserve; never shorter than the shortest SLO seen:
         where all SLOs are alike no arrival is more urgent.
-    tail_s: what follows prefill before the client sees the first token, seconds.
-    starve_share: share of engine time for jobs given up that wait too long, 0 disables.
-    starve_after: "too long" is this many times the job's own TTFT SLO.
-    starve_credit_s: that share accumulates up to this many seconds.
+    post_prefill_s: what follows prefill before the client sees the first token, seconds.
+    starvation_share: share of engine time for jobs given up that wait too long, 0 disables.
+    starvation_after: "too long" is this many times the job's own TTFT SLO.
+    starvation_credit_s: that share accumulates up to this many seconds.
     """
 
     slice_s: float = 0.25
-    spare_slice_s: float = 0.1
+    infeasible_slice_s: float = 0.1
     min_chunk: int = 256
     reserve: float = 0.6
     reserve_after_s: float = 2.0
-    tail_s: float = 0.0
-    starve_share: float = 0.01
-    starve_after: float = 8.0
-    starve_credit_s: float = 2.0
+    post_prefill_s: float = 0.0
+    starvation_share: float = 0.01
+    starvation_after: float = 8.0
+    starvation_credit_s: float = 2.0
 
     def __post_init__(self) -> None:
         allowed = {
             "slice_s": (self.slice_s, 1e-3, math.inf),
-            "spare_slice_s": (self.spare_slice_s, 1e-3, math.inf),
+            "infeasible_slice_s": (self.infeasible_slice_s, 1e-3, math.inf),
             "min_chunk": (self.min_chunk, 1, 1_000_000),
             "reserve": (self.reserve, 0.0, 0.99),
             "reserve_after_s": (self.reserve_after_s, 0.0, math.inf),
-            "tail_s": (self.tail_s, 0.0, 60.0),
-            "starve_share": (self.starve_share, 0.0, 1.0),
-            "starve_after": (self.starve_after, 1.0, 1e6),
-            "starve_credit_s": (self.starve_credit_s, 0.0, 3600.0),
+            "post_prefill_s": (self.post_prefill_s, 0.0, 60.0),
+            "starvation_share": (self.starvation_share, 0.0, 1.0),
+            "starvation_after": (self.starvation_after, 1.0, 1e6),
+            "starvation_credit_s": (self.starvation_credit_s, 0.0, 3600.0),
         }
         for name, (value, low, high) in allowed.items():
             if not low <= value <= high:
@@ -195,11 +195,11 @@ class UrgencyQueue:
             budget_tokens,
             page_tokens,
             model,
-            p.tail_s,
+            p.post_prefill_s,
             min(p.slice_s, slice_s),
-            min(p.spare_slice_s, slice_s),
+            min(p.infeasible_slice_s, slice_s),
             p.min_chunk,
-            p.starve_after,
+            p.starvation_after,
             self._credit_s,
             out,
         )
@@ -209,10 +209,10 @@ class UrgencyQueue:
     def commit(self) -> None:
         """The plan of the last `preview` is carried out. No job may have changed since."""
         state, credit, batch_s = self._previewed
-        self.demotions += int(self._kernel.note_kept(self._rows[: len(self._keys)], state))
+        self.demotions += int(self._kernel.note_feasible(self._rows[: len(self._keys)], state))
         self.grants += credit < self._credit_s
         p = self.params
-        self._credit_s = min(credit + p.starve_share * batch_s, p.starve_credit_s)
+        self._credit_s = min(credit + p.starvation_share * batch_s, p.starvation_credit_s)
 
     def order(self, start_s: float) -> list[int]:
         """Ids of all jobs, most urgent first: those that will be on time by deadline, then those
@@ -244,7 +244,7 @@ class UrgencyQueue:
             start_s,
             model,
             self._chunk_tokens,
-            p.tail_s,
+            p.post_prefill_s,
             p.reserve,
             max(p.reserve_after_s, self.shortest_slo_s),
             state,

@@ -27,7 +27,7 @@ ROW = np.dtype(
     ]
 )
 
-KEPT, DROPPED, LATE, CHOSEN = 0, 1, 2, 3
+FEASIBLE, DEFERRED, INFEASIBLE, CHOSEN = 0, 1, 2, 3
 
 
 @compiled
@@ -92,7 +92,7 @@ def classify(
 ) -> None:
     """Moore-Hodgson over the jobs that can still make it, with room for jobs yet to arrive.
 
-    Fills state[i] with KEPT, DROPPED or LATE and left[i] with the remaining work in seconds,
+    Fills state[i] with FEASIBLE, DEFERRED or INFEASIBLE, and left[i] with the remaining work in s,
     the fixed batch cost spread over chunks of `chunk_tokens`. Of equal ones the latest deadline is
     given up: should predictions be too long, there is time left to take it back.
 
@@ -115,32 +115,32 @@ def classify(
         due = row.deadline - reserve * max(0.0, row.deadline - start - reserve_after)
         alone = model[0] + max(0.0, model[1] - linear) + work
         if start + tail + alone > row.deadline:
-            state[i] = LATE
+            state[i] = INFEASIBLE
             continue
-        state[i] = KEPT
+        state[i] = FEASIBLE
         _push(keys, members, size, left[i] / row.weight, -i)
         size += 1
         end += left[i]
         while end > due and size > 0:
             worst = -_pop(keys, members, size)
             size -= 1
-            state[worst] = DROPPED
+            state[worst] = DEFERRED
             end -= left[worst]
 
 
 @compiled
-def note_kept(rows: Rows, state: Any) -> int:
+def note_feasible(rows: Rows, state: Any) -> int:
     """Remember who is kept; returns how many were and are no more."""
     demoted = 0
     for i in range(rows.shape[0]):
-        kept = state[i] == KEPT
+        kept = state[i] == FEASIBLE
         demoted += rows[i].kept and not kept
         rows[i].kept = kept
     return demoted
 
 
 @compiled
-def late_key(rows: Rows, i: int, start: float, model: Tuple4) -> float:
+def infeasible_key(rows: Rows, i: int, start: float, model: Tuple4) -> float:
     """Multiple of its SLO at which a late job could be done, were nothing of it computed yet.
 
     With the work that is left instead, the key of the running job would stand still while those
@@ -154,11 +154,11 @@ def late_key(rows: Rows, i: int, start: float, model: Tuple4) -> float:
 @compiled
 def _key(rows: Rows, state: Any, left: Any, i: int, start: float, model: Tuple4) -> float:
     """Sort key among the jobs of the same state, lowest first."""
-    if state[i] == KEPT:
+    if state[i] == FEASIBLE:
         return float(rows[i].deadline)
-    if state[i] == DROPPED:
+    if state[i] == DEFERRED:
         return float(left[i] / rows[i].weight)
-    return float(-late_key(rows, i, start, model))
+    return float(-infeasible_key(rows, i, start, model))
 
 
 @compiled
@@ -199,7 +199,7 @@ def _heap_of_starved(
     size = 0
     for i in range(rows.shape[0]):
         row = rows[i]
-        given_up = state[i] == DROPPED or state[i] == LATE
+        given_up = state[i] == DEFERRED or state[i] == INFEASIBLE
         if given_up and start - row.arrival > after * (row.deadline - row.arrival):
             _push(keys, members, size, -row.arrival, i)
             size += 1
@@ -241,9 +241,9 @@ def pack(
     model: Tuple4,
     tail: float,
     slice_s: float,
-    spare_slice_s: float,
+    infeasible_slice_s: float,
     min_chunk: int,
-    starve_after: float,
+    starvation_after: float,
     credit: float,
     out: Any,
 ) -> tuple[int, float, float]:
@@ -260,11 +260,13 @@ def pack(
     starving = 0
     if credit > 0.0:
         starved_keys, starved_members = np.empty(n), np.empty(n, np.int64)
-        starving = _heap_of_starved(rows, state, start, starve_after, starved_keys, starved_members)
+        starving = _heap_of_starved(
+            rows, state, start, starvation_after, starved_keys, starved_members
+        )
     count, new, attention = 0, 0, 0.0
     batch = 0.0
     due = math.inf  # earliest deadline of the prompts that this batch completes
-    cursor, turn = 0, KEPT
+    cursor, turn = 0, FEASIBLE
     while budget > 0 and count < out.shape[0]:
         # Credit only falls: once another one is chosen, no starved one is any more.
         starved = credit > 0.0 and starving > 0
@@ -272,11 +274,11 @@ def pack(
             chosen = _pop(starved_keys, starved_members, starving)
             starving -= 1
         else:
-            while cursor < n and state[cursor] != KEPT:
+            while cursor < n and state[cursor] != FEASIBLE:
                 cursor += 1
             chosen = cursor
             if cursor == n:
-                while size == 0 and turn < LATE:
+                while size == 0 and turn < INFEASIBLE:
                     turn += 1
                     size = _heap_of(rows, state, turn, left, start, model, keys, members)
                 if size == 0:
@@ -284,11 +286,11 @@ def pack(
                 chosen = _pop(keys, members, size)
                 size -= 1
         row = rows[chosen]
-        kept = state[chosen] == KEPT
+        kept = state[chosen] == FEASIBLE
         state[chosen] = CHOSEN
 
         used = fixed + max(floor, per_token * new) + attention
-        room = (slice_s if kept else spare_slice_s) - used
+        room = (slice_s if kept else infeasible_slice_s) - used
         if count > 0 and room <= 0.0:
             break
         remaining = row.total - row.done

@@ -81,7 +81,7 @@ class ArmSpec:
         if self.simulated is None:
             return None
         urgency = replace(
-            self.simulated.urgency, slice_s=_SLICE_S, tail_s=_HAND_OVER_S + transfer_s
+            self.simulated.urgency, slice_s=_SLICE_S, post_prefill_s=_HAND_OVER_S + transfer_s
         )
         return replace(self.simulated, urgency=urgency)
 

@@ -16,7 +16,7 @@ import zmq
 import zmq.asyncio
 
 from kairos.router.scheduling.load import InstanceLoad
-from kairos.telemetry import MOST_BYTES, VERSION, Report, decoder, is_endpoint
+from kairos.telemetry import MAX_BYTES, VERSION, TelemetryReport, decoder, is_endpoint
 
 POLL_S = 0.5
 POLL_TIMEOUT_S = 2.0
@@ -111,7 +111,7 @@ class Telemetry:
             self._context = zmq.asyncio.Context()
         socket = self._context.socket(zmq.SUB)
         socket.setsockopt(zmq.CONFLATE, 1)  # only the latest matters
-        socket.setsockopt(zmq.MAXMSGSIZE, MOST_BYTES)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SUBSCRIBE, b"")
@@ -179,7 +179,7 @@ def endpoint_of(server_info: Mapping[str, Any], url: str) -> str | None:
 def read_report(data: bytes, received_s: float) -> InstanceLoad | None:
     """A message of a Kairos engine; None if it is not one."""
     try:
-        report: Report = decoder.decode(data)
+        report: TelemetryReport = decoder.decode(data)
     except msgspec.DecodeError:
         return None
     if report.version != VERSION:
@@ -195,7 +195,7 @@ def read_report(data: bytes, received_s: float) -> InstanceLoad | None:
         uncached_tokens=report.uncached_tokens if prefill else None,
         backlog_s=report.backlog_s if prefill else None,
         calibration=report.calibration,
-        parked_kv_tokens=report.parked_kv_tokens,
+        parked_kv_tokens=report.skipped_kv_tokens,
         slack_s=report.slack_s,
         epoch=report.epoch,
     )

@@ -129,7 +129,9 @@ class _Cell:
         kairos = layout.engine == "urgency"
         for i in range(layout.prefill):
             queue: PrefillQueue = (
-                UrgencyQueue(profile.prefill, limits.chunk_tokens, UrgencyParams(tail_s=0.05))
+                UrgencyQueue(
+                    profile.prefill, limits.chunk_tokens, UrgencyParams(post_prefill_s=0.05)
+                )
                 if kairos
                 else RankedQueue(profile.prefill, limits.chunk_tokens, "fcfs")
             )

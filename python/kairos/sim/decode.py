@@ -5,10 +5,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from kairos.latency import Limits
+from kairos.latency import InstanceLimits
 from kairos.latency.table import StepTable
 from kairos.policy.continuous import first_come
-from kairos.policy.residents import Resident, Residents, Rows
+from kairos.policy.residents import DecodeResident, Residents, Rows
 from kairos.policy.slack import DecodePolicy
 from kairos.sim import kernel
 from kairos.sim.records import Ints, Records
@@ -17,7 +17,7 @@ from kairos.sim.records import Ints, Records
 class Policy(DecodePolicy, Protocol):
     """A decode policy that also says whom to retract when memory runs out."""
 
-    def keep_order(
+    def retention_order(
         self, residents: Rows, now_s: float, reload_s_per_token: float = 0.0
     ) -> list[int]:
         """Indices of the rows, those to keep first."""
@@ -48,7 +48,7 @@ class DecodeServer:
         self,
         policy: Policy,
         table: StepTable,
-        limits: Limits,
+        limits: InstanceLimits,
         records: Records,
         noise: Callable[[], float],
         lookahead: bool,
@@ -91,10 +91,10 @@ class DecodeServer:
     @property
     def load_tokens(self) -> int:
         """Context held, waited for and promised: what a router compares."""
-        waiting = int(self.waiting.rows["context"].sum()) if len(self.waiting) else 0
+        waiting = int(self.waiting.rows["context_tokens"].sum()) if len(self.waiting) else 0
         return self.kv_tokens + self.reserved_tokens + waiting
 
-    def receive(self, resident: Resident) -> None:
+    def receive(self, resident: DecodeResident) -> None:
         """A prompt's KV has arrived."""
         self.waiting.add(resident)
 
@@ -131,12 +131,12 @@ class DecodeServer:
             # A request may have been retracted while its last token was being made.
             if request in self.running:
                 row = self.running.remove(request)
-                self.kv_tokens -= int(row["context"])
+                self.kv_tokens -= int(row["context_tokens"])
             else:
                 row = self.waiting.remove(request)
                 self._retracted.discard(request)
             # Lengths are learned as residents count them, without the first token.
-            self.policy.completed(int(row["group"]), int(records.output_tokens[request]) - 1)
+            self.policy.completed(int(row["length_group"]), int(records.output_tokens[request]) - 1)
         if count and self._next is not None:
             self.wasted_rows += int(np.isin(self._next.batch, self._finished[:count]).sum())
         return count
@@ -174,20 +174,20 @@ class DecodeServer:
         moved = 0
         for request in waiting["id"][admitted].tolist():
             row = self.waiting.remove(request)
-            if row["tokens"] == 0:
+            if row["output_tokens"] == 0:
                 # The client sees a held first token when the decode slot is ready, see `_release`.
-                ready_s = now_s if self._streams else float(row["first"])
-                self._held.append((request, ready_s, float(row["hold"])))
-                row["first"] = max(ready_s, min(row["hold"], start_s))
-                row["last"] = row["first"]
-                records.first_s[request] = records.last_s[request] = row["first"]
+                ready_s = now_s if self._streams else float(row["first_token_s"])
+                self._held.append((request, ready_s, float(row["hold_until_s"])))
+                row["first_token_s"] = max(ready_s, min(row["hold_until_s"], start_s))
+                row["last_token_s"] = row["first_token_s"]
+                records.first_s[request] = records.last_s[request] = row["first_token_s"]
                 records.admitted_s[request] = start_s
             if request in self._retracted:
                 self._retracted.remove(request)
-                moved += int(row["context"])
+                moved += int(row["context_tokens"])
             row["runs"] = True
             self.running.add_row(row)
-            self.kv_tokens += int(row["context"])
+            self.kv_tokens += int(row["context_tokens"])
         return moved
 
     def _release(self, now_s: float) -> None:
@@ -197,18 +197,20 @@ class DecodeServer:
             first_s = max(ready_s, min(hold_s, now_s))
             self._records.first_s[request] = self._records.last_s[request] = first_s
             if request in self.running:
-                self.running.row(request)["first"] = first_s
+                self.running.row(request)["first_token_s"] = first_s
         self._held.clear()
 
     def _make_room(self, start_s: float) -> int:
         """Retract while the step could overflow KV; returns the tokens moved out."""
-        order = self.policy.keep_order(self.running.rows, start_s, 2.0 * self._reload_s_per_token)
+        order = self.policy.retention_order(
+            self.running.rows, start_s, 2.0 * self._reload_s_per_token
+        )
         leaving = self.running.rows["id"][order].tolist()
         moved = 0
         while len(leaving) > 1 and self.kv_tokens + len(leaving) > self._limits.kv_tokens:
             row = self.running.remove(leaving.pop())
-            self.kv_tokens -= int(row["context"])
-            moved += int(row["context"])
+            self.kv_tokens -= int(row["context_tokens"])
+            moved += int(row["context_tokens"])
             self.waiting.add_row(row)
             self._retracted.add(int(row["id"]))
             self.retractions += 1

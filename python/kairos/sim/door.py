@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kairos.latency import Profile
-from kairos.policy.admission import AdmissionParams, DecodeLoad, Verdict, outlook
+from kairos.policy.admission import AdmissionDecision, AdmissionParams, DecodeLoad, forecast
 from kairos.policy.jobs import PrefillJob
 from kairos.sim.decode import DecodeServer
 from kairos.sim.prefill import PrefillServer
@@ -14,7 +14,7 @@ WEAKER = 4.0
 
 
 class Door:
-    """Asks `admission.outlook` about every arrival.
+    """Asks `admission.forecast` about every arrival.
 
     Args:
         decode: the decode instances; the least loaded one is looked at.
@@ -43,7 +43,7 @@ class Door:
         )
         # The batch in flight, and with look-ahead the one composed already, come first.
         ready_s = max(now_s, server.free_s)
-        seen = outlook(
+        seen = forecast(
             job,
             tpot_slo_s,
             queued,
@@ -54,9 +54,9 @@ class Door:
             profile.limits.chunk_tokens,
             self._params,
         )
-        if seen.verdict is Verdict.REJECT:
+        if seen.decision is AdmissionDecision.REJECT:
             return None
-        if seen.verdict is Verdict.DEGRADE and seen.ttft_s > job.deadline_s - ready_s:
+        if seen.decision is AdmissionDecision.DEGRADE and seen.ttft_s > job.deadline_s - ready_s:
             slo_s = WEAKER * (job.deadline_s - job.arrival_s)
             return replace(job, deadline_s=job.arrival_s + slo_s)
         return job

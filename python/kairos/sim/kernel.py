@@ -30,9 +30,9 @@ def launch(
         if row.runs:
             batch[running] = row.id
             running += 1
-            row.tokens += 1
-            row.context += 1
-            row.last = end
+            row.output_tokens += 1
+            row.context_tokens += 1
+            row.last_token_s = end
     return seconds, running, changed
 
 

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from kairos.policy.length import LengthEstimator
-from kairos.policy.preallocation import Asking, Preallocation, PreallocationParams, Room
+from kairos.policy.preallocation import (
+    DecodeMemory,
+    Preallocation,
+    PreallocationParams,
+    PreallocationRequest,
+)
 from kairos.sim.decode import DecodeServer
 
 RESERVED_TOKENS = 512
@@ -18,7 +23,7 @@ class Promise:
     """Room given to a prompt that is not on the decode instance yet."""
 
     at: int
-    asking: Asking
+    asking: PreallocationRequest
     group: int
 
 
@@ -53,11 +58,11 @@ class Rooms:
         horizon_s = prefill_servers * PreallocationParams().horizon_s
         params = PreallocationParams(horizon_s=horizon_s)
         self._policies = [Preallocation(params) for _ in servers]
-        self._asking: list[dict[int, tuple[Asking, int]]] = [{} for _ in servers]
+        self._asking: list[dict[int, tuple[PreallocationRequest, int]]] = [{} for _ in servers]
         self._asking_tokens = [0] * len(servers)
         self._promised: dict[int, Promise] = {}
 
-    def ask(self, prompt: Asking, group: int) -> None:
+    def ask(self, prompt: PreallocationRequest, group: int) -> None:
         """Queue a prompt; `group` as of its length estimate."""
         loads = [
             server.load_tokens + asking
@@ -98,17 +103,19 @@ class Rooms:
         return [prompt.id for prompt in granted]
 
     @staticmethod
-    def _first_come(asking: list[Asking], room: Room) -> list[Asking]:
-        granted: list[Asking] = []
-        free = room.free
+    def _first_come(
+        asking: list[PreallocationRequest], room: DecodeMemory
+    ) -> list[PreallocationRequest]:
+        granted: list[PreallocationRequest] = []
+        free = room.free_tokens
         for prompt in asking:
-            free -= prompt.tokens + room.reserve
+            free -= prompt.tokens + room.reserve_tokens
             if free < 0.0 or len(granted) == room.slots:
                 break
             granted.append(prompt)
         return granted
 
-    def _expecting(self, at: int) -> list[Asking]:
+    def _expecting(self, at: int) -> list[PreallocationRequest]:
         """Those that wait for this instance, with the outputs expected of them."""
         prompts = [prompt for prompt, _ in self._asking[at].values()]
         lengths = self._lengths[at]
@@ -117,9 +124,9 @@ class Rooms:
         groups = np.array([group for _, group in self._asking[at].values()], np.int64)
         made, limits = np.zeros(len(groups), np.int64), np.full(len(groups), np.inf)
         outputs = lengths.remaining(groups, made, limits).tolist()
-        return [p._replace(output_tokens=n) for p, n in zip(prompts, outputs, strict=True)]
+        return [p._replace(expected_output_tokens=n) for p, n in zip(prompts, outputs, strict=True)]
 
-    def _room(self, at: int) -> Room:
+    def _room(self, at: int) -> DecodeMemory:
         server, lengths = self._servers[at], self._lengths[at]
         promised = [promise for promise in self._promised.values() if promise.at == at]
         held = np.concatenate([server.running.rows, server.waiting.rows])
@@ -128,13 +135,13 @@ class Rooms:
         if lengths is not None:
             groups = np.array([promise.group for promise in promised], np.int64)
             made = np.zeros(len(promised), np.int64)
-            contexts = np.append(held["context"], [p.asking.tokens for p in promised])
+            contexts = np.append(held["context_tokens"], [p.asking.tokens for p in promised])
             remaining = lengths.remaining(
-                np.append(held["group"], groups),
-                np.append(held["tokens"], made),
-                np.append(held["limit"], np.full(len(promised), np.inf)),
+                np.append(held["length_group"], groups),
+                np.append(held["output_tokens"], made),
+                np.append(held["max_new_tokens"], np.full(len(promised), np.inf)),
             )
-        return Room(
+        return DecodeMemory(
             float(self._capacity),
             float(free),
             float(RESERVED_TOKENS),

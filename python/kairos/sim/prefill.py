@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from kairos.latency import Chunk, Limits, PrefillModel
+from kairos.latency import Chunk, InstanceLimits, PrefillModel
 from kairos.latency.calibration import Calibration
 from kairos.policy.jobs import PrefillJob, PrefillPlan, PrefillQueue
 
@@ -32,7 +32,7 @@ class PrefillServer:
         self,
         queue: PrefillQueue,
         model: PrefillModel,
-        limits: Limits,
+        limits: InstanceLimits,
         lookahead: bool,
         noise: Callable[[], float],
         done: list[int],

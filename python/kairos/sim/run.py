@@ -13,8 +13,8 @@ from kairos.policy.baselines import RankedQueue
 from kairos.policy.continuous import ContinuousPolicy, GreedyPolicy
 from kairos.policy.jobs import PrefillJob, PrefillQueue
 from kairos.policy.length import LengthEstimator, group_of
-from kairos.policy.preallocation import Asking, least_work_s
-from kairos.policy.residents import Resident
+from kairos.policy.preallocation import PreallocationRequest, shortest_prefill_s
+from kairos.policy.residents import DecodeResident
 from kairos.policy.slack import SlackPolicy
 from kairos.policy.urgency import UrgencyQueue
 from kairos.sim.decode import DecodeServer, Policy
@@ -184,12 +184,12 @@ class _Simulation:
         self._queued[request] = job
         return True
 
-    def _asking(self, request: int) -> Asking:
+    def _asking(self, request: int) -> PreallocationRequest:
         tokens = self._input[request]
         arrival_s, deadline_s = self._arrival[request], self._deadline[request]
         whole_s = self.profile.prefill.batch_s([Chunk(0, tokens)])
-        work_s = least_work_s(whole_s, deadline_s - arrival_s)
-        return Asking(request, tokens + 1, arrival_s, deadline_s, work_s)
+        min_prefill_s = shortest_prefill_s(whole_s, deadline_s - arrival_s)
+        return PreallocationRequest(request, tokens + 1, arrival_s, deadline_s, min_prefill_s)
 
     def _grants_in_order(self) -> bool:
         grants = self.settings.grants
@@ -273,7 +273,7 @@ class _Simulation:
         first = float(self.records.first_s[request])
         hold = self._deadline[request] - HOLD_MARGIN_S if self.settings.hold else -math.inf
         self.decode[d].receive(
-            Resident(
+            DecodeResident(
                 request,
                 self._input[request] + 1,
                 0,
@@ -281,7 +281,7 @@ class _Simulation:
                 first,
                 float(self.scenario.tpot_s[request]),
                 hold,
-                group=self._group(request),
+                length_group=self._group(request),
             )
         )
         self._grant(now)  # there is less work ahead of those that wait

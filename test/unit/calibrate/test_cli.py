@@ -15,7 +15,7 @@ from kairos.calibrate.cli import main
 from kairos.calibrate.server import ask_servers
 from kairos.cluster import ClusterSpec
 from kairos.errors import InputError
-from kairos.latency import Limits, load_profile
+from kairos.latency import InstanceLimits, load_profile
 from support.calibration_server import Fake, serving
 
 pytestmark = pytest.mark.alone
@@ -59,7 +59,7 @@ def test_1_profile_samples_picture_and_table(
     assert "skipped: decode 9 x 64: more than 8 requests run at once" in shown
     assert "Relative error of the fit, measured" in shown
     profile = load_profile(out)
-    assert (profile.name, profile.limits) == ("own", Limits(64, 20_000, 8))
+    assert (profile.name, profile.limits) == ("own", InstanceLimits(64, 20_000, 8))
     assert "secret" not in profile.provenance.source
     assert "--chunked-prefill-size 64" in profile.provenance.source
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

@@ -12,10 +12,10 @@ from kairos.calibrate.grid import (
     unfit,
 )
 from kairos.errors import InputError
-from kairos.latency import Limits, load_profile
+from kairos.latency import InstanceLimits, load_profile
 
 TINY = load_profile("tiny-fast")
-LIMITS = Limits(2048, 200_000, 64)
+LIMITS = InstanceLimits(2048, 200_000, 64)
 LONGEST = 100_000
 
 

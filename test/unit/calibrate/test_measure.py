@@ -8,7 +8,7 @@ from kairos.calibrate.drive import Answer, DriveError, shared_tokens
 from kairos.calibrate.grid import REPEATS, DecodePoint, PrefillPoint
 from kairos.calibrate.measure import FirstTokens, Meter, Steps, steps_of
 from kairos.latency import load_profile
-from kairos.latency.first_token import FirstTokenPath, lone_chunks, prefill_s
+from kairos.latency.first_token import FirstTokenPath, prefill_s, single_request_chunks
 from support.virtual_engine import VirtualEngine
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
@@ -73,7 +73,7 @@ def test_7_first_tokens_with_and_without_prefix() -> None:
         assert isinstance(sample, FirstTokens)
         assert (sample.cached, sample.length) == (point.prefix, point.prefix + point.new)
         assert len(sample.each_s) == REPEATS
-        chunks = lone_chunks(sample.length, sample.cached, PROFILE.limits.chunk_tokens)
+        chunks = single_request_chunks(sample.length, sample.cached, PROFILE.limits.chunk_tokens)
         expected = PATH.seconds(sample.length) + prefill_s(PROFILE.prefill, chunks)
         assert sample.seconds == pytest.approx(expected)
 

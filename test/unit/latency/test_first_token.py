@@ -9,8 +9,8 @@ from kairos.latency.first_token import (
     FirstToken,
     FirstTokenPath,
     fit_first_tokens,
-    lone_chunks,
     prefill_s,
+    single_request_chunks,
 )
 
 PATH = FirstTokenPath(0.021, 1.8e-6)
@@ -24,7 +24,7 @@ def samples(prefixes: tuple[int, ...], largest: int, noise_s: float = 0.0) -> li
     for prefix in prefixes:
         new = 64
         while new <= (largest if not prefix else CHUNK):
-            batches = lone_chunks(prefix + new, prefix, CHUNK)
+            batches = single_request_chunks(prefix + new, prefix, CHUNK)
             seconds = PATH.seconds(prefix + new) + prefill_s(PROFILE.prefill, batches)
             found.append(FirstToken(batches, seconds + noise_s * random.standard_normal()))
             new *= 2
@@ -70,8 +70,8 @@ def test_5_one_outlier_does_not_move_it() -> None:
 
 
 def test_6_chunks_of_a_lone_prompt() -> None:
-    assert lone_chunks(250, 30, 100) == (Chunk(30, 100), Chunk(130, 100), Chunk(230, 20))
-    assert lone_chunks(30, 30, 100) == ()
+    assert single_request_chunks(250, 30, 100) == (Chunk(30, 100), Chunk(130, 100), Chunk(230, 20))
+    assert single_request_chunks(30, 30, 100) == ()
 
 
 def test_7_too_few_samples_are_an_error() -> None:

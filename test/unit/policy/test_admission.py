@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from kairos.errors import InputError
 from kairos.latency import load_profile
-from kairos.policy.admission import AdmissionParams, DecodeLoad, Outlook, Verdict, outlook
+from kairos.policy.admission import (
+    AdmissionDecision,
+    AdmissionForecast,
+    AdmissionParams,
+    DecodeLoad,
+    forecast,
+)
 from kairos.policy.jobs import PrefillJob
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
@@ -20,9 +26,9 @@ def ask(
     decode: DecodeLoad = IDLE,
     tpot_s: float = 0.03,
     now_s: float = 0.0,
-) -> Outlook:
+) -> AdmissionForecast:
     job = PrefillJob(10**6, now_s, now_s + 1.0, 8_000)
-    return outlook(
+    return forecast(
         job, tpot_s, queue, decode, now_s, PROFILE.prefill, PROFILE.decode, 8_192, AdmissionParams()
     )
 
@@ -33,14 +39,14 @@ def backlog(jobs: int) -> list[PrefillJob]:
 
 def test_1_an_idle_server_admits():
     seen = ask([])
-    assert seen.verdict is Verdict.ADMIT
+    assert seen.decision is AdmissionDecision.ADMIT
     assert seen.ttft_attainment > 0.99
     assert seen.retry_after_s == 0.0
 
 
 def test_2_a_backlog_that_is_due_earlier_delays():
     seen = ask(backlog(12))
-    assert seen.verdict is Verdict.DEGRADE
+    assert seen.decision is AdmissionDecision.DEGRADE
     assert seen.ttft_s > ask([]).ttft_s
     assert seen.ttft_attainment < 0.5
 
@@ -53,18 +59,18 @@ def test_3_work_that_is_due_later_or_late_anyway_does_not_count():
 
 def test_4_neither_objective_in_reach_rejects_with_the_time_to_wait():
     seen = ask(backlog(12), FULL)
-    assert seen.verdict is Verdict.REJECT
+    assert seen.decision is AdmissionDecision.REJECT
     assert seen.retry_after_s == pytest.approx(seen.ttft_s - 1.0)
 
 
 def test_5_a_flood_rejects_even_with_decode_idle():
-    assert ask(backlog(100)).verdict in (Verdict.DEGRADE, Verdict.REJECT)
+    assert ask(backlog(100)).decision in (AdmissionDecision.DEGRADE, AdmissionDecision.REJECT)
     long = [PrefillJob(i, 0.0, 50.0 - 49.5 * (i == 0), 8_000) for i in range(2)]
-    assert ask(long).verdict is Verdict.ADMIT
+    assert ask(long).decision is AdmissionDecision.ADMIT
 
 
 def test_6_full_memory_degrades():
-    assert ask([], FULL).verdict is Verdict.DEGRADE
+    assert ask([], FULL).decision is AdmissionDecision.DEGRADE
 
 
 @pytest.mark.parametrize("tpot_s", [0.0, -1.0, math.nan, math.inf])
@@ -96,7 +102,7 @@ def test_8_neither_the_order_of_the_queue_nor_the_clock_matters(queue, random, s
     ]
     later = ask(moved, now_s=float(shift))
     for other in (again, later):
-        assert other.verdict is seen.verdict
+        assert other.decision is seen.decision
         assert other.ttft_s == pytest.approx(seen.ttft_s)
         assert other.ttft_attainment == pytest.approx(seen.ttft_attainment, abs=1e-6)
 
@@ -113,7 +119,7 @@ def test_9_while_nobody_is_given_up_more_work_ahead_never_helps(rows):
 def test_11_a_small_prompt_passes_a_backlog_of_which_most_cannot_be_on_time():
     """The whole backlog counted, as each of its prompts could be on time if it were alone."""
     small = PrefillJob(10**6, 0.0, 1.0, 500)
-    seen = outlook(
+    seen = forecast(
         small,
         0.03,
         backlog(100),
@@ -124,25 +130,25 @@ def test_11_a_small_prompt_passes_a_backlog_of_which_most_cannot_be_on_time():
         8_192,
         AdmissionParams(),
     )
-    assert seen.verdict is Verdict.ADMIT
+    assert seen.decision is AdmissionDecision.ADMIT
     assert ask([]).ttft_s / 4 < seen.ttft_s < 1.0
 
 
 def test_12_a_prompt_that_is_given_up_waits_for_all_that_is_kept():
     kept = [PrefillJob(i, 0.0, 0.3 + 0.2 * i, 6_000) for i in range(8)]
     job = PrefillJob(10**6, 0.0, 1.0, 60_000)
-    assert ask(kept).verdict is Verdict.ADMIT
+    assert ask(kept).decision is AdmissionDecision.ADMIT
     work_s = PROFILE.prefill.remaining_s(0, 6_000, 8_192)
     args = (IDLE, 0.0, PROFILE.prefill, PROFILE.decode, 8_192, AdmissionParams())
-    alone = outlook(job, 0.03, [], *args).ttft_s
-    assert outlook(job, 0.03, kept, *args).ttft_s == pytest.approx(alone + 8 * work_s)
+    alone = forecast(job, 0.03, [], *args).ttft_s
+    assert forecast(job, 0.03, kept, *args).ttft_s == pytest.approx(alone + 8 * work_s)
 
 
 @pytest.mark.parametrize("total", [1, 10_000_000])
 @pytest.mark.parametrize("slo", [1e-6, 1e6])
 def test_10_extremes_stay_finite(total, slo):
     job = PrefillJob(1, 0.0, slo, total)
-    seen = outlook(
+    seen = forecast(
         job, 1e-6, [], FULL, 0.0, PROFILE.prefill, PROFILE.decode, 8_192, AdmissionParams()
     )
     figures = (seen.ttft_s, seen.tpot_s, seen.ttft_attainment, seen.retry_after_s)

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from kairos.latency import load_profile
 from kairos.latency.table import StepTable
 from kairos.policy.continuous import ContinuousPolicy, GreedyPolicy
-from kairos.policy.residents import Resident, Residents
+from kairos.policy.residents import DecodeResident, Residents
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
 TABLE = StepTable.from_model(PROFILE.decode, 256, PROFILE.limits.kv_tokens)
 TAU = 0.03
 
 
-def held(residents: list[Resident]) -> Residents:
+def held(residents: list[DecodeResident]) -> Residents:
     table = Residents()
     for one in residents:
         table.add(one)
@@ -34,7 +34,7 @@ rows_strategy = st.lists(
     max_size=40,
 ).map(
     lambda rows: [
-        Resident(i, context, tokens, first, max(first, 0.0), TAU)
+        DecodeResident(i, context, tokens, first, max(first, 0.0), TAU)
         for i, (context, first, tokens) in enumerate(rows)
     ]
 )
@@ -48,14 +48,14 @@ def test_1_greedy_empties_no_batch_and_ignores_the_order_of_insertion(residents,
     tables = held(residents), held(shuffled)
     steps = [GreedyPolicy(TABLE, 256).select(table.rows, 0.0) for table in tables]
     assert running(tables[0]) == running(tables[1]) != set()
-    context = tables[0].rows["context"][tables[0].rows["runs"]]
+    context = tables[0].rows["context_tokens"][tables[0].rows["runs"]]
     assert steps[0] == pytest.approx(steps[1])
     assert steps[0] == pytest.approx(TABLE.step_s(len(context), context.sum(), context.max()))
 
 
 def test_2_greedy_packs_short_contexts_within_the_tightest_slack():
     # All due in 30 ms; together they would take longer than that.
-    residents = [Resident(i, 20_000 * (i + 1), 0, 0.0, 0.0, TAU) for i in range(12)]
+    residents = [DecodeResident(i, 20_000 * (i + 1), 0, 0.0, 0.0, TAU) for i in range(12)]
     table = held(residents)
     assert GreedyPolicy(TABLE, 256).select(table.rows, 0.0) <= TAU
     chosen = running(table)
@@ -64,7 +64,7 @@ def test_2_greedy_packs_short_contexts_within_the_tightest_slack():
 
 
 def test_3_continuous_runs_everybody():
-    table = held([Resident(i, 50_000, 0, -9.0, -9.0, TAU) for i in range(40)])
+    table = held([DecodeResident(i, 50_000, 0, -9.0, -9.0, TAU) for i in range(40)])
     policy = ContinuousPolicy(TABLE, 256)
     assert policy.select(table.rows, 0.0) == pytest.approx(TABLE.step_s(40, 2_000_000))
     assert running(table) == set(range(40))
@@ -74,9 +74,9 @@ def test_3_continuous_runs_everybody():
 def test_4_admission_is_first_come_and_stops_at_the_first_that_does_not_fit(kind):
     waiting = held(
         [
-            Resident(1, 100, 0, 3.0, 3.0, TAU),
-            Resident(2, 70_000, 0, 2.0, 2.0, TAU),
-            Resident(3, 100, 0, 1.0, 1.0, TAU),
+            DecodeResident(1, 100, 0, 3.0, 3.0, TAU),
+            DecodeResident(2, 70_000, 0, 2.0, 2.0, TAU),
+            DecodeResident(3, 100, 0, 1.0, 1.0, TAU),
         ]
     )
     policy = kind(TABLE, 256)
@@ -89,12 +89,12 @@ def test_4_admission_is_first_come_and_stops_at_the_first_that_does_not_fit(kind
 def test_5_upstream_retracts_least_output_and_longest_context_first(kind):
     table = held(
         [
-            Resident(1, 900, 5, 0.0, 0.0, TAU),
-            Resident(2, 100, 50, 0.0, 0.0, TAU),
-            Resident(3, 100, 5, 0.0, 0.0, TAU),
+            DecodeResident(1, 900, 5, 0.0, 0.0, TAU),
+            DecodeResident(2, 100, 50, 0.0, 0.0, TAU),
+            DecodeResident(3, 100, 5, 0.0, 0.0, TAU),
         ]
     )
-    order = kind(TABLE, 256).keep_order(table.rows, 1.0)
+    order = kind(TABLE, 256).retention_order(table.rows, 1.0)
     assert table.rows["id"][order].tolist() == [2, 3, 1]
 
 
@@ -102,7 +102,8 @@ def test_5_upstream_retracts_least_output_and_longest_context_first(kind):
 @given(rows_strategy, st.integers(-100_000, 100_000))
 def test_6_the_origin_of_the_clock_does_not_matter_to_greedy(residents, shift):
     moved = [
-        replace(one, first_s=one.first_s + shift, last_s=one.last_s + shift) for one in residents
+        replace(one, first_token_s=one.first_token_s + shift, last_token_s=one.last_token_s + shift)
+        for one in residents
     ]
     here, there = held(residents), held(moved)
     GreedyPolicy(TABLE, 256).select(here.rows, 0.0)

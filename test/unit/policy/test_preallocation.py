@@ -11,31 +11,37 @@ from hypothesis import strategies as st
 from kairos.errors import InputError
 from kairos.policy.growth import peak_tokens
 from kairos.policy.preallocation import (
-    Asking,
+    DecodeMemory,
     Preallocation,
     PreallocationParams,
-    Room,
-    is_late,
-    least_work_s,
+    PreallocationRequest,
+    is_infeasible,
+    shortest_prefill_s,
 )
 
 NOBODY = np.empty(0)
 
 
-def room(free: float, capacity: float = 10_000, late_pending: Sequence[int] = ()) -> Room:
+def room(free: float, capacity: float = 10_000, late_pending: Sequence[int] = ()) -> DecodeMemory:
     late = [asking(-at, tokens, -math.inf) for at, tokens in enumerate(late_pending, 1)]
-    return Room(capacity, free, 10.0, late, NOBODY, NOBODY)
+    return DecodeMemory(capacity, free, 10.0, late, NOBODY, NOBODY)
 
 
-def asking(i: int, tokens: int, deadline_s: float | None = None, asked_s: float = 0.0) -> Asking:
-    return Asking(i, tokens, asked_s, asked_s + 10.0 if deadline_s is None else deadline_s, 0.1)
+def asking(
+    i: int, tokens: int, deadline_s: float | None = None, requested_s: float = 0.0
+) -> PreallocationRequest:
+    return PreallocationRequest(
+        i, tokens, requested_s, requested_s + 10.0 if deadline_s is None else deadline_s, 0.1
+    )
 
 
-def working(i: int, tokens: int, work_s: float, server: str = "a") -> Asking:
-    return asking(i, tokens)._replace(work_s=work_s, server=server)
+def working(i: int, tokens: int, min_prefill_s: float, server: str = "a") -> PreallocationRequest:
+    return asking(i, tokens)._replace(min_prefill_s=min_prefill_s, prefill_server=server)
 
 
-def granted(prompts: list[Asking], where: Room, now_s: float = 1.0) -> list[int]:
+def granted(
+    prompts: list[PreallocationRequest], where: DecodeMemory, now_s: float = 1.0
+) -> list[int]:
     return [prompts[grant.at].id for grant in Preallocation().grant(prompts, where, now_s)]
 
 
@@ -66,7 +72,7 @@ def test_5_a_late_one_gets_an_empty_server_however_long_it_is() -> None:
 
 def test_5_nobody_gets_memory_without_a_row_and_nobody_earns_credit_for_it() -> None:
     """Elders were credited in every pass in which upstream had no row left for anybody."""
-    policy = Preallocation(PreallocationParams(elder_s=30.0, elder_credit=0.5))
+    policy = Preallocation(PreallocationParams(aged_s=30.0, aged_credit_share=0.5))
     full = room(9_000)._replace(slots=0)
     elder = asking(1, 9_500, deadline_s=5.0)
     for at in range(40):
@@ -77,28 +83,28 @@ def test_5_nobody_gets_memory_without_a_row_and_nobody_earns_credit_for_it() -> 
 
 
 def test_5_one_for_whom_the_engine_wants_more_room_than_there_is_blocks_nobody() -> None:
-    greedy = asking(1, 500)._replace(needed_tokens=4_500.0)
+    greedy = asking(1, 500)._replace(required_free_tokens=4_500.0)
     assert granted([greedy, asking(2, 900)], room(2_000)) == [2]
 
 
 def test_6_who_has_asked_too_long_goes_before_everybody() -> None:
-    policy = Preallocation(PreallocationParams(elder_s=30.0, elder_credit=0.5))
+    policy = Preallocation(PreallocationParams(aged_s=30.0, aged_credit_share=0.5))
     elder = asking(1, 3_000, deadline_s=5.0)
     for at in range(4):  # while others are served it earns its place
-        short = asking(10 + at, 2_000, asked_s=float(at))
+        short = asking(10 + at, 2_000, requested_s=float(at))
         assert [grant.at for grant in policy.grant([elder, short], room(2_500), float(at))] == [1]
-    other = asking(20, 800, asked_s=39.0)
+    other = asking(20, 800, requested_s=39.0)
     assert policy.grant([elder, other], room(2_500), 40.0) == []
     assert [grant.at for grant in policy.grant([elder, other], room(3_900), 41.0)] == [0, 1]
 
 
 def test_6_short_ones_pass_an_elder_that_does_not_fit_until_they_have_taken_what_it_needs() -> None:
-    policy = Preallocation(PreallocationParams(elder_s=30.0, elder_credit=0.5))
-    policy.grant([asking(9, 9_000, asked_s=0.0)], room(10_000), 0.0)  # earns credit
+    policy = Preallocation(PreallocationParams(aged_s=30.0, aged_credit_share=0.5))
+    policy.grant([asking(9, 9_000, requested_s=0.0)], room(10_000), 0.0)  # earns credit
     elder = asking(1, 3_000, deadline_s=5.0)
 
-    def passing(elder: Asking, now_s: float, tokens: int = 750) -> list[int]:
-        short = [asking(10 + i, tokens, asked_s=now_s) for i in range(3)]
+    def passing(elder: PreallocationRequest, now_s: float, tokens: int = 750) -> list[int]:
+        short = [asking(10 + i, tokens, requested_s=now_s) for i in range(3)]
         return [grant.at - 1 for grant in policy.grant([elder, *short], room(2_500), now_s)]
 
     assert passing(elder, 40.0, tokens=751) == []
@@ -115,7 +121,7 @@ def test_7_a_backlog_of_late_ones_does_not_push_out_who_is_on_time() -> None:
     late = [asking(i, 500, deadline_s=1.0) for i in range(50)]
     for step in range(200):
         now = 100.0 + step
-        short = asking(1_000 + step, 500, deadline_s=now + 5, asked_s=now)
+        short = asking(1_000 + step, 500, deadline_s=now + 5, requested_s=now)
         grants = policy.grant([*late, short], room(2_000), now)
         assert sum(grant.at < 50 for grant in grants) <= 1
     served = sum(
@@ -130,10 +136,10 @@ def test_7_a_backlog_of_late_ones_does_not_push_out_who_is_on_time() -> None:
 
 def test_8_predicted_growth_is_kept_free() -> None:
     contexts, remaining = np.full(10, 500.0), np.full(10, 450.0)
-    full = Room(10_000.0, 5_000.0, 10.0, (), contexts, remaining)
-    newcomer = asking(1, 500)._replace(output_tokens=450.0)
+    full = DecodeMemory(10_000.0, 5_000.0, 10.0, (), contexts, remaining)
+    newcomer = asking(1, 500)._replace(expected_output_tokens=450.0)
     assert Preallocation().grant([newcomer], full, 1.0) == []
-    brief = asking(1, 200)._replace(output_tokens=5.0)
+    brief = asking(1, 200)._replace(expected_output_tokens=5.0)
     assert len(Preallocation().grant([brief], full, 1.0)) == 1
 
 
@@ -172,7 +178,10 @@ def test_11_neither_the_order_of_asking_nor_the_clock_matters(rows, free, random
     asked = [asking(i, tokens, deadline, since) for i, (tokens, deadline, since) in enumerate(rows)]
     shuffled = list(asked)
     random.shuffle(shuffled)
-    moved = [a._replace(deadline_s=a.deadline_s + shift, asked_s=a.asked_s + shift) for a in asked]
+    moved = [
+        a._replace(deadline_s=a.deadline_s + shift, requested_s=a.requested_s + shift)
+        for a in asked
+    ]
     here = granted(asked, room(float(free)), 50.0)
     assert granted(shuffled, room(float(free)), 50.0) == here
     assert granted(moved, room(float(free)), 50.0 + shift) == here
@@ -215,10 +224,13 @@ rows = st.lists(
 def test_14_as_by_counting_them_one_by_one(asks, holds, random):
     asked = [working(i, 100 * n, w / 4, s) for i, (n, w, s) in enumerate(asks)]
     pending = [working(99 + i, 100 * n, w / 4, s) for i, (n, w, s) in enumerate(holds)]
-    expected: list[Asking] = []
+    expected: list[PreallocationRequest] = []
     for prompt in sorted(asked, key=lambda a: (a.tokens, a.id)):
         shorter = [a for a in pending if a.tokens < prompt.tokens] + expected
-        if sum(a.work_s for a in shorter if a.server == prompt.server) <= 2.0:
+        if (
+            sum(a.min_prefill_s for a in shorter if a.prefill_server == prompt.prefill_server)
+            <= 2.0
+        ):
             expected.append(prompt)
     random.shuffle(pending)
     there = room(1e6, 1e6)._replace(pending=pending)
@@ -228,17 +240,20 @@ def test_14_as_by_counting_them_one_by_one(asks, holds, random):
 def test_15_an_elder_that_no_server_could_hold_is_not_waited_for() -> None:
     policy = Preallocation()
     policy.grant([asking(9, 9_000)], room(10_000), 0.0)  # earns credit
-    huge, small = asking(1, 9_995), asking(2, 500, asked_s=990.0, deadline_s=2_000.0)
+    huge, small = asking(1, 9_995), asking(2, 500, requested_s=990.0, deadline_s=2_000.0)
     assert [grant.at for grant in policy.grant([huge, small], room(10_000), 1_000.0)] == [1]
 
 
 def test_16_who_would_soon_be_lost_needs_no_credit() -> None:
-    late, short = asking(1, 3_000, deadline_s=5.0), asking(2, 500, asked_s=95.0)
-    for params, expected in ((PreallocationParams(), [1]), (PreallocationParams(lost_s=90.0), [0])):
+    late, short = asking(1, 3_000, deadline_s=5.0), asking(2, 500, requested_s=95.0)
+    for params, expected in (
+        (PreallocationParams(), [1]),
+        (PreallocationParams(engine_timeout_s=90.0), [0]),
+    ):
         grants = Preallocation(params).grant([late, short], room(3_200), 100.0)
         assert [grant.at for grant in grants] == expected
     crowd = room(3_200, late_pending=[600, 500])
-    policy = Preallocation(PreallocationParams(lost_s=90.0))
+    policy = Preallocation(PreallocationParams(engine_timeout_s=90.0))
     assert [grant.at for grant in policy.grant([late, short], crowd, 100.0)] == [1]
 
 
@@ -246,10 +261,12 @@ def test_16_who_would_soon_be_lost_needs_no_credit() -> None:
 def test_17_nobody_is_late_before_it_has_waited(whole_s, objective_s):
     """A prompt whose prefix was cached counted as late from the start, if half of its whole prefill
     was longer than its objective."""
-    work_s = least_work_s(whole_s, objective_s)
-    assert 0.0 <= work_s <= 0.5 * whole_s
-    assert not is_late(Asking(1, 100, 0.0, objective_s, work_s), 0.0)
-    assert is_late(Asking(1, 100, 0.0, objective_s, work_s), 1.001 * objective_s)
+    min_prefill_s = shortest_prefill_s(whole_s, objective_s)
+    assert 0.0 <= min_prefill_s <= 0.5 * whole_s
+    assert not is_infeasible(PreallocationRequest(1, 100, 0.0, objective_s, min_prefill_s), 0.0)
+    assert is_infeasible(
+        PreallocationRequest(1, 100, 0.0, objective_s, min_prefill_s), 1.001 * objective_s
+    )
 
 
 def test_18_who_has_time_leaves_room_for_who_has_not() -> None:

@@ -96,7 +96,7 @@ def test_8_an_id_is_queued_once_whatever_the_level() -> None:
 
 def test_9_a_plan_that_is_thrown_away_costs_the_lower_level_nothing() -> None:
     """The lower one's chunk would make the higher one late."""
-    params = UrgencyParams(starve_share=1.0, min_chunk=16, slice_s=1.0, spare_slice_s=1.0)
+    params = UrgencyParams(starvation_share=1.0, min_chunk=16, slice_s=1.0, infeasible_slice_s=1.0)
     queues = PriorityQueues(MODEL, CHUNK, params)
     queues.add(PrefillJob(1, -1_000.0, -999.0, 90_300, 90_000), 1)
     queues.plan(0.0, 16)  # earns credit
@@ -117,7 +117,7 @@ def test_10_a_long_one_of_a_lower_priority_goes_on_in_what_is_left_of_the_slice(
 ) -> None:
     """It was cut for a slice of its own, did not fit beside the other, and got nothing."""
     model = load_profile("minimax-m2.5-tp4-h200").prefill
-    queues = PriorityQueues(model, BUDGET, UrgencyParams(slice_s=0.2, tail_s=0.09))
+    queues = PriorityQueues(model, BUDGET, UrgencyParams(slice_s=0.2, post_prefill_s=0.09))
     queues.add(job(1, tokens), 0)
     queues.add(job(2, 80_000, done=40_000), 1)
     plan = dict(queues.plan(0.0, BUDGET).chunks)

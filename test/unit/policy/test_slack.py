@@ -14,7 +14,7 @@ from kairos.latency import load_profile
 from kairos.latency.table import StepTable
 from kairos.policy.continuous import ContinuousPolicy
 from kairos.policy.length import LengthEstimator
-from kairos.policy.residents import Resident, Residents
+from kairos.policy.residents import DecodeResident, Residents
 from kairos.policy.slack import SlackParams, SlackPolicy
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
@@ -26,17 +26,19 @@ def policy(**params: float) -> SlackPolicy:
     return SlackPolicy(TABLE, 256, SlackParams()._replace(**params))
 
 
-def held(residents: list[Resident]) -> Residents:
+def held(residents: list[DecodeResident]) -> Residents:
     table = Residents()
     for one in residents:
         table.add(one)
     return table
 
 
-def at_slack(i: int, context: int, slack_s: float, tokens: int = 50, tau: float = TAU) -> Resident:
+def at_slack(
+    i: int, context: int, slack_s: float, tokens: int = 50, tau: float = TAU
+) -> DecodeResident:
     """A resident whose next token is due in `slack_s` at time 0."""
     first = slack_s - tau * (tokens + 1)
-    return Resident(i, context, tokens, first, max(first, -tau), tau)
+    return DecodeResident(i, context, tokens, first, max(first, -tau), tau)
 
 
 def running(table: Residents) -> set[int]:
@@ -70,7 +72,7 @@ def test_1_a_batch_that_is_not_empty_is_never_emptied(residents):
 def test_2_the_predicted_step_is_that_of_the_selected(residents):
     table = held(residents)
     step_s = policy().select(table.rows, 0.0)
-    context = table.rows["context"][table.rows["runs"]]
+    context = table.rows["context_tokens"][table.rows["runs"]]
     assert step_s == pytest.approx(TABLE.step_s(len(context), context.sum(), context.max()))
 
 
@@ -103,28 +105,28 @@ def test_6_who_fell_behind_beyond_hope_stays_a_victim_until_back_on_pace():
     table = held([at_slack(1, 1_000, -10.0), at_slack(2, 1_000, 0.1)])
     chooser = policy()
     chooser.select(table.rows, 0.0)
-    assert table.row(1)["victim"]
-    table.row(1)["first"] += 9.9
+    assert table.row(1)["infeasible"]
+    table.row(1)["first_token_s"] += 9.9
     chooser.select(table.rows, 0.0)
-    assert table.row(1)["victim"]
-    table.row(1)["first"] += 0.2
+    assert table.row(1)["infeasible"]
+    table.row(1)["first_token_s"] += 0.2
     chooser.select(table.rows, 0.0)
-    assert not table.row(1)["victim"]
+    assert not table.row(1)["infeasible"]
 
 
 def test_7_a_victim_gets_a_token_within_the_starvation_bound():
     tight = [at_slack(i, 12_000, 0.03) for i in range(40)]
     table = held([*tight, at_slack(99, 300_000, -100.0)])
-    table.row(99)["last"] = -1.0
+    table.row(99)["last_token_s"] = -1.0
     policy().select(table.rows, 0.0)
     assert 99 not in running(table)
-    policy(starve_s=0.5).select(table.rows, 0.0)
+    policy(starvation_s=0.5).select(table.rows, 0.0)
     assert 99 in running(table)
 
 
 def test_8_a_fresh_request_that_is_behind_gets_a_short_step():
     settled = [at_slack(i, 20_000, 0.5, tokens=200) for i in range(30)]
-    fresh = Resident(99, 5_000, 0, -0.05, -0.05, TAU)
+    fresh = DecodeResident(99, 5_000, 0, -0.05, -0.05, TAU)
     table = held([*settled, fresh])
     step_s = policy().select(table.rows, 0.0)
     assert 99 in running(table)
@@ -133,8 +135,10 @@ def test_8_a_fresh_request_that_is_behind_gets_a_short_step():
 
 
 def test_9_late_requests_leave_memory_free_for_those_that_can_be_on_time():
-    waiting = held([Resident(1, 9_000, 0, -60.0, -60.0, TAU), Resident(2, 9_000, 0, 0.0, 0.0, TAU)])
-    chooser = policy(late_share=0.6, kv_share=0.96)
+    waiting = held(
+        [DecodeResident(1, 9_000, 0, -60.0, -60.0, TAU), DecodeResident(2, 9_000, 0, 0.0, 0.0, TAU)]
+    )
+    chooser = policy(infeasible_share=0.6, kv_share=0.96)
     admitted = chooser.admit(waiting.rows, 0.0, 60_000, 100_000, 200)
     assert waiting.rows["id"][admitted].tolist() == [2]
     admitted = chooser.admit(waiting.rows, 0.0, 40_000, 100_000, 200)
@@ -142,7 +146,7 @@ def test_9_late_requests_leave_memory_free_for_those_that_can_be_on_time():
 
 
 def test_10_admission_takes_at_least_one_into_an_empty_instance():
-    waiting = held([Resident(1, 200_000, 0, -60.0, -60.0, TAU)])
+    waiting = held([DecodeResident(1, 200_000, 0, -60.0, -60.0, TAU)])
     assert len(policy().admit(waiting.rows, 0.0, 0, 100_000, 10)) == 1
     assert len(policy().admit(waiting.rows, 0.0, 0, 100_000, 0)) == 0
     assert len(ContinuousPolicy(TABLE, 8).admit(waiting.rows, 0.0, 0, 100_000, 10)) == 1
@@ -177,14 +181,14 @@ def test_13_extremes_give_finite_steps(context, tau, slack):
 @pytest.mark.parametrize(
     "bad",
     [
-        Resident(1, 10, 0, math.nan, 0.0, TAU),
-        Resident(1, 10, 0, 0.0, 0.0, 0.0),
-        Resident(1, 10, 0, 0.0, 0.0, -1.0),
-        Resident(1, 10, 0, 0.0, 0.0, math.inf),
-        Resident(1, 0, 0, 0.0, 0.0, TAU),
-        Resident(1, 10, -1, 0.0, 0.0, TAU),
-        Resident(1, 10, 0, 0.0, 0.0, TAU, max_new_tokens=0),
-        Resident(1, 10, 0, 0.0, 0.0, TAU, hold_until_s=math.nan),
+        DecodeResident(1, 10, 0, math.nan, 0.0, TAU),
+        DecodeResident(1, 10, 0, 0.0, 0.0, 0.0),
+        DecodeResident(1, 10, 0, 0.0, 0.0, -1.0),
+        DecodeResident(1, 10, 0, 0.0, 0.0, math.inf),
+        DecodeResident(1, 0, 0, 0.0, 0.0, TAU),
+        DecodeResident(1, 10, -1, 0.0, 0.0, TAU),
+        DecodeResident(1, 10, 0, 0.0, 0.0, TAU, max_new_tokens=0),
+        DecodeResident(1, 10, 0, 0.0, 0.0, TAU, hold_until_s=math.nan),
     ],
 )
 def test_14_impossible_residents_are_rejected_by_name(bad):
@@ -192,7 +196,9 @@ def test_14_impossible_residents_are_rejected_by_name(bad):
         Residents().add(bad)
 
 
-@pytest.mark.parametrize("field", ["give_up", "floor", "period", "late_share"])
+@pytest.mark.parametrize(
+    "field", ["min_pace_ratio", "min_step_share", "period", "infeasible_share"]
+)
 @pytest.mark.parametrize("value", [math.nan, -1])
 def test_15_parameters_out_of_range_are_rejected(field, value):
     with pytest.raises(InputError, match=field):
@@ -204,7 +210,7 @@ def test_16_rows_survive_removal_of_others():
     for i in range(0, 200, 2):
         table.remove(i)
     assert len(table) == 100
-    assert all(int(table.row(i)["context"]) == 10 + i for i in range(1, 200, 2))
+    assert all(int(table.row(i)["context_tokens"]) == 10 + i for i in range(1, 200, 2))
     assert sorted(table.rows["id"].tolist()) == list(range(1, 200, 2))
 
 
@@ -216,9 +222,9 @@ def test_17_a_learned_length_replaces_the_horizon():
     # One second behind: hopeless over 16 to 128 tokens, not over the thousand that will come.
     table = held([at_slack(1, 1_000, -1.0, tokens=10), at_slack(2, 1_000, 0.1)])
     chooser.select(table.rows, 0.0)
-    assert not table.row(1)["victim"]
+    assert not table.row(1)["infeasible"]
     policy().select(table.rows, 0.0)
-    assert table.row(1)["victim"]
+    assert table.row(1)["infeasible"]
 
 
 def test_18_selection_prefers_short_contexts_when_not_all_fit():
@@ -227,12 +233,14 @@ def test_18_selection_prefers_short_contexts_when_not_all_fit():
     chosen = running(table)
     assert 0 < len(chosen) < 60
     assert chosen == set(range(len(chosen)))
-    assert not np.isnan(table.rows["first"]).any()
+    assert not np.isnan(table.rows["first_token_s"]).any()
 
 
 def test_19_late_requests_leave_slots_free_for_those_that_can_be_on_time():
-    waiting = held([Resident(1, 900, 0, -60.0, -60.0, TAU), Resident(2, 900, 0, 0.0, 0.0, TAU)])
-    chooser = policy(late_share=0.6)
+    waiting = held(
+        [DecodeResident(1, 900, 0, -60.0, -60.0, TAU), DecodeResident(2, 900, 0, 0.0, 0.0, TAU)]
+    )
+    chooser = policy(infeasible_share=0.6)
     admitted = chooser.admit(waiting.rows, 0.0, 60_000, 1_000_000, 102)  # of 256
     assert waiting.rows["id"][admitted].tolist() == [2]
     admitted = chooser.admit(waiting.rows, 0.0, 60_000, 1_000_000, 105)
@@ -257,7 +265,7 @@ def test_21_without_an_estimator_the_class_of_a_request_changes_nothing():
     one, other = (
         held(
             [
-                replace(at_slack(i, 3_000 * (i + 1), -0.02 * i), group=groups * i % 8)
+                replace(at_slack(i, 3_000 * (i + 1), -0.02 * i), length_group=groups * i % 8)
                 for i in range(64)
             ]
         )
@@ -265,7 +273,7 @@ def test_21_without_an_estimator_the_class_of_a_request_changes_nothing():
     )
     assert policy().select(one.rows, 0.0) == policy().select(other.rows, 0.0)
     assert running(one) == running(other)
-    assert (one.rows["victim"] == other.rows["victim"]).all()
+    assert (one.rows["infeasible"] == other.rows["infeasible"]).all()
 
 
 @pytest.mark.parametrize("slack", [-1.0, -60.0])
@@ -284,7 +292,8 @@ def test_22_nobody_is_parked_where_it_makes_a_step_hardly_shorter(slack: float) 
 @given(residents_strategy, st.integers(-100_000, 100_000))
 def test_23_the_origin_of_the_clock_does_not_matter(residents, shift):
     moved = [
-        replace(one, first_s=one.first_s + shift, last_s=one.last_s + shift) for one in residents
+        replace(one, first_token_s=one.first_token_s + shift, last_token_s=one.last_token_s + shift)
+        for one in residents
     ]
     here, there = held(residents), held(moved)
     steps = policy().select(here.rows, 0.0), policy().select(there.rows, float(shift))
@@ -298,19 +307,19 @@ def test_23_the_origin_of_the_clock_does_not_matter(residents, shift):
 def test_24_in_endless_overload_nobody_goes_without_a_token_for_longer_than_the_bound():
     """Contexts of 20,000 tokens, a hundred of them: a step of all takes twice the objective."""
     table = held([at_slack(i, 20_000, 0.1, tau=0.02) for i in range(100)])
-    chooser = policy(starve_s=0.5)
+    chooser = policy(starvation_s=0.5)
     now, longest_wait, longest_step = 0.0, 0.0, 0.0
     for _ in range(1_500):
         step_s = chooser.select(table.rows, now)
         now += step_s
         rows = table.rows
-        waited = now - np.maximum(rows["last"], 0.0)
+        waited = now - np.maximum(rows["last_token_s"], 0.0)
         longest_wait = max(longest_wait, float(waited.max()))
         longest_step = max(longest_step, step_s)
-        rows["tokens"][rows["runs"]] += 1
-        rows["last"][rows["runs"]] = now
+        rows["output_tokens"][rows["runs"]] += 1
+        rows["last_token_s"][rows["runs"]] = now
     assert 0.5 < longest_wait <= 0.5 + 2 * longest_step
-    assert table.rows["victim"].any()
+    assert table.rows["infeasible"].any()
 
 
 def test_25_a_selection_grows_with_n_log_n():
@@ -333,24 +342,26 @@ def test_26_where_it_says_so_everybody_runs_for_so_many_steps(residents, tau, st
     table = held([replace(one, tpot_s=max(tau, one.tpot_s)) for one in residents])
     rows = table.rows
     given_up = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
-    rows["victim"] = (rows["first"] + rows["tau"] * rows["tokens"] < 0.0) | given_up
+    rows["infeasible"] = (
+        rows["first_token_s"] + rows["tpot_s"] * rows["output_tokens"] < 0.0
+    ) | given_up
     chooser, now = policy(), 0.0
-    assume(chooser.stands(rows, now, steps))  # hypothesis fails where that is too rare
+    assume(chooser.all_run_for(rows, now, steps))  # hypothesis fails where that is too rare
     for _ in range(steps + 1):
         step_s = chooser.select(rows, now)
         assert rows["runs"].all()
         now += step_s
-        rows["last"] = now
-        rows["tokens"] += 1
-        rows["context"] += 1
+        rows["last_token_s"] = now
+        rows["output_tokens"] += 1
+        rows["context_tokens"] += 1
 
 
 def test_27_it_does_not_say_so_where_somebody_is_behind_or_the_step_is_long():
     ahead = [at_slack(i, 2_000, 0.1) for i in range(8)]
     chooser = policy()
-    assert chooser.stands(held(ahead).rows, 0.0, 8)
-    assert not chooser.stands(held([*ahead, at_slack(9, 2_000, -0.01)]).rows, 0.0, 8)
+    assert chooser.all_run_for(held(ahead).rows, 0.0, 8)
+    assert not chooser.all_run_for(held([*ahead, at_slack(9, 2_000, -0.01)]).rows, 0.0, 8)
     long = [at_slack(i, 20_000, 0.1) for i in range(100)]
     assert chooser.select(held(long).rows, 0.0) > 0.95 * TAU
-    assert not chooser.stands(held(long).rows, 0.0, 8)
-    assert not SlackPolicy(TABLE, 7).stands(held(ahead).rows, 0.0, 8)
+    assert not chooser.all_run_for(held(long).rows, 0.0, 8)
+    assert not SlackPolicy(TABLE, 7).all_run_for(held(ahead).rows, 0.0, 8)

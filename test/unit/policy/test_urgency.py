@@ -60,7 +60,7 @@ def test_1_no_larger_set_than_the_kept_one_can_be_on_time(rows):
 
 def _kept(jobs: list[PrefillJob]) -> list[int]:
     """Ids that a server working off the queue completes in time, nothing else arriving."""
-    params = UrgencyParams(slice_s=1e9, spare_slice_s=1e9, starve_share=0.0, reserve=0.0)
+    params = UrgencyParams(slice_s=1e9, infeasible_slice_s=1e9, starvation_share=0.0, reserve=0.0)
     queue = filled(jobs, LINEAR, params)
     left = {one.id: one for one in jobs}
     now, done = 0.0, []
@@ -201,7 +201,7 @@ def test_9_a_heavier_class_is_dropped_last():
 
 def test_10_what_was_given_up_is_served_within_a_bound_under_endless_urgent_work():
     victim = job(0, -1_000.0, 1.0, 2_000)
-    queue = filled([victim], params=UrgencyParams(starve_share=0.05))
+    queue = filled([victim], params=UrgencyParams(starvation_share=0.05))
     now, number = 0.0, 0
     while now < 60.0:
         number += 1
@@ -216,7 +216,7 @@ def test_10_what_was_given_up_is_served_within_a_bound_under_endless_urgent_work
 
 
 def test_11_without_a_share_urgent_work_starves_it():
-    queue = filled([job(0, -1_000.0, 1.0, 2_000)], params=UrgencyParams(starve_share=0.0))
+    queue = filled([job(0, -1_000.0, 1.0, 2_000)], params=UrgencyParams(starvation_share=0.0))
     for number in range(1, 50):
         queue.add(job(number, 0.1 * number, 0.5, 8_192))
         plan = queue.plan(0.1 * number, CHUNK)
@@ -257,7 +257,14 @@ def test_14_a_job_is_queued_once():
         filled([job(1, 0.0, 1.0, 10), job(1, 0.0, 2.0, 10)])
 
 
-FIELDS = ["slice_s", "spare_slice_s", "tail_s", "starve_share", "reserve", "reserve_after_s"]
+FIELDS = [
+    "slice_s",
+    "infeasible_slice_s",
+    "post_prefill_s",
+    "starvation_share",
+    "reserve",
+    "reserve_after_s",
+]
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -296,7 +303,7 @@ def test_19_chunks_of_one_plan_follow_the_order_of_the_queue():
     ]
     late = [job(i, -1.0 - 0.01 * (i % 17), 0.1 * (1 + i % 5), 50 + i % 9) for i in range(200, 400)]
     # The kept one is not completed by this batch, so nothing has to be on time.
-    params = UrgencyParams(slice_s=0.1, spare_slice_s=1e3, starve_share=0.0, reserve=0.0)
+    params = UrgencyParams(slice_s=0.1, infeasible_slice_s=1e3, starvation_share=0.0, reserve=0.0)
     queue = filled([kept, *dropped, *late], LINEAR, params)
     order = queue.order(0.0)
     assert order[0] == 0
@@ -322,7 +329,7 @@ def test_20_a_plan_of_many_short_late_prompts_costs_little_more_than_one_of_a_fe
 
 def test_21_starved_ones_are_served_oldest_first():
     jobs = [job(i, -1_000.0 + (7 * i) % 40, 1.0, 20) for i in range(40)]
-    queue = filled(jobs, params=UrgencyParams(starve_share=1.0))
+    queue = filled(jobs, params=UrgencyParams(starvation_share=1.0))
     queue.plan(0.0, CHUNK)  # earns credit
     chosen = [chunk.id for chunk in queue.plan(0.0, 400).chunks]
     assert chosen == sorted(range(40), key=lambda i: jobs[i].arrival_s)[:20]
@@ -344,7 +351,7 @@ def test_23_a_batch_starts_at_a_finite_time(start):
 
 
 def test_24_a_preview_charges_nothing_until_it_is_committed():
-    params = UrgencyParams(starve_share=1.0)
+    params = UrgencyParams(starvation_share=1.0)
     queue = filled([job(1, -1_000.0, 1.0, 50)], params=params)
     queue.plan(0.0, CHUNK)
     plans = [queue.preview(0.0, CHUNK) for _ in range(3)]

@@ -91,7 +91,7 @@ def test_7_what_follows_prefill_is_the_profile_s(profile: str) -> None:
     transfer_s = load_profile(profile).kv.fixed_s
     settings = arm_spec("kairos", profile).settings(transfer_s)
     assert settings is not None
-    assert settings.urgency.tail_s == pytest.approx(0.066 + transfer_s)
+    assert settings.urgency.post_prefill_s == pytest.approx(0.066 + transfer_s)
     assert arm_spec("kairos-all", profile).settings(transfer_s) is None
 
 
@@ -100,7 +100,7 @@ def test_8_in_slow_motion_the_hand_over_stays_the_engine_s_constant() -> None:
     transfer_s = base.kv.transfer_s(base.limits.chunk_tokens)
     settings = settings_of(header("kairos", profile=dilated(base, 2.0), dilate=2.0))
     assert settings is not None
-    assert settings.urgency.tail_s == pytest.approx(0.066 + 2.0 * transfer_s)
+    assert settings.urgency.post_prefill_s == pytest.approx(0.066 + 2.0 * transfer_s)
 
 
 @pytest.mark.parametrize("name", [name for name in ARMS if name.startswith("router-")])

@@ -9,10 +9,10 @@ import zmq
 from aiohttp import web
 
 from kairos.router.telemetry import Telemetry, endpoint_of, read_loads, read_report
-from kairos.telemetry import Report, encoder
+from kairos.telemetry import TelemetryReport, encoder
 
 
-def report(**fields) -> Report:
+def report(**fields) -> TelemetryReport:
     known = {
         "epoch": "e",
         "sequence": 1,
@@ -26,7 +26,7 @@ def report(**fields) -> Report:
         "backlog_s": 0.5,
         "calibration": 1.5,
     }
-    return Report(**{**known, **fields})
+    return TelemetryReport(**{**known, **fields})
 
 
 def info(endpoint: object) -> dict:

@@ -88,7 +88,7 @@ def test_the_rows_follow_the_tokens() -> None:
         rows = loop.batcher.rows
         assert [req.kairos.number for req in rows.reqs] == rows.rows["id"].tolist()
         firsts = [loop.first_s[number] for number in rows.rows["id"].tolist()]
-        assert rows.rows["first"].tolist() == firsts
+        assert rows.rows["first_token_s"].tolist() == firsts
 
 
 def test_at_ease_nobody_is_looked_at_and_the_rows_follow_all_the_same(
@@ -107,14 +107,14 @@ def test_at_ease_nobody_is_looked_at_and_the_rows_follow_all_the_same(
     for _ in range(60):
         loop.turn()
     state = loop.batcher.snapshot()
-    assert state["steps_at_ease"] > 40
-    assert len(selections) == state["steps"] - state["steps_at_ease"]
+    assert state["steps_selection_skipped"] > 40
+    assert len(selections) == state["steps"] - state["steps_selection_skipped"]
     rows = loop.batcher.rows.rows
     # The last token of each is still to be processed, and the newest step to be counted.
-    assert rows["context"].tolist() == [req.length - 1 for req in reqs]
-    assert rows["tokens"].tolist() == [req.length - 1 - 1_000 for req in reqs]
+    assert rows["context_tokens"].tolist() == [req.length - 1 for req in reqs]
+    assert rows["output_tokens"].tolist() == [req.length - 1 - 1_000 for req in reqs]
     # It has been planned for when the step ends that was in flight.
-    assert rows["last"].min() >= loop.now - 1e-9
+    assert rows["last_token_s"].min() >= loop.now - 1e-9
 
 
 def test_who_joins_or_leaves_at_ease_is_looked_at() -> None:
@@ -138,8 +138,8 @@ def parked_loop(overlap: bool = True) -> Loop:
     loop = Loop(overlap)
 
     def select(rows: Any, now_s: float) -> float:
-        rows["victim"] = rows["tau"] < 0.001
-        rows["runs"] = ~rows["victim"]
+        rows["infeasible"] = rows["tpot_s"] < 0.001
+        rows["runs"] = ~rows["infeasible"]
         return loop.policy.running_step_s(rows)
 
     loop.policy.select = select  # type: ignore[method-assign]
@@ -147,7 +147,7 @@ def parked_loop(overlap: bool = True) -> Loop:
         loop.join(3_000, 400, 0.01 if at < 2 else 8.7)
     for _ in range(6):
         loop.turn()
-    assert loop.batcher.snapshot()["parked"] == 2
+    assert loop.batcher.snapshot()["skipped"] == 2
     return loop
 
 
@@ -158,8 +158,8 @@ def test_an_unchanged_selection_is_not_split_again(overlap: bool) -> None:
     for _ in range(5):
         loop.turn()
     after = loop.batcher.snapshot()
-    assert after["steps_with_parked"] == before["steps_with_parked"] + 5
-    assert after["parks"] == before["parks"]
+    assert after["steps_with_skips"] == before["steps_with_skips"] + 5
+    assert after["skips"] == before["skips"]
 
 
 def test_an_aborted_request_runs_once_more_and_ends() -> None:

@@ -35,7 +35,7 @@ def test_names_are_distinct_and_explained() -> None:
 
 
 def test_figures_are_copied_and_counters_only_grow() -> None:
-    state: dict[str, Any] = {"invalid_slos": 2, "planner": {"parks": 3, "parked": 1}}
+    state: dict[str, Any] = {"invalid_slos": 2, "planner": {"preemptions": 3, "preempted": 1}}
     registry = CollectorRegistry()
     metrics = EngineMetrics(lambda: state, {"model_name": "m", "tp_rank": 0}, registry)
     labels = {"model_name": "m", "tp_rank": "0"}
@@ -44,13 +44,13 @@ def test_figures_are_copied_and_counters_only_grow() -> None:
         return registry.get_sample_value(name, labels)
 
     metrics.update()
-    assert value("kairos:prefill_parks_total") == 3
-    assert value("kairos:prefill_parked") == 1
-    state["planner"] = {"parks": 5, "parked": 0}
+    assert value("kairos:prefill_preemptions_total") == 3
+    assert value("kairos:prefill_preempted") == 1
+    state["planner"] = {"preemptions": 5, "preempted": 0}
     metrics.update()
-    assert value("kairos:prefill_parked") == 1, "once a second"
+    assert value("kairos:prefill_preempted") == 1, "once a second"
     metrics.update(force=True)
-    assert (value("kairos:prefill_parks_total"), value("kairos:prefill_parked")) == (5, 0)
+    assert (value("kairos:prefill_preemptions_total"), value("kairos:prefill_preempted")) == (5, 0)
     assert value("kairos:invalid_slos_total") == 2
     assert b"kairos:decode" not in generate_latest(registry), "this server has none of it"
 
@@ -62,6 +62,6 @@ def test_no_metrics_where_upstream_has_none() -> None:
 
 def test_what_is_no_number_is_no_figure() -> None:
     state = {"planner": "mixed chunks", "decode": None, "on": True}
-    assert figure(state, ("planner", "parks")) is None
+    assert figure(state, ("planner", "preemptions")) is None
     assert figure(state, ("decode", "steps")) is None
     assert figure(state, ("on",)) is None

@@ -76,7 +76,7 @@ def test_late_prompts_of_like_slo_are_finished_one_after_the_other() -> None:
         scheduler.waiting_queue.append(request(number, 49_000, HOPELESS_MS))
         scheduler.step()
     run_dry(scheduler)
-    assert scheduler.planner.snapshot()["parks"] <= 5
+    assert scheduler.planner.snapshot()["preemptions"] <= 5
 
 
 def test_a_prompt_whose_turn_to_be_looked_up_comes_later_counts_without_its_cached_part(
@@ -171,9 +171,9 @@ def test_health_is_counted() -> None:
     scheduler = parked_behind(3 * CHUNK)
     run_dry(scheduler)
     figures = scheduler.planner.snapshot()
-    assert figures["parks"] == 1
+    assert figures["preemptions"] == 1
     assert figures["overtakes"] == 1
-    assert figures["parked"] == 0
+    assert figures["preempted"] == 0
 
 
 def test_a_late_batch_does_not_let_the_plan_run_ahead() -> None:
@@ -216,14 +216,14 @@ def test_the_simulation_of_an_arm_plans_as_the_servers_do() -> None:
     simulated = arm_spec("kairos", "tiny-fast").settings(transfer_s)
     assert simulated is not None
     assert simulated.urgency.slice_s == prefill_planner.SLICE_S
-    assert simulated.urgency.tail_s == prefill_planner.HANDOVER_S + transfer_s
+    assert simulated.urgency.post_prefill_s == prefill_planner.HANDOVER_S + transfer_s
 
 
 def test_deadlines_leave_room_for_the_longer_handover_after_prefill() -> None:
     early, after = Scheduler(), Scheduler()
     after.server_args.disaggregation_decode_allocation_policy = "prefill_complete"
     after.planner = PrefillPlanner(PROFILE, after, SharedClock(1))
-    tails = [one.planner._queue._params.tail_s for one in (early, after)]
+    tails = [one.planner._queue._params.post_prefill_s for one in (early, after)]
     longer = prefill_planner.HANDOVER_AFTER_PREFILL_S - prefill_planner.HANDOVER_S
     assert tails[1] - tails[0] == pytest.approx(longer)
 

@@ -10,7 +10,7 @@ from sglang.srt.kairos.telemetry import TelemetryPublisher, report_of
 from kairos.errors import InputError
 from kairos.latency import PrefillModel
 from kairos.policy.residents import ROW
-from kairos.telemetry import Report, decoder
+from kairos.telemetry import TelemetryReport, decoder
 
 LINEAR = PrefillModel(0.0, 0.0, 1e-3, 0.0)
 
@@ -51,7 +51,7 @@ def publisher():
     made.close()
 
 
-def heard(endpoint: str, publish) -> list[Report]:
+def heard(endpoint: str, publish) -> list[TelemetryReport]:
     """What a subscriber receives while `publish` is called again and again."""
     context = zmq.Context()
     socket = context.socket(zmq.SUB)
@@ -127,20 +127,20 @@ def test_4_a_prefill_server_tells_what_is_left_to_compute():
 
 def test_5_a_decode_server_tells_who_is_parked_and_how_tight_it_is():
     rows = np.zeros(3, ROW)
-    rows["context"] = [100, 200, 300]
+    rows["context_tokens"] = [100, 200, 300]
     rows["runs"] = [True, False, False]
-    rows["first"] = [9.0, 10.0, 10.0]
-    rows["tau"] = 0.05
-    rows["tokens"] = [10, 10, 19]
+    rows["first_token_s"] = [9.0, 10.0, 10.0]
+    rows["tpot_s"] = 0.05
+    rows["output_tokens"] = [10, 10, 19]
     clock = SimpleNamespace(now=lambda: 10.0, learned=lambda *_: SimpleNamespace(factor=1.1))
     batcher = SimpleNamespace(rows=SimpleNamespace(rows=rows))
     made = scheduler("decode", decode=SimpleNamespace(batcher=batcher), clock=clock)
     report = report_of(made, "e", 1)
-    assert (report.parked, report.parked_kv_tokens, report.calibration) == (2, 500, 1.1)
+    assert (report.skipped, report.skipped_kv_tokens, report.calibration) == (2, 500, 1.1)
     assert report.slack_s == pytest.approx(9.0 + 0.05 * 11 - 10.0)
     batcher.rows.rows = rows[:0]
     empty = report_of(made, "e", 2)
-    assert (empty.parked, empty.slack_s) == (0, None)
+    assert (empty.skipped, empty.slack_s) == (0, None)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +157,9 @@ def test_6_an_address_in_use_is_refused(publisher):
 
 
 def test_7_a_report_is_small():
-    from kairos.telemetry import MOST_BYTES, encoder
+    from kairos.telemetry import MAX_BYTES, encoder
 
-    assert len(encoder.encode(report_of(scheduler(), "e" * 16, 2**60))) < MOST_BYTES / 4
+    assert len(encoder.encode(report_of(scheduler(), "e" * 16, 2**60))) < MAX_BYTES / 4
 
 
 def test_8_the_flag_is_checked_and_reaches_child_processes(monkeypatch):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kairos.latency import DecodeModel, KvLink, Limits, PrefillModel, Profile, Provenance
+from kairos.latency import DecodeModel, InstanceLimits, KvLink, PrefillModel, Profile, Provenance
 from kairos.sim.scenario import Scenario
 
 
@@ -39,7 +39,7 @@ def flat_profile(batch_s: float, max_batch: int = 64, kv_tokens: int = 100_000) 
         prefill=PrefillModel(batch_s, 0.0, 1e-12, 0.0),
         decode=DecodeModel(batch_s, 0.0, 1.0, 0.0, 0.0),
         kv=KvLink(0.0, 1.0, 1e15),
-        limits=Limits(100, kv_tokens, max_batch),
+        limits=InstanceLimits(100, kv_tokens, max_batch),
     )
 
 

@@ -85,7 +85,7 @@ def test_4_kv_never_exceeds_capacity_even_when_outputs_overrun_it(policy, monkey
 
     def watched(server, now_s):
         end = original(server, now_s)
-        held = int(server.running.rows["context"].sum())
+        held = int(server.running.rows["context_tokens"].sum())
         assert server.kv_tokens == held
         peak.append(held)
         return end
@@ -110,7 +110,7 @@ def test_5_slack_accounting_equals_a_replay_of_token_times(lookahead, monkeypatc
         ahead = set() if server._next is None else set(server._next.batch.tolist())
         for row in server.running.rows:
             request = int(row["id"])
-            assert row["tokens"] == len(times.get(request, [])) + (request in ahead)
+            assert row["output_tokens"] == len(times.get(request, [])) + (request in ahead)
         return original(server, now_s)
 
     monkeypatch.setattr(decode_module.DecodeServer, "finish", watched)

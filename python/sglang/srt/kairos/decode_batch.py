@@ -127,7 +127,7 @@ class DecodeBatcher:
             self._stream(scheduler, released)
         runs = rows["runs"]
         together = _all(runs)
-        rows["last"][slice(None) if together else runs] = start + step_s
+        rows["last_token_s"][slice(None) if together else runs] = start + step_s
         self._in_flight_s = step_s
         self._counts["steps"] += 1
         self._rank_for_retraction(batch, start)
@@ -135,7 +135,7 @@ class DecodeBatcher:
         if together:
             self._parting = None
             holds = self._held is not None and self._held.count
-            if not holds and self.policy.stands(rows, start, AT_EASE_STEPS):
+            if not holds and self.policy.all_run_for(rows, start, AT_EASE_STEPS):
                 self.at_ease = True
                 self._ease = AT_EASE_STEPS
             return self._counted(original, scheduler, batch)
@@ -165,10 +165,10 @@ class DecodeBatcher:
         return {
             "parking": "on" if self._refusal is None else f"off: {self._refusal}",
             "steps": counts["steps"],
-            "steps_at_ease": counts["steps_at_ease"],
-            "steps_with_parked": counts["steps_with_parked"],
-            "parked": len(self._parting.parked.reqs) if self._parting else 0,
-            "parks": counts["parks"],
+            "steps_selection_skipped": counts["steps_selection_skipped"],
+            "steps_with_skips": counts["steps_with_skips"],
+            "skipped": len(self._parting.parked.reqs) if self._parting else 0,
+            "skips": counts["skips"],
             "starvation_grants": counts["starvation_grants"],
             "retractions": counts["retractions"],
             "steps_parking_was_off": dict(self._obstacles),
@@ -185,11 +185,11 @@ class DecodeBatcher:
         return now + (self._in_flight_s if self._overlap and scheduler.last_batch else 0.0)
 
     def _as_before(self, original: Original, scheduler: Any, batch: Any, begin: float) -> Any:
-        """Upstream's path: all of the batch run, as `SlackPolicy.stands` has found before."""
+        """Upstream's path: all of the batch run, as `SlackPolicy.all_run_for` has found before."""
         self._ease -= 1
         self._since_selection += 1
         self._counts["steps"] += 1
-        self._counts["steps_at_ease"] += 1
+        self._counts["steps_selection_skipped"] += 1
         start = self._start(scheduler, self._clock.now())
         self._rank_for_retraction(batch, start)
         self._decide_s.append(time.perf_counter() - begin)
@@ -225,7 +225,7 @@ class DecodeBatcher:
         before = rows["runs"].copy()
         step_s = self.policy.select(rows, start)
         if not _all(before):
-            starving = start - rows["last"] > self.policy.params.starve_s
+            starving = start - rows["last_token_s"] > self.policy.params.starvation_s
             self._counts["starvation_grants"] += int((starving & rows["runs"] & ~before).sum())
         return step_s
 
@@ -251,7 +251,7 @@ class DecodeBatcher:
         runs[ending] = True
         if np.count_nonzero(runs) <= self.policy.max_batch:
             return
-        order = self.policy.keep_order(self.rows.rows, start)
+        order = self.policy.retention_order(self.rows.rows, start)
         others = [at for at in order if runs[at] and at not in ending]
         runs[:] = False
         runs[[*ending, *others][: self.policy.max_batch]] = True
@@ -276,7 +276,7 @@ class DecodeBatcher:
             self._clock.decided(*(int(n) for n in self.rows.rows["id"][park]))
             parting = Parting(batch, split(batch, run.tolist(), park.tolist()))
             self.rows.reorder(np.concatenate([run, park]))
-            self._counts["parks"] += len(park)
+            self._counts["skips"] += len(park)
             self._split_s.append(time.perf_counter() - begin)
         self._parting = parting
         updated = self._counted(original, scheduler, parting.ran)
@@ -285,7 +285,7 @@ class DecodeBatcher:
             self._parting = None
             return self._counted(original, scheduler, self._everybody(parting))
         parting.ran = updated
-        self._counts["steps_with_parked"] += 1
+        self._counts["steps_with_skips"] += 1
         return updated
 
     def _counted(self, original: Original, scheduler: Any, batch: Any) -> Any:
@@ -304,7 +304,7 @@ class DecodeBatcher:
         free = allocator.available_size()
         if free >= needed or free + batch.tree_cache.evictable_size() >= needed:
             return
-        order = self.policy.keep_order(self.rows.rows, start, self._reload_s_per_token)
+        order = self.policy.retention_order(self.rows.rows, start, self._reload_s_per_token)
         for rank, at in enumerate(order):
             batch.reqs[at].kairos.retraction_rank = rank
 

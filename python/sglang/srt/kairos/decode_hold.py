@@ -42,13 +42,13 @@ class HeldTokens:
         self.count = 0
         for at, req in enumerate(reqs):
             if req.kairos.held:
-                rows[at]["hold"] = req.kairos.ttft_deadline_s - MARGIN_S
+                rows[at]["hold_until_s"] = req.kairos.ttft_deadline_s - MARGIN_S
                 self.count += 1
 
     def tick(self, rows: Rows, now: float) -> None:
         """Before a selection at `now`: nobody has waited yet for what is still held."""
-        held = np.isfinite(rows["hold"])
-        rows["first"][held] = np.minimum(now, rows["hold"][held])
+        held = np.isfinite(rows["hold_until_s"])
+        rows["first_token_s"][held] = np.minimum(now, rows["hold_until_s"][held])
 
     def release(
         self, rows: Rows, reqs: Sequence[Any], start_s: float, next_s: float, now: float
@@ -60,15 +60,15 @@ class HeldTokens:
         Args:
             start_s, next_s: start of the step, and of the one after it.
         """
-        held = np.isfinite(rows["hold"])
-        urgent = rows["hold"] <= next_s
+        held = np.isfinite(rows["hold_until_s"])
+        urgent = rows["hold_until_s"] <= next_s
         released = []
         for at in np.flatnonzero(held & (rows["runs"] | urgent)).tolist():
             later = start_s > now and not urgent[at]
-            rows[at]["hold"] = -np.inf
-            rows[at]["first"] = start_s if later else now
+            rows[at]["hold_until_s"] = -np.inf
+            rows[at]["first_token_s"] = start_s if later else now
             reqs[at].kairos.held = False
-            reqs[at].kairos.first_token_s = float(rows[at]["first"])
+            reqs[at].kairos.first_token_s = float(rows[at]["first_token_s"])
             (self._due if later else released).append(reqs[at])
             self._at_deadline += not rows[at]["runs"]
             self._held_ever += 1

@@ -12,11 +12,11 @@ from sglang.srt.kairos.shared_clock import SharedClock
 from kairos.latency import Chunk, PrefillModel
 from kairos.policy.length import LengthEstimator
 from kairos.policy.preallocation import (
-    Asking,
+    DecodeMemory,
     Preallocation,
     PreallocationParams,
-    Room,
-    least_work_s,
+    PreallocationRequest,
+    shortest_prefill_s,
 )
 
 
@@ -29,7 +29,7 @@ class _Known(NamedTuple):
         limit: tokens it may make.
     """
 
-    asking: Asking
+    asking: PreallocationRequest
     made: int
     group: int
     limit: float
@@ -58,8 +58,8 @@ class DecodePreallocation:
         self._scheduler = scheduler
         self._refusal = refusal
         # The prefill server gives up a prompt whose decode memory takes longer than this.
-        lost_s = envs.SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT.get() / 2.0
-        self._policy = Preallocation(PreallocationParams(lost_s=lost_s))
+        engine_timeout_s = envs.SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT.get() / 2.0
+        self._policy = Preallocation(PreallocationParams(engine_timeout_s=engine_timeout_s))
         args = scheduler.server_args
         # Whether memory is given away after prefill: there is no work left then.
         self._after = args.disaggregation_decode_allocation_policy == "prefill_complete"
@@ -67,7 +67,7 @@ class DecodePreallocation:
         self._capacity = float(scheduler.max_total_num_tokens)
         self._page = int(scheduler.page_size)
         self._known: dict[int, _Known] = {}
-        self._granted = self._granted_late = self._skips = 0
+        self._granted = self._granted_infeasible = self._skips = 0
 
     def arrange(self, queue: Any) -> None:
         """After `DecodePreallocQueue._update_handshake_waiters`, which `pop_preallocated` calls
@@ -117,7 +117,7 @@ class DecodePreallocation:
         queue.queue[:] = [*chosen, *others]
         for grant in grants:
             self._granted += 1
-            self._granted_late += grant.late
+            self._granted_infeasible += grant.infeasible
         if grants:
             self._clock.decided(*(prompts[grant.at].id for grant in grants))
 
@@ -142,7 +142,7 @@ class DecodePreallocation:
         return {
             "order": "kairos" if self._refusal is None else f"upstream: {self._refusal}",
             "granted": self._granted,
-            "granted_late": self._granted_late,
+            "granted_infeasible": self._granted_infeasible,
             "skips": self._skips,
         }
 
@@ -164,22 +164,22 @@ class DecodePreallocation:
             return known
         # Upstream's allocator gives whole pages.
         tokens = -(-(len(req.origin_input_ids) + made) // self._page) * self._page
-        work_s = 0.0
+        min_prefill_s = 0.0
         if not self._after:
             whole_s = self._prefill.batch_s([Chunk(0, tokens)])
-            work_s = least_work_s(whole_s, request.slo.ttft_s)
-        asking = Asking(
+            min_prefill_s = shortest_prefill_s(whole_s, request.slo.ttft_s)
+        asking = PreallocationRequest(
             request.number,
             tokens,
             request.arrival_s,
             deadline_s,
-            work_s,
-            server=f"{req.bootstrap_host}:{req.bootstrap_port}",
+            min_prefill_s,
+            prefill_server=f"{req.bootstrap_host}:{req.bootstrap_port}",
         )
         limit = float(req.sampling_params.max_new_tokens)
         return _Known(asking, made, self._rows.group(req), limit)
 
-    def _asking(self, known: Sequence[_Known], retractable: int) -> list[Asking]:
+    def _asking(self, known: Sequence[_Known], retractable: int) -> list[PreallocationRequest]:
         """What upstream wants to see free before it takes one in: room for its whole output, unless
         retracting those that run would make it."""
         outputs = self._lengths.remaining(
@@ -189,8 +189,10 @@ class DecodePreallocation:
         ).tolist()
         return [
             one.asking._replace(
-                output_tokens=output,
-                needed_tokens=one.asking.tokens + min(one.limit, self._most_output) - retractable,
+                expected_output_tokens=output,
+                required_free_tokens=one.asking.tokens
+                + min(one.limit, self._most_output)
+                - retractable,
             )
             for one, output in zip(known, outputs, strict=True)
         ]
@@ -205,17 +207,21 @@ class DecodePreallocation:
         )
         return float(free), retractable
 
-    def _room(self, queue: Any, free: float, slots: int, pending: Sequence[Asking]) -> Room:
+    def _room(
+        self, queue: Any, free: float, slots: int, pending: Sequence[PreallocationRequest]
+    ) -> DecodeMemory:
         promised = self._promised()
         rows = self._rows.rows
         contexts = np.array([len(req.origin_input_ids) for req in promised], np.float64)
-        residents = self._lengths.remaining(rows["group"], rows["tokens"], rows["limit"])
-        return Room(
+        residents = self._lengths.remaining(
+            rows["length_group"], rows["output_tokens"], rows["max_new_tokens"]
+        )
+        return DecodeMemory(
             self._capacity,
             free,
             float(queue.num_reserved_decode_tokens),
             pending,
-            np.concatenate([rows["context"].astype(np.float64), contexts]),
+            np.concatenate([rows["context_tokens"].astype(np.float64), contexts]),
             np.concatenate([residents, self._remaining(promised)]),
             slots,
         )

@@ -35,9 +35,9 @@ class DecodeRows:
     def rows(self) -> Rows:
         """Shape (requests,), dtype `ROW`."""
         if self._steps:
-            self._rows["context"] += self._steps
-            self._rows["tokens"] += self._steps
-            self._rows["last"] = self._end_s
+            self._rows["context_tokens"] += self._steps
+            self._rows["output_tokens"] += self._steps
+            self._rows["last_token_s"] = self._end_s
             self._steps = 0
         return self._rows
 
@@ -61,8 +61,8 @@ class DecodeRows:
         if reqs is not self.reqs:
             left = self._follow(reqs, now)
         rows = self.rows
-        rows["context"] = lengths
-        rows["tokens"] = lengths - self._prompts
+        rows["context_tokens"] = lengths
+        rows["output_tokens"] = lengths - self._prompts
         return left
 
     def reorder(self, order: Indices) -> None:
@@ -108,12 +108,12 @@ class DecodeRows:
             request.first_token_s = now
         row = np.zeros((), ROW)
         row["id"] = request.number
-        row["first"] = now if request.first_token_s is None else request.first_token_s
+        row["first_token_s"] = now if request.first_token_s is None else request.first_token_s
         # One that comes back after a retraction has waited, but gets its turn as if fresh.
-        row["last"] = now
-        row["hold"] = -np.inf
-        row["tau"] = request.slo.tpot_s
-        row["limit"] = max(1, req.sampling_params.max_new_tokens - 1)
-        row["group"] = self.group(req)
+        row["last_token_s"] = now
+        row["hold_until_s"] = -np.inf
+        row["tpot_s"] = request.slo.tpot_s
+        row["max_new_tokens"] = max(1, req.sampling_params.max_new_tokens - 1)
+        row["length_group"] = self.group(req)
         row["runs"] = True
         return row[()]

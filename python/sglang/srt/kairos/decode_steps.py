@@ -7,7 +7,7 @@ import numpy as np
 from sglang.srt.kairos.device_times import DeviceTimes, Load
 from sglang.srt.kairos.shared_clock import SharedClock
 
-from kairos.latency.steps import Learned, StepLearner, StepTables
+from kairos.latency.steps import LearnedSteps, StepLearner, StepTables
 from kairos.latency.table import StepTable
 
 # Longer gaps are pauses, not steps. Upstream's own counters draw the same line.
@@ -56,7 +56,7 @@ class DecodeSteps:
         """The table and its calibration factor, the same on every rank."""
         if not self._clock.shared:
             return self.learner.table, self.learner.calibration.factor
-        learned: Learned = self._clock.learned("decode_steps", self._unlearned)
+        learned: LearnedSteps = self._clock.learned("decode_steps", self._unlearned)
         return self._tables.of(learned), learned.factor
 
     def observe(self, batch: Any, done_s: float, at_ease: bool = False) -> None:

@@ -77,7 +77,7 @@ class PrefillPlanner:
         policy = scheduler.server_args.disaggregation_decode_allocation_policy
         handover_s = HANDOVER_S if policy == "early" else HANDOVER_AFTER_PREFILL_S
         params = UrgencyParams(
-            slice_s=SLICE_S, tail_s=handover_s + profile.kv.transfer_s(self._budget)
+            slice_s=SLICE_S, post_prefill_s=handover_s + profile.kv.transfer_s(self._budget)
         )
         self._queue = PriorityQueues(profile.prefill, self._budget, params)
         self._jobs = PrefillJobs(self._queue)
@@ -189,9 +189,9 @@ class PrefillPlanner:
         recomputed: parked prompts whose KV was given back.
         """
         return {
-            "parked": len(self.parked),
-            "most_parked": self._most_parked,
-            "parks": self._parks,
+            "preempted": len(self.parked),
+            "max_preempted": self._most_parked,
+            "preemptions": self._parks,
             "overtakes": self._overtakes,
             "demotions": self._queue.demotions,
             "starvation_grants": self._queue.grants,

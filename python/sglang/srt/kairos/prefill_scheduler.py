@@ -19,10 +19,11 @@ MATCHES_PER_PASS = 32
 # their cached prefix longer, by this many tokens that follow it.
 RECHECKED, AHEAD = 128, 16
 
-# Of engine time, for those that have waited too long; as `UrgencyParams.starve_share`, but larger:
-# upstream serves a prompt that it has started to its end, so a share is spent a prompt at a time.
+# Of engine time, for those that have waited too long; as `UrgencyParams.starvation_share`, but
+# larger: upstream serves a prompt that it has started to its end, so a share is spent a prompt at
+# a time.
 STARVE_SHARE = 0.02
-_STARVE_AFTER = UrgencyParams().starve_after
+_STARVE_AFTER = UrgencyParams().starvation_after
 
 
 class PrefillScheduler:

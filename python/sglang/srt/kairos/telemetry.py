@@ -16,7 +16,7 @@ import msgspec
 import zmq
 
 from kairos.errors import InputError
-from kairos.telemetry import MOST_BYTES, Report, encoder, is_endpoint
+from kairos.telemetry import MAX_BYTES, TelemetryReport, encoder, is_endpoint
 
 INTERVAL_S = 0.05
 """Messages are at least this far apart."""
@@ -42,7 +42,7 @@ class TelemetryPublisher:
         self._socket = self._context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, 4)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MOST_BYTES)  # of subscriptions, too
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)  # of subscriptions, too
         if "[" in endpoint:
             self._socket.setsockopt(zmq.IPV6, 1)
         if endpoint.endswith(":0"):
@@ -91,11 +91,11 @@ def publisher_for(endpoint: str | None, scheduler: Any) -> TelemetryPublisher | 
     return TelemetryPublisher(endpoint) if get_parallel().tp_rank == 0 else None
 
 
-def report_of(scheduler: Any, epoch: str, sequence: int) -> Report:
+def report_of(scheduler: Any, epoch: str, sequence: int) -> TelemetryReport:
     """One message about an upstream `Scheduler` that carries a `KairosState`."""
     load = scheduler.load_inquirer.get_loads()
     kairos = scheduler.kairos
-    report = Report(
+    report = TelemetryReport(
         epoch=epoch,
         sequence=sequence,
         role=kairos.role,
@@ -142,14 +142,16 @@ def _decode(kairos: Any) -> dict[str, Any]:
     batcher = kairos.decode.batcher
     rows = batcher.rows.rows
     if not len(rows):
-        return {**found, "parked": 0, "parked_kv_tokens": 0}
+        return {**found, "skipped": 0, "skipped_kv_tokens": 0}
     parked = ~rows["runs"]
-    slack = rows["first"] + rows["tau"] * (rows["tokens"] + 1) - kairos.clock.now()
+    slack = (
+        rows["first_token_s"] + rows["tpot_s"] * (rows["output_tokens"] + 1) - kairos.clock.now()
+    )
     tightest = float(slack.min())
     return {
         **found,
-        "parked": int(parked.sum()),
-        "parked_kv_tokens": int(rows["context"][parked].sum()),
+        "skipped": int(parked.sum()),
+        "skipped_kv_tokens": int(rows["context_tokens"][parked].sum()),
         "slack_s": tightest if math.isfinite(tightest) else None,
     }
 
