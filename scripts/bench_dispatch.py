@@ -15,10 +15,10 @@ import numpy as np
 import orjson
 
 from kairos.latency import load_profile
-from kairos.router.endpoint import Role
-from kairos.router.scheduling.dispatcher import Dispatcher
-from kairos.router.scheduling.params import DispatchParams
-from kairos.router.scheduling.work import Work
+from kairos.router.queue.demand import RequestDemand
+from kairos.router.queue.dispatcher import Dispatcher
+from kairos.router.queue.params import DispatchParams
+from kairos.router.workers.endpoint import Role
 from kairos.slo import Slo
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
@@ -38,12 +38,12 @@ def bench(size: int, preemptive: bool) -> dict[str, float]:
         made.add_instance(f"p{i}", Role.PREFILL, PROFILE, preemptive=preemptive)
         made.add_instance(f"d{i}", Role.DECODE, PROFILE)
 
-    def request(id: int, now: float) -> Work:
+    def request(id: int, now: float) -> RequestDemand:
         tokens = int(min(draw.lognormvariate(8.5, 1.2), 200_000)) + 1
         slo = Slo(draw.choice([500 + 0.04 * tokens, 20.0 * size]), 50.0)
         shared = draw.randrange(50) * 10_000
         blocks = tuple(range(shared, shared + min(tokens // 64, 1_024)))
-        return Work(id, f"t{id % 5}", slo, now, tokens, 300, blocks=blocks)
+        return RequestDemand(id, f"t{id % 5}", slo, now, tokens, 300, blocks=blocks)
 
     for id in range(size):
         made.offer(request(id, -draw.random() * size / 100), 0.0)

@@ -19,7 +19,7 @@ import orjson
 
 from kairos.errors import InputError
 from kairos.latency import load_profile
-from kairos.router.scheduling.params import Binding, DispatchParams
+from kairos.router.queue.params import Binding, DispatchParams
 from kairos.sim.cells import BALANCERS, ENGINES, CellsSimulation, Layout, poisson
 from kairos.workload.load import scale_to_load
 from kairos.workload.readers import read_trace

@@ -31,7 +31,7 @@ from kairos_emulation.cluster import platform_model, with_platform
 PROFILE = "tiny-fast"
 OVERLOAD, RELIEF = (1.5, 40.0), (0.4, 80.0)  # load, seconds
 GIVES_UP = 0.05  # share of clients
-MOST_GROWTH = 0.1  # of resident memory, from the second quarter to the last
+MAX_GROWTH = 0.1  # of resident memory, from the second quarter to the last
 
 
 def prompt(dice: random.Random) -> int:
@@ -180,7 +180,7 @@ def main() -> int:
         for name, wrong in (
             ("a request failed", soak.outcomes["failed"] > 0),
             ("a request was older than its bound", soak.oldest_s > args.bound_s),
-            ("memory grew", soak.growth() > MOST_GROWTH),
+            ("memory grew", soak.growth() > MAX_GROWTH),
             ("something is still held", bool(held)),
         )
         if wrong

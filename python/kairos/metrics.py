@@ -1,6 +1,6 @@
 """Every metric that Kairos adds to a server's /metrics: name, help text, and where the figure is.
 
-`kairos.router.metrics` has those of the router.
+`kairos.router.observe.metrics` has those of the router.
 """
 
 from collections.abc import Mapping

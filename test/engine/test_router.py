@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from kairos.cluster import Cluster, ServerDiedError
-from kairos.router.config import Observability, Overload, RouterConfig, Scheduling, Workers
-from kairos.router.endpoint import Endpoint
-from kairos.router.outcome import Outcome
+from kairos.router.config.settings import Observability, Overload, RouterConfig, Scheduling, Workers
+from kairos.router.request.outcome import Outcome
+from kairos.router.workers.endpoint import Endpoint
 from support.clusters import on
 from support.configs import KAIROS
 from support.pair import fresh_prompt, send, wait_idle
@@ -94,10 +94,10 @@ async def test_3_a_client_that_leaves_frees_both_servers(cluster: Cluster, phase
     async with router(cluster) as up:
         request = asyncio.ensure_future(_read_on(up, asked))
         if phase == "prefill":
-            await until(lambda: any(life.pair for life in up.router.lives.values()))
+            await until(lambda: any(life.pair for life in up.router.active_requests.values()))
             await asyncio.sleep(0.3)
         else:
-            await until(lambda: any(life.sent for life in up.router.lives.values()))
+            await until(lambda: any(life.sent for life in up.router.active_requests.values()))
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
         await up.quiet()
@@ -150,7 +150,7 @@ async def test_5_killed_servers(cluster: Cluster) -> None:
 
 
 def _prefill(up: Running) -> list[Any]:
-    return [i for i in up.router.fleet.instances.values() if i.role.value == "prefill"]
+    return [i for i in up.router.registry.workers.values() if i.role.value == "prefill"]
 
 
 async def _read_on(up: Running, asked: dict[str, Any]) -> int:

@@ -13,10 +13,10 @@ import pytest
 
 from kairos.cluster import Cluster, Server
 from kairos.cluster.supervise import descendants
-from kairos.router import abort as aborts
-from kairos.router.config import Observability, Overload, RouterConfig, Scheduling, Workers
-from kairos.router.endpoint import Endpoint
-from kairos.router.outcome import Outcome
+from kairos.router.config.settings import Observability, Overload, RouterConfig, Scheduling, Workers
+from kairos.router.request.outcome import Outcome
+from kairos.router.upstream import abort as aborts
+from kairos.router.workers.endpoint import Endpoint
 from support.clusters import on
 from support.configs import KAIROS
 from support.faulty_link import Break, FaultyLink, linked
@@ -70,8 +70,8 @@ class Rig:
         self._cluster = cluster
 
     @property
-    def lives(self) -> list[Any]:
-        return list(self.up.router.lives.values())
+    def active_requests(self) -> list[Any]:
+        return list(self.up.router.active_requests.values())
 
     @asynccontextmanager
     async def at(self, phase: str, leg: str) -> AsyncIterator[Asked]:
@@ -99,7 +99,7 @@ class Rig:
         await until(lambda: dispatcher.snapshot(0.0)["queue"]["requests"] == 1)
         yield asked
         self._offer_servers(True)
-        self.up.router.waiting.pump()
+        self.up.router.waiting.schedule_dispatch()
 
     async def bootstrapping(self, leg: str) -> Asked:
         """A request that one server waits with, because the other one has not got it."""
@@ -128,7 +128,7 @@ class Rig:
         """A request whose KV nobody takes note of, because the decode server is stopped."""
         asked = await self.prefilling()
         with stopped(self.servers["decode"]):
-            await until(lambda: any(life.pair.prefill_body for life in self.lives))
+            await until(lambda: any(life.pair.prefill_body for life in self.active_requests))
             yield asked
 
     async def ended(self, asked: Asked, outcome: Outcome) -> None:

@@ -8,7 +8,7 @@ import zmq
 
 from kairos.cluster import Cluster
 from kairos.cluster.server import Server
-from kairos.router.telemetry import endpoint_of
+from kairos.router.workers.telemetry import endpoint_of
 from kairos.telemetry import TelemetryReport, decoder
 from support.clusters import on
 from support.configs import KAIROS

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kairos.router.config import (
+from kairos.router.config.settings import (
     Limits,
     Observability,
     Overload,
@@ -14,9 +14,9 @@ from kairos.router.config import (
     Security,
     Workers,
 )
-from kairos.router.endpoint import parse_pattern
-from kairos.router.keys import new_key
-from kairos.router.outcome import Outcome
+from kairos.router.edge.keys import new_key
+from kairos.router.request.outcome import Outcome
+from kairos.router.workers.endpoint import parse_pattern
 from kairos.slo import parse_class
 from support.router_engine import fakes, until
 from support.router_running import config_for, running
@@ -122,20 +122,20 @@ async def test_4_keys_tenants_and_the_servers_own_key(tmp_path: Path) -> None:
             url = f"{up.url}/workers/127.0.0.1:9"
             async with up.session.delete(url, headers=bearer(admin)) as answer:
                 assert answer.status == 200
-            await until(lambda: "127.0.0.1:9" not in up.router.fleet.instances)
+            await until(lambda: "127.0.0.1:9" not in up.router.registry.workers)
 
 
 async def test_5_a_full_queue_answers_429_and_nothing_is_left() -> None:
     async with fakes() as cluster:
         config = config_for(cluster, limits=Limits(max_queued_requests=1))
         async with running(config) as up:
-            for instance in up.router.fleet.instances.values():
+            for instance in up.router.registry.workers.values():
                 up.router.dispatcher.set_available(instance.key, False)
             requests = [asyncio.ensure_future(_status(up)) for _ in range(4)]
             await until(lambda: len(up.ends) == 3)
-            for instance in up.router.fleet.instances.values():
+            for instance in up.router.registry.workers.values():
                 up.router.dispatcher.set_available(instance.key, True)
-            up.router.waiting.pump()
+            up.router.waiting.schedule_dispatch()
             assert sorted(await asyncio.gather(*requests)) == [200, 429, 429, 429]
             await up.quiet()
 
@@ -173,7 +173,7 @@ async def test_7_bodies_being_read_are_bounded_together() -> None:
             _, writer = await asyncio.open_connection(host, int(port))
             head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
             writer.write(head % (1 << 20))
-            await until(lambda: len(up.router.lives) == 1)
+            await until(lambda: len(up.router.active_requests) == 1)
             assert await _status(up) == 200  # what is only declared takes nothing
             writer.write(b" " * ((1 << 20) - 10))
             await until(lambda: up.router.bodies.held == (1 << 20) - 10)
@@ -217,7 +217,7 @@ async def test_9_a_body_with_a_malformed_chunk_is_refused_at_once(first: bytes) 
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         writer.write(first)
-        await until(lambda: len(up.router.lives) == 1)
+        await until(lambda: len(up.router.active_requests) == 1)
         writer.write(b"nonsense\r\n")
         async with asyncio.timeout(5.0):
             answer = await reader.read()

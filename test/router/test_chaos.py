@@ -11,13 +11,13 @@ from typing import Any
 import orjson
 import pytest
 
-from kairos.router.config import Observability, Overload, Security
-from kairos.router.instance import MOST_ABORTS
-from kairos.router.intake import Intake
-from kairos.router.keys import new_key
-from kairos.router.life import Life
-from kairos.router.outcome import Outcome
-from kairos.router.pair import PREFILL_GRACE_S
+from kairos.router.config.settings import Observability, Overload, Security
+from kairos.router.edge.keys import new_key
+from kairos.router.request.context import RequestContext
+from kairos.router.request.outcome import Outcome
+from kairos.router.request.parsing import ParsedRequest
+from kairos.router.upstream.attempt import PREFILL_GRACE_S
+from kairos.router.workers.worker import MAX_ABORTS
 from support.router_engine import Fault, fakes, until
 from support.router_running import TIMEOUTS, Running, config_for, running
 
@@ -132,7 +132,7 @@ async def test_6_without_a_pair_requests_are_refused_at_once_and_served_after_a_
 ) -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         engine = getattr(cluster, leg)[0]
-        instance = up.router.fleet.instances[engine.key]
+        instance = up.router.registry.workers[engine.key]
         await engine.stop()
         await until(lambda: instance.state.value == "down")
         async with up.post(BODY) as answer:
@@ -191,7 +191,7 @@ async def test_9_requests_that_run_when_the_router_stops_are_told_so() -> None:
         cluster.world.token_s = 5.0
         request = asyncio.ensure_future(status_and_text(up, True))
         await until(lambda: bool(cluster.decode[0].running) and up.ends == [])
-        await until(lambda: any(life.sent for life in up.router.lives.values()))
+        await until(lambda: any(life.sent for life in up.router.active_requests.values()))
         up.router.config = replace(
             up.router.config, timeouts=replace(TIMEOUTS, drain_timeout_s=0.05)
         )
@@ -205,7 +205,7 @@ async def test_9_requests_that_run_when_the_router_stops_are_told_so() -> None:
 async def test_10_a_server_that_fails_in_a_row_is_taken_out_and_comes_back() -> None:
     async with fakes() as cluster, running(config_for(cluster, overload=ONCE)) as up:
         decode = cluster.decode[0]
-        instance = up.router.fleet.instances[decode.key]
+        instance = up.router.registry.workers[decode.key]
         decode.fault = Fault("status", status=500)
         for _ in range(3):
             assert (await status_and_text(up, False))[0] == 502
@@ -220,7 +220,7 @@ async def test_11_refusals_of_a_server_never_take_it_out() -> None:
         cluster.decode[0].fault = Fault("status", status=400, times=10)
         for _ in range(10):
             assert (await status_and_text(up, False))[0] == 400
-        assert up.router.fleet.instances[cluster.decode[0].key].state.value == "ready"
+        assert up.router.registry.workers[cluster.decode[0].key].state.value == "ready"
         assert {end.outcome for end in up.ends} == {Outcome.ENGINE_REFUSED}
 
 
@@ -229,9 +229,9 @@ async def test_12_a_drained_server_ends_what_it_has_and_gets_nothing_new(leg: st
     async with fakes(2, 2, token_s=0.02) as cluster, running(config_for(cluster)) as up:
         engine = getattr(cluster, leg)[0]
         requests = [asyncio.ensure_future(status_and_text(up, True)) for _ in range(8)]
-        await until(lambda: len(up.router.lives) == 8)
+        await until(lambda: len(up.router.active_requests) == 8)
         await until(lambda: any(e.running for e in cluster.decode))
-        up.router.fleet.drain(engine.key)
+        up.router.registry.drain(engine.key)
         assert {status for status, _ in await asyncio.gather(*requests)} == {200}
         before = len(engine.seen)
         await asyncio.gather(*(status_and_text(up, True) for _ in range(6)))
@@ -289,7 +289,7 @@ async def test_16_of_two_pairs_only_the_server_that_hangs_stays_out() -> None:
         async with running(config) as up:
             hung, *others = cluster.decode[0], cluster.decode[1], *cluster.prefill
             hung.fault = Fault("hang")
-            states = up.router.fleet.instances
+            states = up.router.registry.workers
             async with asyncio.timeout(30.0):
                 while states[hung.key].state.value != "open":
                     await asyncio.gather(*(status_and_text(up, True) for _ in range(4)))
@@ -329,7 +329,7 @@ async def test_18_a_request_that_is_still_being_read_when_the_router_stops_is_to
             host, port = up.url.removeprefix("http://").split(":")
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
-            await until(lambda: len(up.router.lives) == 1)
+            await until(lambda: len(up.router.active_requests) == 1)
             begun_s = time.monotonic()
             await up.router.stop()
             assert time.monotonic() - begun_s < 5.0
@@ -346,8 +346,8 @@ async def test_18_a_request_that_is_still_being_read_when_the_router_stops_is_to
 async def test_19_a_restarted_server_is_introduced_anew() -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         decode = cluster.decode[0]
-        instance = up.router.fleet.instances[decode.key]
-        telemetry = up.router.fleet.telemetry
+        instance = up.router.registry.workers[decode.key]
+        telemetry = up.router.registry.telemetry
         assert telemetry is not None
         assert telemetry.snapshot()[decode.key]["endpoint"] is None
         for number in (1, 2):
@@ -386,14 +386,14 @@ async def test_21_a_storm_of_aborts_is_damped() -> None:
         decode = cluster.decode[0]
         cluster.world.token_s = 30.0
         decode.abort_s = 0.05
-        many = 4 * MOST_ABORTS
+        many = 4 * MAX_ABORTS
         requests = [asyncio.ensure_future(status_and_text(up, True)) for _ in range(many)]
-        await until(lambda: sum(life.sent for life in up.router.lives.values()) == many)
+        await until(lambda: sum(life.sent for life in up.router.active_requests.values()) == many)
         for request in requests:
             request.cancel()
         await asyncio.gather(*requests, return_exceptions=True)
         await up.quiet()
-        assert decode.most_aborting == MOST_ABORTS
+        assert decode.most_aborting == MAX_ABORTS
         damped = up.router.metrics.registry.get_sample_value("kairos_router_aborts_damped_total")
         assert damped
         assert cluster.idle
@@ -465,7 +465,7 @@ async def test_26_a_client_that_pauses_is_not_held_against_the_server() -> None:
             b"POST /generate HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
             b"Content-Length: %d\r\n\r\n%s" % (len(data), data)
         )
-        await until(lambda: any(life.sent for life in up.router.lives.values()))
+        await until(lambda: any(life.sent for life in up.router.active_requests.values()))
         await asyncio.sleep(1.0)
         assert not up.ends
         async with asyncio.timeout(60.0):
@@ -498,7 +498,7 @@ async def test_27_the_routers_own_lack_of_files_is_not_held_against_a_server(
         assert "no_more_files" in text
         await asyncio.sleep(0.5)  # health checks
         monkeypatch.undo()
-        assert {i.state.value for i in up.router.fleet.instances.values()} == {"ready"}
+        assert {i.state.value for i in up.router.registry.workers.values()} == {"ready"}
         assert not charged(up)
         assert (await status_and_text(up, True))[0] == 200
 
@@ -517,7 +517,7 @@ async def test_28_a_request_that_ended_is_forgotten_without_the_collectors_help(
                 await status_and_text(up, stream)
             await up.quiet()
             await until(lambda: cluster.idle)
-            left = [one for one in gc.get_objects() if type(one) in (Life, Intake)]
+            left = [one for one in gc.get_objects() if type(one) in (RequestContext, ParsedRequest)]
             assert not left
         finally:
             gc.enable()

@@ -11,12 +11,12 @@ import trustme
 from aiohttp import ClientConnectorCertificateError, ClientError, ClientSession, web
 
 from kairos.errors import InputError
-from kairos.router import tls
-from kairos.router.config import Limits, Listen, RouterConfig, Security, Timeouts, Workers
-from kairos.router.connection import protocol_factory
-from kairos.router.limits import check_headers
-from kairos.router.listener import Listener
-from kairos.router.refusal import RefusedError
+from kairos.router.config.settings import Limits, Listen, RouterConfig, Security, Timeouts, Workers
+from kairos.router.edge import tls
+from kairos.router.edge.client_connection import protocol_factory
+from kairos.router.edge.errors import RequestError
+from kairos.router.edge.limits import check_headers
+from kairos.router.edge.listener import Listener
 
 WORKERS = Workers(prefill=(("a:1",),), decode=("b:1",))
 HEAD = b"POST /x HTTP/1.1\r\nHost: a\r\n"
@@ -55,7 +55,7 @@ async def serving(context: ssl.SSLContext | None = None, **groups: object) -> As
     async def handle(request: web.Request) -> web.Response:
         try:
             check_headers(request.raw_headers, config.limits)
-        except RefusedError as refused:
+        except RequestError as refused:
             return web.Response(status=refused.status, text=refused.reason)
         server.handled += 1
         if request.path == "/long":

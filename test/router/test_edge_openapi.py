@@ -11,8 +11,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from kairos.router.keys import new_key
-from kairos.router.openapi import document
+from kairos.router.edge.keys import new_key
+from kairos.router.edge.openapi import document
 from support.router_process import routed
 
 ADMIN, ADMIN_HASH = new_key()

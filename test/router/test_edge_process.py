@@ -13,8 +13,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kairos.router.keys import new_key
-from kairos.router.openapi import document
+from kairos.router.edge.keys import new_key
+from kairos.router.edge.openapi import document
 from support.router_process import Engine, routed
 
 PROMPT = {"text": "hello", "sampling_params": {"max_new_tokens": 2}}

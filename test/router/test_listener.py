@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from kairos.router import listener as listeners
-from kairos.router.listener import Listener
+from kairos.router.edge import listener as listeners
+from kairos.router.edge.listener import Listener
 
 CLIENTS = 200
 

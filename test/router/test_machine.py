@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from prometheus_client.parser import text_string_to_metric_families
 
-from kairos.router.abort import ABORT_LIMIT_S
-from kairos.router.config import Overload
+from kairos.router.config.settings import Overload
+from kairos.router.upstream.abort import ABORT_LIMIT_S
 from support.router_engine import Fakes, Fault, until
 from support.router_running import TIMEOUTS, Running, config_for, running
 
@@ -101,7 +101,7 @@ class Machine(RuleBasedStateMachine):
             return
         assert not self.cluster.world.violations
         oldest_s = time.monotonic() - BOUND_S
-        assert all(life.received_s > oldest_s for life in self.up.router.lives.values())
+        assert all(life.received_s > oldest_s for life in self.up.router.active_requests.values())
 
     def teardown(self) -> None:
         if hasattr(self, "up"):

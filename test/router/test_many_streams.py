@@ -4,7 +4,7 @@ import asyncio
 import resource
 from dataclasses import replace
 
-from kairos.router.outcome import Outcome
+from kairos.router.request.outcome import Outcome
 from support.router_engine import fakes, until
 from support.router_running import TIMEOUTS, Running, config_for, running
 
@@ -42,7 +42,10 @@ async def test_1_1024_streams_at_once_all_come_to_their_end() -> None:
         cluster.world.flows.clear()
         streams = [asyncio.ensure_future(events(up, n)) for n in range(STREAMS)]
         await until(
-            lambda: bool(up.ends) or sum(life.sent for life in up.router.lives.values()) == STREAMS,
+            lambda: (
+                bool(up.ends)
+                or sum(life.sent for life in up.router.active_requests.values()) == STREAMS
+            ),
             f"{STREAMS} first tokens",
             limit_s=120.0,
         )

@@ -3,8 +3,8 @@
 import openai
 import pytest
 
-from kairos.router.config import Overload
-from kairos.router.outcome import Outcome
+from kairos.router.config.settings import Overload
+from kairos.router.request.outcome import Outcome
 from support.router_engine import Fault, fakes
 from support.router_running import config_for, running
 

@@ -5,8 +5,8 @@ import asyncio
 import orjson
 import pytest
 
-from kairos.router.config import Overload, Scheduling
-from kairos.router.outcome import Outcome
+from kairos.router.config.settings import Overload, Scheduling
+from kairos.router.request.outcome import Outcome
 from kairos.slo import parse_class
 from support.router_engine import Fault, fakes, until
 from support.router_running import config_for, running

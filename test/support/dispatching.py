@@ -3,21 +3,21 @@
 from typing import Any
 
 from kairos.latency import Profile, load_profile
-from kairos.router.endpoint import Role
-from kairos.router.scheduling.dispatcher import Dispatcher
-from kairos.router.scheduling.params import DispatchParams
-from kairos.router.scheduling.work import Assignment, Work
+from kairos.router.queue.demand import Assignment, RequestDemand
+from kairos.router.queue.dispatcher import Dispatcher
+from kairos.router.queue.params import DispatchParams
+from kairos.router.workers.endpoint import Role
 from kairos.slo import Slo
 
 PROFILE: Profile = load_profile("minimax-m2.5-tp4-h200")
 
 
-def work(id: int, arrival_s: float = 0.0, tokens: int = 1_000, **fields: Any) -> Work:
+def work(id: int, arrival_s: float = 0.0, tokens: int = 1_000, **fields: Any) -> RequestDemand:
     """A request of tenant "a" with a TTFT of two seconds unless said otherwise."""
     ttft_ms = fields.pop("ttft_ms", 2_000.0)
     tpot_ms = fields.pop("tpot_ms", 50.0)
     slo = Slo(ttft_ms, tpot_ms, fields.pop("slo_class", "default"))
-    return Work(
+    return RequestDemand(
         id=id,
         tenant=fields.pop("tenant", "a"),
         slo=slo,

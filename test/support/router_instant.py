@@ -11,7 +11,7 @@ import sys
 
 import uvloop
 
-from kairos.router.listener import Listener
+from kairos.router.edge.listener import Listener
 
 EVENT = b'data: {"text":"x","meta_info":{"prompt_tokens":3,"completion_tokens":1,"finish_reason":null}}\n\n'  # noqa: E501
 WHOLE = b'{"text":"x","meta_info":{"prompt_tokens":3,"completion_tokens":1,"finish_reason":{"type":"length"}}}'  # noqa: E501

@@ -7,8 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from kairos.router.app import make_factory, make_server
-from kairos.router.config import (
+from kairos.router.config.settings import (
     Limits,
     Observability,
     Overload,
@@ -16,10 +15,11 @@ from kairos.router.config import (
     Timeouts,
     Workers,
 )
-from kairos.router.endpoint import Endpoint
-from kairos.router.listener import Listener
-from kairos.router.request_end import RequestEnd
-from kairos.router.router import Router
+from kairos.router.edge.app import make_factory, make_server
+from kairos.router.edge.listener import Listener
+from kairos.router.observe.request_record import RequestRecord
+from kairos.router.request.handler import Router
+from kairos.router.workers.endpoint import Endpoint
 from support.router_engine import Fakes, until
 
 TIMEOUTS = Timeouts(
@@ -42,7 +42,7 @@ class Running:
     router: Router
     url: str
     session: aiohttp.ClientSession
-    ends: list[RequestEnd]
+    ends: list[RequestRecord]
 
     async def ready(self, prefill: int = 1, decode: int = 1) -> None:
         """Return once so many servers of each role get requests."""
@@ -54,19 +54,19 @@ class Running:
 
     def _idle(self) -> bool:
         router = self.router
-        if router.lives or len(router.rooms):
+        if router.active_requests or len(router.rooms):
             return False
-        # Rooms are free a moment before the dispatcher hears of it.
+        # BootstrapRooms are free a moment before the dispatcher hears of it.
         snapshot = router.dispatcher.snapshot(0.0)
         queue = snapshot["queue"]
         held = snapshot["dispatched"] or queue["requests"] or queue["bytes"]
-        return not held and not any(i.pairs for i in router.fleet.instances.values())
+        return not held and not any(i.pairs for i in router.registry.workers.values())
 
     def post(self, body: dict[str, Any], path: str = "/generate", **more: Any) -> Any:
         return self.session.post(self.url + path, json=body, **more)
 
     def _states(self, role: str) -> int:
-        instances = self.router.fleet.instances.values()
+        instances = self.router.registry.workers.values()
         return sum(i.role.value == role and i.state.value == "ready" for i in instances)
 
 
@@ -94,10 +94,10 @@ def config_for(cluster: Fakes, health_timeout_s: float = 1.0, **sections: Any) -
 async def running(config: RouterConfig, ready: bool = True) -> AsyncIterator[Running]:
     """A router that serves on a port of its own."""
     router = Router(config)
-    ends: list[RequestEnd] = []
+    ends: list[RequestRecord] = []
     count = router.metrics.ended
 
-    def ended(end: RequestEnd) -> None:
+    def ended(end: RequestRecord) -> None:
         ends.append(end)
         count(end)
 

@@ -13,7 +13,7 @@ class VirtualEngine:
     """Prefills prompts one after the other, decodes together whoever has begun.
 
     Args:
-        jitter_s: tokens reach the client up to so much late, each by itself.
+        jitter_s: tokens grow_to the client up to so much late, each by itself.
         cache: keep prefixes.
 
     Attributes:

@@ -15,8 +15,8 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from kairos.errors import InputError
-from kairos.router.config import Listen, RouterConfig
-from kairos.router.endpoint import Endpoint, Role
+from kairos.router.config.settings import Listen, RouterConfig
+from kairos.router.workers.endpoint import Endpoint, Role
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class _Parent:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "kairos.router", *self._argv, "--cell", str(cell)),
             stdin=asyncio.subprocess.PIPE,
-            # Signals of a terminal reach the parent only, which passes them on.
+            # Signals of a terminal grow_to the parent only, which passes them on.
             start_new_session=True,
         )
         _log.info("cell %d: pid %d", cell, process.pid)

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 from kairos.errors import InputError
 from kairos.router.cells import stop_with_parent, supervise
-from kairos.router.config import RouterConfig
-from kairos.router.documents import mapping, read_document, refuse_unknown
-from kairos.router.keys import hash_key, load_keys, new_key
-from kairos.router.knobs import flag_of, knob_of, shown
+from kairos.router.config.load import mapping, read_document, refuse_unknown
+from kairos.router.config.schema import flag_of, knob_of, shown
+from kairos.router.config.settings import RouterConfig
+from kairos.router.edge.keys import hash_key, load_keys, new_key
 
 EXAMPLES = """\
 examples:
@@ -117,7 +117,7 @@ def _run(config: RouterConfig, argv: list[str]) -> int:
         return supervise(config, argv)
     if config.listen.cell is not None:
         stop_with_parent()
-    from kairos.router.router import run
+    from kairos.router.request.handler import run
 
     return run(config)
 

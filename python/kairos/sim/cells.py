@@ -21,11 +21,11 @@ from kairos.latency import Profile
 from kairos.policy.baselines import RankedQueue
 from kairos.policy.jobs import PrefillJob, PrefillQueue
 from kairos.policy.urgency import UrgencyParams, UrgencyQueue
-from kairos.router.endpoint import Role
-from kairos.router.scheduling.dispatcher import Dispatcher
-from kairos.router.scheduling.params import DispatchParams
-from kairos.router.scheduling.prefix_index import PrefixIndex
-from kairos.router.scheduling.work import Assignment, Work
+from kairos.router.placement.prefix_index import PrefixIndex
+from kairos.router.queue.demand import Assignment, RequestDemand
+from kairos.router.queue.dispatcher import Dispatcher
+from kairos.router.queue.params import DispatchParams
+from kairos.router.workers.endpoint import Role
 from kairos.sim.prefill import PrefillServer
 from kairos.slo import Slo
 from kairos.workload.trace import BLOCK_TOKENS, TraceRequest
@@ -192,7 +192,7 @@ class CellsSimulation:
                 self._finished(what, now)
             elif self._cells[what].wake_s == now:
                 self._cells[what].wake_s = float("inf")
-                self._pump(what, now)
+                self._dispatch(what, now)
         ttft = self._ttft
         served = ttft[np.isfinite(ttft)]
         objective = np.array([slo.ttft_s for slo in self._slos])
@@ -215,7 +215,7 @@ class CellsSimulation:
             c = self._random.randrange(len(self._cells))
         self._cell_of[i] = c
         request = self._requests[i]
-        work = Work(
+        work = RequestDemand(
             id=i,
             tenant="",
             slo=self._slos[i],
@@ -230,9 +230,9 @@ class CellsSimulation:
         self._router_s += time.thread_time() - begun
         if verdict.queued:
             self._cells[c].live += 1
-            self._pump(c, now)
+            self._dispatch(c, now)
 
-    def _pump(self, c: int, now: float) -> None:
+    def _dispatch(self, c: int, now: float) -> None:
         cell = self._cells[c]
         begun = time.thread_time()
         assignments = cell.dispatcher.dispatch(now)
@@ -282,7 +282,7 @@ class CellsSimulation:
             cell.dispatcher.prefill_done(i, now)
             self._router_s += time.thread_time() - begun
         self._launch(c, key, now)
-        self._pump(c, now)
+        self._dispatch(c, now)
 
     def _finished(self, i: int, now: float) -> None:
         c, one = self._cell_of[i], self._sent.pop(i)
@@ -293,7 +293,7 @@ class CellsSimulation:
         begun = time.thread_time()
         cell.dispatcher.finished(i, now, self._requests[i].output_tokens)
         self._router_s += time.thread_time() - begun
-        self._pump(c, now)
+        self._dispatch(c, now)
 
     def _kv(self, i: int) -> int:
         return self._requests[i].input_tokens + self._requests[i].output_tokens

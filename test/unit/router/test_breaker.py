@@ -1,6 +1,6 @@
 """When a server is taken out, and what puts it back."""
 
-from kairos.router.breaker import Breaker, BreakerState
+from kairos.router.workers.breaker import Breaker, BreakerState
 
 
 def opened() -> Breaker:

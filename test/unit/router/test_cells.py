@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kairos.errors import InputError
 from kairos.router.cells import assigned, supervise
 from kairos.router.cli import parse
-from kairos.router.endpoint import Endpoint
+from kairos.router.workers.endpoint import Endpoint
 
 MANY = 9
 

@@ -7,9 +7,9 @@ import pytest
 
 from kairos.errors import InputError
 from kairos.router.cli import main, parse
-from kairos.router.config import Limits, Listen, RouterConfig, Security, Workers
-from kairos.router.endpoint import Endpoint
-from kairos.router.knobs import flag_of, knob_of
+from kairos.router.config.schema import flag_of, knob_of
+from kairos.router.config.settings import Limits, Listen, RouterConfig, Security, Workers
+from kairos.router.workers.endpoint import Endpoint
 from kairos.slo import Slo
 
 PAIR = ["--prefill", "http://127.0.0.1:30001", "8998", "--decode", "http://127.0.0.1:30002"]

@@ -10,10 +10,10 @@ import yaml
 
 import kairos_patches
 from kairos.router.cli import parse
-from kairos.router.config import RouterConfig
-from kairos.router.knobs import flag_of, knob_of
-from kairos.router.metrics import RouterMetrics
-from kairos.router.outcome import Outcome
+from kairos.router.config.schema import flag_of, knob_of
+from kairos.router.config.settings import RouterConfig
+from kairos.router.observe.metrics import RouterMetrics
+from kairos.router.request.outcome import Outcome
 
 DEPLOY = Path(kairos_patches.__file__).parent.parent / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana/kairos-router.json").read_text())

@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 
 from kairos.errors import InputError
-from kairos.router import discovery
-from kairos.router.config import Listen, RouterConfig, Workers
-from kairos.router.discovery import DnsSource, Endpoints, Registry, read_workers, unite
-from kairos.router.endpoint import Endpoint, Role, parse_endpoint
+from kairos.router.config.settings import Listen, RouterConfig, Workers
+from kairos.router.workers import discovery
+from kairos.router.workers.discovery import (
+    DnsSource,
+    Endpoints,
+    WorkerDiscovery,
+    read_workers,
+    unite,
+)
+from kairos.router.workers.endpoint import Endpoint, Role, parse_endpoint
 
 P1, P2 = (Endpoint("prefill", f"http://10.0.0.{i}:1", 8998) for i in (1, 2))
 D1, D2, D3 = (Endpoint("decode", f"http://10.0.1.{i}:1") for i in (1, 2, 3))
@@ -43,7 +49,7 @@ def config(**workers: object) -> RouterConfig:
 
 def test_1_flags_are_known_at_once() -> None:
     seen = Seen()
-    registry = Registry(config(), seen)
+    registry = WorkerDiscovery(config(), seen)
     registry.start()
     assert seen.calls == [(frozenset({P1, D1}), frozenset())]
     assert registry.endpoints == {P1, D1}
@@ -53,7 +59,7 @@ async def test_2_a_file_is_followed_and_a_bad_state_of_it_ignored(tmp_path: Path
     path = tmp_path / "workers.yaml"
     path.write_text(FILE)
     seen = Seen()
-    registry = Registry(RouterConfig(workers=Workers(workers_file=path)), seen)
+    registry = WorkerDiscovery(RouterConfig(workers=Workers(workers_file=path)), seen)
     task = asyncio.create_task(registry.run())
     await seen.next(1)
     assert seen.calls[0] == (frozenset({P1, D1}), frozenset())
@@ -82,7 +88,7 @@ async def test_3_a_file_behind_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "workers.yaml").symlink_to("..data/workers.yaml")
     seen = Seen()
     settings = Workers(workers_file=tmp_path / "workers.yaml")
-    task = asyncio.create_task(Registry(RouterConfig(workers=settings), seen).run())
+    task = asyncio.create_task(WorkerDiscovery(RouterConfig(workers=settings), seen).run())
     await seen.next(1)
     await asyncio.sleep(0.1)
     (tmp_path / "..tmp").symlink_to("v2")
@@ -111,7 +117,7 @@ def test_4_a_bad_file_stops_the_start(tmp_path: Path, text: str, says: str) -> N
         read_workers(path)
     assert says in str(caught.value)
     with pytest.raises(InputError):
-        Registry(RouterConfig(workers=Workers(workers_file=path)), Seen()).start()
+        WorkerDiscovery(RouterConfig(workers=Workers(workers_file=path)), Seen()).start()
 
 
 def resolver(monkeypatch, answers: list) -> None:
@@ -148,7 +154,7 @@ async def test_6_names_are_followed_and_bounded(monkeypatch, caplog) -> None:
         dns_interval_s=0.05,
         allow_worker=("10.0.0.0/8:1",),
     )
-    task = asyncio.create_task(Registry(RouterConfig(workers=settings), seen).run())
+    task = asyncio.create_task(WorkerDiscovery(RouterConfig(workers=settings), seen).run())
     await seen.next(3)
     assert seen.calls == [
         (frozenset({P1}), frozenset()),
@@ -161,7 +167,7 @@ async def test_6_names_are_followed_and_bounded(monkeypatch, caplog) -> None:
 
 def test_7_the_administrator_adds_within_bounds_and_removes_anything() -> None:
     seen = Seen()
-    registry = Registry(config(allow_worker=("10.0.0.0/8:1",)), seen)
+    registry = WorkerDiscovery(config(allow_worker=("10.0.0.0/8:1",)), seen)
     registry.start()
     registry.add(D2)
     registry.remove(D1.key)  # a flag names it
@@ -179,13 +185,13 @@ def test_7_the_administrator_adds_within_bounds_and_removes_anything() -> None:
     with pytest.raises(KeyError):
         registry.remove(D2.key)
     with pytest.raises(InputError, match="the router has no --allow-worker"):
-        Registry(config(), Seen()).add(D2)
+        WorkerDiscovery(config(), Seen()).add(D2)
 
 
 def test_8_cells_see_disjoint_servers_and_refuse_additions() -> None:
     settings = Workers(prefill=(P1, P2), decode=(D1, D2), allow_worker=("*:*",))
     registries = [
-        Registry(RouterConfig(workers=settings, listen=Listen(cells=2, cell=cell)), Seen())
+        WorkerDiscovery(RouterConfig(workers=settings, listen=Listen(cells=2, cell=cell)), Seen())
         for cell in range(2)
     ]
     for registry in registries:
@@ -220,7 +226,7 @@ async def test_10_a_source_that_fails_is_asked_again_and_stops_no_other(
             yield frozenset({D2})
 
     failing = Failing()
-    registry = Registry(config(), Seen())
+    registry = WorkerDiscovery(config(), Seen())
     registry.start()
     registry.sources = [failing, *registry.sources]
     running = asyncio.ensure_future(registry.run())

@@ -9,11 +9,11 @@ from multidict import CIMultiDict
 
 from kairos.errors import InputError
 from kairos.router.cli import main
-from kairos.router.config import RouterConfig, Scheduling, Security, Workers
-from kairos.router.keys import Keyring, hash_key, new_key
-from kairos.router.outcome import Outcome
-from kairos.router.refusal import RefusedError
-from kairos.router.tenant import Tenant
+from kairos.router.config.settings import RouterConfig, Scheduling, Security, Workers
+from kairos.router.edge.errors import RequestError
+from kairos.router.edge.keys import Keyring, hash_key, new_key
+from kairos.router.edge.tenant import Tenant
+from kairos.router.request.outcome import Outcome
 from kairos.slo import Slo, SloClasses, SloRequest
 
 WORKERS = Workers(prefill=(("a:1",),), decode=("b:1",))
@@ -68,7 +68,7 @@ def test_2_a_key_names_its_tenant_and_nothing_else_is_let_in(tmp_path: Path) -> 
         CIMultiDict({"Authorization": f"Basic {one}"}),
         CIMultiDict({"Authorization": "Bearer "}),
     ):
-        with pytest.raises(RefusedError) as caught:
+        with pytest.raises(RequestError) as caught:
             ring.authenticate(headers)
         assert (caught.value.status, caught.value.outcome) == (401, Outcome.UNAUTHORIZED)
         assert one not in caught.value.message
@@ -82,13 +82,13 @@ def test_3_the_admin_key_is_a_key_apart(tmp_path: Path) -> None:
     ring.authorize_metrics(bearer(admin))
     without = Keyring(config(tmp_path, tenants))
     for headers in (bearer(), bearer(user)):
-        with pytest.raises(RefusedError, match="admin key"):
+        with pytest.raises(RequestError, match="admin key"):
             without.authorize_metrics(headers)
     for headers in (bearer(user), bearer(), bearer(admin, admin)):
         for authorize in (ring.authorize_admin, ring.authorize_metrics):
-            with pytest.raises(RefusedError, match=r"key|header"):
+            with pytest.raises(RequestError, match=r"key|header"):
                 authorize(headers)
-    with pytest.raises(RefusedError):
+    with pytest.raises(RequestError):
         ring.authenticate(bearer(admin))
     with pytest.raises(InputError, match="the admin key is also a tenant's"):
         Keyring(config(tmp_path, tenants, user_hash))
@@ -98,13 +98,13 @@ def test_4_without_an_admin_key_servers_cannot_be_changed(tmp_path: Path) -> Non
     ring = Keyring(config(tmp_path))
     ring.authorize_admin(bearer(), changes=False)
     ring.authorize_metrics(bearer())
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RequestError) as caught:
         ring.authorize_admin(bearer())
     assert caught.value.status == 403
     key, hashed = new_key()
     ring = Keyring(config(tmp_path, f"tenants: {{a: {{keys: ['{hashed}']}}}}"))
     for headers in (bearer(key), bearer()):
-        with pytest.raises(RefusedError):
+        with pytest.raises(RequestError):
             ring.authorize_admin(headers, changes=False)
 
 
@@ -151,7 +151,7 @@ def test_6_reload_takes_all_of_a_good_file_and_nothing_of_a_bad_one(tmp_path: Pa
     )
     assert ring.reload() is None
     assert ring.authenticate(bearer(new)).applied_slo(SloRequest()) == Slo(9000, 90, "slow")
-    with pytest.raises(RefusedError):
+    with pytest.raises(RequestError):
         ring.authenticate(bearer(old))
     path.unlink()
     assert "cannot read" in ring.reload()

@@ -5,10 +5,10 @@ import dataclasses
 from pathlib import Path
 
 import kairos.router
-from kairos.router.config import RouterConfig
-from kairos.router.knobs import knob_of
-from kairos.router.metrics import RouterMetrics
-from kairos.router.tenant import Tenant
+from kairos.router.config.schema import knob_of
+from kairos.router.config.settings import RouterConfig
+from kairos.router.edge.tenant import Tenant
+from kairos.router.observe.metrics import RouterMetrics
 
 ROUTER = Path(kairos.router.__file__).parent
 
@@ -26,9 +26,9 @@ def used() -> set[str]:
     """Attributes that the router reads, through properties of the configuration too."""
     names: set[str] = set()
     for path in ROUTER.glob("**/*.py"):
-        if path.name not in ("config.py", "metrics.py"):
+        if path.name not in ("settings.py", "metrics.py"):
             names |= read_in(ast.parse(path.read_text()))
-    config = ast.parse((ROUTER / "config.py").read_text())
+    config = ast.parse((ROUTER / "config/settings.py").read_text())
     functions = [n for n in ast.walk(config) if isinstance(n, ast.FunctionDef)]
     for function in functions:
         decorated = any(
@@ -67,7 +67,7 @@ def test_3_every_metric_is_set_somewhere() -> None:
     ended = read_in(
         next(
             node
-            for node in ast.walk(ast.parse((ROUTER / "metrics.py").read_text()))
+            for node in ast.walk(ast.parse((ROUTER / "observe/metrics.py").read_text()))
             if isinstance(node, ast.FunctionDef) and node.name == "ended"
         )
     )

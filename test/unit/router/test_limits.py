@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kairos.router.bodies import Bodies, HeldBody
-from kairos.router.config import Limits, Timeouts
-from kairos.router.limits import TenantGate, check_headers, read_body
-from kairos.router.outcome import Outcome
-from kairos.router.refusal import RefusedError
-from kairos.router.tenant import Tenant
+from kairos.router.config.settings import Limits, Timeouts
+from kairos.router.edge.errors import RequestError
+from kairos.router.edge.limits import TenantGate, check_headers, read_body
+from kairos.router.edge.tenant import Tenant
+from kairos.router.request.body_memory import BodyMemory, BodyReservation
+from kairos.router.request.outcome import Outcome
 from kairos.slo import Slo, SloClasses
 
 CLASSES = SloClasses(Slo(2000, 50))
@@ -35,7 +35,7 @@ def tenant(name: str = "a", **settings: object) -> Tenant:
     ],
 )
 def test_1_headers_that_are_refused(headers: list, status: int, reason: str) -> None:
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RequestError) as caught:
         check_headers(headers, Limits())
     refused = caught.value
     assert (refused.status, refused.reason, refused.outcome) == (status, reason, Outcome.INVALID)
@@ -49,7 +49,7 @@ def test_2_headers_that_pass() -> None:
     check_headers(ordinary + [(b"X", b"1")] * 94, Limits())
 
 
-FREE = Bodies(1 << 30, 429)
+FREE = BodyMemory(1 << 30, 429)
 LIMITS, TIMEOUTS = Limits(), Timeouts()
 
 
@@ -57,7 +57,7 @@ async def body_of(
     request: "FakeRequest",
     limits: Limits = LIMITS,
     timeouts: Timeouts = TIMEOUTS,
-    bodies: Bodies = FREE,
+    bodies: BodyMemory = FREE,
     tenant: str = "a",
 ) -> bytes:
     with bodies.hold(tenant) as held:
@@ -86,10 +86,10 @@ async def test_3_a_body_is_read_whole_or_refused() -> None:
     assert await body_of(FakeRequest([]), limits) == b""
     assert await body_of(FakeRequest([mib]), limits) == mib
     for request in (FakeRequest([mib, b"x"]), FakeRequest([], length=len(mib) + 1)):
-        with pytest.raises(RefusedError) as caught:
+        with pytest.raises(RequestError) as caught:
             await body_of(request, limits)
         assert (caught.value.status, caught.value.reason) == (413, "body_large")
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RequestError) as caught:
         await body_of(FakeRequest([b"a"], late=True), limits, timeouts)
     assert (caught.value.status, caught.value.reason) == (408, "body_slow")
 
@@ -99,7 +99,7 @@ def test_4_concurrency_is_per_tenant_and_comes_back() -> None:
     one, other = tenant(max_concurrent=2), tenant("b", max_concurrent=1)
     gate.enter(one, 0)
     gate.enter(one, 0)
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RequestError) as caught:
         gate.enter(one, 0)
     assert (caught.value.status, caught.value.outcome) == (429, Outcome.REJECTED_TENANT)
     assert caught.value.retry_after_s == 1.0
@@ -114,11 +114,11 @@ def test_5_rate_allows_a_burst_then_the_rate() -> None:
     limited = tenant(requests_per_s=2, burst=3)
     for _ in range(3):
         gate.enter(limited, 100.0)
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RequestError) as caught:
         gate.enter(limited, 100.0)
     assert caught.value.retry_after_s == 0.5
     gate.enter(limited, 100.5)
-    with pytest.raises(RefusedError):
+    with pytest.raises(RequestError):
         gate.enter(limited, 100.75)
     gate.enter(limited, 101.0)
 
@@ -133,7 +133,7 @@ def test_6_a_reload_forgets_idle_tenants_only() -> None:
     gate.keep([kept])
     gate.leave(busy)
     assert gate.running(busy) == 0
-    with pytest.raises(RefusedError):  # its bucket is still empty
+    with pytest.raises(RequestError):  # its bucket is still empty
         gate.enter(kept, 0)
 
 
@@ -147,7 +147,7 @@ def test_7_no_more_than_burst_plus_rate_times_time(gaps: list[float], burst: int
         now += gap
         try:
             gate.enter(limited, now)
-        except RefusedError:
+        except RequestError:
             continue
         entered += 1
     assert entered <= burst + 3 * (now - gaps[0]) + 1e-6
@@ -156,13 +156,13 @@ def test_7_no_more_than_burst_plus_rate_times_time(gaps: list[float], burst: int
 
 @pytest.mark.parametrize("declared", [True, False])
 async def test_8_bodies_that_are_read_at_once_are_bounded_together(declared: bool) -> None:
-    bodies = Bodies(10, 503)
+    bodies = BodyMemory(10, 503)
     slow = FakeRequest([b"x" * 7], 9 if declared else None, late=True)
     reading = asyncio.ensure_future(body_of(slow, bodies=bodies))
     while not bodies.held:
         await asyncio.sleep(0)
     other = FakeRequest([b"x" * 2, b"x" * 2], 4 if declared else None)
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RequestError) as caught:
         await body_of(other, bodies=bodies, tenant="b")
     refused = caught.value
     assert (refused.status, refused.outcome) == (503, Outcome.REJECTED_FULL)
@@ -175,12 +175,12 @@ async def test_8_bodies_that_are_read_at_once_are_bounded_together(declared: boo
     assert bodies.held == 0
 
 
-class Watched(Bodies):
+class Watched(BodyMemory):
     """Remembers the most that was held."""
 
     most = 0
 
-    def take(self, body: HeldBody, size: int) -> None:
+    def take(self, body: BodyReservation, size: int) -> None:
         super().take(body, size)
         self.most = max(self.most, self.held)
 
@@ -219,26 +219,26 @@ def test_9_bodies_in_reading_never_pass_the_bound_and_leave_nothing(
     assert bodies.held == 0
     total = sum(len(chunk) for chunks, _ in asked for chunk in chunks)
     for (chunks, how), end in zip(asked, ends, strict=True):
-        if isinstance(end, RefusedError) and end.reason == "reading_bytes":
+        if isinstance(end, RequestError) and end.reason == "reading_bytes":
             assert total > limit
-        elif isinstance(end, RefusedError) and end.reason == "tenant":
+        elif isinstance(end, RequestError) and end.reason == "tenant":
             assert total > limit / 2
         elif how in ("declared", "chunked"):
             assert end == b"".join(chunks)
         elif how == "late":
-            assert isinstance(end, RefusedError)
+            assert isinstance(end, RequestError)
             assert end.reason == "body_slow"
 
 
 async def test_10_what_is_only_declared_takes_nothing_and_a_tenant_leaves_room_for_others() -> None:
-    bodies = Bodies(100, 429)
+    bodies = BodyMemory(100, 429)
     silent = [FakeRequest([], length=90, late=True) for _ in range(20)]
     held = [FakeRequest([b"x" * 20], late=True) for _ in range(5)]
     reads = [asyncio.ensure_future(body_of(one, bodies=bodies)) for one in (*silent, *held)]
     for _ in range(5):
         await asyncio.sleep(0)
     assert bodies.held == 80
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RequestError) as caught:
         await reads[-1]
     refused = caught.value
     assert (refused.outcome, refused.reason) == (Outcome.REJECTED_TENANT, "tenant")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import kairos.router
 from kairos.router.cli import default_text
-from kairos.router.config import RouterConfig
-from kairos.router.keys import hash_key
-from kairos.router.knobs import flag_of, knob_of
-from kairos.router.metrics import RouterMetrics
-from kairos.router.openapi import document
-from kairos.router.outcome import Outcome
-from kairos.router.tenant import Tenant
+from kairos.router.config.schema import flag_of, knob_of
+from kairos.router.config.settings import RouterConfig
+from kairos.router.edge.keys import hash_key
+from kairos.router.edge.openapi import document
+from kairos.router.edge.tenant import Tenant
+from kairos.router.observe.metrics import RouterMetrics
+from kairos.router.request.outcome import Outcome
 
 README = (Path(kairos.router.__file__).parent / "README.md").read_text()
 
@@ -44,8 +44,8 @@ def test_3_every_endpoint_is_named() -> None:
 
 
 def test_4_the_keys_file_shown_is_understood(tmp_path: Path) -> None:
-    from kairos.router.documents import read_document
-    from kairos.router.tenant import parse_classes, parse_tenants
+    from kairos.router.config.load import read_document
+    from kairos.router.edge.tenant import parse_classes, parse_tenants
     from kairos.slo import Slo, SloClasses
 
     example = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from kairos.router.intake import CHAT, GENERATE, RESPONSES
-from kairos.router.relay import Relay
+from kairos.router.request.parsing import CHAT, GENERATE, RESPONSES
+from kairos.router.upstream.relay import Relay
 
 
 class Response:

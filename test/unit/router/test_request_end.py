@@ -12,19 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kairos.errors import InputError
-from kairos.router.access_log import AccessLog, line_of
-from kairos.router.metrics import OTHER, Capped, RouterMetrics
-from kairos.router.outcome import Outcome
-from kairos.router.request_end import RequestEnd
+from kairos.router.observe.access_log import AccessLog, line_of
+from kairos.router.observe.metrics import OTHER, Capped, RouterMetrics
+from kairos.router.observe.request_record import RequestRecord
+from kairos.router.request.outcome import Outcome
 from kairos.slo import Slo
 
 SLO = Slo(1000, 50, "fast")
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678_000, UTC)
 
 
-def end(outcome: Outcome = Outcome.COMPLETED, **fields: object) -> RequestEnd:
+def end(outcome: Outcome = Outcome.COMPLETED, **fields: object) -> RequestRecord:
     given = {"status": 200, "path": "/generate", "request_id": "r", "duration_s": 2.0}
-    return RequestEnd(outcome=outcome, **{**given, **fields})
+    return RequestRecord(outcome=outcome, **{**given, **fields})
 
 
 def value(metrics: RouterMetrics, name: str, **labels: str) -> float | None:
@@ -154,7 +154,7 @@ def test_8_the_log_is_written_rotated_and_complete(tmp_path: Path) -> None:
 
 
 def test_9_a_disk_that_blocks_delays_nobody(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("kairos.router.access_log._MAX_LINES", 10)
+    monkeypatch.setattr("kairos.router.observe.access_log._MAX_LINES", 10)
     dropped = []
     log = AccessLog(str(tmp_path / "log"), dropped.append)
     free = threading.Event()

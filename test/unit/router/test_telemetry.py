@@ -8,7 +8,7 @@ import pytest
 import zmq
 from aiohttp import web
 
-from kairos.router.telemetry import Telemetry, endpoint_of, read_loads, read_report
+from kairos.router.workers.telemetry import Telemetry, endpoint_of, read_loads, read_report
 from kairos.telemetry import TelemetryReport, encoder
 
 

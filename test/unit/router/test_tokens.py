@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kairos.errors import InputError
-from kairos.router.intake import CHAT, COMPLETIONS, GENERATE, RESPONSES
-from kairos.router.tokens import (
+from kairos.router.request.parsing import CHAT, COMPLETIONS, GENERATE, RESPONSES
+from kairos.router.request.token_counter import (
     BLOCK_TOKENS,
+    MAX_BLOCKS,
     MEDIA_TOKENS,
     MESSAGE_TOKENS,
-    MOST_BLOCKS,
     TokenCounter,
 )
 
@@ -159,10 +159,10 @@ async def test_6_salted_prompts_share_nothing(counter, field):
 
 
 async def test_7_the_hashed_part_is_bounded(counter):
-    counted = await count(counter, {"input_ids": [1] * (MOST_BLOCKS * BLOCK_TOKENS + 5_000)})
-    assert len(counted.blocks) == MOST_BLOCKS
+    counted = await count(counter, {"input_ids": [1] * (MAX_BLOCKS * BLOCK_TOKENS + 5_000)})
+    assert len(counted.blocks) == MAX_BLOCKS
     long = await count(counter, {"text": "x" * 2_000_000})
-    assert (len(long.blocks), long.tokens) == (MOST_BLOCKS, 500_000)
+    assert (len(long.blocks), long.tokens) == (MAX_BLOCKS, 500_000)
 
 
 @pytest.mark.parametrize("ids", [[1, "x"], [1, None], [2**70], [1.5, 2]])

@@ -6,9 +6,9 @@ import sys
 import pytest
 from multidict import CIMultiDict
 
-from kairos.router import tracing
-from kairos.router.outcome import Outcome
-from kairos.router.request_end import RequestEnd
+from kairos.router.observe import tracing
+from kairos.router.observe.request_record import RequestRecord
+from kairos.router.request.outcome import Outcome
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -23,7 +23,7 @@ def test_1_without_an_sdk_the_clients_context_reaches_both_legs() -> None:
         assert leg.headers == {"traceparent": PARENT, "tracestate": "a=1"}
         leg.end("lost")
     request.end(
-        RequestEnd(outcome=Outcome.COMPLETED, status=200, path="/", request_id="", duration_s=1)
+        RequestRecord(outcome=Outcome.COMPLETED, status=200, path="/", request_id="", duration_s=1)
     )
 
 
@@ -40,9 +40,9 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from kairos.router import tracing
-from kairos.router.outcome import Outcome
-from kairos.router.request_end import RequestEnd
+from kairos.router.observe import tracing
+from kairos.router.request.outcome import Outcome
+from kairos.router.observe.request_record import RequestRecord
 
 spans = InMemorySpanExporter()
 provider = TracerProvider()
@@ -55,7 +55,7 @@ sent = [leg.headers["traceparent"].split("-") for leg in legs]
 assert {{trace_id for _, trace_id, _, _ in sent}} == {{"{TRACE}"}}
 legs[0].end("refused")
 legs[1].end()
-request.end(RequestEnd(outcome=Outcome.ENGINE_FAILED, status=502, path="/generate",
+request.end(RequestRecord(outcome=Outcome.ENGINE_FAILED, status=502, path="/generate",
                        request_id="r", duration_s=1, reason="refused", tenant="a"))
 prefill, decode, root = spans.get_finished_spans()
 assert [f"{{s.context.span_id:016x}}" for s in (prefill, decode)] == [s[2] for s in sent]

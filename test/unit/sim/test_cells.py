@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from kairos.errors import InputError
-from kairos.router.scheduling.params import Binding, DispatchParams
+from kairos.router.queue.params import Binding, DispatchParams
 from kairos.sim.cells import CellsSimulation, DecodeMemory, Layout, Served, poisson
 from kairos.workload.slo_sets import assign_slos
 from kairos.workload.trace import TraceRequest

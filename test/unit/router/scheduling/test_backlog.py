@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kairos.router.scheduling.backlog import Backlog
+from kairos.router.placement.backlog import Backlog
 
 FLOOR = 0.05
 GRACE_S = 0.25

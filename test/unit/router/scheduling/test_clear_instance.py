@@ -2,8 +2,8 @@
 
 import pytest
 
-from kairos.router.scheduling.arrivals import Arrivals
-from kairos.router.scheduling.dispatcher import Dispatcher
+from kairos.router.queue.arrivals import Arrivals
+from kairos.router.queue.dispatcher import Dispatcher
 from support.dispatching import dispatcher, ids, work
 
 LONG = 100_000

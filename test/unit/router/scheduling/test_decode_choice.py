@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kairos.router.scheduling.load import InstanceLoad
+from kairos.router.placement.load import InstanceLoad
 from support.dispatching import dispatcher, work
 
 

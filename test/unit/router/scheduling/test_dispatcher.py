@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kairos.errors import InputError
-from kairos.router.endpoint import Role
-from kairos.router.scheduling.dispatcher import Dispatcher
-from kairos.router.scheduling.load import InstanceLoad
-from kairos.router.scheduling.params import DispatchParams
+from kairos.router.placement.load import InstanceLoad
+from kairos.router.queue.dispatcher import Dispatcher
+from kairos.router.queue.params import DispatchParams
+from kairos.router.workers.endpoint import Role
 from support.dispatching import PROFILE, dispatcher, ids, work
 
 LONG = 100_000  # tokens; some five seconds of prefill
@@ -361,7 +361,7 @@ def test_20_a_slower_decode_step_than_asked_for_is_waited_out_only_while_there_i
 
 @pytest.mark.parametrize("binding", ["early", "least-loaded", "round-robin"])
 def test_21_rules_for_comparison_send_at_once_in_order_of_arrival(binding):
-    from kairos.router.scheduling.params import Binding
+    from kairos.router.queue.params import Binding
 
     made = dispatcher(2, 2, binding=Binding(binding))
     offer(made, *[work(i, -0.01 * i, 8_000) for i in range(20)])

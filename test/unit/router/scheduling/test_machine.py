@@ -4,8 +4,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from kairos.router.endpoint import Role
-from kairos.router.scheduling.load import InstanceLoad
+from kairos.router.placement.load import InstanceLoad
+from kairos.router.workers.endpoint import Role
 from support.dispatching import PROFILE, dispatcher, work
 
 KV = 40_000

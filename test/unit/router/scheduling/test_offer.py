@@ -5,8 +5,8 @@ import math
 import pytest
 
 from kairos.errors import InputError
-from kairos.router.scheduling.params import Infeasible
-from kairos.router.scheduling.verdict import Decision, Reason
+from kairos.router.queue.admission import Decision, Reason
+from kairos.router.queue.params import Infeasible
 from support.dispatching import dispatcher, ids, work
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kairos.router.scheduling.prefill_instance import PrefillInstance
-from kairos.router.scheduling.speed import MIN_PERIODS, Speed
+from kairos.router.placement.prefill_worker import PrefillInstance
+from kairos.router.placement.speed import MIN_PERIODS, Speed
 from support.dispatching import PROFILE
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from kairos.router.scheduling.decode_instance import DecodeInstance
-from kairos.router.scheduling.params import DispatchParams
-from kairos.router.scheduling.starvation import Starvation
+from kairos.router.placement.decode_worker import DecodeInstance
+from kairos.router.queue.params import DispatchParams
+from kairos.router.queue.starvation import Starvation
 from support.dispatching import dispatcher, ids, work
 
 LATE_S = 1_000.0

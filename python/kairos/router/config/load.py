@@ -1,0 +1,72 @@
+"""YAML and TOML files of settings: read whole, or refused with what is wrong and where."""
+
+import tomllib
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kairos.errors import InputError
+from kairos.router.config.schema import shown
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that comes twice: the first one would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable) or key in seen:
+                problem = f"found {shown(key)} a second time"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_document(path: Path, where: str) -> dict[str, Any]:
+    """The mapping in a file; TOML if its name ends so, else YAML (and thereby JSON).
+
+    Args:
+        where: the flag that named the file, for errors.
+
+    Raises:
+        InputError: unreadable, malformed, or something else than a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: cannot read {path}: {error}") from error
+    try:
+        if path.suffix == ".toml":
+            return tomllib.loads(text)
+        document = yaml.load(text, _Loader)  # a SafeLoader
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{where}: {path}: {' '.join(str(error).split())}") from error
+    if document is None:
+        return {}
+    return mapping(document, f"{where}: {path}")
+
+
+def mapping(value: object, where: str) -> dict[str, Any]:
+    """`value` if it is a mapping with text keys.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise InputError(f"{where}: {shown(value)} is not a mapping of names to values")
+    return value
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Refuse names that mean nothing.
+
+    Raises:
+        InputError: the first of `given` that is not in `known`.
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise InputError(f"{where}: unknown field {shown(name)}; known are {', '.join(known)}")

@@ -1,0 +1,1 @@
+"""Client side: listening, TLS, keys, limits, endpoints, errors."""

@@ -1,0 +1,188 @@
+"""Client connections: what aiohttp's server leaves open about their beginning and their end.
+
+A connection whose header lines do not arrive in time is closed, and so is one that does not read
+its answer; connections are counted and bounded, and what the HTTP parser refuses is answered in
+the router's own form, without echoing the bytes.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from kairos.router.config.settings import RouterConfig, Timeouts
+from kairos.router.edge.answers import refusal
+from kairos.router.edge.errors import invalid
+
+KEEP_ALIVE_S = 75.0  # idle client connections; longer than common proxies' 60 s
+_LINGER_S = 2.0  # for the rest of a body that was refused
+# Relays bound every write of a stream themselves and know whose it is: they come first.
+_AFTER_RELAY_S = 0.25
+
+# Told of what never became a request: (status, reason).
+Refused = Callable[[int, str], None]
+
+
+def protocol_factory(
+    server: web.Server, config: RouterConfig, refused: Refused, changed: Callable[[int], None]
+) -> Callable[[], asyncio.Protocol]:
+    """For a `Listener`: makes the protocol of each connection.
+
+    Args:
+        server: of an `AppRunner` that was set up.
+        refused: called for what never became a request.
+        changed: called with the number of open connections.
+    """
+    limits = config.limits
+    options: dict[str, Any] = {
+        "max_line_size": 8190,
+        # The whole head is bounded by check_headers(); a single line may be all of it.
+        "max_field_size": limits.max_header_kib << 10,
+        "max_headers": limits.max_headers,
+        "keepalive_timeout": KEEP_ALIVE_S,
+        "lingering_time": _LINGER_S,
+        "auto_decompress": False,  # a small body must not become a huge one
+        "access_log": None,
+    }
+    count = Count(limits.max_connections, changed)
+    timeouts = config.timeouts
+
+    def make() -> asyncio.Protocol:
+        return Connection(server, count, timeouts, refused, **options)
+
+    return make
+
+
+class Count:
+    """How many connections are open."""
+
+    def __init__(self, limit: int, changed: Callable[[int], None]) -> None:
+        self.limit = limit
+        self.open = 0
+        self._changed = changed
+
+    def add(self, change: int) -> None:
+        self.open += change
+        self._changed(self.open)
+
+
+class Connection(RequestHandler):
+    """One client connection."""
+
+    __slots__ = ("_count", "_counted", "_header_timer", "_refused", "_timeouts", "_write_timer")
+
+    def __init__(
+        self,
+        server: web.Server,
+        count: Count,
+        timeouts: Timeouts,
+        refused: Refused,
+        **options: Any,
+    ) -> None:
+        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        self._count = count
+        self._counted = False
+        self._timeouts = timeouts
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._refused = refused
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self._count.open >= self._count.limit:
+            # Nothing was read, so no answer is due; TCP tells the client to go elsewhere.
+            self._refused(503, "connections")
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        self._counted = True
+        self._count.add(1)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if not self._counted:
+            return
+        self._counted = False
+        self._count.add(-1)
+        self._stop_timer()
+        self._stop_write_timer()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._stop_write_timer()
+        super().resume_writing()
+
+    def data_received(self, data: bytes) -> None:
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count != before:
+            self._stop_timer()
+            self._fail_cut_body()
+        elif self._header_timer is None and self._waits_for_head:
+            loop = asyncio.get_running_loop()
+            self._header_timer = loop.call_later(
+                self._timeouts.header_timeout_s, self._head_is_late
+            )
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if not isinstance(exc, BadHttpMessage):
+            return super().handle_error(request, status, exc, message)
+        too_large = isinstance(exc, LineTooLong) or "Too many headers" in exc.message
+        status, reason = (431, "headers_large") if too_large else (400, "http_malformed")
+        text = "the header lines are too large" if too_large else "this is not valid HTTP/1.1"
+        self._refused(status, reason)
+        answer = refusal(invalid(status, reason, text))
+        answer.force_close()
+        return answer
+
+    def _fail_cut_body(self) -> None:
+        """Something follows a body that has not ended: aiohttp's parser gave it up, as for a bad
+        chunk, and told nobody who reads it."""
+        current = self._current_request
+        if current is not None and not current.content.is_eof():
+            current.content.set_exception(BadHttpMessage("malformed body"))
+            current.content.feed_eof()  # no rest to wait for
+            self.close()  # after the answer
+
+    @property
+    def _waits_for_head(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
+    def _stop_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _watch_reader(self, before: int | None = None) -> None:
+        """Cut the client off unless it has read something since `before` bytes were unsent."""
+        if self.transport is None:
+            return
+        unsent = self.transport.get_write_buffer_size()
+        if before is not None and unsent >= before:
+            self.transport.abort()  # not close(): that would wait for the client too
+            return
+        wait_s = self._timeouts.write_timeout_s + _AFTER_RELAY_S
+        loop = asyncio.get_running_loop()
+        self._write_timer = loop.call_later(wait_s, self._watch_reader, unsent)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _head_is_late(self) -> None:
+        self._header_timer = None
+        if self._waits_for_head:
+            self._refused(408, "headers_slow")
+            self.force_close()

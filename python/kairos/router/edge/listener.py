@@ -1,0 +1,136 @@
+"""A listening socket that takes in all who wait at once.
+
+uvloop accepts one connection per turn of its loop. Turns are long while a router is busy: of 256
+clients that came together, some waited for seconds to be let in.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
+
+_BACKLOG = 4096
+_MAX_AT_ONCE = 256  # then those that are connected have their turn
+_PAUSE_S = 0.1  # without file descriptors or memory, before the next attempt
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+Factory = Callable[[], asyncio.Protocol]
+
+
+class Listener:
+    """Accepts connections on one address, from its construction until `close`.
+
+    Args:
+        factory: makes the protocol of each connection.
+        port: 0 for a free one.
+        context: for TLS.
+        shared: other processes listen on the port as well (SO_REUSEPORT).
+        handshake_s: for TLS to be agreed on.
+
+    Attributes:
+        port: that it listens on.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        host: str,
+        port: int,
+        context: ssl.SSLContext | None = None,
+        shared: bool = False,
+        handshake_s: float = 10.0,
+    ) -> None:
+        self._factory = factory
+        self._context = context
+        self._handshake_s = None if context is None else handshake_s
+        self._loop = asyncio.get_running_loop()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._sockets = _bound(host, port, shared)
+        self.port = int(self._sockets[0].getsockname()[1])
+        self._listen()
+
+    def close(self) -> None:
+        """Accept nobody any more; who is connected stays."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for listening in self._sockets:
+            self._loop.remove_reader(listening.fileno())
+            listening.close()
+        self._sockets = []
+
+    def _listen(self) -> None:
+        self._timer = None
+        for listening in self._sockets:
+            self._loop.add_reader(listening.fileno(), self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_MAX_AT_ONCE):
+            try:
+                accepted, _address = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                self._pause(error)
+                return
+            accepted.setblocking(False)
+            opening = self._loop.create_task(self._open(accepted))
+            self._opening.add(opening)
+            opening.add_done_callback(self._opening.discard)
+
+    async def _open(self, accepted: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                self._factory,
+                accepted,
+                ssl=self._context,
+                ssl_handshake_timeout=self._handshake_s,
+            )
+        except (OSError, TimeoutError):  # gone already, or no TLS
+            accepted.close()
+
+    def _pause(self, error: OSError) -> None:
+        """Who waits stays in the backlog; to try at once again would be a busy loop."""
+        _log.warning("cannot accept connections: %s", error.strerror)
+        for listening in self._sockets:
+            self._loop.remove_reader(listening.fileno())
+        if self._timer is None:
+            self._timer = self._loop.call_later(_PAUSE_S, self._listen)
+
+
+def _bound(host: str, port: int, shared: bool) -> list[socket.socket]:
+    """Sockets on all addresses of a name, at one port; families that this machine lacks are left
+    out."""
+    found = socket.getaddrinfo(
+        host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    sockets: list[socket.socket] = []
+    absent: OSError | None = None
+    for family, _, _, _, address in dict.fromkeys(found):
+        try:
+            made = socket.create_server(
+                (address[0], port, *address[2:]),
+                family=family, backlog=_BACKLOG, reuse_port=shared,
+            )  # fmt: skip
+        except OSError as error:
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                absent = error
+                continue
+            for one in sockets:
+                one.close()
+            raise
+        made.setblocking(False)
+        sockets.append(made)
+        port = int(made.getsockname()[1])  # the others follow the first
+    if not sockets:
+        raise absent or OSError(errno.EADDRNOTAVAIL, "no such address")
+    return sockets

@@ -1,0 +1,229 @@
+"""Every metric of the router: name, help, labels, buckets, in one place.
+
+Label values that others choose (tenants, classes, models, addresses) are capped: beyond a number
+of distinct ones they count as "other", so that nobody can fill the memory with them.
+"""
+
+import math
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from kairos import __version__
+from kairos.router.observe.request_record import RequestRecord
+from kairos.router.text import clean
+
+PREFIX = "kairos_router"
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+OTHER = "other"
+
+# Seconds. TTFT objectives lie between 0.1 s and minutes; TPOT between 5 ms and 1 s.
+TTFT_BUCKETS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 30, 60, 120)
+TPOT_BUCKETS = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2)
+QUEUE_BUCKETS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120)
+DURATION_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
+# Actual over objective, and predicted over actual: 1 is a bound of its own.
+RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 3, 5, 10)
+
+BREAKER_STATES = ("closed", "half_open", "open")  # the gauge shows the index
+
+
+class Capped:
+    """Passes the first `limit` distinct values, then answers "other" for new ones."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._seen: set[str] = set()
+
+    def __call__(self, value: str | None) -> str:
+        if value is None:
+            return "none"
+        if value in self._seen:
+            return value
+        value = clean(value, 100)
+        if value in self._seen:
+            return value
+        if len(self._seen) >= self._limit:
+            return OTHER
+        self._seen.add(value)
+        return value
+
+    def forget(self, value: str) -> None:
+        """Make room: `value` is not used any more."""
+        self._seen.discard(value)
+
+
+class RouterMetrics:
+    """The metrics of one router, in a registry of its own."""
+
+    def __init__(self, cell: int | None = None, cells: int = 1) -> None:
+        """Create them, all zero.
+
+        Args:
+            cell: number of this process among `cells`; None where there is one only.
+        """
+        self.registry = CollectorRegistry()
+        self.tenant = Capped(200)
+        self.slo_class = Capped(64)
+        self.model = Capped(64)
+        self.worker = Capped(256)
+        self.reason = Capped(64)
+        build = Info(f"{PREFIX}_build", "Version of the router.", registry=self.registry)
+        build.info({"version": __version__, "cell": str(cell or 0), "cells": str(cells)})
+
+        self.requests = self._counter(
+            "requests", "Requests that ended, by outcome.", "tenant", "slo_class", "outcome"
+        )
+        self.rejected = self._counter("rejected", "Refused requests, by reason.", "reason")
+        self.slo_met = self._counter(
+            "slo_met", "Requests that met an objective (ttft, tpot, both).",
+            "slo_class", "objective",
+        )  # fmt: skip
+        self.slo_missed = self._counter(
+            "slo_missed", "Requests that missed an objective (ttft, tpot, both).",
+            "slo_class", "objective",
+        )  # fmt: skip
+        self.ttft = self._histogram(
+            "ttft_seconds", "Arrival to first token, as sent.", TTFT_BUCKETS, "slo_class"
+        )
+        self.tpot = self._histogram(
+            "tpot_seconds", "(last - first token) / (n - 1).", TPOT_BUCKETS, "slo_class"
+        )
+        self.ttft_over_slo = self._histogram(
+            "ttft_over_slo_ratio", "TTFT over its objective.", RATIO_BUCKETS, "slo_class"
+        )
+        self.tpot_over_slo = self._histogram(
+            "tpot_over_slo_ratio", "TPOT over its objective.", RATIO_BUCKETS, "slo_class"
+        )
+        self.duration = self._histogram(
+            "request_duration_seconds", "Receipt to end.", DURATION_BUCKETS, "outcome"
+        )
+        self.queue_wait = self._histogram(
+            "queue_wait_seconds",
+            "Receipt to dispatch, or to the end of what was never dispatched.",
+            QUEUE_BUCKETS,
+            "slo_class",
+        )
+        self.input_tokens = self._counter("input_tokens", "Prompt tokens.", "tenant", "model")
+        self.output_tokens = self._counter("output_tokens", "Tokens sent.", "tenant", "model")
+
+        self.queued_requests = self._gauge("queued_requests", "Requests that wait for a pair.")
+        self.queued_sequences = self._gauge("queued_sequences", "Sequences that wait.")
+        self.queued_bytes = self._gauge("queued_bytes", "Memory of the bodies that wait.")
+        self.reading_bytes = self._gauge("reading_bytes", "Memory of bodies not queued yet.")
+        self.oldest_wait = self._gauge("oldest_wait_seconds", "Age of the oldest that waits.")
+        self.running = self._gauge("running_requests", "Requests with a pair.")
+        self.live_rooms = self._gauge("live_rooms", "Bootstrap rooms in use.")
+        self.connections = self._gauge("client_connections", "Open client connections.")
+
+        self.workers = self._gauge("workers", "Servers, by state.", "role", "state")
+        self.breaker = self._gauge(
+            "breaker_state", "0 closed, 1 half open, 2 open.", "role", "worker"
+        )
+        self.worker_failures = self._counter(
+            "worker_failures", "Failures that count for the breaker.", "role", "worker", "reason"
+        )
+        self.worker_restarts = self._counter(
+            "worker_restarts", "Restarts seen under the same address.", "role", "worker"
+        )
+        self.telemetry_age = self._gauge(
+            "telemetry_age_seconds", "Age of what is known of a server's load.", "role", "worker"
+        )
+        self.backlog = self._gauge(
+            "predicted_backlog_seconds", "Predicted work of a server.", "role", "worker"
+        )
+
+        self.pair_failures = self._counter(
+            "pair_failures", "Attempts that failed, by the leg that failed first.", "leg", "reason"
+        )
+        self.retries = self._counter("retries", "Further attempts.", "reason")
+        self.aborts = self._counter("aborts", "Aborts sent to a server.", "leg", "reason")
+        self.aborts_damped = self._counter("aborts_damped", "Aborts delayed to damp a storm.")
+        self.abort_wait = self._histogram(
+            "abort_confirm_seconds", "Abort to the leg's own end.", QUEUE_BUCKETS, "leg"
+        )
+
+        self.prediction = self._histogram(
+            "predicted_over_actual_ratio", "Predictions over what happened.",
+            RATIO_BUCKETS, "stage",
+        )  # fmt: skip
+        self.token_estimate = self._histogram(
+            "token_estimate_over_actual_ratio", "Estimated over counted prompt tokens.",
+            RATIO_BUCKETS, "model",
+        )  # fmt: skip
+        self.prefix_hits = self._counter(
+            "prefix_hit_tokens", "Prompt tokens expected in the chosen server's cache."
+        )
+        self.loop_lag = self._gauge("loop_lag_seconds", "How late the event loop runs.")
+        self.log_dropped = self._counter("access_log_dropped", "Log lines that were dropped.")
+        self.reloads = self._counter("reloads", "Files read again (ok, failed).", "what", "result")
+
+    def ended(self, end: RequestRecord) -> None:
+        """Count a request that ended; once per request."""
+        slo_class = self.slo_class(end.slo.slo_class if end.slo else None)
+        tenant, model = self.tenant(end.tenant), self.model(end.model)
+        self.requests.labels(tenant, slo_class, end.outcome.value).inc()
+        self.duration.labels(end.outcome.value).observe(end.duration_s)
+        if end.reason and end.outcome.value.startswith(("rejected", "unavailable", "invalid")):
+            self.rejected.labels(self.reason(end.reason)).inc()
+        if end.queue_s is not None:
+            self.queue_wait.labels(slo_class).observe(end.queue_s)
+        if end.input_tokens:
+            self.input_tokens.labels(tenant, model).inc(end.input_tokens)
+        if end.output_tokens:
+            self.output_tokens.labels(tenant, model).inc(end.output_tokens)
+        if end.ttft_s is not None:
+            self.ttft.labels(slo_class).observe(end.ttft_s)
+            if end.slo:
+                self.ttft_over_slo.labels(slo_class).observe(end.ttft_s / end.slo.ttft_s)
+            predicted_s = end.predicted_ttft_s
+            if end.stream and predicted_s is not None and math.isfinite(predicted_s):
+                self.prediction.labels("ttft").observe(predicted_s / max(end.ttft_s, 1e-6))
+        if end.tpot_s is not None:
+            self.tpot.labels(slo_class).observe(end.tpot_s)
+            if end.slo:
+                self.tpot_over_slo.labels(slo_class).observe(end.tpot_s / end.slo.tpot_s)
+        ttft, tpot = end.ttft_met, end.tpot_met
+        if ttft is None or tpot is None:
+            return
+        for objective, met in (("ttft", ttft), ("tpot", tpot), ("both", ttft and tpot)):
+            (self.slo_met if met else self.slo_missed).labels(slo_class, objective).inc()
+
+    def forget_worker(self, role: str, worker: str) -> None:
+        """Drop what is counted of a server that was removed: names of others come and go."""
+        of_server = (self.breaker, self.telemetry_age, self.backlog, self.worker_failures)
+        for metric in (*of_server, self.worker_restarts):
+            metric.remove_by_labels({"role": role, "worker": worker})
+        self.worker.forget(worker)
+
+    def exposition(self) -> bytes:
+        """What /metrics answers, of type `CONTENT_TYPE`."""
+        return generate_latest(self.registry)
+
+    def names(self) -> set[str]:
+        """Names of all samples, as a query may use them."""
+        return {
+            name
+            for family in self.registry.collect()
+            for name in _sample_names(family.name, family.type)
+        }
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+
+def _sample_names(family: str, kind: str) -> Iterable[str]:
+    if kind == "counter":
+        return (f"{family}_total",)
+    if kind == "histogram":
+        return (f"{family}_bucket", f"{family}_sum", f"{family}_count")
+    return (f"{family}_info",) if kind == "info" else (family,)

@@ -1,0 +1,196 @@
+"""Which pair takes a request, if any does now."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from math import inf
+
+from kairos.router.placement.decode_worker import DecodeInstance
+from kairos.router.placement.prefill_worker import PrefillInstance
+from kairos.router.queue.arrivals import Arrivals
+from kairos.router.queue.request_queue import QueuedRequest
+
+STEP_OVERRUN = 1.5
+"""Decode steps are too long for a request beyond so many times its TPOT; up to there a Kairos
+engine keeps most of its residents on time by parking some."""
+PATIENCE = 0.5
+"""A request waits for shorter steps only while this share of its TTFT is to spare."""
+MISSED = 0.2
+"""A prompt is long if so many arrivals would miss their deadlines by waiting for its end."""
+STEP_GRAIN = 0.05
+"""Predicted steps that differ by less than this share of the TPOT are equally long."""
+
+
+class Wait(Enum):
+    """Why a request is not sent now."""
+
+    BUSY = "no prefill instance runs dry"
+    HEAD_OF_LINE = "it would block the last instance that short prompts do not have to wait for"
+    CACHE = "an instance that has its prefix is soon free"
+    MEMORY = "no decode instance has KV for it"
+    STEP = "decode steps are too long, and it can wait"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Where a request goes; `work_s` is its predicted prefill time there, uncalibrated."""
+
+    prefill: PrefillInstance
+    decode: DecodeInstance
+    cached: int
+    work_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A prefill instance for one request; durations from now.
+
+    Attributes:
+        done_s: until the request would be done there.
+        clear_s: until all that the instance then holds would be done.
+        ready: it runs dry unless it is sent something.
+        work_s: predicted, uncalibrated.
+    """
+
+    instance: PrefillInstance
+    done_s: float
+    clear_s: float
+    ready: bool
+    cached: int
+    work_s: float
+
+
+def cached_tokens(entry: QueuedRequest, instance: PrefillInstance) -> int:
+    """Tokens of the prompt that the instance probably has; at least one is left to compute."""
+    work = entry.work
+    known = instance.cache.match(work.blocks) * work.block_tokens
+    return min(known, work.input_tokens - 1)
+
+
+def options(
+    entry: QueuedRequest,
+    instances: Sequence[PrefillInstance],
+    now_s: float,
+    on_time: bool,
+    left_s: float,
+) -> list[Option]:
+    """All prefill instances, the best at the front; ties by key.
+
+    Where the request would be done within `left_s`, sooner is no better: the instance that would be
+    clear first comes first, so that the longer prompts on the others are not held up.
+    """
+    found = []
+    deadline_s = entry.work.deadline_s if on_time else inf
+    for instance in instances:
+        cached = cached_tokens(entry, instance)
+        work_s = instance.work_s(cached, entry.work.input_tokens)
+        own_s = work_s * instance.speed.factor
+        ahead_s = instance.ahead_s(now_s, deadline_s, own_s)
+        done_s = ahead_s + instance.base_latency_s + own_s
+        clear_s = instance.backlog_s(now_s) + own_s
+        ready = instance.runs_dry(ahead_s)
+        found.append(Option(instance, done_s, clear_s, ready, cached, work_s))
+    found.sort(
+        key=lambda o: (
+            (0, o.clear_s, o.instance.key) if o.done_s <= left_s else (1, o.done_s, o.instance.key)
+        )
+    )
+    return found
+
+
+def choose(
+    entry: QueuedRequest,
+    on_time: bool,
+    prefill: Sequence[PrefillInstance],
+    decode: Sequence[DecodeInstance],
+    output_tokens: float,
+    tail_s: float,
+    now_s: float,
+    stale_s: float,
+    door: tuple[int, str] | None,
+    arrivals: Arrivals | None,
+) -> Pair | Wait:
+    """Late binding of one request. Its decode instance is the one with the shortest steps; of equal
+    ones that with most slack, then with most memory.
+
+    Args:
+        on_time: it can still meet its deadline, and overtakes what is less urgent.
+        output_tokens: expected of it, all sequences.
+        tail_s: from the end of prefill to the first token, seconds.
+        door: (id, key): this decode instance takes nobody else before that request.
+        arrivals: what else is to be expected; None: it does not matter.
+    """
+    work = entry.work
+    found = options(entry, prefill, now_s, on_time, work.deadline_s - now_s - tail_s)
+    ready = [option for option in found if option.ready]
+    if not ready:
+        return Wait.BUSY
+    if arrivals is not None:
+        ready = [option for option in ready if leaves_clear(option, prefill, arrivals, now_s)]
+        if not ready:
+            return Wait.HEAD_OF_LINE
+    chosen = ready[0]
+    if chosen is not found[0] and on_time and chosen.cached < found[0].cached:
+        return Wait.CACHE
+    context = work.input_tokens + output_tokens / 2.0
+    tokens = work.input_tokens + int(output_tokens)
+    rooms = []
+    for instance in decode:
+        if door is not None and door[1] == instance.key and door[0] != work.id:
+            continue
+        fresh = instance.fresh(now_s, stale_s)
+        if instance.has_room(work.input_tokens + 1, tokens, work.sequences, fresh):
+            step_s = instance.step_s(context, work.sequences, fresh) or 0.0
+            grains = round(step_s / (STEP_GRAIN * work.slo.tpot_s))
+            reserve_s, free = instance.slack_s(fresh), instance.free(fresh)
+            order = (grains, -reserve_s, -free, len(instance), instance.key)
+            rooms.append((order, step_s, instance))
+    if not rooms:
+        return Wait.MEMORY
+    _, step_s, roomiest = min(rooms, key=lambda room: room[0])
+    spare_s = work.deadline_s - now_s - chosen.done_s - tail_s
+    too_long = step_s > STEP_OVERRUN * work.slo.tpot_s
+    # Waiting shortens the step only where another request is in it.
+    if too_long and len(roomiest) and on_time and spare_s > PATIENCE * work.slo.ttft_s:
+        return Wait.STEP
+    return Pair(chosen.instance, roomiest, chosen.cached, chosen.work_s)
+
+
+def leaves_clear(
+    option: Option, prefill: Sequence[PrefillInstance], arrivals: Arrivals, now_s: float
+) -> bool:
+    """Whether another instance stays open to short prompts if this one takes the request.
+
+    Instances that cannot be overtaken in are lost to short prompts while they compute a long one.
+    With one of several kept clear, few short ones are late, and the long ones take turns.
+    """
+    instance = option.instance
+    if instance.preemptive or not instance.speed.known or len(prefill) < 2:
+        return True
+    if arrivals.missed(option.work_s * instance.speed.factor, now_s) <= MISSED:
+        return True
+    return any(
+        other.preemptive or arrivals.missed(other.backlog_s(now_s), now_s) <= MISSED
+        for other in prefill
+        if other is not instance
+    )
+
+
+def in_turn(
+    entry: QueuedRequest,
+    binding: str,
+    turn: int,
+    prefill: Sequence[PrefillInstance],
+    decode: Sequence[DecodeInstance],
+    now_s: float,
+) -> Pair:
+    """The rules for comparison; see `Binding`. Decode memory is not looked at."""
+    if binding == "round-robin":
+        first, second = prefill[turn % len(prefill)], decode[turn % len(decode)]
+    else:
+        first = min(prefill, key=lambda p: (p.tokens, p.key))
+        if binding == "early":
+            first = options(entry, prefill, now_s, False, 0.0)[0].instance
+        second = min(decode, key=lambda d: (d.reserved, d.key))
+    cached = cached_tokens(entry, first)
+    return Pair(first, second, cached, first.work_s(cached, entry.work.input_tokens))

@@ -1,0 +1,215 @@
+"""What the router believes of one prefill instance."""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kairos.latency import Chunk, Profile
+from kairos.router.placement.backlog import Backlog
+from kairos.router.placement.load import InstanceLoad
+from kairos.router.placement.prefix_index import PrefixIndex
+from kairos.router.placement.speed import Speed
+
+TOKEN_S = 2e-5
+"""Unit of work without a profile: what a token is taken to cost until its cost is learned."""
+EARLY_REQUESTS = 32
+"""Requests an instance of unknown speed is given at once."""
+_PERIOD_S = 2.0
+"""Busy periods are cut after this long, so that a saturated instance teaches something."""
+_BEGUN = 0.1
+"""Share of a part of a busy period that unfinished prompts may have had."""
+_BLOCK_TOKENS = 64
+
+
+class PrefillInstance:
+    """Backlog, speed and prefix cache of one instance, by the router's own account: what was sent,
+    what came back, and reports where there are any.
+
+    Args:
+        profile: None: speed is learned.
+        preemptive: it serves by deadline; otherwise in the order sent.
+        block_limit: prefix blocks remembered, at most what its KV cache can hold.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        profile: Profile | None,
+        preemptive: bool,
+        kv_tokens: int | None,
+        block_limit: int,
+    ) -> None:
+        self.key = key
+        self.available = True
+        self.preemptive = preemptive
+        self.speed = Speed(trusted=profile is not None)
+        self._model = None if profile is None else profile.prefill
+        self._chunk_tokens = 8192 if profile is None else profile.limits.chunk_tokens
+        tokens = kv_tokens or (None if profile is None else profile.limits.kv_tokens)
+        if tokens is not None:
+            block_limit = min(block_limit, tokens // _BLOCK_TOKENS)
+        self.cache = PrefixIndex(block_limit)
+        self._backlog = Backlog()
+        self._sent = 0
+        self._others_until_s = -math.inf
+        self._period: tuple[float, bool] | None = None  # its begin, whether it started idle
+        self._period_work_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self._backlog)
+
+    def work_s(self, cached: int, tokens: int) -> float:
+        """Marginal prefill time of a prompt, uncalibrated, seconds."""
+        if self._model is None:
+            return max(tokens - cached, 1) * TOKEN_S
+        return self._model.remaining_s(min(cached, tokens - 1), tokens, self._chunk_tokens)
+
+    @property
+    def base_latency_s(self) -> float:
+        """What a prompt needs beside its work: hand-over and the fixed cost of its batch."""
+        fixed = 0.0 if self._model is None else self._model.fixed_s + self._model.weight_floor_s
+        return self.speed.handover_s + fixed * self.speed.factor
+
+    @property
+    def window_s(self) -> float:
+        """A new request is sent when what must run before it ends within this time: the hand-over
+        of the request, and two batches, since an engine composes one while another runs."""
+        batch_s = self._chunk_tokens * TOKEN_S
+        if self._model is not None:
+            batch_s = self._model.batch_s([Chunk(0, self._chunk_tokens)])
+        return self.speed.handover_s + 2.0 * batch_s * self.speed.factor
+
+    def ahead_s(self, now_s: float, deadline_s: float, work_s: float = math.inf) -> float:
+        """Seconds of work that would run before a request.
+
+        Args:
+            deadline_s: infinite for a request that was given up: where the order is by urgency, it
+                waits for all that can be on time, and for shorter ones that were given up too.
+            work_s: its own work, calibrated.
+        """
+        self._advance(now_s)
+        return max(0.0, self._others_until_s - now_s) + self._backlog.ahead_s(
+            now_s, deadline_s, work_s, self.preemptive, self._slice_s
+        )
+
+    def held(self, now_s: float) -> npt.NDArray[np.float64]:
+        """(deadline, seconds) of the work in it that a request cannot pass unless it is due
+        earlier; what cannot be passed at all is due at minus infinity."""
+        self._advance(now_s)
+        others = [(-math.inf, max(0.0, self._others_until_s - now_s))]
+        return np.concatenate([others, self._backlog.held(now_s, self.preemptive)])
+
+    def backlog_s(self, now_s: float) -> float:
+        """Seconds of work it holds."""
+        return self._held_s(now_s) + max(0.0, self._others_until_s - now_s)
+
+    def runs_dry(self, ahead_s: float) -> bool:
+        """Whether a request with so much work ahead of it should be sent now."""
+        if not self.speed.known:
+            return len(self._backlog) < EARLY_REQUESTS
+        return ahead_s < self.window_s
+
+    def dry_at_s(self, now_s: float) -> float:
+        """When all of its backlog ends within the window, if nothing happens before."""
+        if not self.speed.known:
+            return now_s if len(self._backlog) < EARLY_REQUESTS else math.inf
+        return now_s + self.backlog_s(now_s) - self.window_s
+
+    @property
+    def tokens(self) -> int:
+        """Prompt tokens it holds, computed or not."""
+        return self._backlog.tokens
+
+    def send(self, id: int, deadline_s: float, work_s: float, tokens: int, now_s: float) -> None:
+        """A request was dispatched to it; `work_s` is uncalibrated."""
+        self._advance(now_s)
+        if not len(self._backlog):
+            self._period, self._period_work_s = (now_s, True), 0.0
+        self._sent += 1
+        rest = work_s * self.speed.factor
+        rank = float(self._sent)
+        if self.preemptive and now_s + rest <= deadline_s:
+            rank = deadline_s - 1e12  # before those that came too late
+        most_s = max(work_s, self.work_s(0, tokens))
+        self._backlog.add(id, rank, deadline_s, work_s, most_s, rest, tokens)
+
+    def done(self, id: int, now_s: float) -> bool:
+        """A prompt is computed; False if it is not here (any more)."""
+        work_s = self._remove(id, now_s)
+        if work_s is None:
+            return False
+        self._period_work_s += work_s
+        self._measure(now_s)
+        return True
+
+    def drop(self, id: int, now_s: float) -> bool:
+        """A prompt is gone, computed or not; the current busy period teaches nothing."""
+        if self._remove(id, now_s) is None:
+            return False
+        self._period = (now_s, False) if self._period is not None else None
+        self._period_work_s = 0.0
+        return True
+
+    def report(self, load: InstanceLoad, now_s: float, stale_s: float) -> None:
+        """What the instance says of its backlog replaces what is believed of it: less shortens the
+        prompts it holds, more is work of others and is believed for `stale_s`."""
+        age_s = max(0.0, now_s - load.measured_s)
+        held = self._held_s(now_s)
+        backlog = load.backlog_s
+        if backlog is None and load.uncached_tokens is not None:
+            backlog = load.uncached_tokens * TOKEN_S * self.speed.factor
+            if self._model is not None:
+                backlog = self.work_s(0, load.uncached_tokens + 1) * self.speed.factor
+            # A plain report counts what waits, not what runs: it can only lengthen.
+            backlog = max(backlog, held + age_s)
+        if backlog is None:
+            return
+        believed = max(0.0, backlog - age_s)
+        self._others_until_s = now_s + min(max(0.0, believed - held), stale_s)
+        if held > 0.0 and believed < held:
+            # Prompts on their way are not in the report: leave the hand-over's worth.
+            keep = max(believed, min(held, self.speed.handover_s)) / held
+            self._backlog.scale(keep)
+
+    def snapshot(self, now_s: float) -> dict[str, Any]:
+        """Plain values for /workers and /metrics."""
+        return {
+            "available": self.available,
+            "dispatched": len(self),
+            "backlog_s": self.backlog_s(now_s),
+            "window_s": self.window_s,
+            "speed_factor": self.speed.factor if self.speed.known else None,
+            "handover_s": self.speed.handover_s,
+            "prefix_blocks": len(self.cache),
+        }
+
+    @property
+    def _slice_s(self) -> float:
+        return (self.window_s - self.speed.handover_s) / 2.0
+
+    def _held_s(self, now_s: float) -> float:
+        self._advance(now_s)
+        return self._backlog.rest_s()
+
+    def _measure(self, now_s: float) -> None:
+        """Learn from the busy period, if it ends here or can be cut here: only where little of what
+        the instance still holds is begun. How much of it is done is a belief, and a speed learned
+        from beliefs confirms itself."""
+        if self._period is None:
+            return
+        begin, started = self._period
+        passed = now_s - begin
+        begun = self._backlog.begun_s(self.speed.factor)
+        whole = not len(self._backlog)
+        if whole or (passed > _PERIOD_S and begun * self.speed.factor < _BEGUN * passed):
+            self.speed.observe(started, self._period_work_s, passed)
+            self._period, self._period_work_s = (now_s, False), 0.0
+
+    def _remove(self, id: int, now_s: float) -> float | None:
+        self._advance(now_s)
+        return self._backlog.remove(id)
+
+    def _advance(self, now_s: float) -> None:
+        self._backlog.advance(now_s, self.speed.factor, not self.preemptive)

@@ -1,0 +1,1 @@
+"""The urgency queue: admission, order, shares, dispatch."""

@@ -1,0 +1,86 @@
+"""Requests in the queue, woken when the dispatcher gives them a pair."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+from kairos.router.edge.errors import RequestError
+from kairos.router.queue.demand import Assignment
+from kairos.router.queue.dispatcher import Dispatcher
+from kairos.router.request.outcome import Outcome
+
+
+class DispatchWaiter:
+    """Asks the dispatcher after every change, and when it wants to be asked.
+
+    Args:
+        limit_s: longest wait of a request.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, limit_s: float) -> None:
+        self._dispatcher = dispatcher
+        self._limit_s = limit_s
+        self._waiters: dict[int, asyncio.Future[Assignment]] = {}
+        self._due = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def ids(self) -> Iterable[int]:
+        """Of requests that wait."""
+        return self._waiters.keys()
+
+    async def pair_for(self, id: int) -> Assignment:
+        """Wait for a pair.
+
+        Raises:
+            RequestError: 504; none in time.
+        """
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters[id] = waiter
+        self.schedule_dispatch()
+        try:
+            async with asyncio.timeout(self._limit_s) as limit:
+                assignment: Assignment = await waiter
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise RequestError(
+                504, Outcome.EXPIRED, "queue_timeout", f"no pair within {self._limit_s:g} s", 1.0
+            ) from None
+        finally:
+            self._waiters.pop(id, None)
+        return assignment
+
+    def give_up(self, id: int, error: RequestError) -> bool:
+        """End its wait with an error; whether it waited."""
+        waiter = self._waiters.get(id)
+        if waiter is None or waiter.done():
+            return False
+        waiter.set_exception(error)
+        return True
+
+    def schedule_dispatch(self) -> None:
+        """Something has changed: see soon who can be dispatched."""
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._due = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now_s = time.monotonic()
+        for assignment in self._dispatcher.dispatch(now_s):
+            waiter = self._waiters.get(assignment.id)
+            if waiter is None or waiter.done():
+                self._dispatcher.cancelled(assignment.id, now_s)
+                self.schedule_dispatch()
+            else:
+                waiter.set_result(assignment)
+        wake_s = self._dispatcher.next_wake_s(now_s)
+        if wake_s is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(
+                max(wake_s - time.monotonic(), 0.0), self.schedule_dispatch
+            )

@@ -1,0 +1,1 @@
+"""One request from its receipt to its outcome."""

@@ -1,0 +1,1 @@
+"""Worker side: HTTP client, attempts with their two legs, aborts, streams."""

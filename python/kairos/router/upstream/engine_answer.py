@@ -1,0 +1,75 @@
+"""What a server says in its answer beside what was asked for: an error, an abort, the end."""
+
+import re
+
+import orjson
+
+from kairos.router.request.parsing import RESPONSES
+from kairos.router.upstream.leg import LegError
+from kairos.router.workers.endpoint import Role
+
+# Quotes inside of JSON strings are escaped, so generated text cannot look like these.
+_ABORTED = (b'"type":"abort"', b'"finish_reason":"abort"')
+_ERROR_EVENT = re.compile(rb'data: ?\{"error": ?(?!null)')
+# At the beginning of a line, where nothing can stand that a client or a model wrote.
+_RESPONSE_END = re.compile(rb"^event: response\.(completed|incomplete|failed)$", re.MULTILINE)
+
+
+def problem_of(role: Role, status: int, data: bytes, path: str) -> LegError | None:
+    """What is wrong with an answer: its status, or an error or abort told in a 200.
+
+    Args:
+        data: the body, or the first events of a stream.
+        path: the endpoint's.
+    """
+    if status != 200:
+        return LegError(
+            role, f"status_{status}", f"the {role.value} server answered {status}", status, data
+        )
+    if found := _ERROR_EVENT.match(data):
+        document, _, _ = data[found.start() :].removeprefix(b"data:").partition(b"\n\n")
+        try:
+            error = orjson.loads(document)["error"]
+            code = int(error.get("code") or 500)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            document, code = b"", 500
+        code = code if 400 <= code <= 599 else 500
+        text = f"the {role.value} server reported an error"
+        return LegError(role, f"error_{code}", text, code, document.strip())
+    if is_aborted(data, path):
+        return LegError(role, "aborted", f"the {role.value} server aborted the request")
+    return None
+
+
+def is_aborted(data: bytes, path: str) -> bool:
+    """Whether an answer says that the server gave the request up."""
+    if path == RESPONSES:
+        return _is_failed(data)
+    return any(mark in data for mark in _ABORTED)
+
+
+def error_event(events: bytes) -> bytes:
+    """The first error among events, and what follows it; empty if there is none."""
+    found = _ERROR_EVENT.search(events) if b'"error":' in events else None
+    return b"" if found is None else events[found.start() :]
+
+
+def response_end(events: bytes) -> bytes:
+    """How a stream of /v1/responses says that it ended: completed, incomplete (cut at its length,
+    which is a proper end too) or failed; empty where it did not end."""
+    ends = _RESPONSE_END.findall(events)
+    return ends[-1] if ends else b""
+
+
+def _is_failed(data: bytes) -> bool:
+    """The same for /v1/responses, whose answers repeat what the client wrote: bytes anywhere in
+    them prove nothing."""
+    if data[:1] != b"{":
+        return response_end(data) == b"failed"
+    if b'"failed"' not in data:
+        return False
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(document, dict) and document.get("status") == "failed"

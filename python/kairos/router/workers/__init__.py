@@ -1,0 +1,1 @@
+"""The workers in use: discovery, health, load reports."""

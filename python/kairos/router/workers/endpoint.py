@@ -1,0 +1,144 @@
+"""Where a prefill or decode server is: role, address, bootstrap port."""
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from urllib.parse import urlsplit
+
+from kairos.errors import InputError
+from kairos.router.config.schema import shown
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_HOST = re.compile(r"[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+
+
+class Role(Enum):
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Endpoint:
+    """One server.
+
+    Attributes:
+        role: value of a `Role`; a string so that endpoints sort.
+        url: `http://host:port` or `https://host:port`, lower case, nothing after the port.
+        bootstrap_port: of a prefill server; None leaves it to the decode server's own
+            `--disaggregation-bootstrap-port`.
+    """
+
+    role: str
+    url: str
+    bootstrap_port: int | None = None
+
+    @property
+    def key(self) -> str:
+        """`host:port`, which names the server in the router."""
+        return self.url.partition("://")[2]
+
+    @property
+    def host(self) -> str:
+        """The host as the decode server must dial it for the bootstrap; no brackets."""
+        return urlsplit(self.url).hostname or ""
+
+
+def parse_endpoint(role: Role, url: object, bootstrap_port: object, where: str) -> Endpoint:
+    """Check an address; `where` labels errors.
+
+    Args:
+        url: `http://host:port`; the scheme may be left out.
+        bootstrap_port: a port, None or "none".
+    """
+    return Endpoint(role.value, parse_url(url, where), parse_port(bootstrap_port, where))
+
+
+def parse_url(url: object, where: str) -> str:
+    """An address in its one spelling, `scheme://host:port`.
+
+    Raises:
+        InputError: another scheme, no port, or anything besides scheme, host and port.
+    """
+    text = url if isinstance(url, str) else ""
+    scheme, found, rest = text.partition("://")
+    if not found:
+        scheme, rest = "http", text
+    host, colon, port = rest.removesuffix("/").rpartition(":")
+    if scheme not in ("http", "https") or not colon or not _HOST.fullmatch(host):
+        raise InputError(f"{where}: {shown(url)} is not an address like http://10.0.0.1:30000")
+    return f"{scheme}://{host.lower()}:{_port(port, where)}"
+
+
+def parse_port(port: object, where: str) -> int | None:
+    """A bootstrap port; None and "none" mean that the servers' default holds."""
+    return None if port is None or port == "none" else _port(port, where)
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Addresses that servers may have.
+
+    Attributes:
+        host: a name, an address, `*`, or `*.suffix`; unused where `network` is given.
+        network: a network of addresses.
+        port: None allows every port.
+    """
+
+    host: str
+    network: Network | None
+    port: int | None
+
+    def matches(self, endpoint: Endpoint) -> bool:
+        host, _, port = endpoint.key.rpartition(":")
+        host = host.strip("[]")
+        if self.port is not None and int(port) != self.port:
+            return False
+        if self.network is not None:
+            try:
+                return ipaddress.ip_address(host) in self.network
+            except ValueError:
+                return False
+        if self.host.startswith("*."):
+            return host.endswith(self.host[1:])
+        return self.host in ("*", host)
+
+
+def parse_pattern(value: object, where: str) -> Pattern:
+    """Read `HOST:PORT`; either may be `*`, HOST also `*.suffix` or a network like `10.0.0.0/8`.
+
+    Raises:
+        InputError: another form.
+    """
+    text = value.lower() if isinstance(value, str) else ""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    wildcard = host == "*" or _HOST.fullmatch(host.removeprefix("*."))
+    network = None
+    if "/" in host or ":" in host:
+        try:
+            network = ipaddress.ip_network(host)
+        except ValueError:
+            wildcard = None
+    if not colon or not (wildcard or network):
+        raise InputError(
+            f"{where}: {shown(value)} is not HOST:PORT; either may be *, HOST also *.suffix or a "
+            "network like 10.0.0.0/8"
+        )
+    return Pattern(host, network, None if port == "*" else _port(port, where))
+
+
+def allowed(patterns: Iterable[Pattern], endpoint: Endpoint) -> bool:
+    """Whether a server may be there: one pattern matches, or there are none."""
+    patterns = tuple(patterns)
+    return not patterns or any(pattern.matches(endpoint) for pattern in patterns)
+
+
+def _port(port: object, where: str) -> int:
+    digits = str(port)
+    number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 6 else 0
+    if isinstance(port, bool) or not 1 <= number <= 65535:
+        raise InputError(f"{where}: {shown(port)} is not a port; allowed are 1 to 65535")
+    return number

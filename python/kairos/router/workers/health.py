@@ -1,0 +1,255 @@
+"""Looks after the servers: do they answer, are they still the same, does a whole pair generate."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+from kairos.router.config.settings import Workers
+from kairos.router.request.parsing import GENERATE
+from kairos.router.upstream.attempt import AttemptDeps, Pair
+from kairos.router.upstream.engine_answer import problem_of
+from kairos.router.upstream.http_client import NO_FILES, BrokenError
+from kairos.router.upstream.leg import LegError
+from kairos.router.upstream.rooms import new_rid
+from kairos.router.workers.endpoint import Role
+from kairos.router.workers.registry import WorkerRegistry
+from kairos.router.workers.worker import State, Worker
+
+_log = logging.getLogger(__name__)
+
+READY_S = 15.0
+"""A pair that generated a token within this time makes the router ready; while no request does,
+a probe is sent after half of it."""
+_EAGER_S = 0.3  # between two checks of a server that is not in use yet
+_INFO_EVERY = 5  # checks
+_PROBE_PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+class Health:
+    """One task per server, and one that keeps a pair proven.
+
+    Args:
+        headers: for the servers, with their key.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        registry: WorkerRegistry,
+        parts: AttemptDeps,
+        headers: Callable[[], Mapping[str, str]],
+        abort_headers: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self._workers = workers
+        self._registry = registry
+        self._parts = parts
+        self._headers = headers
+        self._abort_headers = abort_headers
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._probing: set[str] = set()
+        self._turn = 0
+        registry.came = self.watch
+
+    @property
+    def ready(self) -> bool:
+        """Whether a pair generated a token recently, and one is in use now."""
+        registry = self._registry
+        proven = registry.last_success_s and time.monotonic() - registry.last_success_s < READY_S
+        return bool(proven) and all(registry.of(role, State.READY) for role in Role)
+
+    def watch(self, instance: Worker) -> None:
+        """Look after a server until it is forgotten."""
+        self._start(self._watch(instance), f"health {instance.key}")
+
+    def start(self) -> None:
+        self._start(self._keep_ready(), "health of pairs")
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def probe(self, prefill: Worker, decode: Worker) -> LegError | None:
+        """Generate through a pair; None if it worked."""
+        rid, rooms = new_rid(), self._parts.rooms.take(1)
+        pair = Pair(
+            self._parts, prefill, decode, (rid,), rooms, lambda: None, self._abort_headers()
+        )
+        body = orjson.dumps(
+            {
+                "input_ids": _PROBE_PROMPT,
+                "sampling_params": {"temperature": 0, "max_new_tokens": 2, "ignore_eos": True},
+                "rid": rid,
+                "bootstrap_host": prefill.endpoint.host,
+                "bootstrap_port": prefill.endpoint.bootstrap_port,
+                "bootstrap_room": rooms[0],
+            }
+        )
+        headers = self._headers()
+        problem: LegError | None = None
+        try:
+            async with asyncio.timeout(self._workers.health_timeout_s):
+                status = await pair.open(
+                    GENERATE, body, {Role.PREFILL: headers, Role.DECODE: headers}
+                )
+                problem = problem_of(Role.DECODE, status, await pair.read_all(1 << 20), GENERATE)
+        except LegError as error:
+            problem = error
+        except TimeoutError:
+            problem = LegError(Role.DECODE, "probe_timeout", "the probe took too long")
+        finally:
+            await asyncio.shield(self._start(pair.end("probe"), "end of a probe"))
+            self._registry.idle(prefill)
+            self._registry.idle(decode)
+        if problem is None:
+            self._registry.succeeded(prefill, decode)
+        return problem
+
+    async def _watch(self, instance: Worker) -> None:
+        checks = 0
+        while self._registry.workers.get(instance.key) is instance:
+            try:
+                await self._check(instance, checks % _INFO_EVERY == 0)
+            except Exception:
+                _log.exception("health check of %s", instance.key)
+            checks += 1
+            in_use = instance.state in (State.READY, State.DRAINING)
+            interval_s = self._workers.health_interval_s
+            await asyncio.sleep(interval_s if in_use else min(_EAGER_S, interval_s))
+
+    async def _check(self, instance: Worker, with_info: bool) -> None:
+        if not await self._answers(instance):
+            return
+        self._registry.reached(instance)
+        if (with_info or instance.suspect or instance.state is State.STARTING) and not (
+            await self._learn(instance)
+        ):
+            return
+        wants_probe = instance.state is State.STARTING or (
+            instance.state is State.OPEN and instance.breaker.may_probe(time.monotonic())
+        )
+        if wants_probe:
+            await self._prove(instance)
+
+    async def _answers(self, instance: Worker) -> bool:
+        """Whether the server's process is there. Not /health: that generates, and fails behind a
+        long prompt."""
+        problem = ""
+        gone = False
+        try:
+            status, _, _ = await self._call(instance, "/model_info")
+            if status == 200:
+                return True
+            problem = f"/model_info answered {status}"
+        except BrokenError as error:
+            problem = str(error)
+            if error.reason == NO_FILES:
+                return False  # that says nothing of the server
+            gone = problem == "connection refused"
+        except TimeoutError:
+            problem = "no answer to /model_info"
+        instance.failed_checks += 1
+        instance.suspect = True
+        if gone or instance.failed_checks >= self._workers.breaker_failures:
+            self._registry.lost(instance, problem)
+        return False
+
+    async def _learn(self, instance: Worker) -> bool:
+        """Ask the server what it is, and whether it is still the same; whether it said."""
+        try:
+            status, _, data = await self._call(instance, "/server_info")
+            info = orjson.loads(data) if status == 200 else None
+        except (BrokenError, TimeoutError, orjson.JSONDecodeError):
+            info = None
+        if not isinstance(info, dict):
+            # A server that is busy or of another kind: what is known stays.
+            return instance.start_id is not None or instance.state is State.STARTING
+        start_id = start_id_of(info)
+        if instance.start_id not in (None, start_id):
+            self._registry.restarted(instance)
+        instance.start_id = start_id
+        instance.suspect = False
+        instance.info = {**info, **_first_state(info)}
+        instance.kairos = "kairos" in _first_state(info)
+        return True
+
+    async def _prove(self, instance: Worker) -> None:
+        """Put a server into use if it generates together with another one."""
+        if instance.key in self._probing:
+            return
+        other = Role.DECODE if instance.role is Role.PREFILL else Role.PREFILL
+        partners = self._registry.of(other, State.READY) or self._registry.of(
+            other, State.STARTING, State.OPEN
+        )
+        if not partners:
+            return
+        # Not in turns: two servers that are probed in step would meet the same partners for ever.
+        partner = random.choice(partners)
+        self._probing.add(instance.key)
+        try:
+            pair = (instance, partner) if other is Role.DECODE else (partner, instance)
+            problem = await self.probe(*pair)
+        finally:
+            self._probing.discard(instance.key)
+        if problem is None:
+            self._registry.ready(instance)
+            self._registry.ready(partner)
+            return
+        _log.info("probe of %s with %s: %s", instance.key, partner.key, problem)
+        if instance.state is State.OPEN:
+            instance.breaker.failed(time.monotonic())
+
+    async def _keep_ready(self) -> None:
+        """While no request goes through, prove one pair after the other."""
+        while True:
+            await asyncio.sleep(min(1.0, self._workers.health_interval_s))
+            self._parts.pool.sweep()
+            if time.monotonic() - self._registry.last_success_s < READY_S / 2:
+                continue
+            prefill, decode = (self._registry.of(role, State.READY) for role in Role)
+            if not prefill or not decode:
+                continue
+            self._turn += 1
+            pair = prefill[self._turn % len(prefill)], decode[self._turn % len(decode)]
+            problem = await self.probe(*pair)
+            if problem is not None:
+                _log.warning("probe of %s with %s: %s", pair[0].key, pair[1].key, problem)
+                blamed = pair[0] if problem.role is Role.PREFILL else pair[1]
+                if problem.reason != "probe_timeout" and not problem.refused:
+                    self._registry.failed(blamed, problem.reason)
+
+    async def _call(
+        self, instance: Worker, path: str
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        return await self._parts.pool.call(
+            instance.endpoint,
+            "GET",
+            path,
+            self._workers.health_timeout_s,
+            headers=self._headers(),
+        )
+
+    def _start(self, work: Any, name: str) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def start_id_of(info: Mapping[str, Any]) -> str:
+    """What differs between two starts of a server: its seed, random unless set, how long it took to
+    start, and the number a Kairos engine draws."""
+    kairos = _first_state(info).get("kairos")
+    epoch = kairos.get("epoch") if isinstance(kairos, dict) else None
+    return repr((info.get("random_seed"), info.get("startup_time"), epoch))
+
+
+def _first_state(info: Mapping[str, Any]) -> dict[str, Any]:
+    states = info.get("internal_states")
+    first = states[0] if isinstance(states, list) and states else None
+    return first if isinstance(first, dict) else {}
