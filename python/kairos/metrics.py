@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kairos.validation import as_number
+
 
 @dataclass(frozen=True, slots=True)
 class EngineMetric:
@@ -89,5 +91,4 @@ def figure(state: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
         if not isinstance(found, Mapping) or key not in found:
             return None
         found = found[key]
-    is_number = isinstance(found, int | float) and not isinstance(found, bool)
-    return float(found) if is_number else None
+    return as_number(found)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kairos.errors import InputError
+from kairos.validation import Range, parse_number, shown
 
 DEFAULT_CLASS = "default"
 APPLIED_HEADER = "x-kairos-slo-applied"
@@ -17,14 +18,11 @@ CLASS_HEADER = "x-kairos-slo-class"
 
 # Wide enough for any service, narrow enough that seconds written for milliseconds, or a tenant
 # asking for the impossible, is noticed at the door. Milliseconds.
-TTFT_RANGE_MS = (1.0, 3_600_000.0)
-TPOT_RANGE_MS = (0.1, 600_000.0)
-ELAPSED_RANGE_MS = (0.0, 3_600_000.0)
+TTFT_RANGE_MS = Range(1.0, 3_600_000.0)
+TPOT_RANGE_MS = Range(0.1, 600_000.0)
+ELAPSED_RANGE_MS = Range(0.0, 3_600_000.0)
 
 _CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-# No sign, no exponent, ASCII digits only: what load generators send, and nothing that two parsers
-# on the way could read differently.
-_DECIMAL = re.compile(r"[0-9]{1,10}(?:\.[0-9]{1,9})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +104,19 @@ class SloClasses:
 
 def ttft_ms(value: object, where: str) -> float:
     """Validate a TTFT objective in milliseconds; `where` labels errors."""
-    return _bounded(value, where, TTFT_RANGE_MS, "milliseconds")
+    return parse_number(value, where, TTFT_RANGE_MS, "milliseconds")
 
 
 def tpot_ms(value: object, where: str) -> float:
     """Validate a TPOT objective in milliseconds; `where` labels errors."""
-    return _bounded(value, where, TPOT_RANGE_MS, "milliseconds")
+    return parse_number(value, where, TPOT_RANGE_MS, "milliseconds")
 
 
 def class_name(value: object, where: str) -> str:
     """Validate an SLO class name; `where` labels errors."""
     if not isinstance(value, str) or not _CLASS_NAME.fullmatch(value):
         raise InputError(
-            f"{where}: {_shown(value)} is not a class name; allowed are 1 to 64 letters, digits, "
+            f"{where}: {shown(value)} is not a class name; allowed are 1 to 64 letters, digits, "
             "'.', '_' and '-', starting with a letter or digit"
         )
     return value
@@ -129,7 +127,7 @@ def parse_class(text: str, where: str) -> Slo:
     name, equals, objectives = text.partition("=")
     ttft, comma, tpot = objectives.partition(",")
     if not equals or not comma:
-        raise InputError(f"{where}: {_shown(text)} is not NAME=TTFT_MS,TPOT_MS")
+        raise InputError(f"{where}: {shown(text)} is not NAME=TTFT_MS,TPOT_MS")
     class_name(name, where)
     if name == DEFAULT_CLASS:
         raise InputError(
@@ -163,8 +161,8 @@ def from_headers(headers: Iterable[tuple[str, str]]) -> SloRequest:
 
 
 def _tpot_ms_of_rate(value: object, where: str) -> float:
-    low, high = 1e3 / TPOT_RANGE_MS[1], 1e3 / TPOT_RANGE_MS[0]
-    return 1e3 / _bounded(value, where, (low, high), "tokens per second")
+    allowed = Range(1e3 / TPOT_RANGE_MS.high, 1e3 / TPOT_RANGE_MS.low)
+    return 1e3 / parse_number(value, where, allowed, "tokens per second")
 
 
 # header -> (objective, its parser); the canonical names first, then the aliases other routers
@@ -187,13 +185,13 @@ def from_mapping(fields: object, where: str) -> SloRequest:
     Allowed keys: ttft_ms, tpot_ms, class, elapsed_ms.
     """
     if not isinstance(fields, Mapping):
-        raise InputError(f"{where}: {_shown(fields)} is not an object")
+        raise InputError(f"{where}: {shown(fields)} is not an object")
     unknown = sorted(
         str(key) for key in fields.keys() - {"ttft_ms", "tpot_ms", "class", "elapsed_ms"}
     )
     if unknown:
         raise InputError(
-            f"{where}: unknown field {_shown(unknown[0])}; allowed are ttft_ms, tpot_ms, class, "
+            f"{where}: unknown field {shown(unknown[0])}; allowed are ttft_ms, tpot_ms, class, "
             "elapsed_ms"
         )
     ttft, tpot = fields.get("ttft_ms"), fields.get("tpot_ms")
@@ -204,34 +202,5 @@ def from_mapping(fields: object, where: str) -> SloRequest:
         None if name is None else class_name(name, f"{where}.class"),
         0.0
         if elapsed is None
-        else _bounded(elapsed, f"{where}.elapsed_ms", ELAPSED_RANGE_MS, "milliseconds"),
+        else parse_number(elapsed, f"{where}.elapsed_ms", ELAPSED_RANGE_MS, "milliseconds"),
     )
-
-
-def _bounded(value: object, where: str, allowed: tuple[float, float], unit: str) -> float:
-    low, high = allowed
-    number = _number(value)
-    # A NaN fails the comparison too.
-    if number is None or not low <= number <= high:
-        raise InputError(
-            f"{where}: {_shown(value)} is not allowed; allowed are {low:.10g} to {high:.10g} {unit}"
-        )
-    return number
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, str):
-        text = value.strip(" \t")
-        return float(text) if _DECIMAL.fullmatch(text) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None
-
-
-def _shown(value: object) -> str:
-    """`value` for an error message: quoted, escaped, short."""
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,7 +1,7 @@
 """Profile files: the latency models of one engine on one kind of machine, as validated JSON."""
 
 import json
-import math
+import operator
 import re
 from importlib import resources
 from pathlib import Path
@@ -12,6 +12,7 @@ from kairos.errors import InputError
 from kairos.latency.decode import DecodeModel
 from kairos.latency.kv import KvLink
 from kairos.latency.prefill import PrefillModel
+from kairos.validation import Range, check_range
 
 SCHEMA = 1
 
@@ -54,6 +55,29 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decode: DecodeModel
     kv: KvLink
     limits: InstanceLimits
+
+
+# By field. The bounds are far from any real machine: they catch milliseconds written for seconds,
+# and negative coefficients, under which a step gets faster with load.
+_RANGES = {
+    "schema": Range(SCHEMA, SCHEMA),
+    "prefill.fixed_s": Range(0.0, 1.0),
+    "prefill.weight_floor_s": Range(0.0, 1.0),
+    "prefill.per_token_s": Range(1e-12, 1.0),
+    "prefill.per_token_context_s": Range(0.0, 1e-3),
+    "decode.fixed_s": Range(0.0, 1.0),
+    "decode.experts_s": Range(0.0, 1.0),
+    "decode.expert_fraction": Range(0.0, 1.0),
+    "decode.per_context_token_s": Range(0.0, 1e-3),
+    "decode.per_request_s": Range(0.0, 1.0),
+    "decode.straggler": Range(0.0, 1.0),
+    "kv.fixed_s": Range(0.0, 10.0),
+    "kv.bytes_per_token": Range(1.0, 1e9),
+    "kv.bytes_per_s": Range(1e3, 1e15),
+    "limits.chunk_tokens": Range(16, 1e7),
+    "limits.kv_tokens": Range(16, 1e10),
+    "limits.max_batch": Range(1, 1e6),
+}
 
 
 def builtin_profiles() -> list[str]:
@@ -104,43 +128,14 @@ def parse_profile(text: str, file: str) -> Profile:
         raise InputError(
             f"{file}, line {_line_of(text, named)}, field {named}: {reason}"
         ) from error
-    for field, value, low, high in _ranges(profile):
-        if not (math.isfinite(value) and low <= value <= high):
-            raise InputError(
-                f"{file}, line {_line_of(text, field)}, field {field}: {value!r} is out of range, "
-                f"allowed are {low:g} to {high:g}"
-            )
+    for field, allowed in _RANGES.items():
+        value = operator.attrgetter(field)(profile)
+        check_range(f"{file}, line {_line_of(text, field)}, field {field}", value, allowed)
     if not profile.decode.step_s(1, 0) > 0.0:
         raise InputError(
             f"{file}, line {_line_of(text, 'decode')}, field decode: a step would take no time"
         )
     return profile
-
-
-def _ranges(p: Profile) -> list[tuple[str, float, float, float]]:
-    """(field, value, lowest, highest). Bounds are far from any real machine: they catch
-    milliseconds written for seconds and negative coefficients, under which a step would get
-    faster with load and every policy would misbehave."""
-    tiny, second = 1e-12, 1.0
-    return [
-        ("schema", p.schema, SCHEMA, SCHEMA),
-        ("prefill.fixed_s", p.prefill.fixed_s, 0.0, second),
-        ("prefill.weight_floor_s", p.prefill.weight_floor_s, 0.0, second),
-        ("prefill.per_token_s", p.prefill.per_token_s, tiny, second),
-        ("prefill.per_token_context_s", p.prefill.per_token_context_s, 0.0, 1e-3),
-        ("decode.fixed_s", p.decode.fixed_s, 0.0, second),
-        ("decode.experts_s", p.decode.experts_s, 0.0, second),
-        ("decode.expert_fraction", p.decode.expert_fraction, 0.0, 1.0),
-        ("decode.per_context_token_s", p.decode.per_context_token_s, 0.0, 1e-3),
-        ("decode.per_request_s", p.decode.per_request_s, 0.0, second),
-        ("decode.straggler", p.decode.straggler, 0.0, 1.0),
-        ("kv.fixed_s", p.kv.fixed_s, 0.0, 10.0),
-        ("kv.bytes_per_token", p.kv.bytes_per_token, 1.0, 1e9),
-        ("kv.bytes_per_s", p.kv.bytes_per_s, 1e3, 1e15),
-        ("limits.chunk_tokens", p.limits.chunk_tokens, 16, 1e7),
-        ("limits.kv_tokens", p.limits.kv_tokens, 16, 1e10),
-        ("limits.max_batch", p.limits.max_batch, 1, 1e6),
-    ]
 
 
 def _line_of(text: str, field: str) -> int:

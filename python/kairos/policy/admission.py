@@ -10,6 +10,7 @@ from kairos.errors import InputError
 from kairos.latency.decode import DecodeModel
 from kairos.latency.prefill import PrefillModel
 from kairos.policy.jobs import PrefillJob
+from kairos.validation import Range, check_range
 
 
 class AdmissionDecision(Enum):
@@ -32,11 +33,8 @@ class AdmissionParams:
     spread: float = 0.1
 
     def __post_init__(self) -> None:
-        if not (1.0 <= self.reject_after <= 1e6 and 0.0 <= self.spread <= 10.0):
-            raise InputError(
-                f"admission: reject_after {self.reject_after!r} and spread {self.spread!r}; "
-                "allowed are 1 to 1e6 and 0 to 10"
-            )
+        check_range("admission: reject_after", self.reject_after, Range(1.0, 1e6))
+        check_range("admission: spread", self.spread, Range(0.0, 10.0))
 
 
 @dataclass(frozen=True, slots=True)

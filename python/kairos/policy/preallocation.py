@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kairos.errors import InputError
 from kairos.policy.growth import Floats, peak_tokens
+from kairos.validation import Range, check_range
 
 
 class PreallocationRequest(NamedTuple):
@@ -93,8 +93,7 @@ class PreallocationParams(NamedTuple):
         """Raise `InputError` for a value out of range."""
         for name, value in self._asdict().items():
             high = math.inf if name.endswith("_s") else 1.0
-            if not 0.0 <= value <= high:
-                raise InputError(f"preallocation: {name} = {value!r}; allowed are 0 to {high:g}")
+            check_range(f"preallocation: {name}", value, Range(0.0, high))
 
 
 MIN_WORK_SHARE = 0.5

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kairos.errors import InputError
 from kairos.latency.calibration import Calibration
 from kairos.latency.table import StepTable
 from kairos.policy.length import LengthEstimator
 from kairos.policy.residents import Rows
+from kairos.validation import Range, check_range, check_ranges
 
 
 class DecodePolicy(Protocol):
@@ -39,6 +39,18 @@ class DecodePolicy(Protocol):
 
     def completed(self, group: int, output_tokens: int) -> None:
         """Learn from a request that ended after so many tokens, the first one not counted."""
+
+
+_RANGES = {
+    "min_pace_ratio": Range(0.0, 1.0),
+    "min_step_share": Range(0.0, 1.0),
+    "guard_tokens": Range(0.0, 1e3),
+    "horizon_min": Range(1.0, 1e6),
+    "express_tokens": Range(0.0, 1e3),
+    "starvation_s": Range(0.0, math.inf),
+    "period": Range(1, 10_000),
+    "kv_share": Range(0.01, 1.0),
+}
 
 
 class SlackParams(NamedTuple):
@@ -71,22 +83,9 @@ class SlackParams(NamedTuple):
 
     def check(self) -> None:
         """Raise `InputError` for a value out of range."""
-        allowed = {
-            "min_pace_ratio": (0.0, 1.0),
-            "min_step_share": (0.0, 1.0),
-            "guard_tokens": (0.0, 1e3),
-            "horizon_min": (1.0, 1e6),
-            "horizon_max": (self.horizon_min, 1e6),
-            "express_tokens": (0.0, 1e3),
-            "starvation_s": (0.0, math.inf),
-            "period": (1, 10_000),
-            "kv_share": (0.01, 1.0),
-            "infeasible_share": (0.01, self.kv_share),
-        }
-        for name, (low, high) in allowed.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InputError(f"slack: {name} = {value!r}; allowed are {low:g} to {high:g}")
+        check_ranges("slack", self, _RANGES)
+        check_range("slack: horizon_max", self.horizon_max, Range(self.horizon_min, 1e6))
+        check_range("slack: infeasible_share", self.infeasible_share, Range(0.01, self.kv_share))
 
 
 class SlackPolicy:

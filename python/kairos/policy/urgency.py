@@ -15,9 +15,23 @@ import numpy.typing as npt
 from kairos.errors import InputError
 from kairos.latency.prefill import PrefillModel
 from kairos.policy.jobs import PlannedChunk, PrefillJob, PrefillPlan
+from kairos.validation import Range, check_ranges
 
 # The coefficients of a PrefillModel, as the kernels take them.
 _Model = tuple[float, float, float, float]
+
+
+_RANGES = {
+    "slice_s": Range(1e-3, math.inf),
+    "infeasible_slice_s": Range(1e-3, math.inf),
+    "min_chunk": Range(1, 1_000_000),
+    "reserve": Range(0.0, 0.99),
+    "reserve_after_s": Range(0.0, math.inf),
+    "post_prefill_s": Range(0.0, 60.0),
+    "starvation_share": Range(0.0, 1.0),
+    "starvation_after": Range(1.0, 1e6),
+    "starvation_credit_s": Range(0.0, 3600.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +61,7 @@ class UrgencyParams:
     starvation_credit_s: float = 2.0
 
     def __post_init__(self) -> None:
-        allowed = {
-            "slice_s": (self.slice_s, 1e-3, math.inf),
-            "infeasible_slice_s": (self.infeasible_slice_s, 1e-3, math.inf),
-            "min_chunk": (self.min_chunk, 1, 1_000_000),
-            "reserve": (self.reserve, 0.0, 0.99),
-            "reserve_after_s": (self.reserve_after_s, 0.0, math.inf),
-            "post_prefill_s": (self.post_prefill_s, 0.0, 60.0),
-            "starvation_share": (self.starvation_share, 0.0, 1.0),
-            "starvation_after": (self.starvation_after, 1.0, 1e6),
-            "starvation_credit_s": (self.starvation_credit_s, 0.0, 3600.0),
-        }
-        for name, (value, low, high) in allowed.items():
-            if not low <= value <= high:
-                raise InputError(f"urgency: {name} = {value!r}; allowed are {low:g} to {high:g}")
+        check_ranges("urgency", self, _RANGES)
 
 
 class UrgencyQueue:

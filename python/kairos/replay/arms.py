@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from kairos.errors import InputError
+from kairos.policy.engine_defaults import prefill_urgency
 from kairos.sim.settings import Settings
 from kairos.workload.slo_sets import TIERS
 
@@ -41,12 +42,6 @@ _ENGINE = Settings(
     lookahead=True, preallocate=True, handshake_s=0.02, contention=True, first_token="decode"
 )
 
-# What Kairos' prefill servers add to a predicted end for the hand-over, beside the transfer of the
-# last chunk, and their slices; the simulator's own defaults are the fixed cost of a transfer alone,
-# and longer slices.
-_HAND_OVER_S = 0.066
-_SLICE_S = 0.2
-
 
 @dataclass(frozen=True, slots=True)
 class ArmSpec:
@@ -80,10 +75,7 @@ class ArmSpec:
         """
         if self.simulated is None:
             return None
-        urgency = replace(
-            self.simulated.urgency, slice_s=_SLICE_S, post_prefill_s=_HAND_OVER_S + transfer_s
-        )
-        return replace(self.simulated, urgency=urgency)
+        return replace(self.simulated, urgency=prefill_urgency(transfer_s))
 
 
 @dataclass(frozen=True, slots=True)

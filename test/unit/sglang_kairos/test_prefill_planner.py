@@ -12,6 +12,7 @@ from sglang.srt.kairos.prefill_planner import PrefillPlanner
 from sglang.srt.kairos.request_slo import RequestSlo
 from sglang.srt.kairos.shared_clock import SharedClock
 
+from kairos.policy import engine_defaults
 from kairos.replay.arms import arm_spec
 from kairos.slo import Slo
 from support.fake_scheduler import fake_scheduler
@@ -210,13 +211,11 @@ def test_aborts_end_parked_prompts_and_leave_the_running_one() -> None:
 
 
 def test_the_simulation_of_an_arm_plans_as_the_servers_do() -> None:
-    """The library, which knows no server, repeats their constants."""
     budget = PROFILE.limits.chunk_tokens
     transfer_s = PROFILE.kv.transfer_s(budget)
     simulated = arm_spec("kairos", "tiny-fast").settings(transfer_s)
     assert simulated is not None
-    assert simulated.urgency.slice_s == prefill_planner.SLICE_S
-    assert simulated.urgency.post_prefill_s == prefill_planner.HANDOVER_S + transfer_s
+    assert simulated.urgency == Scheduler().planner._queue._params
 
 
 def test_deadlines_leave_room_for_the_longer_handover_after_prefill() -> None:
@@ -224,7 +223,7 @@ def test_deadlines_leave_room_for_the_longer_handover_after_prefill() -> None:
     after.server_args.disaggregation_decode_allocation_policy = "prefill_complete"
     after.planner = PrefillPlanner(PROFILE, after, SharedClock(1))
     tails = [one.planner._queue._params.post_prefill_s for one in (early, after)]
-    longer = prefill_planner.HANDOVER_AFTER_PREFILL_S - prefill_planner.HANDOVER_S
+    longer = engine_defaults.HANDOVER_AFTER_PREFILL_S - engine_defaults.HANDOVER_S
     assert tails[1] - tails[0] == pytest.approx(longer)
 
 

@@ -22,29 +22,14 @@ from sglang.srt.kairos.prefill_scheduler import forget_matches, match_prefixes, 
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import Chunk, Profile
+from kairos.policy.engine_defaults import HANDOVER_AFTER_PREFILL_S, HANDOVER_S, prefill_urgency
 from kairos.policy.jobs import PrefillPlan
 from kairos.policy.priorities import PriorityQueues
-from kairos.policy.urgency import UrgencyParams
 
 # Started prompts hold KV and a row until they finish. Both are bounded, so that a stream of urgent
 # long prompts cannot start more than the server can finish.
 MAX_STARTED = 16
 MAX_STARTED_KV = 0.5  # of the server's KV tokens
-
-# From the end of prefill to the client's first token, beyond the transfer of the last chunk's KV,
-# seconds: admission and first emission by the decode server. A constant: the prefill server learns
-# of a transfer's end only in its next pass, up to a batch later. About the 95th percentile: prompts
-# are planned to end just in time, so a mean makes half of those late.
-HANDOVER_S = 0.066
-
-# The same where decode memory is given after prefill: the prefill server hears of the memory in a
-# later pass, and of the end of a batch one pass late. Measured with slices of 0.2 s.
-HANDOVER_AFTER_PREFILL_S = 0.43
-
-# Longest batch while somebody is urgent, seconds. Under the overlap schedule an arrival waits for
-# two, and the hand-over takes from the same time: 0.25, the optimum without a hand-over, costs half
-# a point of attainment at load 0.9.
-SLICE_S = 0.2
 
 Original = Callable[..., tuple[Any, Any]]
 
@@ -76,9 +61,7 @@ class PrefillPlanner:
         self._max_started_tokens = int(MAX_STARTED_KV * scheduler.max_total_num_tokens)
         policy = scheduler.server_args.disaggregation_decode_allocation_policy
         handover_s = HANDOVER_S if policy == "early" else HANDOVER_AFTER_PREFILL_S
-        params = UrgencyParams(
-            slice_s=SLICE_S, post_prefill_s=handover_s + profile.kv.transfer_s(self._budget)
-        )
+        params = prefill_urgency(profile.kv.transfer_s(self._budget), handover_s)
         self._queue = PriorityQueues(profile.prefill, self._budget, params)
         self._jobs = PrefillJobs(self._queue)
         self._unmatched: list[Any] = []  # waiting ones, not looked up in the radix cache
