@@ -9,14 +9,14 @@ import msgspec
 
 from kairos.errors import InputError
 from kairos.latency import load_profile
-from kairos.replay.evaluation import (
+from kairos.replay.report.evaluation import (
     Simulated,
     engine_markdown,
     kept,
     simulated,
     simulated_markdown,
 )
-from kairos.replay.runner import git_commit
+from kairos.replay.run.provenance import git_commit
 from kairos.workload.readers import read_trace
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kairos.cluster import ClusterSpec
-from kairos.replay.cli import LocalCluster, main
+from kairos.replay.cli import main
+from kairos.replay.run.local_cluster import LocalCluster
 from kairos_emulation.cluster import platform_model, with_platform
 
 OUT = Path(__file__).resolve().parents[1] / "out"

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kairos.replay.forwards import Forward, read_forwards
-from kairos.replay.record import Outcome, read_records
+from kairos.replay.client.record import RequestOutcome
+from kairos.replay.run.forwards import Forward, read_forwards
+from kairos.replay.run.record_file import read_records
 from kairos.workload.trace import BLOCK_TOKENS
 from support.pair import wait_for
 
@@ -82,7 +83,7 @@ def test_1_prompts_and_prefix_hits_are_as_asked(trace: Path, tmp_path: Path) -> 
     assert header.quiet.send_lag_p99_ms is not None
     assert header.device is not None
 
-    assert [r.outcome for r in records] == [Outcome.OK] * REQUESTS
+    assert [r.outcome for r in records] == [RequestOutcome.OK] * REQUESTS
     assert [r.got_tokens for r in records] == [r.output_tokens for r in records]
     assert [r.prompt_tokens for r in records] == [r.input_tokens for r in records]
     asked = [0] * FAMILIES + [2 * BLOCK_TOKENS] * (REQUESTS - FAMILIES)
@@ -124,12 +125,12 @@ def test_2_a_server_killed_in_mid_run_is_in_the_report(trace: Path, tmp_path: Pa
     assert header.note.startswith("decode-0 died")
     assert not header.counts
     assert len(records) == REQUESTS
-    assert records[-1].outcome is Outcome.CUT
-    assert all(r.reason for r in records if r.outcome is not Outcome.OK)
+    assert records[-1].outcome is RequestOutcome.CUT
+    assert all(r.reason for r in records if r.outcome is not RequestOutcome.OK)
     arm = json.loads((out / "report.json").read_text())["arms"]["fcfs"]
     assert "decode-0 died" in arm["note"]
     assert arm["requests"] == REQUESTS
-    assert 0 < arm["failures"] == sum(r.outcome is not Outcome.OK for r in records)
+    assert 0 < arm["failures"] == sum(r.outcome is not RequestOutcome.OK for r in records)
     page = (out / "report.html").read_text()
     assert "fcfs at load 0.05 is not valid:" in page
     assert "decode-0 died" in page

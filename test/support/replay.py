@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from kairos.latency import load_profile
-from kairos.replay.plan import PlannedRequest
-from kairos.replay.record import Header, Outcome, Record, make_record
-from kairos.replay.results import Arm, RunResult
+from kairos.replay.client.record import RequestOutcome, RequestRecord, make_record
+from kairos.replay.plan.plan import PlannedRequest
+from kairos.replay.report.results import Arm, RunResult
+from kairos.replay.run.header import RunHeader
 from kairos.slo import Slo
 from kairos.workload.trace import TraceRequest
 
@@ -23,7 +24,7 @@ def planned(
     return PlannedRequest(index, request, 0, Slo(ttft_ms, tpot_ms, slo_class))
 
 
-def header(arm: str = "fcfs", **changes: object) -> Header:
+def header(arm: str = "fcfs", **changes: object) -> RunHeader:
     fields: dict[str, object] = {
         "servers": {"all": ["--schedule-policy", arm]},
         "trace": "t.jsonl.gz",
@@ -43,12 +44,15 @@ def header(arm: str = "fcfs", **changes: object) -> Header:
         "versions": {"python": "3.11"},
         "started": "2026-01-01T00:00:00Z",
     }
-    return Header(arm=arm, **(fields | changes))  # type: ignore[arg-type]
+    return RunHeader(arm=arm, **(fields | changes))  # type: ignore[arg-type]
 
 
 def record(
-    index: int = 0, times_s: Sequence[float] = (0.1, 0.12), outcome: Outcome = Outcome.OK, **request
-) -> Record:
+    index: int = 0,
+    times_s: Sequence[float] = (0.1, 0.12),
+    outcome: RequestOutcome = RequestOutcome.OK,
+    **request,
+) -> RequestRecord:
     """A record with tokens at `times_s` after it was due."""
     return make_record(
         planned(index, **{"output_tokens": max(1, len(times_s)), **request}),
@@ -60,7 +64,12 @@ def record(
     )
 
 
-def arm(name: str, records: Sequence[Record], *repeats: Sequence[Record], **changes: object) -> Arm:
+def arm(
+    name: str,
+    records: Sequence[RequestRecord],
+    *repeats: Sequence[RequestRecord],
+    **changes: object,
+) -> Arm:
     runs = [
         RunResult(header(name, repeat=i, position=i, **changes), own)
         for i, own in enumerate((records, *repeats), 1)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kairos.cluster import ClusterSpec
-from kairos.replay.api import GenerateApi
-from kairos.replay.cli import LocalCluster, main
-from kairos.replay.plan import PlannedRequest
+from kairos.replay.cli import main
+from kairos.replay.client.api import GenerateApi
+from kairos.replay.plan.plan import PlannedRequest
+from kairos.replay.run.local_cluster import LocalCluster
 
 # No Mooncake: the machine that runs unit tests need not have its libraries.
 _NO_MOONCAKE = ("--disaggregation-transfer-backend", "fake")

@@ -11,12 +11,12 @@ from typing import NamedTuple, Protocol
 import orjson
 import uvloop
 
-from kairos.replay.api import GenerateApi
-from kairos.replay.exchange import Exchange, named
-from kairos.replay.plan import PlannedRequest
-from kairos.replay.prompts import Prompts
-from kairos.replay.record import Outcome
-from kairos.replay.target import Leg
+from kairos.replay.client.api import GenerateApi
+from kairos.replay.client.exchange import Exchange, named
+from kairos.replay.client.record import RequestOutcome
+from kairos.replay.client.target import Endpoint
+from kairos.replay.plan.plan import PlannedRequest
+from kairos.replay.plan.prompts import Prompts
 from kairos.slo import TPOT_RANGE_MS, TTFT_RANGE_MS, Slo
 from kairos.workload.trace import TraceRequest
 
@@ -95,7 +95,7 @@ class HttpDriver:
         seed: of all token ids. Runs with different ones find nothing of each other in the cache.
     """
 
-    def __init__(self, legs: Sequence[Leg], *, send_slo: bool, seed: int) -> None:
+    def __init__(self, legs: Sequence[Endpoint], *, send_slo: bool, seed: int) -> None:
         self._legs = tuple(legs)
         self._send_slo = send_slo
         self._prompts = Prompts(VOCABULARY, seed)
@@ -171,7 +171,7 @@ class HttpDriver:
 
 async def _ended_well(exchange: Exchange) -> None:
     outcome, reason = await exchange.answer()
-    if outcome is not Outcome.OK:
+    if outcome is not RequestOutcome.OK:
         raise DriveError(f"{outcome.value}: {' '.join(reason.split())}")
 
 

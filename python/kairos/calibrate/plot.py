@@ -8,7 +8,7 @@ import numpy as np
 from kairos.calibrate.measure import FirstTokens, Steps
 from kairos.calibrate.result import Calibrated
 from kairos.latency.first_token import prefill_s, single_request_chunks
-from kairos.replay.drawing import legend_below, png
+from kairos.replay.report.drawing import legend_below, png
 
 _LINE_POINTS = 60
 S = TypeVar("S", Steps, FirstTokens)

@@ -12,7 +12,7 @@ import orjson
 
 from kairos.errors import InputError
 from kairos.latency import InstanceLimits
-from kairos.replay.target import Leg, UrlTarget
+from kairos.replay.client.target import Endpoint, UrlTarget
 
 _TIMEOUT_S = 10.0
 _SECRET = re.compile(r"(--\S*api-key[ =])\S+")
@@ -32,7 +32,7 @@ class Servers:
         commands: how they were started, by role.
     """
 
-    legs: tuple[Leg, ...]
+    legs: tuple[Endpoint, ...]
     limits: InstanceLimits
     longest_prompt: int
     kairos: bool
@@ -80,14 +80,14 @@ def ask_servers(urls: Sequence[str], model: str | None = None) -> Servers:
     )
 
 
-def _legs(first: str, last: str, prefill: Mapping[str, Any]) -> tuple[Leg, ...]:
+def _legs(first: str, last: str, prefill: Mapping[str, Any]) -> tuple[Endpoint, ...]:
     if first == last:
-        return (Leg("server", first),)
+        return (Endpoint("server", first),)
     host = urlsplit(first).hostname or ""
     port = int(_number(first, prefill, "disaggregation_bootstrap_port"))
     return (
-        Leg("prefill", first, streams=False, bootstrap_host=host, bootstrap_port=port),
-        Leg("decode", last),
+        Endpoint("prefill", first, streams=False, bootstrap_host=host, bootstrap_port=port),
+        Endpoint("decode", last),
     )
 
 

@@ -2,27 +2,25 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from kairos.cluster import ClusterError, ClusterSpec
+from kairos.cluster import ClusterError
 from kairos.errors import InputError
-from kairos.replay import commands
-from kairos.replay.api import SLO_HEADERS
-from kairos.replay.arms import ALLOWED, ArmSpec
-from kairos.replay.dilation import LARGEST
-from kairos.replay.worker import WorkerDiedError
+from kairos.replay import commands, exit_codes
+from kairos.replay.client.api import SLO_HEADERS
+from kairos.replay.client.worker import WorkerDiedError
+from kairos.replay.plan.arms import ALLOWED
+from kairos.replay.plan.dilation import LARGEST
+from kairos.replay.run.config import DRAIN_S
+from kairos.replay.run.local_cluster import ClusterOf
 from kairos.workload.prefix import CACHE_TOKENS
 from kairos.workload.readers import FORMATS
 from kairos.workload.slo_sets import DEFAULT_TPOT_MS, SLO_SETS
 from kairos.workload.synthetic import PRESETS
 
-DRAIN_S = 300.0
 DEFAULT_PROFILE = "minimax-m2.5-tp4-h200"
-INVALID = 3
-"""Exit code when a run was disturbed: its report is written, and says so."""
 
 EXAMPLES = f"""\
 examples:
@@ -47,33 +45,11 @@ examples:
   python scripts/replay.py report out/b
   python scripts/replay.py compare out/a out/b --out out/both --force
 
-exit code: 0; 1 servers failed, 2 bad input, {INVALID} a run was disturbed (the report says how), \
-130 interrupted. Runs that were left out or made again count for 1 and {INVALID}, too.
+exit code: 0; 1 servers failed, 2 bad input, {exit_codes.DISTURBED} a run was disturbed (the \
+report says how),
+130 interrupted. Runs that were left out or made again count for 1 and \
+{exit_codes.DISTURBED}, too.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class LocalCluster:
-    """What the caller needs to describe the servers of an arm.
-
-    Attributes:
-        prefill, decode: number of servers.
-        profile: latency profile, shipped name or path; dilated if the run is.
-        mini_lb: whether requests go through upstream's router instead of straight to both servers.
-        cache_tokens: prefix cache of a prefill server.
-        kv_tokens: what else of its KV prompts in work may need.
-    """
-
-    arm: ArmSpec
-    prefill: int
-    decode: int
-    profile: str
-    mini_lb: bool
-    cache_tokens: int
-    kv_tokens: int
-
-
-ClusterOf = Callable[[LocalCluster], ClusterSpec]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,15 +73,13 @@ def main(argv: Sequence[str], cluster_of: ClusterOf) -> int:
             return commands.report(_report_parser().parse_args(argv[1:]))
         if argv and argv[0] == "compare":
             return commands.compare(_compare_parser().parse_args(argv[1:]))
-        from kairos.replay.session import replay
-
-        return replay(_parser().parse_args(argv), ("replay.py", *argv), cluster_of)
+        return commands.replay(parser().parse_args(argv), ("replay.py", *argv), cluster_of)
     except (InputError, ClusterError, WorkerDiedError) as error:
         print(f"replay: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+        return exit_codes.BAD_INPUT if isinstance(error, InputError) else exit_codes.SERVERS_FAILED
     except KeyboardInterrupt:
         print("replay: interrupted", file=sys.stderr)
-        return 130
+        return exit_codes.INTERRUPTED
 
 
 def _loads(text: str) -> list[float]:
@@ -115,7 +89,7 @@ def _loads(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is no number, nor several: 0.7,0.9") from None
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="replay",
         usage="replay --trace FILE --out DIR [options]\n"

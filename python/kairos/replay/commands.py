@@ -1,4 +1,4 @@
-"""Reports from records: of one folder, of several, and after a replay."""
+"""The commands of `kairos replay`: replay, report and compare."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,21 +8,60 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kairos.errors import InputError
-from kairos.replay.campaign import records_in, rejected_in
+from kairos.replay import exit_codes
+from kairos.replay.report.model import Extras, headline, subtitle
+from kairos.replay.report.results import Arm, by_load, check_comparable, read_arms
+from kairos.replay.report.writer import terminal_table, write_report
+from kairos.replay.run.local_cluster import ClusterOf
+from kairos.replay.run.record_file import records_in, rejected_in, writable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kairos.replay.results import Arm
-
 GOODPUT = ("simulated", "engine", "none")
+
+
+def replay(options: argparse.Namespace, command: Sequence[str], cluster_of: ClusterOf) -> int:
+    """Everything that a replay's command line asks for; returns the exit code."""
+    from rich.console import Console
+
+    from kairos.replay.report.engine_goodput import EngineGoodput
+    from kairos.replay.run.session import ReplaySession
+
+    console = Console()
+    session = ReplaySession(options, command, cluster_of, console)
+    limit = options.max_runs
+    if limit is not None and limit < 1:
+        raise InputError(f"--max-runs: {limit} is not allowed; at least 1")
+    todo = session.todo()
+    left = len(todo) if limit is None else limit
+    for run in todo[:left]:
+        session.run(run)
+    rest = len(todo) - left
+    searched: dict[str, Any] = {}
+    cut_short = False
+    if options.goodput == "engine" and rest <= 0:
+        search = EngineGoodput(session, console, None if limit is None else -rest)
+        searched = search.search()
+        cut_short = search.cut_short
+    arms = read_arms(session.record_files(), rejected=session.rejected_files())
+    code = publish(
+        arms,
+        options.out,
+        console,
+        goodput=options.goodput,
+        searched=searched,
+        force=options.force,
+    )
+    if rest > 0 or cut_short:
+        rest_name = f"{rest} runs" if rest > 0 else "probes of the goodput search"
+        console.print(f"{rest_name} are left; go on with --resume")
+    return code
 
 
 def report(options: argparse.Namespace) -> int:
     """`replay report DIR`."""
     from rich.console import Console
-
-    from kairos.replay.results import read_arms
 
     arms = read_arms(records_in(options.folder), rejected=rejected_in(options.folder))
     return publish(arms, options.folder, Console(), goodput=options.goodput, force=options.force)
@@ -31,8 +70,6 @@ def report(options: argparse.Namespace) -> int:
 def compare(options: argparse.Namespace) -> int:
     """`replay compare DIR DIR... --out DIR`."""
     from rich.console import Console
-
-    from kairos.replay.results import read_arms
 
     folders: list[Path] = options.folders
     arms = [
@@ -63,25 +100,8 @@ def labels(folders: Sequence[Path]) -> list[str]:
     return ["/".join(path.parts[-depth:]) + "/" for path in paths]
 
 
-def writable(path: Path) -> Path:
-    """The folder `path`, made when missing.
-
-    Raises:
-        InputError: it cannot be written to.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / "report.json"
-        probe.open("ab").close()
-        if not probe.stat().st_size:
-            probe.unlink()
-    except OSError as error:
-        raise InputError(f"--out: cannot write to {path}: {error.strerror}") from error
-    return path
-
-
 def publish(
-    arms: Sequence["Arm"],
+    arms: Sequence[Arm],
     folder: Path,
     console: "Console",
     *,
@@ -102,10 +122,7 @@ def publish(
     Raises:
         InputError: the arms of a load cannot be compared.
     """
-    from kairos.replay.cli import INVALID
-    from kairos.replay.report import Extras, headline, subtitle, terminal_table, write_report
-    from kairos.replay.results import by_load, check_comparable
-    from kairos.replay.simulated import fidelity, simulated_figures, simulated_goodput
+    from kairos.replay.report.simulated import fidelity, simulated_figures, simulated_goodput
 
     groups = by_load(arms)
     for group in groups.values():  # before anything is computed from what does not fit together
@@ -142,5 +159,5 @@ def publish(
         console.print(str(folder / name), highlight=False, soft_wrap=True)
     headers = [h for arm in arms for h in (*(run.header for run in arm.runs), *arm.left_out)]
     if any(header.note for header in headers):
-        return 1
-    return 0 if all(header.counts for header in headers) else INVALID
+        return exit_codes.SERVERS_FAILED
+    return 0 if all(header.counts for header in headers) else exit_codes.DISTURBED

@@ -17,7 +17,7 @@ from kairos.calibrate.sweep import FAILURES, Swept, sweep
 from kairos.errors import InputError
 from kairos.latency import load_profile, save_profile
 from kairos.latency.first_token import FirstTokenPath
-from kairos.replay.target import Leg
+from kairos.replay.client.target import Endpoint
 from support.virtual_engine import VirtualEngine
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
@@ -25,7 +25,7 @@ BASE = msgspec.structs.replace(load_profile("tiny-fast"), decode=PROFILE.decode)
 PATH = FirstTokenPath(0.02, 2e-6)
 LONGEST = 262_144
 SERVERS = Servers(
-    legs=(Leg("server", "http://127.0.0.1:1"),),
+    legs=(Endpoint("server", "http://127.0.0.1:1"),),
     limits=PROFILE.limits,
     longest_prompt=LONGEST,
     kairos=False,

@@ -4,9 +4,9 @@ import pytest
 
 from kairos.errors import InputError
 from kairos.latency import load_profile
-from kairos.replay.arms import ARMS, arm_spec, parse_arms
-from kairos.replay.dilation import dilated
-from kairos.replay.simulated import settings_of
+from kairos.replay.plan.arms import ARMS, arm_spec, parse_arms
+from kairos.replay.plan.dilation import dilated
+from kairos.replay.report.simulated import settings_of
 from support.replay import header
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kairos.replay.bootstrap import block_length, block_means, interval, percent_interval
+from kairos.replay.report.bootstrap import block_length, block_means, interval, percent_interval
 
 
 def test_1_constant_values_have_no_interval() -> None:

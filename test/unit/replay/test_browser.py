@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kairos.replay.record import Quiet
-from kairos.replay.report import Extras, write_report
+from kairos.replay.report.model import Extras
+from kairos.replay.report.writer import write_report
+from kairos.replay.run.interference import InterferenceReport
 from support.replay import arm, record
 
 BROWSER = next(
@@ -47,7 +48,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     slow = [record(i, [0.4 + 0.2 * i, 0.45 + 0.2 * i], input_tokens=9 + i) for i in range(20)]
     loads = [{"load": 4.0, "misses_at": None}, {"load": 0.2, "misses_at": 0.21}]
     goodput = {"fcfs": {"in": "simulator", "loads": loads}}
-    loud = Quiet(problems=("lag of emulated devices 9.10 %, allowed are 5",) * 3)
+    loud = InterferenceReport(problems=("lag of emulated devices 9.10 %, allowed are 5",) * 3)
     arms = [arm("fcfs", slow), arm("kairos", fast, quiet=loud), arm("fcfs", fast, load=0.5)]
     write_report(arms, folder, Extras({}, {}, goodput))
     return folder / "report.html"

@@ -11,15 +11,20 @@ from rich.console import Console
 from kairos.cluster import ServerDiedError
 from kairos.errors import InputError
 from kairos.latency import load_profile
-from kairos.replay import campaign
-from kairos.replay.api import Api, CompletionsApi, GenerateApi
-from kairos.replay.campaign import finished, runs_of
-from kairos.replay.client import Options
+from kairos.replay.client.api import Api, CompletionsApi, GenerateApi
+from kairos.replay.client.client import ClientConfig
+from kairos.replay.client.record import RequestOutcome
 from kairos.replay.commands import labels
-from kairos.replay.plan import Plan, make_plan
-from kairos.replay.record import Header, Outcome, Quiet, read_records, write_records
-from kairos.replay.results import check_comparable, read_arms
-from kairos.replay.runner import Setting, content_seed, last_check
+from kairos.replay.plan.campaign import runs_of
+from kairos.replay.plan.plan import Plan, make_plan
+from kairos.replay.report.results import check_comparable, read_arms
+from kairos.replay.run import resume
+from kairos.replay.run.config import RunConfig
+from kairos.replay.run.header import RunHeader
+from kairos.replay.run.interference import InterferenceReport
+from kairos.replay.run.record_file import read_records, write_records
+from kairos.replay.run.resume import finished
+from kairos.replay.run.runner import content_seed, last_check
 from kairos.workload.synthetic import generate
 from support import replay_fake
 from support.replay import header, record
@@ -45,20 +50,20 @@ def plan() -> Plan:
     return make_plan(generate("servegen-r1", 10, 0), load_profile("tiny-fast"), load=0.9)
 
 
-def setting(out: Path, **changes: object) -> Setting:
+def setting(out: Path, **changes: object) -> RunConfig:
     fields: dict[str, object] = {
         "instances": "1P1D",
         "profile": load_profile("tiny-fast"),
         "emulated": True,
         "url": None,
         "start_s": 0.0,
-        "limits": Options(),
+        "limits": ClientConfig(),
         "out": out,
         "command": (),
         "allow_disturbed": False,
         "console": Console(),
     }
-    return Setting(**(fields | changes))
+    return RunConfig(**(fields | changes))
 
 
 def written(out: Path, plan: Plan, **changes: object) -> None:
@@ -67,8 +72,8 @@ def written(out: Path, plan: Plan, **changes: object) -> None:
         "trace_sha256": workload.trace.sha256,
         "requests": len(plan.requests),
         "time_scale": workload.time_scale,
-        "timeout_s": Options().timeout_s,
-        "budget_s": Options().budget_s,
+        "timeout_s": ClientConfig().timeout_s,
+        "budget_s": ClientConfig().budget_s,
     }
     write_records(out / "requests-fcfs.jsonl", header(**(same | changes)), [record()])
 
@@ -80,7 +85,7 @@ def test_2_done_are_runs_of_the_same_plan_that_count(tmp_path: Path, plan: Plan)
 
 
 @pytest.mark.parametrize(
-    "trouble", [{"note": "decode-0 died"}, {"quiet": Quiet(problems=("loud",))}]
+    "trouble", [{"note": "decode-0 died"}, {"quiet": InterferenceReport(problems=("loud",))}]
 )
 def test_3_others_are_set_aside_and_done_again(
     tmp_path: Path, plan: Plan, trouble: dict[str, object]
@@ -112,8 +117,8 @@ def test_4_records_of_another_replay_are_not_mixed_in(
 def test_4a_nor_are_those_of_another_endpoint_or_model_or_way_to_ask(
     tmp_path: Path, plan: Plan
 ) -> None:
-    def done(url: str, api: Api) -> dict[str, Header]:
-        own = setting(tmp_path, url=url, emulated=False, limits=Options(api=api))
+    def done(url: str, api: Api) -> dict[str, RunHeader]:
+        own = setting(tmp_path, url=url, emulated=False, limits=ClientConfig(api=api))
         return finished(runs_of(["fcfs"], [0.9], 1), {0.9: plan}, own)
 
     servers = {
@@ -139,7 +144,7 @@ def test_4a_nor_are_those_of_another_endpoint_or_model_or_way_to_ask(
 def test_4b_nor_of_another_commit_unless_forced(
     tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(campaign, "git_commit", lambda: "new")
+    monkeypatch.setattr(resume, "git_commit", lambda: "new")
     runs = runs_of(["fcfs"], [0.9], 1)
     written(tmp_path, plan, git_commit="old")
     with pytest.raises(InputError, match="commit old, this is new; --force"):
@@ -167,7 +172,7 @@ def test_4d_a_server_that_dies_with_the_last_request_is_noticed() -> None:
 
         return check
 
-    good, broken = record(0), record(1, [], Outcome.CONNECTION_ERROR)
+    good, broken = record(0), record(1, [], RequestOutcome.CONNECTION_ERROR)
     assert last_check([good, broken], dying()).startswith("decode-0 died")
     assert last_check([good], dying()) == ""
     assert last_check([broken], lambda: None, within_s=0.01) == ""
@@ -245,7 +250,9 @@ def test_7_a_report_can_be_written_from_records_alone(tmp_path: Path) -> None:
 def test_8_disturbed_runs_are_left_out_where_there_are_others(tmp_path: Path) -> None:
     good = stored(tmp_path, "fcfs")
     bad = tmp_path / "requests-fcfs.r2.jsonl"
-    noisy = msgspec.structs.replace(header("fcfs"), repeat=2, quiet=Quiet(problems=("loud",)))
+    noisy = msgspec.structs.replace(
+        header("fcfs"), repeat=2, quiet=InterferenceReport(problems=("loud",))
+    )
     write_records(bad, noisy, [record()])
     (arm,) = read_arms([good, bad])
     assert (len(arm.runs), arm.counts) == (1, True)
@@ -268,7 +275,8 @@ def test_10_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    ("trouble", "code"), [({"note": "decode-0 died"}, 1), ({"quiet": Quiet(problems=("loud",))}, 3)]
+    ("trouble", "code"),
+    [({"note": "decode-0 died"}, 1), ({"quiet": InterferenceReport(problems=("loud",))}, 3)],
 )
 @pytest.mark.parametrize("name", ["requests-fcfs.r2.jsonl", "rejected-fcfs.1.jsonl"])
 def test_11_runs_left_out_or_made_again_are_reported(

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kairos.replay import session
-from kairos.replay.record import Outcome, read_records
+from kairos.replay.client.record import RequestOutcome
+from kairos.replay.run import session
+from kairos.replay.run.record_file import read_records
 from support import replay_fake
 from support.processes import marked, new_mark, wait_none
 
@@ -80,7 +81,11 @@ def test_2_a_server_that_dies_is_reported_and_the_rest_is_cut(
     assert summary["requests"] == 12
     assert 0 < summary["failures"] <= 7
     _, records = read_records(tmp_path / "requests-fcfs.jsonl")
-    assert {r.outcome for r in records} <= {Outcome.OK, Outcome.CUT, Outcome.CONNECTION_ERROR}
+    assert {r.outcome for r in records} <= {
+        RequestOutcome.OK,
+        RequestOutcome.CUT,
+        RequestOutcome.CONNECTION_ERROR,
+    }
 
 
 @pytest.mark.slow

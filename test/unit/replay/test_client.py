@@ -11,12 +11,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
 from kairos.errors import InputError
-from kairos.replay.api import CompletionsApi
-from kairos.replay.client import Client, Options
-from kairos.replay.plan import PlannedRequest
-from kairos.replay.prompts import Prompts
-from kairos.replay.record import Outcome, Record
-from kairos.replay.target import Leg, PairTarget, Target, UrlTarget
+from kairos.replay.client.api import CompletionsApi
+from kairos.replay.client.client import ClientConfig, ReplayClient
+from kairos.replay.client.record import RequestOutcome, RequestRecord
+from kairos.replay.client.target import Endpoint, PairTarget, Target, UrlTarget
+from kairos.replay.plan.plan import PlannedRequest
+from kairos.replay.plan.prompts import Prompts
 from support.replay import planned
 
 Behaviour = Callable[["Engine", web.Request, web.StreamResponse, dict], Awaitable[None]]
@@ -128,8 +128,10 @@ async def engine() -> AsyncIterator[Engine]:
     await server.close()
 
 
-async def replay(requests: list[PlannedRequest], target: Target, **options: object) -> list[Record]:
-    client = Client(target, Prompts(1024), Options(**options), "t")  # type: ignore[arg-type]
+async def replay(
+    requests: list[PlannedRequest], target: Target, **options: object
+) -> list[RequestRecord]:
+    client = ReplayClient(target, Prompts(1024), ClientConfig(**options), "t")  # type: ignore[arg-type]
     return await client.run(requests)
 
 
@@ -139,7 +141,7 @@ def plan(count: int, gap_s: float = 0.0, output_tokens: int = 3) -> list[Planned
 
 async def test_1_a_good_stream(engine: Engine) -> None:
     (record,) = await replay([planned(0, input_tokens=700, output_tokens=5)], UrlTarget(engine.url))
-    assert (record.outcome, record.got_tokens, record.cached_tokens) == (Outcome.OK, 5, 2)
+    assert (record.outcome, record.got_tokens, record.cached_tokens) == (RequestOutcome.OK, 5, 2)
     assert record.ttft_ms is not None
     assert record.ttft_ms > 0
     assert len(record.token_gaps_ms) == 4
@@ -161,15 +163,15 @@ async def test_2_slo_travels_when_asked_for(engine: Engine) -> None:
     assert "custom_params" not in engine.bodies[1]["sampling_params"]
 
 
-FAILURES: list[tuple[Behaviour, Outcome, str, int]] = [
-    (refuse, Outcome.HTTP_ERROR, "status 400: .*-1 is not allowed", 0),
-    (hang, Outcome.TIMEOUT, "no end after 0.4 s", 0),
-    (first_then_hang, Outcome.TIMEOUT, "no end after 0.4 s", 1),
-    (break_off, Outcome.CONNECTION_ERROR, ".", 1),
-    (stop_early, Outcome.INCOMPLETE, "1 of 3 tokens", 1),
-    (abort, Outcome.ABORTED, "KV transfer failed", 0),
-    (error_event, Outcome.STREAM_ERROR, "too long", 0),
-    (no_stream, Outcome.STREAM_ERROR, "a router put this here", 0),
+FAILURES: list[tuple[Behaviour, RequestOutcome, str, int]] = [
+    (refuse, RequestOutcome.HTTP_ERROR, "status 400: .*-1 is not allowed", 0),
+    (hang, RequestOutcome.TIMEOUT, "no end after 0.4 s", 0),
+    (first_then_hang, RequestOutcome.TIMEOUT, "no end after 0.4 s", 1),
+    (break_off, RequestOutcome.CONNECTION_ERROR, ".", 1),
+    (stop_early, RequestOutcome.INCOMPLETE, "1 of 3 tokens", 1),
+    (abort, RequestOutcome.ABORTED, "KV transfer failed", 0),
+    (error_event, RequestOutcome.STREAM_ERROR, "too long", 0),
+    (no_stream, RequestOutcome.STREAM_ERROR, "a router put this here", 0),
 ]
 
 
@@ -182,13 +184,13 @@ async def test_3_every_failure_has_its_outcome_and_reason_and_spares_the_others(
         record = records[2 * i + 1]
         assert (record.outcome, record.got_tokens) == (outcome, got), record.reason
         assert re.search(reason, record.reason), record.reason
-    assert Counter(r.outcome for r in records)[Outcome.OK] == len(FAILURES) + 1
+    assert Counter(r.outcome for r in records)[RequestOutcome.OK] == len(FAILURES) + 1
     assert len({r.rid for r in records}) == len(records)
 
 
 async def test_4_nothing_listens() -> None:
     records = await replay(plan(3), UrlTarget(f"http://127.0.0.1:{unused_port()}"))
-    assert [r.outcome for r in records] == [Outcome.CONNECTION_ERROR] * 3
+    assert [r.outcome for r in records] == [RequestOutcome.CONNECTION_ERROR] * 3
     assert all(r.send_lag_ms is None for r in records)
     assert "Connect" in records[0].reason
 
@@ -198,7 +200,7 @@ async def test_5_a_server_that_never_answers_delays_no_send(engine: Engine) -> N
     back-pressure would still be sending when the first times out."""
     engine.behaviours = dict.fromkeys(range(60), hang)
     records = await replay(plan(60, gap_s=0.005), UrlTarget(engine.url), timeout_s=1.0)
-    assert {r.outcome for r in records} == {Outcome.TIMEOUT}
+    assert {r.outcome for r in records} == {RequestOutcome.TIMEOUT}
     assert len(engine.bodies) == 60
     lags = sorted(r.send_lag_ms for r in records if r.send_lag_ms is not None)
     assert len(lags) == 60
@@ -215,7 +217,11 @@ async def test_7_budget_cuts_what_is_left_sent_or_not(engine: Engine) -> None:
     engine.behaviours = {0: hang}
     requests = [planned(0, 0.0), planned(1, 0.1), planned(2, 30.0)]
     records = await replay(requests, UrlTarget(engine.url), budget_s=0.5)
-    assert [r.outcome for r in records] == [Outcome.CUT, Outcome.OK, Outcome.CUT]
+    assert [r.outcome for r in records] == [
+        RequestOutcome.CUT,
+        RequestOutcome.OK,
+        RequestOutcome.CUT,
+    ]
     assert "budget of 0.5 s" in records[0].reason
     assert records[2].reason == "never sent"
     assert records[2].send_lag_ms is None
@@ -224,7 +230,7 @@ async def test_7_budget_cuts_what_is_left_sent_or_not(engine: Engine) -> None:
 async def test_8_stop_ends_the_run_and_says_why(engine: Engine) -> None:
     engine.behaviours = {1: first_then_hang}
     requests = [planned(0, 0.0), planned(1, 0.0), planned(2, 60.0)]
-    client = Client(UrlTarget(engine.url), Prompts(1024), Options(), "t")
+    client = ReplayClient(UrlTarget(engine.url), Prompts(1024), ClientConfig(), "t")
     running = asyncio.create_task(client.run(requests))
     while client.counts.done < 1 or len(engine.bodies) < 2:
         await asyncio.sleep(0.01)
@@ -232,7 +238,11 @@ async def test_8_stop_ends_the_run_and_says_why(engine: Engine) -> None:
     client.stop("decode-0 died")
     client.stop("a second reason")
     records = await running
-    assert [r.outcome for r in records] == [Outcome.OK, Outcome.CUT, Outcome.CUT]
+    assert [r.outcome for r in records] == [
+        RequestOutcome.OK,
+        RequestOutcome.CUT,
+        RequestOutcome.CUT,
+    ]
     assert [r.reason for r in records] == ["", "decode-0 died", "decode-0 died"]
     assert records[1].got_tokens == 1
     assert (client.counts.sent, client.counts.done, client.counts.failed) == (2, 2, 1)
@@ -250,8 +260,8 @@ async def test_9_giving_up_hangs_up(engine: Engine) -> None:
 
 
 def pair(prefill: Engine, decode: Engine) -> PairTarget:
-    left = Leg("prefill-0", prefill.url, False, "127.0.0.1", 8998)
-    return PairTarget([left], [Leg("decode-0", decode.url)])
+    left = Endpoint("prefill-0", prefill.url, False, "127.0.0.1", 8998)
+    return PairTarget([left], [Endpoint("decode-0", decode.url)])
 
 
 @pytest.fixture
@@ -268,7 +278,7 @@ async def other(engine: Engine) -> AsyncIterator[Engine]:
 
 async def test_10_both_legs_of_a_pair_get_the_same_body(engine: Engine, other: Engine) -> None:
     records = await replay(plan(3), pair(engine, other))
-    assert [r.outcome for r in records] == [Outcome.OK] * 3
+    assert [r.outcome for r in records] == [RequestOutcome.OK] * 3
     assert [r.got_tokens for r in records] == [3] * 3  # decode's tokens, counted once
     by_rid = {body["rid"]: body for body in engine.bodies}
     assert by_rid == {body["rid"]: body for body in other.bodies}
@@ -285,7 +295,11 @@ async def test_11_a_failed_prefill_leg_ends_the_pair(engine: Engine, other: Engi
     other.behaviours = {0: hang, 1: hang}
     records = await replay(plan(3), pair(engine, other), timeout_s=30.0)
     outcomes = [r.outcome for r in records]
-    assert outcomes == [Outcome.HTTP_ERROR, Outcome.CONNECTION_ERROR, Outcome.OK]
+    assert outcomes == [
+        RequestOutcome.HTTP_ERROR,
+        RequestOutcome.CONNECTION_ERROR,
+        RequestOutcome.OK,
+    ]
     assert "prefill-0" in records[0].reason
     for _ in range(100):
         if other.gone == {0, 1}:
@@ -299,22 +313,22 @@ async def test_12_a_prefill_leg_that_hangs_does_not_outlive_the_decode_leg(
 ) -> None:
     engine.behaviours = {0: hang}
     (record,) = await replay(plan(1), pair(engine, other), timeout_s=30.0)
-    assert record.outcome is Outcome.OK
+    assert record.outcome is RequestOutcome.OK
 
 
 async def test_13_a_bug_in_the_client_costs_one_request(engine: Engine) -> None:
     class Broken(UrlTarget):
-        def legs(self, index: int) -> tuple[Leg, ...]:
-            return (Leg("x", f"ftp://{index}"),) if index == 1 else tuple(super().legs(index))
+        def legs(self, index: int) -> tuple[Endpoint, ...]:
+            return (Endpoint("x", f"ftp://{index}"),) if index == 1 else tuple(super().legs(index))
 
     records = await replay(plan(3), Broken(engine.url))
-    assert [r.outcome for r in records][::2] == [Outcome.OK, Outcome.OK]
-    assert records[1].outcome is not Outcome.OK
+    assert [r.outcome for r in records][::2] == [RequestOutcome.OK, RequestOutcome.OK]
+    assert records[1].outcome is not RequestOutcome.OK
 
 
 def test_14_pairs_take_turns_and_all_occur() -> None:
     target = PairTarget(
-        [Leg(f"p{i}", "", False) for i in range(2)], [Leg(f"d{i}", "") for i in range(2)]
+        [Endpoint(f"p{i}", "", False) for i in range(2)], [Endpoint(f"d{i}", "") for i in range(2)]
     )
     seen = Counter(tuple(leg.name for leg in target.legs(i)) for i in range(8))
     assert seen == {("p0", "d0"): 2, ("p1", "d1"): 2, ("p0", "d1"): 2, ("p1", "d0"): 2}
@@ -335,9 +349,9 @@ def test_15_bad_urls(url: str) -> None:
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_16_bad_limits(value: float) -> None:
     with pytest.raises(InputError, match="--timeout-s"):
-        Options(timeout_s=value)
+        ClientConfig(timeout_s=value)
     with pytest.raises(InputError, match="--budget-s"):
-        Options(budget_s=value)
+        ClientConfig(budget_s=value)
 
 
 async def test_17_a_server_that_does_not_stop_costs_its_own_requests_only() -> None:
@@ -357,6 +371,6 @@ async def test_17_a_server_that_does_not_stop_costs_its_own_requests_only() -> N
         target = UrlTarget(str(server.make_url("")).rstrip("/"))
         requests = [planned(0, output_tokens=3), planned(1, output_tokens=4)]
         records = await replay(requests, target, api=CompletionsApi("m"))
-    assert [r.outcome for r in records] == [Outcome.STREAM_ERROR, Outcome.OK]
+    assert [r.outcome for r in records] == [RequestOutcome.STREAM_ERROR, RequestOutcome.OK]
     assert records[0].reason == "5 tokens, 3 were asked for"
     assert records[0].got_tokens == 3

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from kairos.replay.api import SLO_HEADERS, CompletionsApi
-from kairos.replay.stream import CompletionStream, StreamError
+from kairos.replay.client.api import SLO_HEADERS, CompletionsApi
+from kairos.replay.client.stream import CompletionStream, StreamError
 from support.replay import planned
 
 

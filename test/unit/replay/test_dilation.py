@@ -5,11 +5,16 @@ import pytest
 
 from kairos.errors import InputError
 from kairos.latency import load_profile
-from kairos.replay.dilation import dilated
-from kairos.replay.plan import make_plan
-from kairos.replay.record import Outcome, make_record
-from kairos.replay.simulated import fidelity, scenario_of, simulated_figures, simulated_goodput
-from kairos.replay.summary import summarise
+from kairos.replay.client.record import RequestOutcome, make_record
+from kairos.replay.plan.dilation import dilated
+from kairos.replay.plan.plan import make_plan
+from kairos.replay.report.simulated import (
+    fidelity,
+    scenario_of,
+    simulated_figures,
+    simulated_goodput,
+)
+from kairos.replay.report.summary import summarise
 from kairos.workload.synthetic import generate
 from support.replay import header
 
@@ -69,7 +74,8 @@ def test_5_bad_factors(factor: float) -> None:
 def test_6_fidelity_is_simulator_minus_engine() -> None:
     plan = make_plan(TRACE, PROFILE, load=0.5)
     records = [
-        make_record(p, f"r{p.index}", Outcome.OK, token_times_s=[0.001]) for p in plan.requests
+        make_record(p, f"r{p.index}", RequestOutcome.OK, token_times_s=[0.001])
+        for p in plan.requests
     ]
     head = header("fcfs", profile=PROFILE, load=0.5)
     measured = summarise([(head, records)])
@@ -89,7 +95,7 @@ def test_6_prefix_hits_are_those_the_server_reported() -> None:
     planned = make_plan(TRACE, PROFILE, load=0.5).requests[:3]
     hits = [None, 7, planned[2].request.input_tokens]
     records = [
-        make_record(p, f"r{p.index}", Outcome.OK, token_times_s=[0.001], cached_tokens=hit)
+        make_record(p, f"r{p.index}", RequestOutcome.OK, token_times_s=[0.001], cached_tokens=hit)
         for p, hit in zip(planned, hits, strict=True)
     ]
     expected = [planned[0].cached_tokens, 7, planned[2].request.input_tokens - 1]

@@ -8,8 +8,9 @@ import pytest
 
 from kairos.errors import InputError
 from kairos.latency import load_profile
-from kairos.replay import evaluation
-from kairos.replay.evaluation import (
+from kairos.replay.client.record import RequestOutcome
+from kairos.replay.report import evaluation
+from kairos.replay.report.evaluation import (
     SHOWN,
     Simulated,
     best_upstream,
@@ -18,8 +19,9 @@ from kairos.replay.evaluation import (
     simulated,
     simulated_markdown,
 )
-from kairos.replay.record import Device, Outcome
-from kairos.replay.report import Extras, write_report
+from kairos.replay.report.model import Extras
+from kairos.replay.report.writer import write_report
+from kairos.replay.run.forwards import DeviceReport
 from kairos.workload.synthetic import generate
 from support.replay import arm, record
 
@@ -80,7 +82,7 @@ def test_3_a_kept_report_renders(tmp_path: Path) -> None:
 def test_3a_each_load_says_its_work_and_each_class_its_attainment(tmp_path: Path) -> None:
     classes = ("batch", "interactive")
     own = [record(i, [0.1 + i % 2, 0.12 + i % 2], slo_class=classes[i % 2]) for i in range(10)]
-    lost = [record(0, [], Outcome.TIMEOUT, slo_class="batch"), *own[1:]]
+    lost = [record(0, [], RequestOutcome.TIMEOUT, slo_class="batch"), *own[1:]]
     arms = [
         arm(name, records, load=load, requests=10, span_s=load * 20.0)
         for load in (0.7, 0.9)
@@ -113,7 +115,7 @@ def test_4_something_else_is_refused() -> None:
 def test_5_an_engine_s_gains_goodput_and_fidelity(tmp_path: Path) -> None:
     fast = [record(i, [0.1, 0.12]) for i in range(10)]
     half = [record(i, [0.1 if i % 2 else 0.9, 0.12 if i % 2 else 0.92]) for i in range(10)]
-    device = Device(
+    device = DeviceReport(
         prefill_busy_percent=50.0, decode_busy_percent=50.0, decode_tokens_per_busy_s=100.0,
         decode_batch_mean=2.0, prefill_batches=3,
     )  # fmt: skip

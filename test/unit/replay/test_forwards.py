@@ -5,16 +5,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kairos.replay.figures import busiest_window, overtakes, prefill_bars, waiting_over_time
-from kairos.replay.forwards import (
+from kairos.replay.client.record import RequestOutcome
+from kairos.replay.report.figures import busiest_window, overtakes, prefill_bars, waiting_over_time
+from kairos.replay.report.results import RunResult
+from kairos.replay.run.forwards import (
     Forward,
     decode_lag_percent,
     device_use,
     engine_tpot_ms,
     read_forwards,
 )
-from kairos.replay.record import Outcome
-from kairos.replay.results import RunResult
 from support.replay import header, record
 
 
@@ -111,7 +111,7 @@ def test_7_waiting_counts_who_is_due_and_unserved() -> None:
     records = [
         record(0, [1.0, 1.1], arrival_s=0.0),
         record(1, [0.5], arrival_s=0.2),
-        record(2, [], Outcome.TIMEOUT, arrival_s=0.3),
+        record(2, [], RequestOutcome.TIMEOUT, arrival_s=0.3),
     ]
     times, waiting = waiting_over_time(records)
     assert times.tolist() == pytest.approx([0.0, 0.2, 0.3, 0.7, 1.0])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kairos.errors import InputError
-from kairos.replay.goodput import HIGHEST, LOWEST, TOLERANCE, largest_load
+from kairos.replay.report.goodput import HIGHEST, LOWEST, TOLERANCE, largest_load
 
 
 def constant(percent: float) -> Callable[[float], float]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kairos.errors import InputError
-from kairos.replay.prompts import Prompts
+from kairos.replay.plan.prompts import Prompts
 from kairos.workload.trace import TraceRequest
 
 

@@ -8,13 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kairos.errors import InputError
-from kairos.replay.record import Header, Outcome, Record, make_record, read_records, write_records
+from kairos.replay.client.record import RequestOutcome, RequestRecord, make_record
+from kairos.replay.run.header import RunHeader
+from kairos.replay.run.record_file import read_records, write_records
 from support.replay import header, planned
 
 
 def record(
-    times: list[float], *, outcome: Outcome = Outcome.OK, ttft_ms: float = 500, tpot_ms: float = 25
-) -> Record:
+    times: list[float],
+    *,
+    outcome: RequestOutcome = RequestOutcome.OK,
+    ttft_ms: float = 500,
+    tpot_ms: float = 25,
+) -> RequestRecord:
     request = planned(output_tokens=max(1, len(times)), ttft_ms=ttft_ms, tpot_ms=tpot_ms)
     return make_record(request, "r", outcome, token_times_s=times, send_lag_s=0.002)
 
@@ -52,15 +58,15 @@ def test_4_a_single_token_has_no_tpot_and_cannot_miss_it() -> None:
     assert r.met
 
 
-@pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.OK])
-def test_5_a_failure_misses_both_however_fast_it_was(outcome: Outcome) -> None:
+@pytest.mark.parametrize("outcome", [o for o in RequestOutcome if o is not RequestOutcome.OK])
+def test_5_a_failure_misses_both_however_fast_it_was(outcome: RequestOutcome) -> None:
     r = record([0.1, 0.11], outcome=outcome)
     assert r.ttft_ms is not None
     assert (r.ttft_met, r.tpot_met, r.met) == (False, False, False)
 
 
 def test_6_no_token() -> None:
-    r = record([], outcome=Outcome.TIMEOUT)
+    r = record([], outcome=RequestOutcome.TIMEOUT)
     assert (r.ttft_ms, r.tpot_ms, r.worst_gap_ms, r.got_tokens) == (None, None, None, 0)
 
 
@@ -77,7 +83,7 @@ def test_7_gaps_add_up_to_the_decode_time(gaps: list[float]) -> None:
 
 
 def test_8_file_round_trip(tmp_path: Path) -> None:
-    records = [record([0.4, 0.42]), record([], outcome=Outcome.CONNECTION_ERROR)]
+    records = [record([0.4, 0.42]), record([], outcome=RequestOutcome.CONNECTION_ERROR)]
     path = tmp_path / "requests-fcfs.jsonl"
     write_records(path, header(), records)
     assert read_records(path) == (header(), records)
@@ -116,4 +122,4 @@ def test_10_header_knows_what_is_needed_to_repeat() -> None:
         "profile",
         "versions",
         "servers",
-    } <= {f.name for f in msgspec.structs.fields(Header)}
+    } <= {f.name for f in msgspec.structs.fields(RunHeader)}

@@ -11,9 +11,10 @@ from rich.console import Console
 
 from kairos.errors import InputError
 from kairos.latency import load_profile
-from kairos.replay.record import Outcome
-from kairos.replay.report import ROWS, Extras, subtitle, terminal_table, write_report
-from kairos.replay.results import Arm, RunResult, check_comparable
+from kairos.replay.client.record import RequestOutcome
+from kairos.replay.report.model import ROWS, Extras, subtitle
+from kairos.replay.report.results import Arm, RunResult, check_comparable
+from kairos.replay.report.writer import terminal_table, write_report
 from support.replay import arm, header, record
 
 SLOW = [record(i, [0.4 + 0.2 * i, 0.45 + 0.2 * i]) for i in range(10)]
@@ -42,7 +43,7 @@ class Page(HTMLParser):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of two arms, one of them with hostile text, a note and a failure."""
     folder = tmp_path_factory.mktemp("report")
-    lost = record(10, [], Outcome.TIMEOUT)
+    lost = record(10, [], RequestOutcome.TIMEOUT)
     hostile = "<script>alert(1)</script>"
     arms = [
         arm("fcfs", [*SLOW, lost], trace=hostile),
@@ -70,7 +71,7 @@ def test_1_table_has_both_arms_and_every_row() -> None:
 
 
 def test_2_missing_figures_are_a_dash_not_a_zero_and_who_was_not_served_waits_for_ever() -> None:
-    text = table([arm("fcfs", [record(0, [], Outcome.TIMEOUT)])])
+    text = table([arm("fcfs", [record(0, [], RequestOutcome.TIMEOUT)])])
     assert re.search(r"longest pause between tokens +│ +– ", text)
     assert re.search(r"TTFT p99 +│ +never ", text)
 
@@ -104,7 +105,7 @@ def test_5_picture_is_a_png(folder: Path) -> None:
 
 
 def test_6_runs_without_a_single_first_token_can_be_reported(tmp_path: Path) -> None:
-    dead = [record(i, [], Outcome.CONNECTION_ERROR) for i in range(3)]
+    dead = [record(i, [], RequestOutcome.CONNECTION_ERROR) for i in range(3)]
     one_token = [record(0, [0.1])]
     write_report([arm("fcfs", dead), arm("kairos", one_token)], tmp_path)
     assert (tmp_path / "report.html").exists()

@@ -1,5 +1,6 @@
 """The goodput search on an engine: what of its runs is used."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -7,10 +8,16 @@ import pytest
 from rich.console import Console
 
 from kairos.errors import InputError
-from kairos.replay import cli, session
-from kairos.replay.plan import Plan
-from kairos.replay.record import Header, make_record, write_records
-from kairos.replay.runner import Run, Setting
+from kairos.replay import cli, commands
+from kairos.replay.client.record import make_record
+from kairos.replay.plan.campaign import ReplayRun
+from kairos.replay.plan.plan import Plan
+from kairos.replay.report.engine_goodput import EngineGoodput
+from kairos.replay.run import session
+from kairos.replay.run.config import RunConfig
+from kairos.replay.run.header import RunHeader
+from kairos.replay.run.record_file import write_records
+from kairos.replay.run.session import ReplaySession
 from support.replay import header
 
 EDGE = 1.2
@@ -28,7 +35,7 @@ class Engine:
         self.made: list[str] = []
         self.dies: dict[str, int] = {}
 
-    def __call__(self, setting: Setting, run: Run, plan: Plan, *_: object) -> Header:
+    def __call__(self, setting: RunConfig, run: ReplayRun, plan: Plan, *_: object) -> RunHeader:
         self.made.append(run.stem)
         workload = plan.workload
         dead = self.made.count(run.stem) <= self.dies.get(run.stem, 0)
@@ -55,24 +62,38 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     return engine
 
 
-def begun(out: Path, *flags: str) -> session._Session:
+def begun(out: Path, *flags: str) -> ReplaySession:
     trace = out / "trace.jsonl"
     lines = [
         json.dumps({"arrival_s": 0.5 * i, "input_tokens": 900 + i, "output_tokens": 1})
         for i in range(12)
     ]
     trace.write_text("\n".join(lines) + "\n")
-    options = cli._parser().parse_args(
-        ["--trace", str(trace), "--arms", "fcfs", "--goodput", "engine", "--out", str(out), *flags]
+    options = parsed(out, *flags)
+    return ReplaySession(options, (), lambda _: None, Console())
+
+
+def parsed(out: Path, *flags: str) -> argparse.Namespace:
+    return cli.parser().parse_args(
+        [
+            "--trace",
+            str(out / "trace.jsonl"),
+            "--arms",
+            "fcfs",
+            "--goodput",
+            "engine",
+            "--out",
+            str(out),
+            *flags,
+        ]
     )
-    return session._Session(options, (), lambda _: None, Console())
 
 
 def searched(out: Path, *flags: str) -> dict:
     one = begun(out, *flags)
     for run in one.todo():
         one.run(run)
-    return one.goodput()["fcfs"]
+    return EngineGoodput(one, Console()).search()["fcfs"]
 
 
 def test_1_probes_that_do_not_count_are_made_again(tmp_path: Path, engine: Engine) -> None:
@@ -114,30 +135,28 @@ def test_5_old_probes_are_replaced_or_refused(tmp_path: Path, engine: Engine) ->
     assert engine.made == made
 
 
-def test_6_a_bad_limit_of_runs_costs_no_records(
-    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_6_a_bad_limit_of_runs_costs_no_records(tmp_path: Path, engine: Engine) -> None:
     searched(tmp_path)
     records = sorted(tmp_path.glob("requests-*"))
-    one = begun(tmp_path, "--overwrite", "--max-runs", "0")
-    monkeypatch.setattr(session, "_Session", lambda *_: one)
+    options = parsed(tmp_path, "--overwrite", "--max-runs", "0")
     with pytest.raises(InputError, match="--max-runs: 0"):
-        session.replay(one._options, (), lambda _: None)
+        commands.replay(options, (), lambda _: None)
     assert sorted(tmp_path.glob("requests-*")) == records
 
 
 def test_6b_a_limit_of_runs_holds_for_probes_too(tmp_path: Path, engine: Engine) -> None:
     one = begun(tmp_path)
     one.run(*one.todo())
-    assert one.goodput(1)["fcfs"]["loads"] is None
-    assert (len(engine.made), one.cut_short) == (2, True)
-    again = begun(tmp_path, "--resume")
-    assert again.goodput(99)["fcfs"]["loads"][0]["load"] == pytest.approx(EDGE, rel=0.06)
+    search = EngineGoodput(one, Console(), max_probes=1)
+    assert search.search()["fcfs"]["loads"] is None
+    assert (len(engine.made), search.cut_short) == (2, True)
+    again = EngineGoodput(begun(tmp_path, "--resume"), Console(), max_probes=99)
+    assert again.search()["fcfs"]["loads"][0]["load"] == pytest.approx(EDGE, rel=0.06)
     assert again.cut_short is False
     assert engine.made.count("fcfs@1.8") == 1
 
 
 def test_7_with_dilation_a_budget_is_as_much_longer(tmp_path: Path) -> None:
     one = begun(tmp_path, "--budget-s", "100", "--timeout-s", "50", "--dilate", "2")
-    assert one._setting.limits.budget_s == 200.0
-    assert one._setting.limits.timeout_s == 100.0
+    assert one.config.limits.budget_s == 200.0
+    assert one.config.limits.timeout_s == 100.0

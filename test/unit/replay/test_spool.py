@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kairos.replay.spool import Spool
+from kairos.replay.client.spool import Spool
 
 
 @given(st.lists(st.binary(max_size=200), max_size=20))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kairos.replay.stream import StreamError, TokenStream
+from kairos.replay.client.stream import StreamError, TokenStream
 
 
 def event(count: int, finish: object = None, ids: int = 1, **fields: object) -> bytes:

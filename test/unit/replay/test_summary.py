@@ -5,12 +5,13 @@ import math
 import pytest
 
 from kairos.errors import InputError
-from kairos.replay.record import Outcome, Record
-from kairos.replay.summary import Summary, jain, percentile, summarise
+from kairos.replay.client.record import RequestOutcome, RequestRecord
+from kairos.replay.report.summary import Summary, jain, summarise
+from kairos.replay.run.percentile import percentile
 from support.replay import header, record
 
 
-def of(records: list[Record], *repeats: list[Record], **changes: object) -> Summary:
+def of(records: list[RequestRecord], *repeats: list[RequestRecord], **changes: object) -> Summary:
     return summarise([(header(**changes), own) for own in (records, *repeats)])
 
 
@@ -19,7 +20,7 @@ def test_1_attainment_counts_every_request_sent() -> None:
         record(0, [0.1, 0.12]),  # meets both
         record(1, [0.9, 0.92]),  # misses TTFT
         record(2, [0.1, 0.2]),  # misses TPOT
-        record(3, [0.1, 0.12], Outcome.ABORTED),  # fast, then failed
+        record(3, [0.1, 0.12], RequestOutcome.ABORTED),  # fast, then failed
     ]
     s = of(records)
     assert (s.ttft_attainment, s.tpot_attainment, s.e2e_attainment) == (50.0, 50.0, 25.0)
@@ -29,13 +30,13 @@ def test_1_attainment_counts_every_request_sent() -> None:
 def test_2_percentiles_count_who_failed_as_never_served() -> None:
     """An arm that refused its slowest requests once looked the faster for it."""
     records = [record(i, [0.001 * (i + 1), 0.001 * (i + 1) + 0.02]) for i in range(100)]
-    records.append(record(100, [], Outcome.CONNECTION_ERROR))
+    records.append(record(100, [], RequestOutcome.CONNECTION_ERROR))
     s = of(records)
     assert s.ttft_p50_s == pytest.approx(0.051)
     assert s.ttft_p99_s == pytest.approx(0.1)
     assert s.tpot_p50_ms == pytest.approx(20.0)
     assert s.max_ttft_over_slo == math.inf
-    records.append(record(101, [0.001, 0.021], Outcome.ABORTED))
+    records.append(record(101, [0.001, 0.021], RequestOutcome.ABORTED))
     assert of(records).ttft_p99_s == math.inf
 
 
@@ -79,7 +80,7 @@ def test_5_throughput_and_stall() -> None:
 
 
 def test_6_nothing_arrived() -> None:
-    s = of([record(0, [], Outcome.TIMEOUT, output_tokens=2)], note="prefill-0 died")
+    s = of([record(0, [], RequestOutcome.TIMEOUT, output_tokens=2)], note="prefill-0 died")
     assert (s.ttft_p50_s, s.tpot_p99_ms, s.max_stall_s) == (math.inf, math.inf, None)
     assert s.jain_index == 0.0
     assert (s.e2e_attainment, s.tokens_per_s, s.note) == (0.0, 0.0, "prefill-0 died")

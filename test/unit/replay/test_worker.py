@@ -8,11 +8,11 @@ from threading import Thread
 import psutil
 import pytest
 
-from kairos.replay.client import Options
-from kairos.replay.prompts import Prompts
-from kairos.replay.record import Outcome, Record
-from kairos.replay.target import UrlTarget
-from kairos.replay.worker import Job, Worker, WorkerDiedError
+from kairos.replay.client.client import ClientConfig
+from kairos.replay.client.record import RequestOutcome, RequestRecord
+from kairos.replay.client.target import UrlTarget
+from kairos.replay.client.worker import Worker, WorkerDiedError, WorkerJob
+from kairos.replay.plan.prompts import Prompts
 from support.fake_engine import event
 from support.replay import planned
 
@@ -46,12 +46,12 @@ def url() -> Iterator[str]:
     server.shutdown()
 
 
-def job(url: str, *lengths: int) -> Job:
+def job(url: str, *lengths: int) -> WorkerJob:
     requests = [planned(i, 0.01 * i, input_tokens=n) for i, n in enumerate(lengths)]
-    return Job(UrlTarget(url), Prompts(1024), Options(timeout_s=30), "t", requests)
+    return WorkerJob(UrlTarget(url), Prompts(1024), ClientConfig(timeout_s=30), "t", requests)
 
 
-def ended(worker: Worker) -> list[Record]:
+def ended(worker: Worker) -> list[RequestRecord]:
     while True:
         records = worker.poll(1.0)
         if records is not None:
@@ -65,7 +65,7 @@ def test_1_records_come_back(url: str) -> None:
         records = ended(worker)
         assert worker.start_s > 0.0
         assert worker.priority in ("real-time", "nice -10", "normal")
-    assert [r.outcome for r in records] == [Outcome.OK] * 3
+    assert [r.outcome for r in records] == [RequestOutcome.OK] * 3
 
 
 def test_2_stopped_the_rest_is_cut(url: str) -> None:
@@ -75,7 +75,11 @@ def test_2_stopped_the_rest_is_cut(url: str) -> None:
             assert worker.poll(0.1) is None
         worker.stop("decode-0 died")
         records = ended(worker)
-    assert [r.outcome for r in records] == [Outcome.OK, Outcome.CUT, Outcome.CUT]
+    assert [r.outcome for r in records] == [
+        RequestOutcome.OK,
+        RequestOutcome.CUT,
+        RequestOutcome.CUT,
+    ]
     assert records[2].reason == "decode-0 died"
 
 
@@ -102,9 +106,9 @@ def test_4_a_client_that_dies_is_an_error(url: str) -> None:
 def test_5_many_records_come_back(url: str) -> None:
     """More than a pipe holds at once; they were lost while its end did not block."""
     requests = [planned(i, 100.0, input_tokens=10) for i in range(5000)]
-    work = Job(UrlTarget(url), Prompts(1024), Options(budget_s=0.1), "t", requests)
+    work = WorkerJob(UrlTarget(url), Prompts(1024), ClientConfig(budget_s=0.1), "t", requests)
     with Worker(work) as worker:
         worker.start()
         records = ended(worker)
     assert len(records) == 5000
-    assert {r.outcome for r in records} == {Outcome.CUT}
+    assert {r.outcome for r in records} == {RequestOutcome.CUT}

@@ -13,7 +13,7 @@ from sglang.srt.kairos.request_slo import RequestSlo
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.policy import engine_defaults
-from kairos.replay.arms import arm_spec
+from kairos.replay.plan.arms import arm_spec
 from kairos.slo import Slo
 from support.fake_scheduler import fake_scheduler
 from support.prefill_loop import (

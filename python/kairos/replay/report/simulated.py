@@ -1,0 +1,108 @@
+"""The same requests in the simulator: fidelity of each arm, and goodput without hours of running.
+
+The requests come from the records, so that a report can be made from them alone.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kairos.errors import InputError
+from kairos.latency import Profile
+from kairos.replay.client.record import RequestRecord
+from kairos.replay.plan.arms import arm_spec
+from kairos.replay.report.goodput import TARGETS, Goodput, largest_load
+from kairos.replay.report.summary import Summary
+from kairos.replay.run.header import RunHeader
+from kairos.sim.run import simulate
+from kairos.sim.scenario import Scenario
+from kairos.sim.settings import Settings
+from kairos.sim.summary import summarise
+
+COMPARED = (
+    "ttft_attainment",
+    "tpot_attainment",
+    "tpot_attainment_engine_clock",
+    "e2e_attainment",
+    "longest10_ttft_attainment",
+    "ttft_p50_s",
+    "ttft_p99_s",
+)
+"""Figures that are subtracted."""
+
+
+def scenario_of(records: Sequence[RequestRecord]) -> Scenario:
+    """The requests of one run as the simulator takes them, with the prefix hits that the server
+    reported, else those that the load assumes. A token more is the place in the queue under lpm: a
+    prompt whose next token is by chance that of another one goes before all that end their hit
+    where the trace does."""
+    names = sorted({r.slo_class for r in records})
+    return Scenario(
+        np.array([r.arrival_s for r in records], np.float64),
+        np.array([r.input_tokens for r in records], np.int64),
+        np.array([r.output_tokens for r in records], np.int64),
+        np.array([r.prefix_hit for r in records], np.int64),
+        np.array([r.slo_ttft_ms / 1e3 for r in records], np.float64),
+        np.array([r.slo_tpot_ms / 1e3 for r in records], np.float64),
+        np.array([names.index(r.slo_class) for r in records], np.int64),
+    )
+
+
+def settings_of(header: RunHeader) -> Settings | None:
+    """What the simulator runs for the arm of `header`; None if it has no model of it."""
+    try:
+        arm = arm_spec(header.arm, header.profile.name)
+    except InputError:  # servers of somebody else
+        return None
+    profile = header.profile
+    settings = arm.settings(profile.kv.transfer_s(profile.limits.chunk_tokens))
+    if settings is None:
+        return None
+    # A handshake waits for passes of a decode server, which take as much longer.
+    handshake_s = settings.handshake_s * header.dilate
+    return replace(settings, instances=header.instances, handshake_s=handshake_s)
+
+
+def simulated_figures(header: RunHeader, records: Sequence[RequestRecord]) -> dict[str, Any] | None:
+    """`kairos.sim.summary.summarise` of the run's simulation; None without a model."""
+    settings = settings_of(header)
+    if settings is None:
+        return None
+    return _figures(scenario_of(records), settings, header.profile)
+
+
+def simulated_goodput(header: RunHeader, records: Sequence[RequestRecord]) -> list[Goodput] | None:
+    """Goodput of the arm for each of TARGETS: the run's requests, arrivals rescaled to each load.
+    None without a model."""
+    settings = settings_of(header)
+    if settings is None:
+        return None
+    scenario = scenario_of(records)
+    known: dict[float, float] = {}
+
+    def attainment(load: float) -> float:
+        scaled = replace(scenario, arrival_s=scenario.arrival_s * (header.load / load))
+        known[load] = float(_figures(scaled, settings, header.profile)["e2e_attainment"])
+        return known[load]
+
+    return [largest_load(attainment, target, dict(known)) for target in TARGETS]
+
+
+def fidelity(simulated: dict[str, Any] | None, measured: Summary) -> dict[str, float | None] | None:
+    """Simulator minus engine: percentage points of attainments, seconds of times."""
+    if simulated is None:
+        return None
+    differences: dict[str, float | None] = {}
+    for name in COMPARED:
+        value = getattr(measured, name)
+        finite = value is not None and math.isfinite(value)
+        differences[name] = round(float(simulated[name]) - value, 4) if finite else None
+    return differences
+
+
+def _figures(scenario: Scenario, settings: Settings, profile: Profile) -> dict[str, Any]:
+    with np.errstate(all="raise", under="ignore"):
+        return summarise(simulate(scenario, settings, profile))

@@ -1,0 +1,1 @@
+"""Runs of a plan against servers: start, warm-up, interference checks and record files."""
