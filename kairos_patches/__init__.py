@@ -18,11 +18,20 @@ from kairos_patches import (
     scheduler,
     server_args,
 )
-from kairos_patches._fingerprint import MissingSymbolError, upstream_root
-from kairos_patches._hook import Hook, Kind, Process, Reliance
-from kairos_patches._manifest import UPSTREAM_VERSION, Drift, drifts
+from kairos_patches.fingerprint import MissingSymbolError, upstream_root
+from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
+from kairos_patches.manifest import UPSTREAM_VERSION, Drift, drifts
 
-__all__ = ["HOOKS", "RELIES_ON", "Hook", "Kind", "Process", "activate", "install", "verify"]
+__all__ = [
+    "DEPENDENCIES",
+    "HOOKS",
+    "Hook",
+    "HookKind",
+    "HookProcess",
+    "activate",
+    "install",
+    "verify",
+]
 
 _MODULES = (
     server_args,
@@ -35,21 +44,21 @@ _MODULES = (
     decode,
 )
 HOOKS: list[Hook] = [hook for module in _MODULES for hook in module.HOOKS]
-RELIES_ON: list[Reliance] = [
-    *(item for module in _MODULES for item in module.RELIES_ON),
-    Reliance(
+DEPENDENCIES: list[UpstreamDependency] = [
+    *(item for module in _MODULES for item in module.DEPENDENCIES),
+    UpstreamDependency(
         "sglang.srt.plugins.hook_registry.HookRegistry._apply_target",
         "wraps one function, keeping class and static methods what they are",
     ),
 ]
-_installed: set[Process] = set()
+_installed: set[HookProcess] = set()
 
 
-def symbols(process: Process | None = None) -> list[str]:
+def symbols(process: HookProcess | None = None) -> list[str]:
     """Upstream symbols relied on; with `process`, those hooked there."""
     if process is not None:
         return [hook.symbol for hook in HOOKS if hook.process is process]
-    return [*(hook.symbol for hook in HOOKS), *(item.symbol for item in RELIES_ON)]
+    return [*(hook.symbol for hook in HOOKS), *(item.symbol for item in DEPENDENCIES)]
 
 
 def activate() -> None:
@@ -60,10 +69,10 @@ def activate() -> None:
     """
     if multiprocessing.parent_process() is None:
         # Upstream's own behaviour must survive a drifted upstream: then there is no --kairos.
-        if found := drifts(symbols(Process.LAUNCHER), upstream_root()):
+        if found := drifts(symbols(HookProcess.LAUNCHER), upstream_root()):
             print(f"kairos: not available: {found[0]}", file=sys.stderr)
             return
-        install(Process.LAUNCHER)
+        install(HookProcess.LAUNCHER)
     # Unpickling its entry point has imported the scheduler module by now, in that process only.
     if "sglang.srt.managers.scheduler" not in sys.modules:
         return
@@ -72,7 +81,7 @@ def activate() -> None:
 
         if active_config() is not None:
             verify()
-            install(Process.SCHEDULER)
+            install(HookProcess.SCHEDULER)
     except Exception as error:
         # Upstream would log it and serve un-hooked.
         _refuse(str(error))
@@ -92,7 +101,7 @@ def verify() -> None:
         )
 
 
-def install(process: Process) -> None:
+def install(process: HookProcess) -> None:
     """Apply the hooks of `process` now, and stop the process if one does not apply.
 
     Not by upstream's `HookRegistry.register`: the registry only logs a failure, after which the

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kairos_patches._hook import Hook, Kind, Process, Reliance
+from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
 _SCHEDULER = "sglang.srt.managers.scheduler"
 _DECODE = "sglang.srt.disaggregation.decode"
@@ -40,7 +40,7 @@ def get_new_prebuilt_batch(batch: Any, scheduler: Any, running_batch: Any) -> No
 
 def process_batch_result_prebuilt(original: Any, processor: Any, batch: Any) -> None:
     """Stream first tokens, except those held back."""
-    from sglang.srt.kairos.decode_hold import process_prebuilt
+    from sglang.srt.kairos.decode_held_tokens import process_prebuilt
 
     process_prebuilt(original, processor, batch)
 
@@ -82,8 +82,8 @@ HOOKS = [
     Hook(
         module=_SCHEDULER,
         name="Scheduler.update_running_batch",
-        kind=Kind.AROUND,
-        process=Process.SCHEDULER,
+        kind=HookKind.AROUND,
+        process=HookProcess.SCHEDULER,
         call=update_running_batch,
         changes="On a decode server only the selected requests run in a step; the others sit it "
         "out with their KV.",
@@ -93,8 +93,8 @@ HOOKS = [
     Hook(
         module=_SCHEDULER,
         name="Scheduler.run_batch",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=run_batch,
         changes="Those who sat out return to the running batch right after the launch.",
         why="Everything between two steps (aborts, retraction, pauses, load) reads the running "
@@ -104,8 +104,8 @@ HOOKS = [
     Hook(
         module=_SCHEDULER,
         name="Scheduler.process_batch_result",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=process_batch_result,
         changes="Decode step times are learned. With --kairos-hold, first tokens whose step starts "
         "now are streamed.",
@@ -116,8 +116,8 @@ HOOKS = [
     Hook(
         module=_DECODE,
         name="SchedulerDisaggregationDecodeMixin.get_new_prebuilt_batch",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=get_new_prebuilt_batch,
         changes="With --kairos-hold, first tokens that may wait are marked.",
         why="The next line of upstream's loop streams them.",
@@ -126,8 +126,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.scheduler_components.batch_result_processor",
         name="SchedulerBatchResultProcessor.process_batch_result_prebuilt",
-        kind=Kind.AROUND,
-        process=Process.SCHEDULER,
+        kind=HookKind.AROUND,
+        process=HookProcess.SCHEDULER,
         call=process_batch_result_prebuilt,
         changes="With --kairos-hold, marked first tokens are not streamed yet.",
         why="Upstream streams all of them in one call.",
@@ -136,8 +136,8 @@ HOOKS = [
     Hook(
         module=_DECODE,
         name="DecodePreallocQueue._update_handshake_waiters",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=update_handshake_waiters,
         changes="Prompts get decode memory feasible ones first, short ones first; one that does "
         "not fit blocks nobody, and those given up get no more than a share.",
@@ -148,8 +148,8 @@ HOOKS = [
     Hook(
         module=_DECODE,
         name="DecodePreallocQueue.resume_retracted_reqs",
-        kind=Kind.AROUND,
-        process=Process.SCHEDULER,
+        kind=HookKind.AROUND,
+        process=HookProcess.SCHEDULER,
         call=resume_retracted_reqs,
         changes="Retracted requests come back short ones first.",
         why="It goes by position and ends at the first that does not fit, and nobody gets memory "
@@ -159,8 +159,8 @@ HOOKS = [
     Hook(
         module=_DECODE,
         name="SchedulerDisaggregationDecodeMixin.process_decode_queue",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=process_decode_queue,
         changes="Prompts whose KV has arrived join, and stream their first token, also while "
         "retracted requests wait for memory.",
@@ -170,8 +170,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.schedule_batch",
         name="ScheduleBatch._get_decode_retraction_order",
-        kind=Kind.AROUND,
-        process=Process.SCHEDULER,
+        kind=HookKind.AROUND,
+        process=HookProcess.SCHEDULER,
         call=get_decode_retraction_order,
         changes="Out of memory, requests that have missed their pace are retracted first, then "
         "those with the most time to spare.",
@@ -179,54 +179,54 @@ HOOKS = [
         test="test/unit/sglang_kairos/test_decode_batch.py",
     ),
 ]
-RELIES_ON = [
-    Reliance(
+DEPENDENCIES = [
+    UpstreamDependency(
         "sglang.srt.managers.schedule_batch.ScheduleBatch.filter_batch",
         "takes a batch apart by positions and rebinds its tensors",
     ),
-    Reliance(
+    UpstreamDependency(
         "sglang.srt.managers.schedule_batch.ScheduleBatch.merge_batch",
         "puts two batches together, the callee's requests first",
     ),
-    Reliance(
+    UpstreamDependency(
         "sglang.srt.managers.schedule_batch.ScheduleBatch.check_decode_mem",
         "whether a step of those at the given positions has memory; evicts cached prefixes for it",
     ),
-    Reliance(
+    UpstreamDependency(
         "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.filter_batch",
         "rebinds its tensors; lists and dictionaries of a copy are its own",
     ),
-    Reliance(
+    UpstreamDependency(
         "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.merge_batch",
         "as filter_batch",
     ),
-    Reliance(
+    UpstreamDependency(
         "sglang.srt.managers.overlap_utils.FutureMap",
         "keeps the last token of a request in its row, not at a position of a batch, so that a "
         "request can sit steps out",
     ),
-    Reliance(
+    UpstreamDependency(
         "sglang.srt.utils.device_timer.DeviceTimer",
         "reports the seconds and the kind of every forward pass to all who ask, in order of launch",
     ),
-    Reliance(
+    UpstreamDependency(
         "sglang.srt.disaggregation.decode.DecodePreallocQueue.pop_preallocated",
         "skips prompts that are not waiting for input, and takes the others in order",
     ),
-    Reliance(
+    UpstreamDependency(
         "sglang.srt.disaggregation.decode.DecodeTransferQueue.pop_transferred",
         "returns the requests whose KV has arrived; they hold their memory",
     ),
-    Reliance(
+    UpstreamDependency(
         "sglang.srt.disaggregation.decode.DecodePreallocQueue._allocatable_token_budgets",
         "tokens that may be preallocated now",
     ),
-    Reliance(
+    UpstreamDependency(
         "sglang.srt.managers.scheduler.Scheduler.can_schedule_lora_req",
         "whether a request's adapter has a slot or would get one; loads nothing unless loading is "
         "overlapped",
     ),
-    Reliance(
+    UpstreamDependency(
         "sglang.srt.disaggregation.decode.SchedulerDisaggregationDecodeMixin."
         "get_next_disagg_decode_batch_to_run",
         "merges transferred requests into the running batch and returns what is to be launched",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kairos_patches._hook import Hook, Kind, Process
+from kairos_patches.hook import Hook, HookKind, HookProcess
 
 
 async def serve_generate_request(original: Any, obj: Any, request: Any) -> Any:
@@ -16,8 +16,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.entrypoints.http_server",
         name="serve_generate_request",
-        kind=Kind.AROUND,
-        process=Process.HTTP,
+        kind=HookKind.AROUND,
+        process=HookProcess.HTTP,
         call=serve_generate_request,
         changes="/generate reads SLO headers and body fields into custom_params, answers 400 to "
         "malformed ones and echoes the applied SLO in a response header.",
@@ -26,4 +26,4 @@ HOOKS = [
         test="test/engine/test_request_slo.py",
     ),
 ]
-RELIES_ON = []
+DEPENDENCIES = []

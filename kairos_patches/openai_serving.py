@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kairos_patches._hook import Hook, Kind, Process, Reliance
+from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
 
 async def handle_request(original: Any, serving: Any, request: Any, raw_request: Any) -> Any:
@@ -16,8 +16,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.entrypoints.openai.serving_base",
         name="OpenAIServingBase.handle_request",
-        kind=Kind.AROUND,
-        process=Process.HTTP,
+        kind=HookKind.AROUND,
+        process=HookProcess.HTTP,
         call=handle_request,
         changes="/v1/completions and /v1/chat/completions read SLO headers and body fields into "
         "custom_params, answer 400 to malformed ones and echo the applied SLO.",
@@ -26,16 +26,16 @@ HOOKS = [
         test="test/engine/test_request_slo.py",
     ),
 ]
-RELIES_ON = [
-    Reliance(
+DEPENDENCIES = [
+    UpstreamDependency(
         "sglang.srt.utils.json_response.model_json_response",
         "serializes a plain answer as upstream's routes do, so that it can carry the echo header",
     ),
-    Reliance(
+    UpstreamDependency(
         "sglang.srt.entrypoints.openai.protocol.ChatCompletionRequest.to_sampling_params",
         "carries custom_params of a chat request into its sampling parameters",
     ),
-    Reliance(
+    UpstreamDependency(
         "sglang.srt.entrypoints.openai.serving_completions.OpenAIServingCompletion."
         "_build_sampling_params",
         "carries custom_params of a completion request into its sampling parameters",

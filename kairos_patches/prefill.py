@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kairos_patches._hook import Hook, Kind, Process, Reliance
+from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
 
 def pop_bootstrapped(queue: Any) -> None:
@@ -26,8 +26,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.disaggregation.prefill",
         name="PrefillBootstrapQueue.pop_bootstrapped",
-        kind=Kind.BEFORE,
-        process=Process.SCHEDULER,
+        kind=HookKind.BEFORE,
+        process=HookProcess.SCHEDULER,
         call=pop_bootstrapped,
         changes="While metadata buffers are short, requests leave the handshake by urgency.",
         why="A request without a buffer stays in this queue, in order of arrival.",
@@ -36,8 +36,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.disaggregation.prefill",
         name="SchedulerDisaggregationPrefillMixin.process_batch_result_disagg_prefill",
-        kind=Kind.AROUND,
-        process=Process.SCHEDULER,
+        kind=HookKind.AROUND,
+        process=HookProcess.SCHEDULER,
         call=process_batch_result_disagg_prefill,
         changes="A prompt may be parked while it still waits for its decode server (optimistic "
         "prefill, allocation after prefill).",
@@ -45,8 +45,8 @@ HOOKS = [
         test="test/engine/test_prefill_modes.py",
     ),
 ]
-RELIES_ON = [
-    Reliance(
+DEPENDENCIES = [
+    UpstreamDependency(
         "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin."
         "optimistic_release_and_requeue",
         "gives the KV of a parked prompt back when memory is short",

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from kairos_patches._hook import Hook, Kind, Process, Reliance
+from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
 
 def recv_requests(original: Any, receiver: Any, local_reqs: Any = None) -> Any:
@@ -22,8 +22,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.scheduler_components.request_receiver",
         name="SchedulerRequestReceiver.recv_requests",
-        kind=Kind.AROUND,
-        process=Process.SCHEDULER,
+        kind=HookKind.AROUND,
+        process=HookProcess.SCHEDULER,
         call=recv_requests,
         changes="With several tensor-parallel ranks, the first one's clock and learned values "
         "reach the others with the requests of each pass.",
@@ -31,8 +31,8 @@ HOOKS = [
         test="test/engine/test_prefill_ranks.py",
     ),
 ]
-RELIES_ON = [
-    Reliance(
+DEPENDENCIES = [
+    UpstreamDependency(
         "sglang.srt.managers.scheduler_components.request_receiver.SchedulerRequestReceiver."
         "_broadcast_reqs_across_ranks",
         "sends what the first rank adds to all ranks that share its waiting queue",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kairos_patches._hook import Hook, Kind, Process, Reliance
+from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
 
 def calc_priority(
@@ -41,8 +41,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.schedule_policy",
         name="SchedulePolicy.calc_priority",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=calc_priority,
         changes="Prefill takes waiting requests feasible-first by deadline; with "
         "--enable-priority-scheduling, within equal priorities.",
@@ -52,8 +52,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.schedule_policy",
         name="SchedulePolicy.shortest_prefill_chunk_limit",
-        kind=Kind.AROUND,
-        process=Process.SCHEDULER,
+        kind=HookKind.AROUND,
+        process=HookProcess.SCHEDULER,
         call=shortest_prefill_chunk_limit,
         changes="The continued prompt gets the tokens planned for it instead of the whole chunk.",
         why="The one value between the chunk size and the continued prompt.",
@@ -62,8 +62,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.schedule_policy",
         name="PrefillAdder._select_prefill_admission",
-        kind=Kind.AROUND,
-        process=Process.SCHEDULER,
+        kind=HookKind.AROUND,
+        process=HookProcess.SCHEDULER,
         call=select_prefill_admission,
         changes="A request that no longer fits whole beside a continued prompt waits.",
         why="Upstream has the rule, for its shortest-prefill-first policy only; without it the "
@@ -71,13 +71,13 @@ HOOKS = [
         test="test/engine/test_prefill_planner.py",
     ),
 ]
-RELIES_ON = [
-    Reliance(
+DEPENDENCIES = [
+    UpstreamDependency(
         "sglang.srt.mem_cache.common.match_kv_cache",
         "finds how much of a waiting prompt is cached; upstream matches before batch forming only "
         "under its cache-aware policies",
     ),
-    Reliance(
+    UpstreamDependency(
         "sglang.srt.managers.schedule_policy.PrefillAdder.add_chunked_req",
         "continues the started prompt by as many tokens as the limit allows",
     ),

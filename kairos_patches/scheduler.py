@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kairos_patches._hook import Hook, Kind, Process, Reliance
+from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
 
 def init(result: None, scheduler: Any, server_args: Any, *args: Any, **kwargs: Any) -> None:
@@ -90,8 +90,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.scheduler",
         name="Scheduler.__init__",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=init,
         changes="The scheduler carries a `kairos` state object.",
         why="Nothing else runs once per scheduler, after its role and policy are known.",
@@ -100,8 +100,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.scheduler",
         name="Scheduler._create_generation_req",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=create_generation_req,
         changes="Every request carries its SLO and arrival.",
         why="Upstream documents it as the extension point for request-local state.",
@@ -110,8 +110,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.scheduler",
         name="Scheduler.get_internal_state",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=get_internal_state,
         changes="/server_info shows a `kairos` object per scheduler.",
         why="Upstream assembles the answer from a fixed list of contributors.",
@@ -120,8 +120,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.scheduler",
         name="Scheduler.publish_load_snapshot",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=publish_load_snapshot,
         changes="With --kairos-telemetry, load, calibration and slack are published for routers, "
         "20 times a second at most.",
@@ -131,8 +131,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.scheduler",
         name="Scheduler._get_new_batch_prefill_raw",
-        kind=Kind.AROUND,
-        process=Process.SCHEDULER,
+        kind=HookKind.AROUND,
+        process=HookProcess.SCHEDULER,
         call=get_new_batch_prefill_raw,
         changes="A prefill server plans every batch by urgency; a started prompt may be parked "
         "between its chunks so that more urgent ones overtake it.",
@@ -142,8 +142,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.scheduler",
         name="Scheduler._should_defer_prefill",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=should_defer_prefill,
         changes="Without disaggregation, running requests get a decode step between prompts once "
         "their TPOT SLO has passed without one.",
@@ -153,8 +153,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.scheduler",
         name="Scheduler.abort_request",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=abort_request,
         changes="An abort reaches parked prompts.",
         why="Upstream looks for started prompts in one attribute.",
@@ -163,8 +163,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.scheduler",
         name="Scheduler.process_pending_chunked_abort",
-        kind=Kind.AROUND,
-        process=Process.SCHEDULER,
+        kind=HookKind.AROUND,
+        process=HookProcess.SCHEDULER,
         call=process_pending_chunked_abort,
         changes="Aborted parked prompts are ended where it is safe.",
         why="As for abort_request.",
@@ -173,8 +173,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.scheduler",
         name="Scheduler._record_step_counters",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=record_step_counters,
         changes="The duration of every planned batch corrects the latency model; with "
         "--enable-metrics, Kairos' figures appear in /metrics.",
@@ -184,8 +184,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.scheduler",
         name="Scheduler.collect_inflight_reqs",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=collect_inflight_reqs,
         changes="A change of weights is noted on parked prompts too.",
         why="As for abort_request.",
@@ -194,8 +194,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.managers.scheduler",
         name="Scheduler.is_fully_idle",
-        kind=Kind.AFTER,
-        process=Process.SCHEDULER,
+        kind=HookKind.AFTER,
+        process=HookProcess.SCHEDULER,
         call=is_fully_idle,
         changes="A scheduler with parked prompts does not count as idle, so its cache is not "
         "flushed under them.",
@@ -203,8 +203,8 @@ HOOKS = [
         test="test/engine/test_prefill_planner.py",
     ),
 ]
-RELIES_ON = [
-    Reliance(
+DEPENDENCIES = [
+    UpstreamDependency(
         "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin."
         "process_prefill_chunk",
         "has published the KV of the started prompt before a batch is formed, so that it can be "

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from kairos_patches._hook import Hook, Kind, Process
+from kairos_patches.hook import Hook, HookKind, HookProcess
 
 
 def add_cli_args(result: None, parser: Any) -> None:
@@ -34,7 +34,7 @@ def from_cli_args(original: Any, cls: type, args: Any) -> Any:
 
     verify()
     activate(config)
-    install(Process.HTTP)
+    install(HookProcess.HTTP)
     return server_args
 
 
@@ -42,8 +42,8 @@ HOOKS = [
     Hook(
         module="sglang.srt.server_args",
         name="ServerArgs.add_cli_args",
-        kind=Kind.AFTER,
-        process=Process.LAUNCHER,
+        kind=HookKind.AFTER,
+        process=HookProcess.LAUNCHER,
         call=add_cli_args,
         changes="Adds the --kairos flags to every parser of server flags.",
         why="Upstream collects its flags from a fixed list of namespaces at import.",
@@ -52,12 +52,12 @@ HOOKS = [
     Hook(
         module="sglang.srt.server_args",
         name="ServerArgs.from_cli_args",
-        kind=Kind.AROUND,
-        process=Process.LAUNCHER,
+        kind=HookKind.AROUND,
+        process=HookProcess.LAUNCHER,
         call=from_cli_args,
         changes="Validates the flags and puts them where child processes find them.",
         why="It keeps declared fields only, so a flag of a plugin would be parsed and dropped.",
         test="test/unit/sglang_kairos/test_config.py",
     ),
 ]
-RELIES_ON = []
+DEPENDENCIES = []

@@ -109,22 +109,22 @@ def cpu_us(work: Callable[[], object], repeats: int) -> tuple[float, float]:
     return float(taken.mean() * 1e6), float(np.quantile(taken, 0.99) * 1e6)
 
 
-def parting(size: int, repeats: int) -> dict[str, float]:
+def splitting(size: int, repeats: int) -> dict[str, float]:
     """Split and merge, half of the batch parked."""
     import torch
-    from sglang.srt.kairos.decode_split import split, united
+    from sglang.srt.kairos.decode_split import merged, split
 
     torch.set_num_threads(1)
     whole = batch_of(size)
-    run, park = list(range(0, size, 2)), list(range(1, size, 2))
+    run, skip = list(range(0, size, 2)), list(range(1, size, 2))
     state: dict[str, Any] = {"whole": whole}
 
     def take_apart() -> None:
-        state["parked"] = split(state["whole"], run, park)
+        state["skipped"] = split(state["whole"], run, skip)
         state["ran"] = state["whole"]
 
     def put_together() -> None:
-        state["whole"] = united(state["ran"], state["parked"])
+        state["whole"] = merged(state["ran"], state["skipped"])
 
     for _ in range(20):
         take_apart()
@@ -146,7 +146,7 @@ def parting(size: int, repeats: int) -> dict[str, float]:
 
 def unchanged(name: str, size: int, repeats: int) -> dict[str, float]:
     """Everything that Kairos adds to a step in which everybody runs: the decision and learning."""
-    from sglang.srt.kairos.decode_batch import DecodeBatcher
+    from sglang.srt.kairos.decode_batcher import DecodeBatcher
     from sglang.srt.kairos.decode_rows import DecodeRows
     from sglang.srt.kairos.decode_steps import DecodeSteps
     from sglang.srt.kairos.shared_clock import SharedClock
@@ -177,11 +177,11 @@ def unchanged(name: str, size: int, repeats: int) -> dict[str, float]:
         done["iteration"] += 1
         done["at"] += step_s
         batch.forward_iter = done["iteration"]
-        steps.observe(batch, done["at"], batcher.at_ease)
+        steps.observe(batch, done["at"], batcher.selection_skipped)
 
     for _ in range(600):
         step()
-    assert batcher.at_ease == (name == "unchanged")
+    assert batcher.selection_skipped == (name == "unchanged")
     mean, p99 = cpu_us(step, repeats)
     return {f"{name}_mean_us_{size}": mean, f"{name}_p99_us_{size}": p99}
 
@@ -193,7 +193,7 @@ def main() -> int:
     args = parser.parse_args()
     figures: dict[str, float] = {}
     for size in SIZES:
-        figures.update(parting(size, args.repeats))
+        figures.update(splitting(size, args.repeats))
         for name in ("unchanged", "tight"):
             figures.update(unchanged(name, size, args.repeats))
     if args.json:

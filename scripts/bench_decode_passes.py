@@ -29,7 +29,7 @@ ARMS = ("upstream", "kairos")
 PROFILE = "minimax-m2.5-tp4-h200"
 PROBE = Path(__file__).parent / "probes" / "scheduler_pass"
 PROMPT = 100
-AT_EASE = {"kairos": {"ttft_ms": 60_000, "tpot_ms": 1_000}}
+LOOSE_SLO = {"kairos": {"ttft_ms": 60_000, "tpot_ms": 1_000}}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ async def run(cluster: Cluster, running: int, steps: int) -> None:
                 "sampling_params": {
                     "max_new_tokens": steps,
                     "ignore_eos": True,
-                    "custom_params": AT_EASE,
+                    "custom_params": LOOSE_SLO,
                 },
                 "bootstrap_host": "127.0.0.1",
                 "bootstrap_port": cluster.prefill[0].bootstrap_port,

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import kairos_patches
-from kairos_patches._fingerprint import MissingSymbolError, upstream_root
-from kairos_patches._manifest import PATH, UPSTREAM_VERSION, build, drifts
-from kairos_patches._review import review
+from kairos_patches.fingerprint import MissingSymbolError, upstream_root
+from kairos_patches.manifest import PATH, UPSTREAM_VERSION, build, drifts
+from kairos_patches.review import review
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -38,7 +38,7 @@ def main() -> int:
             PATH.write_text(manifest, encoding="utf-8")
         found = drifts(symbols, root)
         if not (args.check or args.update or found):
-            text = review(kairos_patches.HOOKS, kairos_patches.RELIES_ON, root)
+            text = review(kairos_patches.HOOKS, kairos_patches.DEPENDENCIES, root)
             args.out.write_text(text, encoding="utf-8")
             print(f"wrote {args.out}")
     except (MissingSymbolError, OSError, ValueError) as error:

@@ -14,19 +14,21 @@ import pytest
 from kairos.cluster import Cluster
 from support.adapters import LORA, load_adapter, write_adapter
 from support.clusters import on
-from support.configs import KAIROS, PARKING
+from support.configs import KAIROS, RANDOM_SELECTION
 from support.pair import Streaming, fresh_prompt, kairos_state, send, wait_for, wait_idle
 
 # Every 25th step retracts one.
 RETRACT = (("SGLANG_TEST_RETRACT", "1"), ("SGLANG_TEST_RETRACT_INTERVAL", "25"))
-RETRACTING = replace(PARKING, env=(*PARKING.env, *RETRACT))
-RETRACTING_NO_OVERLAP = replace(RETRACTING, args=(*PARKING.args, "--disable-overlap-schedule"))
+RETRACTING = replace(RANDOM_SELECTION, env=(*RANDOM_SELECTION.env, *RETRACT))
+RETRACTING_NO_OVERLAP = replace(
+    RETRACTING, args=(*RANDOM_SELECTION.args, "--disable-overlap-schedule")
+)
 RETRACTING_RADIX = replace(
     RETRACTING,
-    decode_args=(*PARKING.decode_args, "--disaggregation-decode-enable-radix-cache"),
+    decode_args=(*RANDOM_SELECTION.decode_args, "--disaggregation-decode-enable-radix-cache"),
 )
 DEVICE_TIMED = replace(KAIROS, env=(("SGLANG_ENABLE_METRICS_DEVICE_TIMER", "1"),))
-ADAPTERS = replace(PARKING, args=(*PARKING.args, *LORA))
+ADAPTERS = replace(RANDOM_SELECTION, args=(*RANDOM_SELECTION.args, *LORA))
 
 REQUESTS = 100
 
@@ -80,7 +82,7 @@ def alone() -> list[Answer]:
     return []
 
 
-@on(RETRACTING, long=(PARKING, RETRACTING_NO_OVERLAP, RETRACTING_RADIX))
+@on(RETRACTING, long=(RANDOM_SELECTION, RETRACTING_NO_OVERLAP, RETRACTING_RADIX))
 def test_tokens_and_logprobs_are_those_of_requests_served_alone(
     cluster: Cluster, alone: list[Answer]
 ) -> None:
@@ -135,7 +137,7 @@ def test_parked_requests_keep_their_adapter(cluster: Cluster, tmp_path: Path) ->
 
 
 # Not where requests are retracted: upstream forgets then what a request was penalised for.
-@on(PARKING)
+@on(RANDOM_SELECTION)
 def test_nobody_is_parked_beside_a_request_with_penalties(cluster: Cluster) -> None:
     random = np.random.default_rng(5)
     asked = [
@@ -151,14 +153,14 @@ def test_nobody_is_parked_beside_a_request_with_penalties(cluster: Cluster) -> N
         for i in range(12)
     ]
     alone = [answer(cluster, body) for body in asked]
-    before = decode(cluster)["steps_parking_was_off"].get("penalties", 0)
+    before = decode(cluster)["steps_skipping_was_off"].get("penalties", 0)
     with ThreadPoolExecutor(len(asked)) as pool:
         assert list(pool.map(lambda body: answer(cluster, body), asked)) == alone
-    assert decode(cluster)["steps_parking_was_off"]["penalties"] > before
+    assert decode(cluster)["steps_skipping_was_off"]["penalties"] > before
     wait_idle(cluster)
 
 
-@on(RETRACTING, long=(PARKING,))
+@on(RETRACTING, long=(RANDOM_SELECTION,))
 @pytest.mark.parametrize("mode", ["in_place", "retract"])
 def test_a_pause_loses_no_parked_request(cluster: Cluster, mode: str) -> None:
     url = cluster.decode[0].url
@@ -176,7 +178,7 @@ def test_a_pause_loses_no_parked_request(cluster: Cluster, mode: str) -> None:
     wait_idle(cluster)
 
 
-@on(RETRACTING, long=(PARKING,))
+@on(RETRACTING, long=(RANDOM_SELECTION,))
 def test_parked_requests_outlast_an_attempt_to_flush_and_end_when_all_are_aborted(
     cluster: Cluster,
 ) -> None:
@@ -200,7 +202,7 @@ def test_parked_requests_outlast_an_attempt_to_flush_and_end_when_all_are_aborte
     assert decode(cluster)["skipped"] == 0
 
 
-@on(long=(PARKING,))
+@on(long=(RANDOM_SELECTION,))
 @pytest.mark.parametrize("paused", [False, True])
 def test_parked_requests_outlast_an_update_of_weights(cluster: Cluster, paused: bool) -> None:
     """Upstream waits for requests to end before it loads; on a paused server it loads at once and
@@ -239,11 +241,11 @@ def test_those_with_time_to_spare_sit_out_for_those_without(cluster: Cluster) ->
     # A step of all takes about 8.8 ms, one of the hurried 8.2: those at ease bank time first.
     before = decode(cluster)
     with ExitStack() as stack:
-        at_ease = streams(cluster, stack, 30, 200.0)
-        wait_for(lambda: all(one.events > 40 for one in at_ease), "banked time", 60)
+        selection_skipped = streams(cluster, stack, 30, 200.0)
+        wait_for(lambda: all(one.events > 40 for one in selection_skipped), "banked time", 60)
         hurried = streams(cluster, stack, 4, 8.4)
         wait_for(lambda: decode(cluster)["skips"] > before["skips"], "parking", 30)
-        for one in [*hurried, *at_ease]:
+        for one in [*hurried, *selection_skipped]:
             one.wait_finished()
     assert decode(cluster)["steps_with_skips"] > before["steps_with_skips"]
     wait_idle(cluster)
@@ -255,14 +257,14 @@ def test_who_has_missed_its_pace_still_gets_tokens(cluster: Cluster) -> None:
     # leave nothing. The starvation bound is five seconds.
     before = decode(cluster)["steps_with_skips"]
     with ExitStack() as stack:
-        victims = streams(cluster, stack, 2, 0.1)
+        infeasible = streams(cluster, stack, 2, 0.1)
         others = streams(cluster, stack, 30, 8.9)
-        wait_for(lambda: all(one.events > 1 for one in victims), "the victims' first tokens", 60)
-        seen = [one.events for one in victims]
+        wait_for(lambda: all(one.events > 1 for one in infeasible), "the victims' first tokens", 60)
+        seen = [one.events for one in infeasible]
         time.sleep(6.5)
-        assert all(one.events > was for one, was in zip(victims, seen, strict=True))
+        assert all(one.events > was for one, was in zip(infeasible, seen, strict=True))
         assert decode(cluster)["steps_with_skips"] > before, "they were never parked"
-        for one in [*others, *victims]:
+        for one in [*others, *infeasible]:
             one.abort()
             one.wait_finished()
     wait_idle(cluster)
@@ -292,7 +294,7 @@ def test_steps_are_measured(cluster: Cluster) -> None:
     assert state["device_timer"] is ("SGLANG_ENABLE_METRICS_DEVICE_TIMER" in cluster.spec.env)
 
 
-@on(RETRACTING, long=(PARKING,))
+@on(RETRACTING, long=(RANDOM_SELECTION,))
 def test_steps_are_learned(cluster: Cluster) -> None:
     # The profile says 0.1 s, and the model takes a small part of it.
     assert 0.6 < decode_steps(cluster, 300)["measured_over_predicted"]["p50"] < 1.6

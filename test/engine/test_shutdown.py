@@ -11,7 +11,7 @@ import pytest
 from kairos.cluster import Server
 from kairos.cluster.process import is_zombie
 from support.clusters import ClusterPool
-from support.configs import KAIROS, PARKING
+from support.configs import KAIROS, RANDOM_SELECTION
 from support.pair import Streaming, kairos_state, wait_for
 
 pytestmark = pytest.mark.long
@@ -46,7 +46,7 @@ def test_parked_prompts_are_served_before_a_prefill_server_ends(clusters: Cluste
 
 
 def test_parked_requests_are_served_before_a_decode_server_ends(clusters: ClusterPool) -> None:
-    with clusters.beside(PARKING) as cluster, ExitStack() as stack:
+    with clusters.beside(RANDOM_SELECTION) as cluster, ExitStack() as stack:
         server = cluster.decode[0]
         open_ones = [stack.enter_context(Streaming(cluster, 50, 300)) for _ in range(8)]
         wait_for(lambda: set_aside(server, "decode", "skipped") > 0, "a parked request")

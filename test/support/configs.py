@@ -24,11 +24,11 @@ KAIROS = replace(
 )
 # Decode memory for a prompt or two, and first tokens held back.
 KAIROS_TIGHT = replace(KAIROS, decode_args=("--kairos-hold", "--max-total-tokens", "30000"))
-# Real weights; a coin parks half of the requests in every decode step, whatever it should take.
-PARKING = Config(
+# Real weights; about half of the requests, chosen at random, are skipped in every decode step.
+RANDOM_SELECTION = Config(
     platform="cpu",
     kairos=True,
     args=("--chunked-prefill-size", "256"),
     decode_args=("--kairos-profile", str(SUPPORT / "slow_decode.json")),
-    env=(("PYTHONPATH", str(SUPPORT / "coin")), ("KAIROS_TEST_COIN", "1")),
+    env=(("PYTHONPATH", str(SUPPORT / "random_selection")), ("KAIROS_TEST_RANDOM_SELECTION", "1")),
 )

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from sglang.srt.kairos.decode_batch import DecodeBatcher
-from sglang.srt.kairos.decode_hold import HeldTokens
+from sglang.srt.kairos.decode_batcher import DecodeBatcher
+from sglang.srt.kairos.decode_held_tokens import HeldTokens
 from sglang.srt.kairos.decode_rows import DecodeRows
 from sglang.srt.kairos.decode_steps import DecodeSteps
 from sglang.srt.kairos.request_slo import RequestSlo

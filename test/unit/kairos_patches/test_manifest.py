@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import kairos_patches
-from kairos_patches import HOOKS, Process, symbols
-from kairos_patches._fingerprint import MissingSymbolError, locate, upstream_root
-from kairos_patches._manifest import drifts
+from kairos_patches import HOOKS, HookProcess, symbols
+from kairos_patches.fingerprint import MissingSymbolError, locate, upstream_root
+from kairos_patches.manifest import drifts
 
 ROOT = upstream_root()
 REPOSITORY = Path(kairos_patches.__file__).parent.parent
@@ -111,7 +111,7 @@ def test_check_summarises_on_its_last_line() -> None:
 RENAMED = """
 import sys
 from pathlib import Path
-from kairos_patches import _fingerprint, verify
+from kairos_patches import fingerprint, verify
 import kairos_patches
 kairos_patches.upstream_root = lambda: Path(sys.argv[1])
 verify()
@@ -135,7 +135,7 @@ def test_manifest_lists_nothing_stale() -> None:
 
 def test_scheduler_hooks_are_the_schedulers() -> None:
     homes = ("sglang.srt.managers.", "sglang.srt.disaggregation.")
-    assert all(symbol.startswith(homes) for symbol in symbols(Process.SCHEDULER))
+    assert all(symbol.startswith(homes) for symbol in symbols(HookProcess.SCHEDULER))
 
 
 def overlay(folder: Path, file: str, old: str, new: str) -> None:

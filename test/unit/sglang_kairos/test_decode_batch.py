@@ -123,7 +123,7 @@ def test_who_joins_or_leaves_at_ease_is_looked_at() -> None:
         loop.join(1_000, 100, 200.0)
     for _ in range(20):
         loop.turn()
-    assert loop.batcher.at_ease
+    assert loop.batcher.selection_skipped
     late = loop.join(3_000, 5, 200.0)
     loop.turn()
     assert late.kairos.number in loop.batcher.rows.rows["id"]
@@ -133,7 +133,7 @@ def test_who_joins_or_leaves_at_ease_is_looked_at() -> None:
     assert late.kairos.number not in loop.batcher.rows.rows["id"]
 
 
-def parked_loop(overlap: bool = True) -> Loop:
+def skipping_loop(overlap: bool = True) -> Loop:
     """Two requests of 14 that always sit out."""
     loop = Loop(overlap)
 
@@ -153,7 +153,7 @@ def parked_loop(overlap: bool = True) -> Loop:
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_an_unchanged_selection_is_not_split_again(overlap: bool) -> None:
-    loop = parked_loop(overlap)
+    loop = skipping_loop(overlap)
     before = loop.batcher.snapshot()
     for _ in range(5):
         loop.turn()
@@ -163,21 +163,21 @@ def test_an_unchanged_selection_is_not_split_again(overlap: bool) -> None:
 
 
 def test_an_aborted_request_runs_once_more_and_ends() -> None:
-    loop = parked_loop()
-    victim = next(req for req in loop.running_batch.reqs if req.kairos.slo.tpot_ms < 1)
-    made = len(victim.token_s)
-    victim.to_finish = Ended()
+    loop = skipping_loop()
+    aborted = next(req for req in loop.running_batch.reqs if req.kairos.slo.tpot_ms < 1)
+    made = len(aborted.token_s)
+    aborted.to_finish = Ended()
     for _ in range(3):
         loop.turn()
-    assert victim.finished_reason is not None
-    assert len(victim.token_s) == made + 1
+    assert aborted.finished_reason is not None
+    assert len(aborted.token_s) == made + 1
     loop.turn()
-    assert victim not in loop.running_batch.reqs
+    assert aborted not in loop.running_batch.reqs
 
 
 @pytest.mark.parametrize("obstacle", ["penalties", "beam search", "memory is short"])
 def test_nobody_is_parked_where_it_would_do_harm(obstacle: str) -> None:
-    loop = parked_loop()
+    loop = skipping_loop()
     batch = loop.running_batch
     if obstacle == "penalties":
         batch.sampling_info.penalizer_orchestrator.is_required = True
@@ -187,15 +187,15 @@ def test_nobody_is_parked_where_it_would_do_harm(obstacle: str) -> None:
         loop.free.available_size = lambda: 11
     out = loop.batcher.update(loop.upstream_update, loop, batch)
     assert len(out.reqs) == 14
-    assert loop.batcher.snapshot()["steps_parking_was_off"] == {obstacle: 1}
+    assert loop.batcher.snapshot()["steps_skipping_was_off"] == {obstacle: 1}
 
 
 def test_with_memory_for_those_selected_nobody_is_retracted() -> None:
-    loop = parked_loop()
+    loop = skipping_loop()
     loop.free.available_size = lambda: 12
     out = loop.batcher.update(loop.upstream_update, loop, loop.running_batch)
     assert len(out.reqs) == 12
-    assert loop.batcher.snapshot()["steps_parking_was_off"] == {}
+    assert loop.batcher.snapshot()["steps_skipping_was_off"] == {}
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -218,7 +218,7 @@ def test_aborts_take_no_step_beyond_the_largest(overlap: bool, aborted: int) -> 
 
 
 def test_a_step_that_was_never_launched_loses_nobody() -> None:
-    loop = parked_loop()
+    loop = skipping_loop()
     out = loop.batcher.update(loop.upstream_update, loop, loop.running_batch)
     assert len(out.reqs) == 12
     again = loop.batcher.update(loop.upstream_update, loop, out)
@@ -228,7 +228,7 @@ def test_a_step_that_was_never_launched_loses_nobody() -> None:
 
 
 def test_those_that_upstream_retracts_are_gone_and_the_parked_stay() -> None:
-    loop = parked_loop()
+    loop = skipping_loop()
 
     def retract(scheduler: Any, batch: Batch) -> Batch:
         batch.reqs[0].is_retracted = True
@@ -245,8 +245,8 @@ def test_those_that_upstream_retracts_are_gone_and_the_parked_stay() -> None:
     assert len(loop.batcher.rows.reqs) == 13
 
 
-def test_short_of_memory_victims_are_retracted_first() -> None:
-    loop = parked_loop()
+def test_short_of_memory_infeasible_requests_are_retracted_first() -> None:
+    loop = skipping_loop()
     loop.free.available_size = lambda: 3
     loop.turn()
     reqs = loop.running_batch.reqs
@@ -256,6 +256,6 @@ def test_short_of_memory_victims_are_retracted_first() -> None:
 
 
 def test_without_an_order_for_all_upstreams_is_kept() -> None:
-    loop = parked_loop()
+    loop = skipping_loop()
     reqs = loop.running_batch.reqs
     assert get_decode_retraction_order(lambda _: [2, 0, 1], reqs[:3]) == [2, 0, 1]

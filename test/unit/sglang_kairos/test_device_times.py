@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sglang.srt.kairos.decode_steps import DecodeSteps
-from sglang.srt.kairos.device_times import MOST_APART, DeviceTimes, Load, device_times
+from sglang.srt.kairos.device_times import MAX_APART, DeviceTimes, Load, device_times
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import load_profile
@@ -65,7 +65,7 @@ def test_without_reports_nothing_piles_up() -> None:
     times = DeviceTimes(Timer())
     for _ in range(1_000):
         times.processed(load(1), after_idle=False)
-        assert len(times._loads) <= MOST_APART + 2
+        assert len(times._loads) <= MAX_APART + 2
 
 
 def test_without_a_timer_there_are_none() -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kairos_patches import HOOKS, Process
+from kairos_patches import HOOKS, HookProcess
 
 # Upstream spawns its scheduler process, and unpickling the entry point imports the scheduler
 # module before the plugins are loaded. This does the same.
@@ -53,7 +53,7 @@ def run(target, pipe):
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    child = context.Process(target=run, args=(Target(), there))
+    child = context.HookProcess(target=run, args=(Target(), there))
     child.start()
     there.close()
     try:
@@ -95,7 +95,7 @@ def test_without_the_flag_every_attribute_is_upstreams(
 def test_with_the_flag_exactly_the_hooked_attributes_change(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    hooked = sorted(hook.symbol for hook in HOOKS if hook.process is Process.SCHEDULER)
+    hooked = sorted(hook.symbol for hook in HOOKS if hook.process is HookProcess.SCHEDULER)
     assert changed_attributes(tmp_path_factory, "--kairos") == hooked
 
 

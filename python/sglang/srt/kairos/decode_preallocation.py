@@ -29,7 +29,7 @@ class _Known(NamedTuple):
         limit: tokens it may make.
     """
 
-    asking: PreallocationRequest
+    request: PreallocationRequest
     made: int
     group: int
     limit: float
@@ -94,14 +94,14 @@ class DecodePreallocation:
         free, retractable = self._free(queue)
         known = [self._of(waiting.req) for waiting in ready]
         pending = [self._of(req) for req in self._pending()]
-        self._known = {one.asking.id: one for one in (*known, *pending)}
-        shortest = min(one.asking.tokens for one in known)
+        self._known = {one.request.id: one for one in (*known, *pending)}
+        shortest = min(one.request.tokens for one in known)
         if shortest + queue.num_reserved_decode_tokens > free and self._active():
             for waiting in ready:
                 waiting.waiting_for_input = False
             return
-        prompts = self._asking(known, retractable)
-        room = self._room(queue, free, slots, [one.asking for one in pending])
+        prompts = self._requests(known, retractable)
+        room = self._room(queue, free, slots, [one.request for one in pending])
         grants = self._policy.grant(prompts, room, now)
         if not grants and not self._active():
             return  # an empty server: upstream decides what fits it at all
@@ -154,32 +154,32 @@ class DecodePreallocation:
         return [one for one in ready if scheduler.can_schedule_lora_req(one.req, adapters)]
 
     def _of(self, req: Any) -> _Known:
-        request = req.kairos
+        slo = req.kairos
         made = max(len(req.output_ids) - 1, 0)
         # Whoever streams and was retracted has met its deadline, or missed it long ago.
-        streams = request.first_token_s is not None
-        deadline_s = math.inf if streams else request.ttft_deadline_s
-        known = self._known.get(request.number)
-        if known is not None and (known.made, known.asking.deadline_s) == (made, deadline_s):
+        streams = slo.first_token_s is not None
+        deadline_s = math.inf if streams else slo.ttft_deadline_s
+        known = self._known.get(slo.number)
+        if known is not None and (known.made, known.request.deadline_s) == (made, deadline_s):
             return known
         # Upstream's allocator gives whole pages.
         tokens = -(-(len(req.origin_input_ids) + made) // self._page) * self._page
         min_prefill_s = 0.0
         if not self._after:
             whole_s = self._prefill.batch_s([Chunk(0, tokens)])
-            min_prefill_s = shortest_prefill_s(whole_s, request.slo.ttft_s)
-        asking = PreallocationRequest(
-            request.number,
+            min_prefill_s = shortest_prefill_s(whole_s, slo.slo.ttft_s)
+        request = PreallocationRequest(
+            slo.number,
             tokens,
-            request.arrival_s,
+            slo.arrival_s,
             deadline_s,
             min_prefill_s,
             prefill_server=f"{req.bootstrap_host}:{req.bootstrap_port}",
         )
         limit = float(req.sampling_params.max_new_tokens)
-        return _Known(asking, made, self._rows.group(req), limit)
+        return _Known(request, made, self._rows.group(req), limit)
 
-    def _asking(self, known: Sequence[_Known], retractable: int) -> list[PreallocationRequest]:
+    def _requests(self, known: Sequence[_Known], retractable: int) -> list[PreallocationRequest]:
         """What upstream wants to see free before it takes one in: room for its whole output, unless
         retracting those that run would make it."""
         outputs = self._lengths.remaining(
@@ -188,9 +188,9 @@ class DecodePreallocation:
             np.array([one.limit for one in known]),
         ).tolist()
         return [
-            one.asking._replace(
+            one.request._replace(
                 expected_output_tokens=output,
-                required_free_tokens=one.asking.tokens
+                required_free_tokens=one.request.tokens
                 + min(one.limit, self._most_output)
                 - retractable,
             )
@@ -247,15 +247,15 @@ class DecodePreallocation:
         return bool(self._scheduler.running_batch.reqs or self._promised())
 
 
-def preallocation_refusal(scheduler: Any, parking: str | None) -> str | None:
+def preallocation_refusal(scheduler: Any, skipping: str | None) -> str | None:
     """Why preallocation follows upstream's order on this `Scheduler`; None if it does not.
-    `parking`: why it cannot park requests."""
+    `skipping`: why it cannot park requests."""
     if scheduler.enable_priority_scheduling:
         return "priority scheduling"
-    if parking is not None:
-        return parking
+    if skipping is not None:
+        return skipping
     if scheduler.enable_lora_overlap_loading:
-        return "overlapped loading of LoRA adapters"  # asking who may run would load them
+        return "overlapped loading of LoRA adapters"  # asking which request may run would load them
     if scheduler.enable_decode_hicache:
         return "hierarchical cache on decode"
     if scheduler.server_args.disaggregation_decode_enable_radix_cache:

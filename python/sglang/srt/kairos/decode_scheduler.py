@@ -7,8 +7,8 @@ import zlib
 from typing import Any
 
 from sglang.srt.kairos.config import KairosConfig
-from sglang.srt.kairos.decode_batch import DecodeBatcher, parking_refusal
-from sglang.srt.kairos.decode_hold import HeldTokens
+from sglang.srt.kairos.decode_batcher import DecodeBatcher, skipping_refusal
+from sglang.srt.kairos.decode_held_tokens import HeldTokens
 from sglang.srt.kairos.decode_preallocation import DecodePreallocation, preallocation_refusal
 from sglang.srt.kairos.decode_rows import DecodeRows
 from sglang.srt.kairos.decode_steps import DecodeSteps
@@ -49,7 +49,7 @@ class DecodeScheduler:
         prior = StepTable.from_model(
             profile.decode, rows_limit, scheduler.max_total_num_tokens, captured, CONTEXT_KNOTS
         )
-        refusal = parking_refusal(scheduler)
+        refusal = skipping_refusal(scheduler)
         if refusal is not None:
             _log.warning("Kairos leaves decode batches to upstream: %s", refusal)
             if config.hold:
@@ -87,7 +87,7 @@ class DecodeScheduler:
     def processed(self, batch: Any) -> None:
         """After upstream has processed the result of a decode step."""
         done = time.monotonic()
-        self._steps.observe(batch, done, self.batcher.at_ease)
+        self._steps.observe(batch, done, self.batcher.selection_skipped)
         if self._keeps and done - self._saved_s > SAVE_EVERY_S:
             self.save()
             self._saved_s = done

@@ -9,20 +9,20 @@ import copy
 from typing import Any
 
 
-def split(batch: Any, run: list[int], park: list[int]) -> Any:
+def split(batch: Any, run: list[int], skip: list[int]) -> Any:
     """Leave the requests at `run` in the upstream `ScheduleBatch`; returns a batch of those at
-    `park`. Both lists are ascending positions, together all of them, neither empty."""
-    parked = _own(batch)
-    parked.filter_batch(keep_indices=park)
+    `skip`. Both lists are ascending positions, together all of them, neither empty."""
+    skipped = _own(batch)
+    skipped.filter_batch(keep_indices=skip)
     batch.filter_batch(keep_indices=run)
-    return parked
+    return skipped
 
 
-def united(ran: Any, parked: Any) -> Any:
+def merged(ran: Any, skipped: Any) -> Any:
     """A new batch of the requests of both. The batch that ran stays as it is: upstream still reads
     it as the one in flight."""
     whole = _own(ran)
-    whole.merge_batch(parked)
+    whole.merge_batch(skipped)
     return whole
 
 

@@ -14,7 +14,7 @@ from kairos.latency.table import StepTable
 LONGEST_STEP_S = 2.0
 
 # While everybody has time to spare, one step of so many is learned from: it decides nothing then.
-AT_EASE_EVERY = 16
+SAMPLE_EVERY = 16
 
 
 class DecodeSteps:
@@ -59,7 +59,7 @@ class DecodeSteps:
         learned: LearnedSteps = self._clock.learned("decode_steps", self._unlearned)
         return self._tables.of(learned), learned.factor
 
-    def observe(self, batch: Any, done_s: float, at_ease: bool = False) -> None:
+    def observe(self, batch: Any, done_s: float, selection_skipped: bool = False) -> None:
         """Take in an upstream batch whose result has just been processed.
 
         Results come one after the other at the pace of the steps, whether the next one runs
@@ -67,10 +67,10 @@ class DecodeSteps:
 
         Args:
             done_s: local monotonic seconds.
-            at_ease: everybody runs and has time to spare.
+            selection_skipped: everybody runs and has time to spare.
         """
         seconds = self._seconds(batch, done_s)
-        wanted = not (at_ease and batch.forward_iter % AT_EASE_EVERY)
+        wanted = not (selection_skipped and batch.forward_iter % SAMPLE_EVERY)
         load = _load(batch) if wanted and seconds is not None else None
         if self._device is not None:
             for known, device_s in self._device.processed(load, batch.after_idle_gap):

@@ -5,7 +5,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 # Reports are some two steps late. Further apart, the two sides have lost each other.
-MOST_APART = 8
+MAX_APART = 8
 
 
 class Load(NamedTuple):
@@ -43,7 +43,7 @@ class DeviceTimes:
         Returns:
             steps and their seconds on the device, as far as they are known by now.
         """
-        if after_idle or max(len(self._loads), len(self._seconds)) > MOST_APART:
+        if after_idle or max(len(self._loads), len(self._seconds)) > MAX_APART:
             self._loads.clear()
             self._seconds.clear()
         self._loads.append(load)

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from kairos_patches._fingerprint import MissingSymbolError, file_sha256, locate
+from kairos_patches.fingerprint import MissingSymbolError, file_sha256, locate
 
 UPSTREAM_VERSION = "0.5.23"
 PATH = Path(__file__).with_name("manifest.json")

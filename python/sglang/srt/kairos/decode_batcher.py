@@ -1,6 +1,6 @@
 """Who runs in the next decode step: the slack policy on upstream's running batch.
 
-Between two passes of the event loop the running batch always holds every request, parked ones too,
+Between two passes of the event loop the running batch always holds every request, skipped ones too,
 so that aborts, retraction, pauses, load figures and leak checks see what they expect. It is
 taken apart when upstream updates it for a step, and put together right after the launch.
 """
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sglang.srt.kairos.decode_hold import HeldTokens
+from sglang.srt.kairos.decode_held_tokens import HeldTokens
 from sglang.srt.kairos.decode_rows import DecodeRows
-from sglang.srt.kairos.decode_split import split, united
+from sglang.srt.kairos.decode_split import merged, split
 from sglang.srt.kairos.decode_steps import DecodeSteps
 from sglang.srt.kairos.shared_clock import SharedClock
 
@@ -27,23 +27,23 @@ CHANGE_SHARE = 0.02
 LONGEST_PERIOD = 8
 
 # While everybody has time to spare, nobody is looked at for so many steps.
-AT_EASE_STEPS = 8
+SELECTION_SKIPPED_STEPS = 8
 
 Original = Callable[[Any, Any], Any]
 
 
 @dataclass(slots=True)
-class Parting:
+class SplitBatch:
     """A batch taken apart.
 
     Attributes:
         ran: upstream's batch of those that run.
-        parked: batch of the others.
+        skipped: batch of the others.
         whole: the batch of all, once the step is launched; None before.
     """
 
     ran: Any
-    parked: Any
+    skipped: Any
     whole: Any = None
 
 
@@ -59,7 +59,7 @@ class DecodeBatcher:
 
     Attributes:
         rows: the requests of the running batch.
-        at_ease: in the newest step everybody runs and has time to spare.
+        selection_skipped: in the newest step everybody runs and has time to spare.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class DecodeBatcher:
         self._held = held
         self._refusal = refusal
         self._reload_s_per_token = reload_s_per_token
-        self._parting: Parting | None = None
+        self._split: SplitBatch | None = None
         self._in_flight_s = 0.0
         self._since_selection = 0
-        self.at_ease = False
-        self._ease = 0  # steps to come for which nobody need be looked at
+        self.selection_skipped = False
+        self._unselected = 0  # steps to come for which nobody need be looked at
         self._counts: Counter[str] = Counter()
         self._obstacles: Counter[str] = Counter()
         self._split_s: deque[float] = deque(maxlen=1024)
@@ -98,23 +98,23 @@ class DecodeBatcher:
             return original(scheduler, batch)
         begin = time.perf_counter()
         self.begun(scheduler)  # at the latest: the next result has one token more
-        if self.at_ease and self._ease and batch.reqs is self.rows.reqs:
+        if self.selection_skipped and self._unselected and batch.reqs is self.rows.reqs:
             return self._as_before(original, scheduler, batch, begin)
-        self.at_ease = False
+        self.selection_skipped = False
         batch = self._recover(batch)
         if [req for req in batch.reqs if req.finished_reason is not None]:
             batch.filter_batch()
             batch.batch_is_full = False
         if not batch.reqs:
             self._leave(self.rows.clear())
-            self._parting = None
+            self._split = None
             return original(scheduler, batch)
         now = self._clock.now()
         start = self._start(scheduler, now)
         left = self.rows.sync(batch.reqs, batch.seq_lens_cpu.numpy(), now)
         if left is not None:
             # Others than those who were taken apart before.
-            self._parting = None
+            self._split = None
             self._leave(left)
             if self._held is not None:
                 self._held.joined(self.rows.rows, batch.reqs, now)
@@ -133,11 +133,11 @@ class DecodeBatcher:
         self._rank_for_retraction(batch, start)
         self._decide_s.append(time.perf_counter() - begin)
         if together:
-            self._parting = None
+            self._split = None
             holds = self._held is not None and self._held.count
-            if not holds and self.policy.all_run_for(rows, start, AT_EASE_STEPS):
-                self.at_ease = True
-                self._ease = AT_EASE_STEPS
+            if not holds and self.policy.all_run_for(rows, start, SELECTION_SKIPPED_STEPS):
+                self.selection_skipped = True
+                self._unselected = SELECTION_SKIPPED_STEPS
             return self._counted(original, scheduler, batch)
         return self._part(original, scheduler, batch)
 
@@ -145,33 +145,33 @@ class DecodeBatcher:
         """In each pass: forget requests that left without a step, as a pause makes them."""
         if self.rows.reqs and not scheduler.running_batch.reqs:
             self._leave(self.rows.clear())
-            self._parting = None
+            self._split = None
 
     def launched(self, scheduler: Any, batch: Any) -> None:
         """After `Scheduler.run_batch`: the running batch holds everybody again."""
-        parting = self._parting
-        if parting is None or parting.whole is not None or batch is not parting.ran:
+        split_batch = self._split
+        if split_batch is None or split_batch.whole is not None or batch is not split_batch.ran:
             return
         begin = time.perf_counter()
-        whole = united(batch, parting.parked)
+        whole = merged(batch, split_batch.skipped)
         if len(whole.reqs) == len(self.rows.reqs):
             self.rows.reqs = whole.reqs  # in the order that `_part` gave the rows
-        parting.whole = scheduler.running_batch = whole
+        split_batch.whole = scheduler.running_batch = whole
         self._merge_s.append(time.perf_counter() - begin)
 
     def snapshot(self) -> dict[str, Any]:
         """Counters for /server_info."""
         counts = self._counts
         return {
-            "parking": "on" if self._refusal is None else f"off: {self._refusal}",
+            "skipping": "on" if self._refusal is None else f"off: {self._refusal}",
             "steps": counts["steps"],
             "steps_selection_skipped": counts["steps_selection_skipped"],
             "steps_with_skips": counts["steps_with_skips"],
-            "skipped": len(self._parting.parked.reqs) if self._parting else 0,
+            "skipped": len(self._split.skipped.reqs) if self._split else 0,
             "skips": counts["skips"],
             "starvation_grants": counts["starvation_grants"],
             "retractions": counts["retractions"],
-            "steps_parking_was_off": dict(self._obstacles),
+            "steps_skipping_was_off": dict(self._obstacles),
             "period": self._period(),
             "max_batch": self.policy.max_batch,
             "split_us": _spread(self._split_s),
@@ -186,7 +186,7 @@ class DecodeBatcher:
 
     def _as_before(self, original: Original, scheduler: Any, batch: Any, begin: float) -> Any:
         """Upstream's path: all of the batch run, as `SlackPolicy.all_run_for` has found before."""
-        self._ease -= 1
+        self._unselected -= 1
         self._since_selection += 1
         self._counts["steps"] += 1
         self._counts["steps_selection_skipped"] += 1
@@ -200,16 +200,16 @@ class DecodeBatcher:
 
     def _recover(self, batch: Any) -> Any:
         """A step that was taken apart and never launched: go on with everybody."""
-        parting = self._parting
-        if parting is None or parting.whole is not None:
+        split_batch = self._split
+        if split_batch is None or split_batch.whole is not None:
             return batch
-        self._parting = None
-        return self._everybody(parting)
+        self._split = None
+        return self._everybody(split_batch)
 
     @staticmethod
-    def _everybody(parting: Parting) -> Any:
-        ran, parked = parting.ran, parting.parked
-        return united(ran, parked) if ran.reqs else parked
+    def _everybody(split_batch: SplitBatch) -> Any:
+        ran, skipped = split_batch.ran, split_batch.skipped
+        return merged(ran, skipped) if ran.reqs else skipped
 
     def _select(self, start: float, changed: bool) -> float:
         """Fill `runs`; returns the predicted seconds of the step."""
@@ -261,30 +261,30 @@ class DecodeBatcher:
         begin = time.perf_counter()
         runs = self.rows.rows["runs"]
         run = np.flatnonzero(runs)
-        parting = self._parting
+        split_batch = self._split
         same = (
-            parting is not None
-            and parting.whole is batch
-            and len(run) == len(parting.ran.reqs)
+            split_batch is not None
+            and split_batch.whole is batch
+            and len(run) == len(split_batch.ran.reqs)
             and _all(runs[: len(run)])
         )
-        if same and parting is not None:
+        if same and split_batch is not None:
             # Nothing but lengths has changed in the batch that ran, and in the parked one nothing.
-            parting.whole = None
+            split_batch.whole = None
         else:
-            park = np.flatnonzero(~runs)
-            self._clock.decided(*(int(n) for n in self.rows.rows["id"][park]))
-            parting = Parting(batch, split(batch, run.tolist(), park.tolist()))
-            self.rows.reorder(np.concatenate([run, park]))
-            self._counts["skips"] += len(park)
+            skip = np.flatnonzero(~runs)
+            self._clock.decided(*(int(n) for n in self.rows.rows["id"][skip]))
+            split_batch = SplitBatch(batch, split(batch, run.tolist(), skip.tolist()))
+            self.rows.reorder(np.concatenate([run, skip]))
+            self._counts["skips"] += len(skip)
             self._split_s.append(time.perf_counter() - begin)
-        self._parting = parting
-        updated = self._counted(original, scheduler, parting.ran)
+        self._split = split_batch
+        updated = self._counted(original, scheduler, split_batch.ran)
         if updated is None or not updated.reqs:
             # Upstream retracted everybody that was to run.
-            self._parting = None
-            return self._counted(original, scheduler, self._everybody(parting))
-        parting.ran = updated
+            self._split = None
+            return self._counted(original, scheduler, self._everybody(split_batch))
+        split_batch.ran = updated
         self._counts["steps_with_skips"] += 1
         return updated
 
@@ -337,7 +337,7 @@ class DecodeBatcher:
         return period
 
 
-def parking_refusal(scheduler: Any) -> str | None:
+def skipping_refusal(scheduler: Any) -> str | None:
     """Why requests of this upstream `Scheduler` cannot be parked; None if they can."""
     for reason, present in (
         ("not a decode server", scheduler.disaggregation_mode.value != "decode"),

@@ -3,33 +3,33 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from kairos_patches._fingerprint import locate
-from kairos_patches._hook import Hook, Process, Reliance
-from kairos_patches._manifest import UPSTREAM_VERSION
+from kairos_patches.fingerprint import locate
+from kairos_patches.hook import Hook, HookProcess, UpstreamDependency
+from kairos_patches.manifest import UPSTREAM_VERSION
 
 _WHEN = {
-    Process.LAUNCHER: "Applied in the launching process, also without `--kairos`.",
-    Process.HTTP: "Applied under `--kairos` in the process that serves HTTP.",
-    Process.SCHEDULER: "Applied under `--kairos` in every scheduler process.",
+    HookProcess.LAUNCHER: "Applied in the launching process, also without `--kairos`.",
+    HookProcess.HTTP: "Applied under `--kairos` in the process that serves HTTP.",
+    HookProcess.SCHEDULER: "Applied under `--kairos` in every scheduler process.",
 }
 
 
-def review(hooks: Sequence[Hook], relies_on: Sequence[Reliance], root: Path) -> str:
+def review(hooks: Sequence[Hook], dependencies: Sequence[UpstreamDependency], root: Path) -> str:
     """The document as Markdown, for the upstream package in `root`."""
     lines = [
         "# Difference to upstream",
         "",
         f"Kairos runs on SGLang {UPSTREAM_VERSION} as released. No upstream file is copied or "
-        f"edited; {len(hooks)} functions are hooked, and {len(relies_on)} more are relied on. "
+        f"edited; {len(hooks)} functions are hooked, and {len(dependencies)} more are relied on. "
         "Written by `scripts/upstream_diff.py`; edit the table in `kairos_patches/` instead.",
     ]
-    for process in Process:
+    for process in HookProcess:
         lines += ["", f"## {process.value}", "", _WHEN[process]]
         for hook in hooks:
             if hook.process is process:
                 lines += ["", *_section(hook, root)]
     lines += ["", "## Relied on without a hook", "", "| symbol | file | for |", "|---|---|---|"]
-    for item in relies_on:
+    for item in dependencies:
         source = locate(item.symbol, root)
         lines.append(f"| `{item.symbol}` | `{source.file}:{source.line}` | {item.why} |")
     return "\n".join([*lines, ""])

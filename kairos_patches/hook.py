@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Any
 
 
-class Kind(Enum):
+class HookKind(Enum):
     """How a hook relates to the upstream function; the values are upstream's `HookType`."""
 
     BEFORE = "before"
@@ -14,7 +14,7 @@ class Kind(Enum):
     AROUND = "around"
 
 
-class Process(Enum):
+class HookProcess(Enum):
     """The process whose copy of the upstream function is hooked."""
 
     LAUNCHER = "launcher"  # parses the command line; hooked always, inert without --kairos
@@ -39,8 +39,8 @@ class Hook:
 
     module: str
     name: str
-    kind: Kind
-    process: Process
+    kind: HookKind
+    process: HookProcess
     call: Callable[..., Any]
     changes: str
     why: str
@@ -52,7 +52,7 @@ class Hook:
 
 
 @dataclass(frozen=True)
-class Reliance:
+class UpstreamDependency:
     """An upstream symbol that Kairos calls or reads without hooking it."""
 
     symbol: str

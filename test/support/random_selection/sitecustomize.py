@@ -1,7 +1,7 @@
-"""On the path of a server: a coin decides who runs in a decode step.
+"""On the path of a server: random selection of the requests of a decode step.
 
-Python imports this module at start. Every step parks about half of the requests, each time others:
-far more splitting and merging than any sensible policy asks for.
+Python imports this module at start. Every step skips about half of the requests, different ones
+each time: far more splitting and merging than any sensible policy asks for.
 """
 
 import os
@@ -21,6 +21,6 @@ def _select(self, residents, now_s):
     return self.running_step_s(residents)
 
 
-if os.environ.get("KAIROS_TEST_COIN"):
+if os.environ.get("KAIROS_TEST_RANDOM_SELECTION"):
     SlackPolicy.select = _select
     SlackPolicy.all_run_for = lambda *_: False  # the next step is another toss
