@@ -5,10 +5,10 @@ from pathlib import Path
 
 from kairos.cluster import ClusterSpec
 from kairos_emulation.launch import Platform, settings
-from kairos_emulation.models import Kind, write_model
+from kairos_emulation.models import ModelKind, write_model
 
 _STOP_GRACE_S = 0.5
-_MODEL: dict[str, Kind] = {"cpu": "tiny-random", "emulated": "emulated"}
+_MODEL: dict[str, ModelKind] = {"cpu": "tiny-random", "emulated": "emulated"}
 
 
 def platform_model(platform: Platform, folder: str | Path) -> Path:

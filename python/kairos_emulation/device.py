@@ -12,12 +12,12 @@ from typing import Any
 from kairos.errors import InputError
 from kairos.latency import Chunk, Profile, load_profile
 from kairos_emulation import streams
+from kairos_emulation.device_trace import DeviceTrace
 from kairos_emulation.launch import DEFAULT_PROFILE
-from kairos_emulation.trace import Trace
 
 
 @dataclass
-class Device:
+class EmulatedDevice:
     """Attributes:
     profile: where durations come from.
     blocking: a launch returns only at its end, as the overlap schedule is off.
@@ -27,7 +27,7 @@ class Device:
 
     profile: Profile
     blocking: bool = False
-    trace: Trace | None = None
+    trace: DeviceTrace | None = None
     link_end: float = 0.0
     link_lock: threading.Lock = field(default_factory=threading.Lock)
     _decoding: set[str] = field(default_factory=set)
@@ -115,7 +115,7 @@ def _idle_s(end: float, launched: float) -> float:
     return max(0.0, launched - end) if end else 0.0  # before its first work nothing is idle
 
 
-_device: Device | None = None
+_device: EmulatedDevice | None = None
 
 
 def configure() -> None:
@@ -125,7 +125,9 @@ def configure() -> None:
         InputError: it cannot be read or is not a valid profile.
     """
     global _device
-    _device = Device(load_profile(os.environ.get("KAIROS_EMULATION_PROFILE") or DEFAULT_PROFILE))
+    _device = EmulatedDevice(
+        load_profile(os.environ.get("KAIROS_EMULATION_PROFILE") or DEFAULT_PROFILE)
+    )
 
 
 def start(role: str, blocking: bool) -> None:
@@ -139,12 +141,12 @@ def start(role: str, blocking: bool) -> None:
     path = os.environ.get("KAIROS_EMULATION_TRACE")
     if path:
         try:
-            device.trace = Trace(path, role)
+            device.trace = DeviceTrace(path, role)
         except OSError as error:
             raise InputError(f"KAIROS_EMULATION_TRACE: cannot write {path}: {error}") from error
 
 
-def current() -> Device:
+def current() -> EmulatedDevice:
     """The process's accelerator."""
     if _device is None:
         raise RuntimeError("SGLANG_PLATFORM is not kairos-emulated in this process")
@@ -152,5 +154,5 @@ def current() -> Device:
 
 
 def transfer(tokens: int) -> None:
-    """`Device.transfer` of the process's accelerator."""
+    """`EmulatedDevice.transfer` of the process's accelerator."""
     current().transfer(tokens)

@@ -18,7 +18,7 @@ _SCHEDULER = "sglang.srt.managers.scheduler"
 _IDLE_NAP_S = 3e-4
 
 
-class Hook(NamedTuple):
+class EmulationHook(NamedTuple):
     """Attributes:
     target: dotted path of the upstream function.
     function: called as `kind` of `HookRegistry` says.
@@ -54,12 +54,12 @@ def modelled_transfer(manager: Any, _session_id: str, blocks: list[tuple[int, in
     return 0
 
 
-COMMON: tuple[Hook, ...] = (
-    Hook(f"{_SCHEDULER}.Scheduler.on_idle", nap_when_waiting, "AFTER"),
-    Hook("sglang.srt.lora.lora_manager.LoRAManager.__init__", unpin_adapters, "BEFORE"),
+COMMON: tuple[EmulationHook, ...] = (
+    EmulationHook(f"{_SCHEDULER}.Scheduler.on_idle", nap_when_waiting, "AFTER"),
+    EmulationHook("sglang.srt.lora.lora_manager.LoRAManager.__init__", unpin_adapters, "BEFORE"),
 )
-EMULATED: tuple[Hook, ...] = (
-    Hook(
+EMULATED: tuple[EmulationHook, ...] = (
+    EmulationHook(
         "sglang.srt.disaggregation.mooncake.conn.MooncakeKVManager._transfer_data",
         modelled_transfer,
         "REPLACE",
@@ -67,7 +67,7 @@ EMULATED: tuple[Hook, ...] = (
 )
 
 
-def install(hooks: tuple[Hook, ...]) -> None:
+def install(hooks: tuple[EmulationHook, ...]) -> None:
     """Have `hooks` registered in the scheduler process right before hooks are applied there.
 
     A platform is activated by the first import of SGLang's utilities, long before a spawned child
@@ -96,7 +96,7 @@ def install(hooks: tuple[Hook, ...]) -> None:
     HookRegistry.apply_hooks = staticmethod(register_then_apply)
 
 
-def verify(hooks: tuple[Hook, ...]) -> None:
+def verify(hooks: tuple[EmulationHook, ...]) -> None:
     """Raise RuntimeError unless every hook is in place: upstream only logs one that failed."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 

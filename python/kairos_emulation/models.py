@@ -20,7 +20,7 @@ import numpy as np
 from kairos.errors import InputError
 from kairos_emulation.launch import MAX_CONTEXT
 
-Kind = Literal["tiny-random", "emulated"]
+ModelKind = Literal["tiny-random", "emulated"]
 
 VOCABULARY = 1024
 BOS, EOS = 0, 1
@@ -31,7 +31,7 @@ _VERSION = 1
 _HIDDEN, _INTERMEDIATE, _LAYERS, _HEADS, _KV_HEADS, _HEAD_DIM = 256, 512, 3, 4, 2, 64
 
 
-def write_model(kind: Kind, folder: str | Path) -> bool:
+def write_model(kind: ModelKind, folder: str | Path) -> bool:
     """Write a complete model directory.
 
     "tiny-random" is a 3-layer fp32 Llama with random weights, scaled so that greedy decoding

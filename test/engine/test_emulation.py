@@ -16,9 +16,9 @@ import pytest
 
 from kairos.cluster import Cluster, ServerDiedError
 from kairos.latency import Chunk, load_profile
+from kairos_emulation.device_trace import DeviceRecord, read_device_trace
 from kairos_emulation.models import PRINTABLE, VOCABULARY
 from kairos_emulation.streams import WAKE_UP_S
-from kairos_emulation.trace import Record, read_trace
 from support.clusters import EMULATED_PAIR, on
 from support.configs import OFF, TRACE
 from support.pair import send, wait_idle
@@ -52,12 +52,12 @@ def generate(cluster: Cluster, request: dict) -> dict:
     return answer.json()
 
 
-def traced(cluster: Cluster, *requests: dict) -> dict[str, list[Record]]:
+def traced(cluster: Cluster, *requests: dict) -> dict[str, list[DeviceRecord]]:
     """What the accelerators did for these requests, sent together, by kind."""
-    before = len(read_trace(TRACE))
+    before = len(read_device_trace(TRACE))
     with ThreadPoolExecutor(len(requests)) as pool:
         list(pool.map(lambda request: generate(cluster, request), requests))
-    records = read_trace(TRACE)[before:]
+    records = read_device_trace(TRACE)[before:]
     return {
         kind: [record for record in records if record.kind == kind]
         for kind in ("prefill", "decode", "transfer")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kairos.calibrate.drive import Answer, DriveError, Prompt, shared_tokens
+from kairos.calibrate.drive import CalibrationPrompt, DriveError, TimedAnswer, shared_tokens
 from kairos.latency import Profile
 from kairos.latency.first_token import FirstTokenPath, prefill_s, single_request_chunks
 
@@ -13,7 +13,7 @@ class VirtualEngine:
     """Prefills prompts one after the other, decodes together whoever has begun.
 
     Args:
-        jitter_s: tokens grow_to the client up to so much late, each by itself.
+        jitter_s: tokens reach the client up to so much late, each by itself.
         cache: keep prefixes.
 
     Attributes:
@@ -28,7 +28,7 @@ class VirtualEngine:
         self.profile = profile
         self.path = path
         self.now_s = 1000.0
-        self.played: list[tuple[Sequence[Prompt], int]] = []
+        self.played: list[tuple[Sequence[CalibrationPrompt], int]] = []
         self.fails: dict[int, BaseException] = {}
         self._cached: set[tuple[int, int]] = set()
         self._cache = cache
@@ -40,11 +40,11 @@ class VirtualEngine:
 
     def play(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[CalibrationPrompt],
         output_tokens: int,
         limit_s: float,
         together: int | None = None,
-    ) -> list[Answer]:
+    ) -> list[TimedAnswer]:
         self.played.append((prompts, output_tokens))
         due = [error for n, error in self.fails.items() if n <= len(self.played)]
         if due:
@@ -81,4 +81,4 @@ class VirtualEngine:
             self.now_s = sent + limit_s
             raise DriveError(f"no end after {limit_s:.0f} s")
         late = [np.sort(own + self._jitter_s * self._random.random(len(own))) for own in times]
-        return [Answer(sent, own.tolist(), hit) for own, hit in zip(late, hits, strict=True)]
+        return [TimedAnswer(sent, own.tolist(), hit) for own, hit in zip(late, hits, strict=True)]

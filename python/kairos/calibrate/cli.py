@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from kairos.calibrate.session import ClusterOf, calibrate
+from kairos.calibrate.session import ClusterFactory, calibrate
 from kairos.cluster import ClusterError
 from kairos.errors import InputError
 
@@ -39,17 +39,17 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def main(argv: Sequence[str], cluster_of: ClusterOf) -> int:
+def main(argv: Sequence[str], cluster_factory: ClusterFactory) -> int:
     """Calibrate as `argv` says.
 
     Args:
-        cluster_of: describes a prefill and a decode server that emulate a profile.
+        cluster_factory: describes a prefill and a decode server that emulate a profile.
 
     Returns:
         Exit code; see `--help`.
     """
     try:
-        return calibrate(_parser().parse_args(argv), cluster_of)
+        return calibrate(_parser().parse_args(argv), cluster_factory)
     except (InputError, ClusterError) as error:
         print(f"calibrate: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

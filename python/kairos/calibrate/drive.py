@@ -30,7 +30,7 @@ class DriveError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class CalibrationPrompt:
     """Token ids by length and name: equal parts have equal ids, different names share nothing.
 
     Attributes:
@@ -45,7 +45,7 @@ class Prompt:
         return sum(tokens for tokens, _ in self.parts)
 
 
-class Answer(NamedTuple):
+class TimedAnswer(NamedTuple):
     """Attributes:
     sent_s: monotonic time at which the request left.
     times_s: and at which its tokens arrived.
@@ -62,11 +62,11 @@ class Driver(Protocol):
 
     def play(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[CalibrationPrompt],
         output_tokens: int,
         limit_s: float,
         together: int | None = None,
-    ) -> list[Answer]:
+    ) -> list[TimedAnswer]:
         """Send all of `prompts` at once, wait for their answers.
 
         Args:
@@ -90,13 +90,13 @@ class HttpDriver:
     """Real servers, through SGLang's `/generate` with token ids.
 
     Args:
-        legs: one server, or prefill and decode.
+        endpoints: one server, or prefill and decode.
         send_slo: say that there is no hurry, to servers that would schedule by it.
         seed: of all token ids. Runs with different ones find nothing of each other in the cache.
     """
 
-    def __init__(self, legs: Sequence[Endpoint], *, send_slo: bool, seed: int) -> None:
-        self._legs = tuple(legs)
+    def __init__(self, endpoints: Sequence[Endpoint], *, send_slo: bool, seed: int) -> None:
+        self._endpoints = tuple(endpoints)
         self._send_slo = send_slo
         self._prompts = Prompts(VOCABULARY, seed)
         self._run_id = f"calibrate-{seed:x}"
@@ -104,11 +104,11 @@ class HttpDriver:
 
     def play(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[CalibrationPrompt],
         output_tokens: int,
         limit_s: float,
         together: int | None = None,
-    ) -> list[Answer]:
+    ) -> list[TimedAnswer]:
         bodies = [self._prepared(prompt, output_tokens) for prompt in prompts]
         gc.disable()  # a collection would stamp tokens late
         try:
@@ -122,7 +122,9 @@ class HttpDriver:
         finally:
             gc.enable()
 
-    def _prepared(self, prompt: Prompt, output_tokens: int) -> tuple[PlannedRequest, str, bytes]:
+    def _prepared(
+        self, prompt: CalibrationPrompt, output_tokens: int
+    ) -> tuple[PlannedRequest, str, bytes]:
         """Written before the clock starts: a long prompt takes milliseconds."""
         self._count += 1
         request = TraceRequest(0.0, prompt.length, output_tokens)
@@ -131,7 +133,7 @@ class HttpDriver:
         for tokens, name in prompt.parts:
             ids += self._prompts.token_ids(TraceRequest(0.0, tokens, 1), name).tolist()
         rid = f"{self._run_id}-{self._count:06d}"
-        body = GenerateApi().body(planned, rid, orjson.dumps(ids), self._legs, self._send_slo)
+        body = GenerateApi().body(planned, rid, orjson.dumps(ids), self._endpoints, self._send_slo)
         return planned, rid, body
 
     async def _play(
@@ -139,10 +141,10 @@ class HttpDriver:
         requests: Sequence[tuple[PlannedRequest, str, bytes]],
         limit_s: float,
         together: int | None,
-    ) -> list[Answer]:
+    ) -> list[TimedAnswer]:
         api = GenerateApi()
         exchanges = [
-            Exchange(planned, rid, time.monotonic(), self._legs, api)
+            Exchange(planned, rid, time.monotonic(), self._endpoints, api)
             for planned, rid, _ in requests
         ]
         tasks: list[asyncio.Task[None]] = []
@@ -164,7 +166,7 @@ class HttpDriver:
             for exchange in exchanges:
                 exchange.close()
         return [
-            Answer(exchange.sent_s, exchange.stream.times, exchange.stream.cached_tokens)
+            TimedAnswer(exchange.sent_s, exchange.stream.times, exchange.stream.cached_tokens)
             for exchange in exchanges
         ]
 

@@ -51,7 +51,7 @@ Point = DecodePoint | PrefillPoint
 P = TypeVar("P", DecodePoint, PrefillPoint)
 
 
-class Skipped(msgspec.Struct, frozen=True):
+class SkippedPoint(msgspec.Struct, frozen=True):
     """A point without a sample, and why."""
 
     point: Point
@@ -59,7 +59,7 @@ class Skipped(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Axes:
+class GridAxes:
     """Values along each axis. None: chosen by the servers' limits."""
 
     batches: Sequence[int] | None = None
@@ -82,10 +82,10 @@ class Grid(NamedTuple):
     """
 
     points: tuple[Point, ...]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[SkippedPoint, ...]
 
 
-def make_grid(axes: Axes, limits: InstanceLimits, longest_prompt: int) -> Grid:
+def make_grid(axes: GridAxes, limits: InstanceLimits, longest_prompt: int) -> Grid:
     """Every combination of `axes` that the servers hold.
 
     Args:
@@ -112,7 +112,7 @@ def make_grid(axes: Axes, limits: InstanceLimits, longest_prompt: int) -> Grid:
     for point in _alternating(prefill, decode):
         reason = unfit(point, limits, longest_prompt)
         if reason:
-            skipped.append(Skipped(point, reason))
+            skipped.append(SkippedPoint(point, reason))
         else:
             points.append(point)
     if not points:

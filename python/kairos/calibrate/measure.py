@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from kairos.calibrate.drive import Answer, DriveError, Driver, Prompt
+from kairos.calibrate.drive import CalibrationPrompt, DriveError, Driver, TimedAnswer
 from kairos.calibrate.grid import (
     REPEATS,
     STEPS,
@@ -24,7 +24,7 @@ BLOCK = 8
 _LEAST_BLOCKS = 2
 
 
-class Steps(msgspec.Struct, frozen=True, tag="decode"):
+class DecodeMeasurement(msgspec.Struct, frozen=True, tag="decode"):
     """Measured decode steps.
 
     Attributes:
@@ -40,7 +40,7 @@ class Steps(msgspec.Struct, frozen=True, tag="decode"):
     blocks_s: list[float]
 
 
-class FirstTokens(msgspec.Struct, frozen=True, tag="prefill"):
+class PrefillMeasurement(msgspec.Struct, frozen=True, tag="prefill"):
     """Measured times to first token, one request at a time.
 
     Attributes:
@@ -55,7 +55,7 @@ class FirstTokens(msgspec.Struct, frozen=True, tag="prefill"):
     each_s: list[float]
 
 
-Measured = Steps | FirstTokens
+Measurement = DecodeMeasurement | PrefillMeasurement
 
 
 class Meter:
@@ -69,7 +69,7 @@ class Meter:
         self._driver = driver
         self._names = itertools.count(first_name)
 
-    def measure(self, point: Point, limit_s: Callable[[], float]) -> Measured:
+    def measure(self, point: Point, limit_s: Callable[[], float]) -> Measurement:
         """The sample of `point`.
 
         Args:
@@ -83,11 +83,13 @@ class Meter:
             return self._first_tokens(point, limit_s)
         return self._steps(point, limit_s)
 
-    def _first_tokens(self, point: PrefillPoint, limit_s: Callable[[], float]) -> FirstTokens:
+    def _first_tokens(
+        self, point: PrefillPoint, limit_s: Callable[[], float]
+    ) -> PrefillMeasurement:
         shared = self._prefix(point.prefix, limit_s)
         answers = []
         for _ in range(REPEATS):
-            prompt = Prompt((*shared, (point.new, next(self._names))))
+            prompt = CalibrationPrompt((*shared, (point.new, next(self._names))))
             answers += self._driver.play([prompt], 1, limit_s())
         hits = [point.prefix if a.cached_tokens is None else a.cached_tokens for a in answers]
         cached = statistics.mode(hits)  # an eviction in between makes it another point
@@ -99,14 +101,16 @@ class Meter:
             for answer, hit in zip(answers, hits, strict=True)
             if hit == cached
         ]
-        return FirstTokens(length, cached, statistics.median(each_s), each_s)
+        return PrefillMeasurement(length, cached, statistics.median(each_s), each_s)
 
-    def _steps(self, point: DecodePoint, limit_s: Callable[[], float]) -> Steps:
+    def _steps(self, point: DecodePoint, limit_s: Callable[[], float]) -> DecodeMeasurement:
         # Spares prefilling every context; the decode server holds each of them all the same.
         shared = self._prefix(point.context - TAIL, limit_s)
         asked = output_tokens(point)
         for output in (asked, 4 * asked):
-            prompts = [Prompt((*shared, (TAIL, next(self._names)))) for _ in range(point.batch)]
+            prompts = [
+                CalibrationPrompt((*shared, (TAIL, next(self._names)))) for _ in range(point.batch)
+            ]
             answers = self._driver.play(prompts, output, limit_s(), WARM_UP + STEPS + 1)
             found = steps_of(answers, point.context)
             if found is not None:
@@ -118,11 +122,11 @@ class Meter:
         if tokens <= 0:
             return ()
         shared = ((tokens, next(self._names)),)
-        self._driver.play([Prompt(shared)], 1, limit_s())
+        self._driver.play([CalibrationPrompt(shared)], 1, limit_s())
         return shared
 
 
-def steps_of(answers: Sequence[Answer], prompt_tokens: int) -> Steps | None:
+def steps_of(answers: Sequence[TimedAnswer], prompt_tokens: int) -> DecodeMeasurement | None:
     """The steps in which all requests decoded, without the first `WARM_UP`; None if too few.
 
     Args:
@@ -154,4 +158,4 @@ def steps_of(answers: Sequence[Answer], prompt_tokens: int) -> Steps | None:
     seconds = statistics.median(blocks_s)
     if seconds <= 0.0:
         raise DriveError("tokens arrive all at once: something between here and there holds them")
-    return Steps(len(answers), contexts, seconds, blocks_s)
+    return DecodeMeasurement(len(answers), contexts, seconds, blocks_s)

@@ -5,16 +5,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kairos.calibrate.measure import FirstTokens, Steps
-from kairos.calibrate.result import Calibrated
+from kairos.calibrate.measure import DecodeMeasurement, PrefillMeasurement
+from kairos.calibrate.result import CalibrationResult
 from kairos.latency.first_token import prefill_s, single_request_chunks
 from kairos.replay.report.drawing import legend_below, png
 
 _LINE_POINTS = 60
-S = TypeVar("S", Steps, FirstTokens)
+S = TypeVar("S", DecodeMeasurement, PrefillMeasurement)
 
 
-def picture(found: Calibrated, title: str) -> bytes:
+def picture(found: CalibrationResult, title: str) -> bytes:
     """PNG: decode steps on the left, prefill on the right."""
 
     def draw(axes: Any) -> None:
@@ -40,7 +40,7 @@ def picture(found: Calibrated, title: str) -> bytes:
     return png((2, 2), (14, 9.6), title, draw)
 
 
-def _decode(axes: Any, found: Calibrated) -> None:
+def _decode(axes: Any, found: CalibrationResult) -> None:
     groups = _groups(found.steps, lambda s: s.batch)
     for (batch, samples), shade in zip(groups.items(), _shades(len(groups)), strict=True):
         contexts = [s.total_context for s in samples]
@@ -57,7 +57,7 @@ def _decode(axes: Any, found: Calibrated) -> None:
     legend_below(axes, 0.14, 10)
 
 
-def _prefill(axes: Any, found: Calibrated) -> None:
+def _prefill(axes: Any, found: CalibrationResult) -> None:
     chunk = found.profile.limits.chunk_tokens
     groups = _groups(found.first_tokens, lambda s: s.cached)
     for (cached, samples), shade in zip(groups.items(), _shades(len(groups)), strict=True):

@@ -8,9 +8,9 @@ from typing import NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from kairos.calibrate.grid import Skipped
-from kairos.calibrate.measure import FirstTokens, Measured, Steps
-from kairos.calibrate.server import Servers
+from kairos.calibrate.grid import SkippedPoint
+from kairos.calibrate.measure import DecodeMeasurement, Measurement, PrefillMeasurement
+from kairos.calibrate.servers import MeasuredServers
 from kairos.errors import InputError
 from kairos.latency import Chunk, Profile, Provenance
 from kairos.latency.first_token import (
@@ -25,7 +25,7 @@ from kairos.latency.fit import Floats, StepSample, fit_decode
 T = TypeVar("T")
 
 
-class Errors(NamedTuple):
+class FitErrors(NamedTuple):
     """Of predictions against measurements, as fractions of the measured.
 
     Attributes:
@@ -39,7 +39,7 @@ class Errors(NamedTuple):
     worst: float
 
 
-class Calibrated(NamedTuple):
+class CalibrationResult(NamedTuple):
     """Attributes:
     profile: what was fitted; the KV link is the base profile's.
     path: what first tokens take beside prefill. No part of the profile.
@@ -48,22 +48,22 @@ class Calibrated(NamedTuple):
 
     profile: Profile
     path: FirstTokenPath
-    steps: tuple[Steps, ...]
-    first_tokens: tuple[FirstTokens, ...]
+    steps: tuple[DecodeMeasurement, ...]
+    first_tokens: tuple[PrefillMeasurement, ...]
 
-    def step_s(self, sample: Steps) -> float:
+    def step_s(self, sample: DecodeMeasurement) -> float:
         """Predicted time of a step."""
         return step_s(self.profile, sample)
 
-    def prefill_s(self, sample: FirstTokens) -> float:
+    def prefill_s(self, sample: PrefillMeasurement) -> float:
         """Predicted time of the forwards alone."""
         return prefill_s(self.profile.prefill, _chunks(self.profile, sample))
 
-    def measured_prefill_s(self, sample: FirstTokens) -> float:
+    def measured_prefill_s(self, sample: PrefillMeasurement) -> float:
         """Measured time to first token less the path."""
         return sample.seconds - self.path.seconds(sample.length)
 
-    def errors(self) -> dict[str, Errors]:
+    def errors(self) -> dict[str, FitErrors]:
         """By what is predicted."""
         return {
             "decode step": _errors(self.steps, self.step_s, lambda s: s.seconds),
@@ -77,7 +77,7 @@ class Calibrated(NamedTuple):
             ),
         }
 
-    def errors_against(self, truth: Profile) -> dict[str, Errors]:
+    def errors_against(self, truth: Profile) -> dict[str, FitErrors]:
         """At the measured points, against a profile that is known to be true."""
         chunk = self.profile.limits.chunk_tokens
         return {
@@ -94,15 +94,15 @@ class Calibrated(NamedTuple):
         }
 
 
-def step_s(profile: Profile, sample: Steps) -> float:
+def step_s(profile: Profile, sample: DecodeMeasurement) -> float:
     """Time of a step as `profile` predicts it."""
     longest = sample.total_context / sample.batch
     return profile.decode.step_s(sample.batch, sample.total_context, longest)
 
 
-def calibrated(
-    samples: Sequence[Measured], servers: Servers, base: Profile, name: str, source: str
-) -> Calibrated:
+def fit_profile(
+    samples: Sequence[Measurement], servers: MeasuredServers, base: Profile, name: str, source: str
+) -> CalibrationResult:
     """Fit a profile.
 
     Args:
@@ -113,8 +113,8 @@ def calibrated(
     Raises:
         InputError: too few samples.
     """
-    steps = tuple(s for s in samples if isinstance(s, Steps))
-    first_tokens = tuple(s for s in samples if isinstance(s, FirstTokens))
+    steps = tuple(s for s in samples if isinstance(s, DecodeMeasurement))
+    first_tokens = tuple(s for s in samples if isinstance(s, PrefillMeasurement))
     decode, _ = fit_decode(
         [StepSample(s.batch, round(s.total_context), s.seconds) for s in steps],
         base.decode.expert_fraction,
@@ -137,11 +137,14 @@ def calibrated(
     )
     decode = msgspec.structs.replace(decode, straggler=base.decode.straggler)
     profile = Profile(base.schema, name, provenance, prefill, decode, base.kv, servers.limits)
-    return Calibrated(profile, path, steps, first_tokens)
+    return CalibrationResult(profile, path, steps, first_tokens)
 
 
 def write_samples(
-    path: Path, servers: Servers, samples: Sequence[Measured], skipped: Sequence[Skipped]
+    path: Path,
+    servers: MeasuredServers,
+    samples: Sequence[Measurement],
+    skipped: Sequence[SkippedPoint],
 ) -> None:
     """JSON lines: the servers, then every sample, then every point that was skipped.
 
@@ -155,13 +158,13 @@ def write_samples(
         raise InputError(f"cannot write samples {path}: {error.strerror}") from error
 
 
-def _chunks(profile: Profile, sample: FirstTokens) -> tuple[Chunk, ...]:
+def _chunks(profile: Profile, sample: PrefillMeasurement) -> tuple[Chunk, ...]:
     return single_request_chunks(sample.length, sample.cached, profile.limits.chunk_tokens)
 
 
 def _errors(
     samples: Sequence[T], predicted: Callable[[T], float], measured: Callable[[T], float]
-) -> Errors:
+) -> FitErrors:
     found: Floats = np.array([abs(predicted(s) / measured(s) - 1.0) for s in samples])
     median, p90 = (float(x) for x in np.percentile(found, [50, 90]))
-    return Errors(len(samples), median, p90, float(found.max()))
+    return FitErrors(len(samples), median, p90, float(found.max()))

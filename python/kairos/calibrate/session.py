@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kairos.calibrate.drive import DriveError, HttpDriver, Prompt
-from kairos.calibrate.grid import Axes, Grid, Point, Skipped, estimate_s, make_grid
-from kairos.calibrate.measure import FirstTokens, Measured, Meter
-from kairos.calibrate.result import Calibrated, calibrated, write_samples
-from kairos.calibrate.server import Servers, ask_servers
-from kairos.calibrate.sweep import Swept, sweep
+from kairos.calibrate.drive import CalibrationPrompt, DriveError, HttpDriver
+from kairos.calibrate.grid import Grid, GridAxes, Point, SkippedPoint, estimate_s, make_grid
+from kairos.calibrate.measure import Measurement, Meter, PrefillMeasurement
+from kairos.calibrate.result import CalibrationResult, fit_profile, write_samples
+from kairos.calibrate.servers import MeasuredServers, describe_servers
+from kairos.calibrate.sweep import SweepResult, sweep
 from kairos.cluster import Cluster, ClusterSpec
 from kairos.errors import InputError
 from kairos.latency import Profile, load_profile, save_profile
@@ -25,7 +25,7 @@ _TRY = (64, 17)  # prompt and output tokens of the first request
 _TRY_LIMIT_S = 120.0
 _EXIT = {"complete": 0, "budget": 0, "failed": 1, "interrupted": 130}
 
-ClusterOf = Callable[[str], ClusterSpec]
+ClusterFactory = Callable[[str], ClusterSpec]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class _Job:
 
     options: argparse.Namespace
     base: Profile
-    axes: Axes
+    axes: GridAxes
     console: "Console"
 
     @property
@@ -47,7 +47,7 @@ class _Job:
         return self.out.with_suffix(".samples.jsonl")
 
 
-def calibrate(options: argparse.Namespace, cluster_of: ClusterOf) -> int:
+def calibrate(options: argparse.Namespace, cluster_factory: ClusterFactory) -> int:
     """Everything that the command line asks for; returns the exit code.
 
     Raises:
@@ -61,22 +61,22 @@ def calibrate(options: argparse.Namespace, cluster_of: ClusterOf) -> int:
     job = _Job(
         options,
         load_profile(options.emulated or options.base),
-        Axes(options.batches, options.contexts, options.new, options.prefixes),
+        GridAxes(options.batches, options.contexts, options.new, options.prefixes),
         Console(highlight=False),
     )
     _writable(job.out)
     if options.url:
-        return _measured(job, ask_servers(options.url, options.model))
-    spec = cluster_of(options.emulated)
+        return _measured(job, describe_servers(options.url, options.model))
+    spec = cluster_factory(options.emulated)
     job.console.print(f"starting servers that emulate {job.base.name}")
     with Cluster(spec, job.out.with_suffix(".logs")) as cluster:
         urls = [server.url for server in (*cluster.prefill, *cluster.decode)]
-        return _measured(job, ask_servers(urls, options.model))
+        return _measured(job, describe_servers(urls, options.model))
 
 
-def _measured(job: _Job, servers: Servers) -> int:
+def _measured(job: _Job, servers: MeasuredServers) -> int:
     seed = time.time_ns() % 2**31
-    driver = HttpDriver(servers.legs, send_slo=servers.kairos, seed=seed)
+    driver = HttpDriver(servers.endpoints, send_slo=servers.kairos, seed=seed)
     _try(driver, servers)
     grid = make_grid(job.axes, servers.limits, servers.longest_prompt)
     total_s = sum(estimate_s(point, job.base) for point in grid.points)
@@ -96,7 +96,7 @@ def _measured(job: _Job, servers: Servers) -> int:
     if job.options.emulated:
         source += f" on servers that emulate {job.base.name} (emulated numbers)"
     try:
-        found = calibrated(swept.samples, servers, job.base, job.options.name, source)
+        found = fit_profile(swept.samples, servers, job.base, job.options.name, source)
         save_profile(found.profile, job.out)
     except InputError as error:
         print(f"calibrate: no profile: {error}", file=sys.stderr)
@@ -105,7 +105,7 @@ def _measured(job: _Job, servers: Servers) -> int:
     return _EXIT[swept.end]
 
 
-def _swept(job: _Job, meter: Meter, grid: Grid, total_s: float) -> Swept:
+def _swept(job: _Job, meter: Meter, grid: Grid, total_s: float) -> SweepResult:
     from rich import progress
 
     bar = progress.Progress(
@@ -122,7 +122,7 @@ def _swept(job: _Job, meter: Meter, grid: Grid, total_s: float) -> Swept:
         line = bar.add_task("", total=total_s)
         bar.refresh()
 
-        def done(point: Point, result: Measured | Skipped) -> None:
+        def done(point: Point, result: Measurement | SkippedPoint) -> None:
             bar.update(line, advance=estimate_s(point, job.base), description=_said(point, result))
             bar.refresh()
 
@@ -136,19 +136,19 @@ def _swept(job: _Job, meter: Meter, grid: Grid, total_s: float) -> Swept:
         )
 
 
-def _said(point: Point, result: Measured | Skipped) -> str:
-    if isinstance(result, Skipped):
+def _said(point: Point, result: Measurement | SkippedPoint) -> str:
+    if isinstance(result, SkippedPoint):
         return f"{point}: {result.reason}"
-    what = "first token" if isinstance(result, FirstTokens) else "step"
+    what = "first token" if isinstance(result, PrefillMeasurement) else "step"
     return f"{point}: {what} {1e3 * result.seconds:.2f} ms"
 
 
-def _try(driver: HttpDriver, servers: Servers) -> None:
+def _try(driver: HttpDriver, servers: MeasuredServers) -> None:
     """A first request, so that what is wrong with all of them is said once."""
     prompt_tokens, output = _TRY
-    url = servers.legs[-1].url
+    url = servers.endpoints[-1].url
     try:
-        (answer,) = driver.play([Prompt(((prompt_tokens, 0),))], output, _TRY_LIMIT_S)
+        (answer,) = driver.play([CalibrationPrompt(((prompt_tokens, 0),))], output, _TRY_LIMIT_S)
     except DriveError as error:
         what = "does not stream tokens" if str(error).startswith("stream_error") else "failed"
         raise InputError(f"--url: a first request to {url} {what}: {error}") from error
@@ -159,7 +159,7 @@ def _try(driver: HttpDriver, servers: Servers) -> None:
         )
 
 
-def _report(job: _Job, found: Calibrated) -> None:
+def _report(job: _Job, found: CalibrationResult) -> None:
     from rich.table import Table
 
     from kairos.calibrate.plot import picture

@@ -5,19 +5,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kairos.calibrate.drive import DriveError
-from kairos.calibrate.grid import Point, Skipped
-from kairos.calibrate.measure import Measured
+from kairos.calibrate.grid import Point, SkippedPoint
+from kairos.calibrate.measure import Measurement
 
 FAILURES = 3
 """So many points in a row that fail end the sweep: the servers are gone or unfit."""
 _SLACK_S = 0.5
 
-End = Literal["complete", "budget", "interrupted", "failed"]
-Measure = Callable[[Point, Callable[[], float]], Measured]
+SweepEnd = Literal["complete", "budget", "interrupted", "failed"]
+Measure = Callable[[Point, Callable[[], float]], Measurement]
 
 
 @dataclass(slots=True)
-class Swept:
+class SweepResult:
     """What came out.
 
     Attributes:
@@ -26,9 +26,9 @@ class Swept:
         end: why it ended. "budget": some points were left out for lack of time.
     """
 
-    samples: list[Measured] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    end: End = "complete"
+    samples: list[Measurement] = field(default_factory=list)
+    skipped: list[SkippedPoint] = field(default_factory=list)
+    end: SweepEnd = "complete"
 
 
 def sweep(
@@ -38,8 +38,8 @@ def sweep(
     *,
     budget_s: float,
     now: Callable[[], float],
-    progress: Callable[[Point, Measured | Skipped], None] = lambda _point, _result: None,
-) -> Swept:
+    progress: Callable[[Point, Measurement | SkippedPoint], None] = lambda _point, _result: None,
+) -> SweepResult:
     """Measure `points` in their order. Ctrl-C ends it and keeps what there is.
 
     Args:
@@ -48,7 +48,7 @@ def sweep(
         now: monotonic seconds.
         progress: called behind every point.
     """
-    swept = Swept()
+    swept = SweepResult()
     began = now()
     end = began + budget_s
     expected_s = failures = 0.0
@@ -72,14 +72,14 @@ def sweep(
                 swept.end, problem = "budget", f"beyond the budget of {budget_s:g} s"
             else:
                 failures += 1
-            swept.skipped.append(Skipped(point, problem))
+            swept.skipped.append(SkippedPoint(point, problem))
             progress(point, swept.skipped[-1])
             if failures == FAILURES:
                 swept.end = "failed"
-                swept.skipped += [Skipped(p, "not tried") for p in points[i + 1 :]]
+                swept.skipped += [SkippedPoint(p, "not tried") for p in points[i + 1 :]]
                 break
     except KeyboardInterrupt:
         swept.end = "interrupted"
         done = len(swept.samples) + len(swept.skipped)
-        swept.skipped += [Skipped(p, "interrupted") for p in points[done:]]
+        swept.skipped += [SkippedPoint(p, "interrupted") for p in points[done:]]
     return swept

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kairos.calibrate.cli import main
-from kairos.calibrate.server import ask_servers
+from kairos.calibrate.servers import describe_servers
 from kairos.cluster import ClusterSpec
 from kairos.errors import InputError
 from kairos.latency import InstanceLimits, load_profile
@@ -134,15 +134,15 @@ def test_6_a_pair_is_recognised_by_its_roles(fake: Fake) -> None:
             "disaggregation_bootstrap_port": 8998,
             "max_total_num_tokens": 10_000,
         }
-        servers = ask_servers([fake.url, other.url])
-        assert [leg.url for leg in servers.legs] == [other.url, fake.url]
-        assert (servers.legs[0].bootstrap_host, servers.legs[0].bootstrap_port) == (
+        servers = describe_servers([fake.url, other.url])
+        assert [leg.url for leg in servers.endpoints] == [other.url, fake.url]
+        assert (servers.endpoints[0].bootstrap_host, servers.endpoints[0].bootstrap_port) == (
             "127.0.0.1",
             8998,
         )
         assert servers.limits.kv_tokens == 10_000
         with pytest.raises(InputError, match="allowed are one, or a prefill and a decode"):
-            ask_servers([fake.url] * 3)
+            describe_servers([fake.url] * 3)
 
 
 def test_7_servers_that_fail_on_the_way(

@@ -3,8 +3,8 @@
 import pytest
 
 from kairos.calibrate.grid import (
-    Axes,
     DecodePoint,
+    GridAxes,
     PrefillPoint,
     estimate_s,
     make_grid,
@@ -20,7 +20,7 @@ LONGEST = 100_000
 
 
 def test_1_points_that_do_not_fit_are_listed_with_the_reason() -> None:
-    axes = Axes((1, 64, 65), (256, 8192, 100_000), (64,), (0,))
+    axes = GridAxes((1, 64, 65), (256, 8192, 100_000), (64,), (0,))
     grid = make_grid(axes, LIMITS, LONGEST)
     reasons = {s.point: s.reason for s in grid.skipped}
     assert reasons[DecodePoint(65, 256)] == "more than 64 requests run at once"
@@ -35,14 +35,14 @@ def test_1_points_that_do_not_fit_are_listed_with_the_reason() -> None:
 
 
 def test_2_what_fits_has_room_for_its_output() -> None:
-    grid = make_grid(Axes(), LIMITS, LONGEST)
+    grid = make_grid(GridAxes(), LIMITS, LONGEST)
     for point in grid.points:
         if isinstance(point, DecodePoint):
             assert point.batch * (point.context + output_tokens(point)) <= LIMITS.kv_tokens
 
 
 def test_3_the_default_spans_the_limits_and_separates_the_path() -> None:
-    grid = make_grid(Axes(), LIMITS, LONGEST)
+    grid = make_grid(GridAxes(), LIMITS, LONGEST)
     decode = [p for p in grid.points if isinstance(p, DecodePoint)]
     prefill = [p for p in grid.points if isinstance(p, PrefillPoint)]
     assert {p.batch for p in decode} == {1, 2, 4, 8, 16, 32, 64}
@@ -53,7 +53,7 @@ def test_3_the_default_spans_the_limits_and_separates_the_path() -> None:
 
 
 def test_4_any_beginning_spans_both_grids() -> None:
-    points = make_grid(Axes(), LIMITS, LONGEST).points
+    points = make_grid(GridAxes(), LIMITS, LONGEST).points
     beginning = points[: len(points) // 3]
     for kind in (DecodePoint, PrefillPoint):
         share = sum(isinstance(p, kind) for p in beginning) / sum(
@@ -67,12 +67,12 @@ def test_4_any_beginning_spans_both_grids() -> None:
 @pytest.mark.parametrize("axis", ["batches", "contexts", "new", "prefixes"])
 def test_5_values_out_of_range(axis: str) -> None:
     with pytest.raises(InputError, match=f"--{axis}: -1 is out of range"):
-        Axes(**{axis: (-1,)})
+        GridAxes(**{axis: (-1,)})
 
 
 def test_6_nothing_fits() -> None:
     with pytest.raises(InputError, match=r"no point fits the servers; prefill .* at most 100,000"):
-        make_grid(Axes((100,), (256,), (10_000_000,), (0,)), LIMITS, LONGEST)
+        make_grid(GridAxes((100,), (256,), (10_000_000,), (0,)), LIMITS, LONGEST)
 
 
 def test_7_estimates_grow_with_the_point() -> None:

@@ -4,9 +4,9 @@ import statistics
 
 import pytest
 
-from kairos.calibrate.drive import Answer, DriveError, shared_tokens
+from kairos.calibrate.drive import DriveError, TimedAnswer, shared_tokens
 from kairos.calibrate.grid import REPEATS, DecodePoint, PrefillPoint
-from kairos.calibrate.measure import FirstTokens, Meter, Steps, steps_of
+from kairos.calibrate.measure import DecodeMeasurement, Meter, PrefillMeasurement, steps_of
 from kairos.latency import load_profile
 from kairos.latency.first_token import FirstTokenPath, prefill_s, single_request_chunks
 from support.virtual_engine import VirtualEngine
@@ -23,7 +23,7 @@ def test_1_a_step_is_that_of_all_requests_together() -> None:
     """The first prompts decode alone for a while; that must not count."""
     engine = VirtualEngine(PROFILE, PATH)
     sample = Meter(engine).measure(DecodePoint(16, 4096), forever)
-    assert isinstance(sample, Steps)
+    assert isinstance(sample, DecodeMeasurement)
     assert sample.batch == 16
     assert 16 * 4096 < sample.total_context < 16 * (4096 + 200)
     expected = PROFILE.decode.step_s(16, sample.total_context)
@@ -33,7 +33,7 @@ def test_1_a_step_is_that_of_all_requests_together() -> None:
 def test_2_tokens_that_arrive_late_and_together_do_not_matter() -> None:
     engine = VirtualEngine(PROFILE, PATH, jitter_s=0.01)  # a step is 11 ms
     sample = Meter(engine).measure(DecodePoint(16, 1024), forever)
-    assert isinstance(sample, Steps)
+    assert isinstance(sample, DecodeMeasurement)
     expected = PROFILE.decode.step_s(16, sample.total_context)
     assert sample.seconds == pytest.approx(expected, rel=0.03)
     assert statistics.pstdev(sample.blocks_s) > 0.0
@@ -42,7 +42,7 @@ def test_2_tokens_that_arrive_late_and_together_do_not_matter() -> None:
 def test_3_more_output_when_the_first_end_before_the_last_begin() -> None:
     slow = VirtualEngine(PROFILE, PATH, cache=False)  # prefills every context
     sample = Meter(slow).measure(DecodePoint(4, 16_384), forever)
-    assert isinstance(sample, Steps)
+    assert isinstance(sample, DecodeMeasurement)
     assert sample.seconds == pytest.approx(PROFILE.decode.step_s(4, sample.total_context), rel=1e-3)
     first, second = (output for prompts, output in slow.played if len(prompts) > 1)
     assert second == 4 * first
@@ -55,22 +55,22 @@ def test_4_requests_that_never_meet() -> None:
 
 
 def test_5_requests_held_back() -> None:
-    even = [Answer(0.0, [0.01 * i for i in range(100)], 0) for _ in range(3)]
-    held = Answer(0.0, [0.05 * i for i in range(20)], 0)
+    even = [TimedAnswer(0.0, [0.01 * i for i in range(100)], 0) for _ in range(3)]
+    held = TimedAnswer(0.0, [0.05 * i for i in range(20)], 0)
     with pytest.raises(DriveError, match="held back"):
         steps_of([*even, held], 100)
 
 
 def test_6_tokens_all_at_once() -> None:
     with pytest.raises(DriveError, match="all at once"):
-        steps_of([Answer(0.0, [1.0] * 100, 0)], 100)
+        steps_of([TimedAnswer(0.0, [1.0] * 100, 0)], 100)
 
 
 def test_7_first_tokens_with_and_without_prefix() -> None:
     engine = VirtualEngine(PROFILE, PATH)
     for point in (PrefillPoint(1000, 0), PrefillPoint(1000, 20_000), PrefillPoint(20_000, 0)):
         sample = Meter(engine, first_name=1000 * point.prefix + point.new).measure(point, forever)
-        assert isinstance(sample, FirstTokens)
+        assert isinstance(sample, PrefillMeasurement)
         assert (sample.cached, sample.length) == (point.prefix, point.prefix + point.new)
         assert len(sample.each_s) == REPEATS
         chunks = single_request_chunks(sample.length, sample.cached, PROFILE.limits.chunk_tokens)
@@ -81,7 +81,7 @@ def test_7_first_tokens_with_and_without_prefix() -> None:
 def test_8_a_server_without_prefix_cache_gives_another_point() -> None:
     engine = VirtualEngine(PROFILE, PATH, cache=False)
     sample = Meter(engine).measure(PrefillPoint(1000, 2000), forever)
-    assert isinstance(sample, FirstTokens)
+    assert isinstance(sample, PrefillMeasurement)
     assert (sample.cached, sample.length) == (0, 3000)
 
 

@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from kairos.calibrate.drive import DriveError
-from kairos.calibrate.grid import Axes, DecodePoint, Point, estimate_s, make_grid
-from kairos.calibrate.measure import Meter, Steps
+from kairos.calibrate.grid import DecodePoint, GridAxes, Point, estimate_s, make_grid
+from kairos.calibrate.measure import DecodeMeasurement, Meter
 from kairos.calibrate.plot import picture
-from kairos.calibrate.result import Calibrated, calibrated, write_samples
-from kairos.calibrate.server import Servers
-from kairos.calibrate.sweep import FAILURES, Swept, sweep
+from kairos.calibrate.result import CalibrationResult, fit_profile, write_samples
+from kairos.calibrate.servers import MeasuredServers
+from kairos.calibrate.sweep import FAILURES, SweepResult, sweep
 from kairos.errors import InputError
 from kairos.latency import load_profile, save_profile
 from kairos.latency.first_token import FirstTokenPath
@@ -24,8 +24,8 @@ PROFILE = load_profile("minimax-m2.5-tp4-h200")
 BASE = msgspec.structs.replace(load_profile("tiny-fast"), decode=PROFILE.decode)
 PATH = FirstTokenPath(0.02, 2e-6)
 LONGEST = 262_144
-SERVERS = Servers(
-    legs=(Endpoint("server", "http://127.0.0.1:1"),),
+SERVERS = MeasuredServers(
+    endpoints=(Endpoint("server", "http://127.0.0.1:1"),),
     limits=PROFILE.limits,
     longest_prompt=LONGEST,
     kairos=False,
@@ -33,10 +33,10 @@ SERVERS = Servers(
     version="0.5.23",
     commands={"server": "launch"},
 )
-AXES = Axes(batches=(1, 2, 8, 32), contexts=(256, 4096, 32_768))
+AXES = GridAxes(batches=(1, 2, 8, 32), contexts=(256, 4096, 32_768))
 
 
-def swept(engine: VirtualEngine, budget_s: float = 1e6, axes: Axes = AXES) -> Swept:
+def swept(engine: VirtualEngine, budget_s: float = 1e6, axes: GridAxes = AXES) -> SweepResult:
     points = make_grid(axes, PROFILE.limits, LONGEST).points
     return sweep(
         points,
@@ -47,8 +47,8 @@ def swept(engine: VirtualEngine, budget_s: float = 1e6, axes: Axes = AXES) -> Sw
     )
 
 
-def fitted(found: Swept) -> Calibrated:
-    return calibrated(found.samples, SERVERS, BASE, "again", "test")
+def fitted(found: SweepResult) -> CalibrationResult:
+    return fit_profile(found.samples, SERVERS, BASE, "again", "test")
 
 
 def test_1_the_profile_behind_the_engine_is_recovered(tmp_path: Path) -> None:
@@ -128,11 +128,11 @@ def test_6_points_that_fail_are_listed_and_several_in_a_row_end_it() -> None:
 def test_7_a_single_failure_does_not_end_it() -> None:
     calls: list[Point] = []
 
-    def measure(point: Point, _limit_s: Callable[[], float]) -> Steps:
+    def measure(point: Point, _limit_s: Callable[[], float]) -> DecodeMeasurement:
         calls.append(point)
         if len(calls) % FAILURES == 0:
             raise DriveError("once in a while")
-        return Steps(1, 1.0, 1.0, [1.0])
+        return DecodeMeasurement(1, 1.0, 1.0, [1.0])
 
     points = [DecodePoint(1, 256)] * 20
     found = sweep(points, measure, lambda _point: 1.0, budget_s=100.0, now=lambda: 0.0)
@@ -142,7 +142,7 @@ def test_7_a_single_failure_does_not_end_it() -> None:
 def test_8_too_few_samples_give_no_profile() -> None:
     found = swept(VirtualEngine(PROFILE, PATH))
     with pytest.raises(InputError, match="samples"):
-        calibrated(found.samples[:4], SERVERS, BASE, "again", "test")
+        fit_profile(found.samples[:4], SERVERS, BASE, "again", "test")
 
 
 def test_9_the_picture_is_a_png() -> None:

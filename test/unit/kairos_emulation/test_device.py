@@ -7,14 +7,14 @@ import pytest
 from kairos.errors import InputError
 from kairos.latency import Chunk, load_profile
 from kairos_emulation import device, streams
-from kairos_emulation.device import Device
+from kairos_emulation.device import EmulatedDevice
+from kairos_emulation.device_trace import DeviceTrace, read_device_trace
 from kairos_emulation.streams import Stream, StreamContext
-from kairos_emulation.trace import Trace, read_trace
 
 
 @pytest.fixture
 def accelerator():
-    return Device(load_profile("tiny-fast"))
+    return EmulatedDevice(load_profile("tiny-fast"))
 
 
 def test_a_prefill_batch_takes_the_profiles_time_on_the_current_stream(accelerator):
@@ -44,7 +44,7 @@ def test_launching_returns_before_the_end_with_overlap_and_at_the_end_without(ac
 
 
 def test_transfers_share_one_link(accelerator, tmp_path):
-    accelerator.trace = Trace(str(tmp_path / "trace"), "prefill")
+    accelerator.trace = DeviceTrace(str(tmp_path / "trace"), "prefill")
     tokens = 20_000  # 26 ms on the wire
     wire = accelerator.profile.kv.wire_s(tokens)
     begin = streams.now()
@@ -54,7 +54,7 @@ def test_transfers_share_one_link(accelerator, tmp_path):
     for thread in threads:
         thread.join()
     assert streams.now() - begin >= 3 * wire - streams.WAKE_UP_S
-    ends = sorted(record.end_s for record in read_trace(tmp_path / "trace"))
+    ends = sorted(record.end_s for record in read_device_trace(tmp_path / "trace"))
     assert ends[1] - ends[0] == pytest.approx(wire)
     assert ends[2] - ends[1] == pytest.approx(wire)
 
@@ -68,13 +68,13 @@ def test_a_transfer_over_an_idle_link_does_not_pay_for_the_idle_time(accelerator
 
 
 def test_the_trace_says_what_was_launched_and_how_long_nothing_was(accelerator, tmp_path):
-    accelerator.trace = Trace(str(tmp_path / "trace"), "decode")
+    accelerator.trace = DeviceTrace(str(tmp_path / "trace"), "decode")
     with StreamContext(Stream()) as stream:
         accelerator.prefill([Chunk(16, 8), Chunk(0, 4)])
         accelerator.decode([25, 5])
         streams.sleep_until(stream.end + 0.002)
         accelerator.decode([26, 6])
-    prefill, queued, late = read_trace(tmp_path / "trace")
+    prefill, queued, late = read_device_trace(tmp_path / "trace")
     assert (prefill.kind, prefill.batch, prefill.tokens, prefill.context) == ("prefill", 2, 12, 16)
     assert (queued.kind, queued.batch, queued.tokens, queued.context) == ("decode", 2, 2, 30)
     assert prefill.bubble_s == queued.bubble_s == 0.0
@@ -91,11 +91,11 @@ def test_start_takes_the_schedule_and_the_trace_file(monkeypatch, tmp_path):
     device.start("prefill", blocking=True)
     device.transfer(10)
     assert device.current().blocking
-    assert [record.role for record in read_trace(tmp_path / "trace")] == ["prefill"]
+    assert [record.role for record in read_device_trace(tmp_path / "trace")] == ["prefill"]
 
 
 def test_a_trace_file_that_cannot_be_written_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(device, "_device", Device(load_profile("tiny-fast")))
+    monkeypatch.setattr(device, "_device", EmulatedDevice(load_profile("tiny-fast")))
     monkeypatch.setenv("KAIROS_EMULATION_TRACE", str(tmp_path))
     with pytest.raises(InputError, match="KAIROS_EMULATION_TRACE"):
         device.start("prefill", blocking=False)
@@ -115,13 +115,13 @@ def test_without_the_platform_there_is_no_accelerator(monkeypatch):
 
 
 def test_the_trace_says_who_was_in_a_batch(accelerator, tmp_path):
-    accelerator.trace = Trace(str(tmp_path / "trace"), "decode")
+    accelerator.trace = DeviceTrace(str(tmp_path / "trace"), "decode")
     with StreamContext(Stream()):
         accelerator.prefill([Chunk(16, 8), Chunk(0, 4)], ["a", "b"])
         accelerator.decode([25, 5], ["a", "b"])
         accelerator.decode([26, 6], ["b", "a"])
         accelerator.decode([7, 1], ["b", "c"])
-    prefill, *steps = read_trace(tmp_path / "trace")
+    prefill, *steps = read_device_trace(tmp_path / "trace")
     assert (prefill.rids, prefill.new) == (["a", "b"], [8, 4])
     assert [(step.joined, step.left) for step in steps] == [
         (["a", "b"], []),

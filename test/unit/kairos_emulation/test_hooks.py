@@ -11,7 +11,7 @@ import pytest
 
 from kairos.latency import load_profile
 from kairos_emulation import device, hooks
-from kairos_emulation.hooks import Hook
+from kairos_emulation.hooks import EmulationHook
 
 _REGISTRY = "sglang.srt.plugins.hook_registry"
 
@@ -45,7 +45,7 @@ def scheduler_process(monkeypatch):
     monkeypatch.setitem(sys.modules, hooks._SCHEDULER, types.ModuleType(hooks._SCHEDULER))
 
 
-HOOKS = (Hook("upstream_module.function", lambda: "hooked", "REPLACE"),)
+HOOKS = (EmulationHook("upstream_module.function", lambda: "hooked", "REPLACE"),)
 
 
 def test_hooks_apply_in_a_scheduler_process(registry, upstream, scheduler_process):
@@ -74,7 +74,7 @@ def test_hooks_of_others_are_applied_too_and_ours_only_once(registry, upstream, 
 
 
 def test_a_hook_whose_target_was_renamed_is_an_error(registry, upstream, scheduler_process):
-    gone = (*HOOKS, Hook("upstream_module.renamed", lambda: None, "AFTER"))
+    gone = (*HOOKS, EmulationHook("upstream_module.renamed", lambda: None, "AFTER"))
     hooks.install(gone)
     registry.apply_hooks()  # upstream only logs
     with pytest.raises(RuntimeError, match=r"upstream_module\.renamed"):
@@ -100,9 +100,9 @@ def test_only_a_scheduler_with_waiting_work_naps(monkeypatch, fully_idle, naps):
 
 
 def test_blocks_are_counted_in_tokens_whatever_the_pools_layout(monkeypatch):
-    monkeypatch.setattr(device, "_device", device.Device(load_profile("tiny-fast")))
+    monkeypatch.setattr(device, "_device", device.EmulatedDevice(load_profile("tiny-fast")))
     moved = []
-    monkeypatch.setattr(device.Device, "transfer", lambda _, tokens: moved.append(tokens))
+    monkeypatch.setattr(device.EmulatedDevice, "transfer", lambda _, tokens: moved.append(tokens))
     # Two buffers (K and V) of 16 bytes a token in pages of 4: three pages, then one.
     manager = SimpleNamespace(kv_args=SimpleNamespace(kv_item_lens=[64, 64], page_size=4))
     blocks = [(0, 0, 192), (0, 0, 64), (0, 0, 192), (0, 0, 64)]

@@ -28,7 +28,7 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Forward(msgspec.Struct, frozen=True, gc=False):
-    """One forward or KV transfer; see `kairos_emulation.trace.Record`. Monotonic seconds."""
+    """One forward or KV transfer, a `DeviceRecord` of the emulation. Monotonic seconds."""
 
     role: str
     pid: int

@@ -2,7 +2,7 @@
 
 import threading
 
-from kairos_emulation.trace import Trace, read_trace
+from kairos_emulation.device_trace import DeviceTrace, read_device_trace
 
 FIELDS = {
     "kind": "decode",
@@ -17,15 +17,15 @@ FIELDS = {
 
 
 def test_what_is_written_is_read(tmp_path):
-    Trace(str(tmp_path / "t"), "decode").write(**FIELDS)
-    (record,) = read_trace(tmp_path / "t")
+    DeviceTrace(str(tmp_path / "t"), "decode").write(**FIELDS)
+    (record,) = read_device_trace(tmp_path / "t")
     assert {name: getattr(record, name) for name in FIELDS} == FIELDS
     assert record.role == "decode"
 
 
 def test_servers_may_share_a_file(tmp_path):
     def write(role):
-        trace = Trace(str(tmp_path / "t"), role)
+        trace = DeviceTrace(str(tmp_path / "t"), role)
         for _ in range(200):
             trace.write(**FIELDS)
 
@@ -34,5 +34,5 @@ def test_servers_may_share_a_file(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    roles = [record.role for record in read_trace(tmp_path / "t")]
+    roles = [record.role for record in read_device_trace(tmp_path / "t")]
     assert (roles.count("prefill"), roles.count("decode")) == (200, 200)

@@ -19,11 +19,11 @@ _SECRET = re.compile(r"(--\S*api-key[ =])\S+")
 
 
 @dataclass(frozen=True, slots=True)
-class Servers:
+class MeasuredServers:
     """One server, or a prefill and a decode server.
 
     Attributes:
-        legs: where requests go.
+        endpoints: where requests go.
         limits: what both hold.
         longest_prompt: tokens; prompts must be shorter.
         kairos: they schedule by SLO.
@@ -32,7 +32,7 @@ class Servers:
         commands: how they were started, by role.
     """
 
-    legs: tuple[Endpoint, ...]
+    endpoints: tuple[Endpoint, ...]
     limits: InstanceLimits
     longest_prompt: int
     kairos: bool
@@ -41,7 +41,7 @@ class Servers:
     commands: Mapping[str, str]
 
 
-def ask_servers(urls: Sequence[str], model: str | None = None) -> Servers:
+def describe_servers(urls: Sequence[str], model: str | None = None) -> MeasuredServers:
     """What listens at `urls`.
 
     Args:
@@ -66,8 +66,8 @@ def ask_servers(urls: Sequence[str], model: str | None = None) -> Servers:
         _check_model(url, info, model)
     first = next((u for u, role in roles.items() if role != "decode"), urls[0])
     last = next((u for u, role in roles.items() if role != "prefill"), urls[-1])
-    return Servers(
-        legs=_legs(first, last, infos[first]),
+    return MeasuredServers(
+        endpoints=_endpoints(first, last, infos[first]),
         limits=_limits(infos[first], infos[last]),
         longest_prompt=min(int(_number(u, i, "max_req_input_len")) for u, i in infos.items()),
         kairos=any("kairos" in _state(info) for info in infos.values()),
@@ -80,7 +80,7 @@ def ask_servers(urls: Sequence[str], model: str | None = None) -> Servers:
     )
 
 
-def _legs(first: str, last: str, prefill: Mapping[str, Any]) -> tuple[Endpoint, ...]:
+def _endpoints(first: str, last: str, prefill: Mapping[str, Any]) -> tuple[Endpoint, ...]:
     if first == last:
         return (Endpoint("server", first),)
     host = urlsplit(first).hostname or ""

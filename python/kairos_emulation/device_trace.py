@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 
-class Record(msgspec.Struct, omit_defaults=True):
+class DeviceRecord(msgspec.Struct, omit_defaults=True):
     """One forward or KV transfer. Times are monotonic seconds of this machine.
 
     Attributes:
@@ -42,7 +42,7 @@ class Record(msgspec.Struct, omit_defaults=True):
     left: list[str] = []
 
 
-class Trace:
+class DeviceTrace:
     """Appends records to a file that several servers may share: one write call per line."""
 
     def __init__(self, path: str, role: str) -> None:
@@ -51,11 +51,14 @@ class Trace:
         self._pid = os.getpid()
 
     def write(self, **fields: Any) -> None:
-        """Append a `Record` of these fields and the process's role and pid."""
-        record = Record(role=self._role, pid=self._pid, **fields)
+        """Append a `DeviceRecord` of these fields and the process's role and pid."""
+        record = DeviceRecord(role=self._role, pid=self._pid, **fields)
         os.write(self._file, msgspec.json.encode(record) + b"\n")
 
 
-def read_trace(path: str | Path) -> list[Record]:
+def read_device_trace(path: str | Path) -> list[DeviceRecord]:
     """All records of a trace file, in the order they were written."""
-    return [msgspec.json.decode(line, type=Record) for line in Path(path).read_bytes().splitlines()]
+    return [
+        msgspec.json.decode(line, type=DeviceRecord)
+        for line in Path(path).read_bytes().splitlines()
+    ]
