@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kairos_patches.hook import Hook, HookKind, HookProcess
+from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
 
 async def serve_generate_request(original: Any, obj: Any, request: Any) -> Any:
@@ -26,4 +26,4 @@ HOOKS = [
         test="test/engine/test_request_slo.py",
     ),
 ]
-DEPENDENCIES = []
+DEPENDENCIES: list[UpstreamDependency] = []

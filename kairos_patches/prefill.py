@@ -15,7 +15,7 @@ def pop_bootstrapped(queue: Any) -> None:
 def process_batch_result_disagg_prefill(
     original: Any, scheduler: Any, batch: Any, result: Any
 ) -> None:
-    """Do not take a parked prompt for one that was given up."""
+    """Do not take a preempted prompt for one that was given up."""
     if scheduler.kairos.planner is None:
         original(scheduler, batch, result)
     else:
@@ -39,7 +39,7 @@ HOOKS = [
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
         call=process_batch_result_disagg_prefill,
-        changes="A prompt may be parked while it still waits for its decode server (optimistic "
+        changes="A prompt may be preempted while it still waits for its decode server (optimistic "
         "prefill, allocation after prefill).",
         why="The result handler requeues such a prompt unless it is the scheduler's started one.",
         test="test/engine/test_prefill_modes.py",
@@ -49,6 +49,6 @@ DEPENDENCIES = [
     UpstreamDependency(
         "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin."
         "optimistic_release_and_requeue",
-        "gives the KV of a parked prompt back when memory is short",
+        "gives the KV of a preempted prompt back when memory is short",
     ),
 ]

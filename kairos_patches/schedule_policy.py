@@ -20,9 +20,10 @@ def shortest_prefill_chunk_limit(
     """Leave room beside the continued prompt for what is planned with it."""
     state = getattr(policy, "kairos", None)
     if state is not None and state.planner is not None:
-        limit: int | None = state.planner.lead_limit()
+        limit: int | None = state.planner.continued_limit()
         return limit
-    return original(policy, *args, **kwargs)
+    upstream_limit: int | None = original(policy, *args, **kwargs)
+    return upstream_limit
 
 
 def select_prefill_admission(

@@ -56,13 +56,13 @@ def should_defer_prefill(deferred: bool, scheduler: Any, running_batch: Any) -> 
 
 
 def abort_request(result: None, scheduler: Any, recv_req: Any) -> None:
-    """Find the request among the parked prompts too."""
+    """Find the request among the preempted prompts too."""
     if scheduler.kairos.planner is not None:
         scheduler.kairos.planner.abort(recv_req)
 
 
 def process_pending_chunked_abort(original: Any, scheduler: Any) -> None:
-    """End aborted parked prompts where upstream ends its own started one."""
+    """End aborted preempted prompts where upstream ends its own started one."""
     if scheduler.kairos.planner is None:
         original(scheduler)
     else:
@@ -77,13 +77,13 @@ def record_step_counters(output: None, scheduler: Any, batch: Any, result: Any) 
 def collect_inflight_reqs(found: set[Any], scheduler: Any) -> set[Any]:
     """Parked prompts are computed with more than one version of the weights, too."""
     planner = scheduler.kairos.planner
-    return found if planner is None else found | set(planner.parked)
+    return found if planner is None else found | set(planner.preempted)
 
 
 def is_fully_idle(idle: bool, scheduler: Any, *args: Any, **kwargs: Any) -> bool:
-    """A scheduler with a parked prompt is not idle."""
+    """A scheduler with a preempted prompt is not idle."""
     planner = scheduler.kairos.planner
-    return idle and not (planner is not None and planner.parked)
+    return idle and not (planner is not None and planner.preempted)
 
 
 HOOKS = [
@@ -134,7 +134,7 @@ HOOKS = [
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
         call=get_new_batch_prefill_raw,
-        changes="A prefill server plans every batch by urgency; a started prompt may be parked "
+        changes="A prefill server plans every batch by urgency; a started prompt may be preempted "
         "between its chunks so that more urgent ones overtake it.",
         why="Batch forming continues the started prompt before it looks at the queue.",
         test="test/engine/test_prefill_planner.py",
@@ -156,7 +156,7 @@ HOOKS = [
         kind=HookKind.AFTER,
         process=HookProcess.SCHEDULER,
         call=abort_request,
-        changes="An abort reaches parked prompts.",
+        changes="An abort reaches preempted prompts.",
         why="Upstream looks for started prompts in one attribute.",
         test="test/engine/test_prefill_planner.py",
     ),
@@ -166,7 +166,7 @@ HOOKS = [
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
         call=process_pending_chunked_abort,
-        changes="Aborted parked prompts are ended where it is safe.",
+        changes="Aborted preempted prompts are ended where it is safe.",
         why="As for abort_request.",
         test="test/engine/test_prefill_planner.py",
     ),
@@ -187,7 +187,7 @@ HOOKS = [
         kind=HookKind.AFTER,
         process=HookProcess.SCHEDULER,
         call=collect_inflight_reqs,
-        changes="A change of weights is noted on parked prompts too.",
+        changes="A change of weights is noted on preempted prompts too.",
         why="As for abort_request.",
         test="test/engine/test_prefill_modes.py",
     ),
@@ -197,7 +197,7 @@ HOOKS = [
         kind=HookKind.AFTER,
         process=HookProcess.SCHEDULER,
         call=is_fully_idle,
-        changes="A scheduler with parked prompts does not count as idle, so its cache is not "
+        changes="A scheduler with preempted prompts does not count as idle, so its cache is not "
         "flushed under them.",
         why="As for abort_request.",
         test="test/engine/test_prefill_planner.py",
@@ -208,6 +208,6 @@ DEPENDENCIES = [
         "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin."
         "process_prefill_chunk",
         "has published the KV of the started prompt before a batch is formed, so that it can be "
-        "parked then",
+        "preempted then",
     ),
 ]

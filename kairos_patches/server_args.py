@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from kairos_patches.hook import Hook, HookKind, HookProcess
+from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
 
 def add_cli_args(result: None, parser: Any) -> None:
@@ -60,4 +60,4 @@ HOOKS = [
         test="test/unit/sglang_kairos/test_config.py",
     ),
 ]
-DEPENDENCIES = []
+DEPENDENCIES: list[UpstreamDependency] = []

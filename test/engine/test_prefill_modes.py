@@ -169,7 +169,7 @@ def test_a_parked_prompt_without_decode_memory_can_be_aborted(cluster: Cluster) 
             wait_for(lambda: planner(cluster)["preempted"] == 1)
             long.abort()
             long.wait_finished()
-            wait_for(lambda: planner(cluster)["preempted"] == 0, "the parked prompt to end", 5)
+            wait_for(lambda: planner(cluster)["preempted"] == 0, "the preempted prompt to end", 5)
             urgent.wait_finished()
             assert urgent.events >= 2
     wait_idle(cluster)

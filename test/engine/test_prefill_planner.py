@@ -117,8 +117,8 @@ def test_a_parked_prompt_can_be_aborted(cluster: Cluster, by: str) -> None:
                 long.wait_finished()
             else:
                 long.disconnect()
-            wait_for(lambda: planner(cluster)["preempted"] == 0, "the parked prompt to end", 5)
-            assert urgent.events == 0, "it was aborted while parked"
+            wait_for(lambda: planner(cluster)["preempted"] == 0, "the preempted prompt to end", 5)
+            assert urgent.events == 0, "it was aborted while preempted"
             urgent.wait_finished()
             assert urgent.made == 2
     wait_idle(cluster)

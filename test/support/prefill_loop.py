@@ -67,7 +67,7 @@ class Scheduler:
         self.requeued: list[str] = []
 
     def started(self) -> list[Req]:
-        return [req for req in (*self.planner.parked, self.chunked_req) if req is not None]
+        return [req for req in (*self.planner.preempted, self.chunked_req) if req is not None]
 
     def free_tokens(self) -> int:
         return self.max_total_num_tokens - sum(req.extend_end for req in self.started())
@@ -81,7 +81,7 @@ class Scheduler:
     def step(self) -> list[Req]:
         if self.chunked_req is not None:  # upstream publishes the last chunk first
             self.chunked_req.prefix_len = self.chunked_req.extend_end
-        for req in self.planner.parked:
+        for req in self.planner.preempted:
             assert req.prefix_len == req.extend_end
         batch, _ = self.planner.next_batch(form, self, running_batch=None)
         assert self.free_tokens() >= 0, "upstream ends the process here"
@@ -94,7 +94,7 @@ def form(scheduler: Scheduler, running_batch: object) -> tuple[Any, object]:
     taken: list[Req] = []
     if (lead := scheduler.chunked_req) is not None:
         lead.prefix_len = lead.extend_end
-        limit = scheduler.planner.lead_limit()
+        limit = scheduler.planner.continued_limit()
         tokens = min(budget, len(lead.origin_input_ids) - lead.prefix_len, limit or budget)
         lead.extend_end = lead.prefix_len + tokens
         budget -= tokens
@@ -129,14 +129,14 @@ def run_dry(scheduler: Scheduler, limit: int = 2000) -> list[str]:
     for _ in range(limit):
         batch = scheduler.step()
         finished += [r.rid for r in batch if r.extend_end == len(r.origin_input_ids)]
-        if not (scheduler.waiting_queue or scheduler.chunked_req or scheduler.planner.parked):
+        if not (scheduler.waiting_queue or scheduler.chunked_req or scheduler.planner.preempted):
             return finished
         assert batch, "work is left and nothing runs"
     raise AssertionError("not finished")
 
 
-def parked_behind(urgent_tokens: int) -> Scheduler:
-    """A scheduler whose long prompt r1 is parked behind r2."""
+def preempted_behind(urgent_tokens: int) -> Scheduler:
+    """A scheduler whose long prompt r1 is preempted behind r2."""
     scheduler = Scheduler()
     scheduler.waiting_queue = [request(1, 10 * CHUNK, ttft_ms=HOPELESS_MS)]
     scheduler.step()

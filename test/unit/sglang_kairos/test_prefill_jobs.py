@@ -85,13 +85,13 @@ class Lists(RuleBasedStateMachine):
         assert all(self.jobs.waits(req.kairos.number) for req in self.waiting)
         assert not any(self.jobs.waits(req.kairos.number) for req in self.started)
         for _ in range(min(whole, len(self.waiting))):
-            self.jobs.forget(self.waiting.pop(which % len(self.waiting)).kairos.number)
+            self.jobs.drop(self.waiting.pop(which % len(self.waiting)).kairos.number)
         if starts and self.waiting:
             self.started.append(self.waiting.pop(which % len(self.waiting)))
             self.jobs.note_start(self.started[-1].kairos.number)
         if come:  # upstream adds requests whose grammar is ready while it forms a batch
             self.arrive(1)
-        self.jobs.leave(self.waiting)
+        self.jobs.record_queue(self.waiting)
 
     @invariant()
     def each_is_the_same_request(self) -> None:
@@ -110,7 +110,7 @@ def test_who_was_there_in_the_last_pass_is_not_looked_into() -> None:
     jobs.sync(waiting, started, UNORDERED)
     started.append(waiting.pop(0))
     jobs.note_start(1)
-    jobs.leave(waiting)
+    jobs.record_queue(waiting)
     waiting.append(Req(200))
     for req in waiting:
         req.looks = 0
@@ -122,7 +122,7 @@ def test_who_was_there_in_the_last_pass_is_not_looked_into() -> None:
 def test_nothing_is_kept_of_what_is_gone() -> None:
     jobs = PrefillJobs(PriorityQueues(MODEL, 2048))
     jobs.sync([Req(1), Req(2)], (), UNORDERED)
-    jobs.leave([Req(1)])
+    jobs.record_queue([Req(1)])
     jobs.clear()
     assert not jobs
     assert 1 not in jobs

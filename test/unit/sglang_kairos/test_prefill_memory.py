@@ -12,7 +12,7 @@ from support.prefill_loop import (
     PROFILE,
     Scheduler,
     form,
-    parked_behind,
+    preempted_behind,
     request,
     run_dry,
 )
@@ -28,7 +28,7 @@ def test_started_prompts_are_bounded() -> None:
         # Each more urgent than the one before, and none finished by one batch.
         scheduler.waiting_queue.append(request(number, 5 * CHUNK, 900_000 - 10_000 * number))
         scheduler.step()
-        started = [*scheduler.planner.parked, scheduler.chunked_req]
+        started = [*scheduler.planner.preempted, scheduler.chunked_req]
         assert len([req for req in started if req]) <= MAX_STARTED
     run_dry(scheduler)
 
@@ -40,8 +40,8 @@ def test_kv_held_by_started_prompts_is_bounded() -> None:
     for number in range(1, 12):
         scheduler.waiting_queue.append(request(number, 3 * CHUNK, 900_000 - 10_000 * number))
         scheduler.step()
-        parked = sum(req.extend_end for req in scheduler.planner.parked)
-        assert parked <= scheduler.max_total_num_tokens / 2
+        preempted = sum(req.extend_end for req in scheduler.planner.preempted)
+        assert preempted <= scheduler.max_total_num_tokens / 2
     run_dry(scheduler)
 
 
@@ -66,28 +66,28 @@ def test_pages_never_stretch_a_batch_beyond_the_chunk() -> None:
         assert sum(-(-r.extend_end // 64) * 64 for r in batch) <= CHUNK
 
 
-def test_out_of_memory_for_the_urgent_one_lets_the_parked_one_finish() -> None:
+def test_out_of_memory_for_the_urgent_one_lets_the_preempted_one_finish() -> None:
     scheduler = Scheduler()
     scheduler.waiting_queue = [request(1, 4 * CHUNK, ttft_ms=HOPELESS_MS)]
     scheduler.step()
     scheduler.out_of_memory = True
     scheduler.waiting_queue.append(request(2, 100))
     for _ in range(20):
-        assert scheduler.step(), "the parked prompt must go on, it is what frees memory"
+        assert scheduler.step(), "the preempted prompt must go on, it is what frees memory"
         if scheduler.chunked_req is None:
             break
     assert scheduler.chunked_req is None
-    assert scheduler.planner.parked == []
+    assert scheduler.planner.preempted == []
     scheduler.out_of_memory = False
     assert run_dry(scheduler) == ["r2"]
 
 
 def test_kv_is_given_back_when_memory_is_short_the_longest_slack_first() -> None:
-    scheduler = parked_behind(3 * CHUNK)
+    scheduler = preempted_behind(3 * CHUNK)
     scheduler.waiting_queue.append(request(3, 3 * CHUNK, 5_000))
     scheduler.step()
-    assert {req.rid for req in scheduler.planner.parked} == {"r1", "r2"}
-    for req in scheduler.planner.parked:
+    assert {req.rid for req in scheduler.planner.preempted} == {"r1", "r2"}
+    for req in scheduler.planner.preempted:
         req.pending_bootstrap = True
     scheduler.waiting_queue.append(request(4, 100, 400))
     scheduler.planner._give_back(scheduler, [request(5, scheduler.max_total_num_tokens + 1)])
@@ -99,8 +99,8 @@ def test_kv_is_given_back_when_memory_is_short_the_longest_slack_first() -> None
 
 def test_a_batch_is_formed_after_kv_was_given_back() -> None:
     """Upstream forgets how far a prompt was that it puts back into the queue."""
-    scheduler = parked_behind(CHUNK)
-    scheduler.planner.parked[0].pending_bootstrap = True
+    scheduler = preempted_behind(CHUNK)
+    scheduler.planner.preempted[0].pending_bootstrap = True
     scheduler.waiting_queue.append(request(3, CHUNK, 400))
     calls = []
 
@@ -173,7 +173,7 @@ def test_a_starved_prompt_gets_the_memory_that_gets_free() -> None:
 
 
 def test_kv_that_a_transfer_may_still_read_is_kept() -> None:
-    scheduler = parked_behind(3 * CHUNK)
+    scheduler = preempted_behind(3 * CHUNK)
     scheduler.out_of_memory = True
     scheduler.waiting_queue.append(request(3, 100, 400))
     scheduler.step()

@@ -22,7 +22,7 @@ from support.prefill_loop import (
     PROFILE,
     Req,
     Scheduler,
-    parked_behind,
+    preempted_behind,
     request,
     run_dry,
 )
@@ -65,7 +65,7 @@ def test_an_urgent_request_parks_a_long_prompt_and_it_resumes() -> None:
     scheduler.step()
     scheduler.waiting_queue.append(request(2, 3 * CHUNK))
     scheduler.step()
-    assert [req.rid for req in scheduler.planner.parked] == ["r1"]
+    assert [req.rid for req in scheduler.planner.preempted] == ["r1"]
     assert run_dry(scheduler) == ["r2", "r1"]
 
 
@@ -95,19 +95,19 @@ def test_a_prompt_whose_turn_to_be_looked_up_comes_later_counts_without_its_cach
     assert scheduler.planner._queue._queues[0].job(2)[2] == 2 * CHUNK
 
 
-def test_a_prompt_that_upstream_is_about_to_end_is_not_parked() -> None:
+def test_a_prompt_that_upstream_is_about_to_end_is_not_preempted() -> None:
     scheduler = Scheduler()
     scheduler.waiting_queue = [request(1, 10 * CHUNK, ttft_ms=HOPELESS_MS)]
     scheduler.step()
     scheduler.chunked_req.to_finish = "abort"
     scheduler.waiting_queue.append(request(2, 3 * CHUNK))
     scheduler.step()
-    assert scheduler.planner.parked == []
+    assert scheduler.planner.preempted == []
 
 
 def test_the_result_of_a_parked_prompt_is_that_of_a_started_one() -> None:
-    scheduler = parked_behind(3 * CHUNK)
-    (long,) = scheduler.planner.parked
+    scheduler = preempted_behind(3 * CHUNK)
+    (long,) = scheduler.planner.preempted
     running, seen = scheduler.chunked_req, []
 
     def process(upstream: Scheduler, batch: Any, result: Any) -> None:
@@ -169,7 +169,7 @@ def test_no_adapter_is_starved(arrivals: list[tuple[int, float, str | None]], mo
 
 
 def test_health_is_counted() -> None:
-    scheduler = parked_behind(3 * CHUNK)
+    scheduler = preempted_behind(3 * CHUNK)
     run_dry(scheduler)
     figures = scheduler.planner.snapshot()
     assert figures["preemptions"] == 1
@@ -205,7 +205,7 @@ def test_aborts_end_parked_prompts_and_leave_the_running_one() -> None:
         scheduler.planner.abort(SimpleNamespace(abort_all=False, rid="r1"))
     scheduler.planner.process_aborts(end, scheduler)
     assert scheduler.ended == ["r1"]
-    assert scheduler.planner.parked == []
+    assert scheduler.planner.preempted == []
     assert scheduler.chunked_req is running
     assert run_dry(scheduler) == ["r2"]
 

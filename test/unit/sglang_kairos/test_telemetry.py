@@ -112,7 +112,7 @@ def test_3_a_subscriber_that_does_not_read_is_not_waited_for(publisher, monkeypa
 
 def test_4_a_prefill_server_tells_what_is_left_to_compute():
     planner = SimpleNamespace(
-        parked=[request(3_000, 1_000)],
+        preempted=[request(3_000, 1_000)],
         observer=SimpleNamespace(model=lambda: (LINEAR, 2.0)),
     )
     made = scheduler("prefill", planner=planner)

@@ -62,7 +62,7 @@ class HeldTokens:
         """
         held = np.isfinite(rows["hold_until_s"])
         urgent = rows["hold_until_s"] <= next_s
-        released = []
+        released: list[Any] = []
         for at in np.flatnonzero(held & (rows["runs"] | urgent)).tolist():
             later = start_s > now and not urgent[at]
             rows[at]["hold_until_s"] = -np.inf

@@ -78,7 +78,7 @@ def _with_slo(params: dict[str, Any] | None, slo: RequestSlo) -> dict[str, Any]:
 def _echo(response: Any, applied: list[RequestSlo]) -> Response:
     """Add the header with the applied SLO. A plain OpenAI answer comes as a model, which upstream's
     route turns into a response with the same function."""
-    response = model_json_response(response)
+    answer: Response = model_json_response(response)
     distinct = {request.slo.header() for request in applied}
-    response.headers[APPLIED_HEADER] = distinct.pop() if len(distinct) == 1 else "mixed"
-    return response
+    answer.headers[APPLIED_HEADER] = distinct.pop() if len(distinct) == 1 else "mixed"
+    return answer

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
-from sglang.srt.kairos.prefill_batch import job_of, total_tokens
+from sglang.srt.kairos.planned_batch import job_of, total_tokens
 
 from kairos.policy.priorities import PriorityQueues
 
@@ -67,7 +67,7 @@ class PrefillJobs:
             self.note_start(req.kairos.number)
         return fresh
 
-    def leave(self, waiting: Sequence[Any]) -> None:
+    def record_queue(self, waiting: Sequence[Any]) -> None:
         """This pass leaves the scheduler's queue like that."""
         self._left = list(waiting)
 
@@ -81,9 +81,9 @@ class PrefillJobs:
         """Nobody waits and nobody is started."""
         self._left = []
         for number in [*self._reqs]:
-            self.forget(number)
+            self.drop(number)
 
-    def forget(self, number: int) -> None:
+    def drop(self, number: int) -> None:
         """It is through, was aborted, or begins anew; KeyError if it is not known."""
         self._queue.remove(number)
         del self._reqs[number]
@@ -106,8 +106,8 @@ class PrefillJobs:
         current = {_number(req): req for req in waiting}
         # What upstream has given back to the queue is without its KV again.
         for number in self._start_of.keys() & current.keys():
-            self.forget(number)
+            self.drop(number)
         current |= {_number(req): req for req in started}
         for number in self._reqs.keys() - current.keys():
-            self.forget(number)
+            self.drop(number)
         return [current[number] for number in sorted(current.keys() - self._reqs.keys())]

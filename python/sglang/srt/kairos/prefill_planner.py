@@ -2,22 +2,22 @@
 
 Upstream continues the one prompt it has started before anything else. The planner decides each
 batch anew: what is not planned is hidden from the waiting queue while upstream forms the batch,
-and a started prompt that is not planned is parked with the KV it has.
+and a started prompt that is not planned is preempted with the KV it has.
 """
 
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sglang.srt.kairos.prefill_batch import (
-    Batch,
+from sglang.srt.kairos.kv_budget import KvBudget, pages
+from sglang.srt.kairos.planned_batch import (
+    PlannedBatch,
     cached_tokens,
-    must_go_on,
+    must_continue,
     total_tokens,
 )
 from sglang.srt.kairos.prefill_jobs import PrefillJobs
 from sglang.srt.kairos.prefill_observer import PrefillObserver
-from sglang.srt.kairos.prefill_room import Room, pages
 from sglang.srt.kairos.prefill_scheduler import forget_matches, match_prefixes, starved
 from sglang.srt.kairos.shared_clock import SharedClock
 
@@ -38,7 +38,7 @@ class PrefillPlanner:
     """Plans the prefill batches of one upstream `Scheduler`.
 
     Attributes:
-        parked: started prompts that the scheduler does not know as its `chunked_req`.
+        preempted: started prompts that the scheduler does not know as its `chunked_req`.
         observer: measures the batches and learns from them.
     """
 
@@ -49,7 +49,7 @@ class PrefillPlanner:
         clock: SharedClock,
         state_dir: str | None = None,
     ) -> None:
-        self.parked: list[Any] = []
+        self.preempted: list[Any] = []
         self._clock = clock
         self._overlap = scheduler.enable_overlap
         self.observer = PrefillObserver(profile, clock, self._overlap, state_dir)
@@ -67,51 +67,55 @@ class PrefillPlanner:
         self._unmatched: list[Any] = []  # waiting ones, not looked up in the radix cache
         self._aborted: list[Any] = []
         self._computed: list[Any] = []  # since the last pass
-        self._batch: Batch | None = None
-        self._owed_number: int | None = None  # of the prompt that the next free memory is for
+        self._batch: PlannedBatch | None = None
+        self._reserved_number: int | None = None  # of the prompt that the next free memory is for
         self._max_tokens = scheduler.max_total_num_tokens
         self._busy_until_s = 0.0
         self._in_flight_s = 0.0
         self._overtakes = 0
-        self._parks = 0
+        self._preemptions = 0
         self._recomputed = 0
-        self._most_parked = 0
+        self._max_preempted = 0
         self._longest_plan_s = 0.0
 
     def next_batch(self, original: Original, scheduler: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Around `Scheduler._get_new_batch_prefill_raw`: same arguments, same results."""
         running = scheduler.chunked_req
         computed, self._computed = self._computed, []
-        if running is None and not self.parked and not scheduler.waiting_queue:
+        if running is None and not self.preempted and not scheduler.waiting_queue:
             if self._jobs:  # aborted ones, which would be kept until the next plan
                 self._jobs.clear()
                 self._unmatched.clear()
             return original(scheduler, **kwargs)
-        if running is not None and must_go_on(running):
+        if running is not None and must_continue(running):
             return original(scheduler, **kwargs)
         begin = time.perf_counter()
-        started = self.parked if running is None else [running, *self.parked]
+        started = self.preempted if running is None else [running, *self.preempted]
         fresh = self._jobs.sync(scheduler.waiting_queue, started, scheduler.policy)
         self._match([*fresh, *forget_matches(scheduler.waiting_queue, computed)], scheduler)
         self._queue.predict_with(*self.observer.model())
         start = self._start_s()
         plan = self._queue.plan(start, self._budget, self._page)
-        owed = self._owed()
-        batch = self._alone(owed, started, scheduler) or self._choose(plan, started)
+        reserved_for = self._reserved_for()
+        batch = self._alone(reserved_for, started, scheduler) or self._choose(plan, started)
         self._longest_plan_s = max(self._longest_plan_s, time.perf_counter() - begin)
         wanted = batch.waiting[:1]
-        formed, running_batch = self._carry_out(batch, started, owed, original, scheduler, kwargs)
+        formed, running_batch = self._carry_out(
+            batch, started, reserved_for, original, scheduler, kwargs
+        )
         if formed is None:
-            # Out of memory or rows, most likely: upstream decides. A parked prompt must not be
+            # Out of memory or rows, most likely: upstream decides. A preempted prompt must not be
             # left behind when nothing runs, so it goes first.
             self._give_back(scheduler, wanted)
             self._resume_one(scheduler)
             kwargs["running_batch"] = running_batch
-            formed, running_batch = self._upstreams_choice(owed, original, scheduler, kwargs)
-        self._parks += running is not None and running in self.parked
+            formed, running_batch = self._upstreams_choice(
+                reserved_for, original, scheduler, kwargs
+            )
+        self._preemptions += running is not None and running in self.preempted
         if formed is not None:
             self._started(formed, started, start, scheduler.forward_ct + 1)
-        self._jobs.leave(scheduler.waiting_queue)
+        self._jobs.record_queue(scheduler.waiting_queue)
         return formed, running_batch
 
     def has_nothing(self) -> bool:
@@ -122,21 +126,21 @@ class PrefillPlanner:
         """The requests being taken from the waiting queue, in order; None while nothing is."""
         return self._batch.waiting if self._batch is not None else None
 
-    def lead_limit(self) -> int | None:
+    def continued_limit(self) -> int | None:
         """Tokens at most of the continued prompt in the batch being formed."""
-        if self._batch is None or self._batch.lead_finishes or self._batch.lead is None:
+        if self._batch is None or self._batch.continued_finishes or self._batch.continued is None:
             return None
-        return self._batch.lead_tokens
+        return self._batch.continued_tokens
 
     def abort(self, request: Any) -> None:
-        """Remember parked prompts that an upstream `AbortReq` means; see `process_aborts`."""
+        """Remember preempted prompts that an upstream `AbortReq` means; see `process_aborts`."""
         self._aborted += [
-            req for req in self.parked if request.abort_all or req.rid.startswith(request.rid)
+            req for req in self.preempted if request.abort_all or req.rid.startswith(request.rid)
         ]
 
     def process_aborts(self, original: Callable[[Any], None], scheduler: Any) -> None:
-        """Around `Scheduler.process_pending_chunked_abort`: have upstream end the parked prompts as
-        it ends its own started one."""
+        """Around `Scheduler.process_pending_chunked_abort`: have upstream end the preempted
+        prompts as it ends its own started one."""
         original(scheduler)
         # A client that disconnects after its abort asks for it twice.
         aborted, self._aborted = dict.fromkeys(self._aborted), []
@@ -145,7 +149,7 @@ class PrefillPlanner:
             scheduler.chunked_req = scheduler._pending_chunked_abort_req = req
             original(scheduler)
             scheduler.chunked_req, scheduler._pending_chunked_abort_req = kept
-            self.parked.remove(req)
+            self.preempted.remove(req)
 
     def process_result(
         self, original: Callable[..., None], scheduler: Any, batch: Any, result: Any
@@ -154,10 +158,10 @@ class PrefillPlanner:
         for its decode server is taken for one that upstream gave up unless it is `chunked_req`."""
         # The batch's own `chunked_req` is not in the copy of it that results come with.
         self._computed += batch.reqs
-        parked = next((req for req in self.parked if req in batch.reqs), None)
-        if parked is None:
+        preempted = next((req for req in self.preempted if req in batch.reqs), None)
+        if preempted is None:
             return original(scheduler, batch, result)
-        kept, scheduler.chunked_req = scheduler.chunked_req, parked
+        kept, scheduler.chunked_req = scheduler.chunked_req, preempted
         try:
             return original(scheduler, batch, result)
         finally:
@@ -166,15 +170,15 @@ class PrefillPlanner:
     def snapshot(self) -> dict[str, Any]:
         """Counters for /server_info.
 
-        parked: started prompts set aside now; parks: how often one was set aside; overtakes:
+        preempted: started prompts set aside now; parks: how often one was set aside; overtakes:
         prompts that were through before one that had started earlier; demotions: prompts given up
         that had been going to be on time; starvation_grants: batches for one that waited too long;
-        recomputed: parked prompts whose KV was given back.
+        recomputed: preempted prompts whose KV was given back.
         """
         return {
-            "preempted": len(self.parked),
-            "max_preempted": self._most_parked,
-            "preemptions": self._parks,
+            "preempted": len(self.preempted),
+            "max_preempted": self._max_preempted,
+            "preemptions": self._preemptions,
             "overtakes": self._overtakes,
             "demotions": self._queue.demotions,
             "starvation_grants": self._queue.grants,
@@ -199,10 +203,10 @@ class PrefillPlanner:
             self._queue.progress(req.kairos.number, cached_tokens(req))
         self._unmatched = [req for req in self._unmatched if not req.kairos.matched]
 
-    def _choose(self, plan: PrefillPlan, started: Sequence[Any]) -> Batch:
+    def _choose(self, plan: PrefillPlan, started: Sequence[Any]) -> PlannedBatch:
         """What of `plan` upstream can do in one batch: continue one started prompt at most, leave
         one prompt unfinished at most, hold so many LoRA adapters."""
-        batch = Batch()
+        batch = PlannedBatch()
         adapters: set[str | None] = set()
         for number, tokens in plan.chunks:
             req = self._jobs[number]
@@ -215,29 +219,39 @@ class PrefillPlanner:
             if not self._adapters_fit(adapters | {req.lora_id}):
                 continue
             if req in started:
-                if batch.lead is not None:
+                if batch.continued is not None:
                     continue
-                batch.lead, batch.lead_tokens, batch.lead_finishes = req, tokens, finishes
+                batch.continued, batch.continued_tokens, batch.continued_finishes = (
+                    req,
+                    tokens,
+                    finishes,
+                )
             elif finishes:
-                batch.whole.append(req)
+                batch.complete.append(req)
             elif self._may_start(started):
-                batch.tail = req
+                batch.partial = req
             else:
                 continue
             batch.tokens += padded
             adapters.add(req.lora_id)
         if batch.tokens == 0 and started:
-            batch.go_on(started[0], self._budget)
+            batch.continue_with(started[0], self._budget)
         return batch
 
-    def _alone(self, owed: Any | None, started: Sequence[Any], scheduler: Any) -> Batch | None:
+    def _alone(
+        self, reserved_for: Any | None, started: Sequence[Any], scheduler: Any
+    ) -> PlannedBatch | None:
         """A batch of the prompt that memory was kept for, once there is enough."""
-        if owed is None or not Room(scheduler, started).take(owed):
+        if reserved_for is None or not KvBudget(scheduler, started).take(reserved_for):
             return None
-        rest = total_tokens(owed) - cached_tokens(owed)
+        rest = total_tokens(reserved_for) - cached_tokens(reserved_for)
         if rest <= self._budget:
-            return Batch(whole=[owed], tokens=pages(rest, self._page))
-        return Batch(tail=owed, tokens=self._budget) if self._may_start(started) else None
+            return PlannedBatch(complete=[reserved_for], tokens=pages(rest, self._page))
+        return (
+            PlannedBatch(partial=reserved_for, tokens=self._budget)
+            if self._may_start(started)
+            else None
+        )
 
     def _adapters_fit(self, adapters: set[str | None]) -> bool:
         """Upstream passes over who does not fit beside the continued prompt, however urgent."""
@@ -253,30 +267,30 @@ class PrefillPlanner:
 
     def _carry_out(
         self,
-        batch: Batch,
+        batch: PlannedBatch,
         started: Sequence[Any],
-        owed: Any | None,
+        reserved_for: Any | None,
         original: Original,
         scheduler: Any,
         kwargs: dict[str, Any],
     ) -> tuple[Any, Any]:
         """Let upstream form `batch`, showing it only what is planned and has memory to the end."""
-        room = Room(scheduler, started, owed)
+        budget = KvBudget(scheduler, started, reserved_for)
         planned = batch.waiting
-        fitting = [req for req in planned if room.take(req)]
-        batch.whole = [req for req in batch.whole if req in fitting]
-        if batch.tail not in fitting:
-            batch.tail = None
-        if owed is None:
-            self._owe(req for req in planned if req not in fitting)
-        elif started and not fitting and batch.lead is None:
-            batch.go_on(started[0], self._budget)
+        fitting = [req for req in planned if budget.take(req)]
+        batch.complete = [req for req in batch.complete if req in fitting]
+        if batch.partial not in fitting:
+            batch.partial = None
+        if reserved_for is None:
+            self._reserve_for(req for req in planned if req not in fitting)
+        elif started and not fitting and batch.continued is None:
+            batch.continue_with(started[0], self._budget)
         chosen = set(batch.waiting)
         hidden = [req for req in scheduler.waiting_queue if req not in chosen]
         scheduler.waiting_queue = batch.waiting
-        scheduler.chunked_req = batch.lead
-        self.parked = [req for req in started if req is not batch.lead]
-        self._most_parked = max(self._most_parked, len(self.parked))
+        scheduler.chunked_req = batch.continued
+        self.preempted = [req for req in started if req is not batch.continued]
+        self._max_preempted = max(self._max_preempted, len(self.preempted))
         scheduler.chunked_prefill_size = min(max(batch.tokens, self._page), self._budget)
         self._batch = batch
         try:
@@ -287,14 +301,14 @@ class PrefillPlanner:
             scheduler.waiting_queue = [*scheduler.waiting_queue, *hidden]
 
     def _upstreams_choice(
-        self, owed: Any | None, original: Original, scheduler: Any, kwargs: dict[str, Any]
+        self, reserved_for: Any | None, original: Original, scheduler: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
         """Upstream forms a batch by itself, of what does not take the memory of started prompts."""
-        started = [req for req in (scheduler.chunked_req, *self.parked) if req is not None]
-        room = Room(scheduler, started, owed)
+        started = [req for req in (scheduler.chunked_req, *self.preempted) if req is not None]
+        budget = KvBudget(scheduler, started, reserved_for)
         everybody = scheduler.waiting_queue
-        bounded = bool(started) or owed is not None
-        fitting = [req for req in everybody if room.take(req)]
+        bounded = bool(started) or reserved_for is not None
+        fitting = [req for req in everybody if budget.take(req)]
         if not fitting and not bounded:
             fitting = everybody  # nothing runs: upstream decides what fits it at all
         shown = set(fitting)
@@ -305,19 +319,20 @@ class PrefillPlanner:
         finally:
             scheduler.waiting_queue = [*scheduler.waiting_queue, *hidden]
 
-    def _owed(self) -> Any | None:
+    def _reserved_for(self) -> Any | None:
         """The waiting request that the next free memory is for, if one is starved of it."""
-        if not self._jobs.waits(self._owed_number):
-            self._owed_number = None
+        number = self._reserved_number
+        if number is None or not self._jobs.waits(number):
+            self._reserved_number = None
             return None
-        return self._jobs[self._owed_number]
+        return self._jobs[number]
 
-    def _owe(self, unfitting: Iterable[Any]) -> None:
+    def _reserve_for(self, unfitting: Iterable[Any]) -> None:
         """Shorter prompts would take all memory that gets free, one after the other, for as long
         as they come: one that has waited for many times its SLO gets it first."""
         now = self._clock.now()
         most = self._max_tokens - self._page
-        self._owed_number = next(
+        self._reserved_number = next(
             (
                 req.kairos.number
                 for req in unfitting
@@ -327,29 +342,34 @@ class PrefillPlanner:
         )
 
     def _give_back(self, scheduler: Any, wanted: Sequence[Any]) -> None:
-        """Free the KV of one parked prompt, which will be computed again: the one with the longest
-        slack. Only while nothing of it has been sent: a transfer may still read what was, and
-        upstream has no word for its end. And only if all of them would make room for the first of
-        `wanted`, the waiting requests that were planned."""
+        """Free the KV of the preempted prompt with the longest slack; it will be computed again.
+
+        Only while nothing of it has been sent: a transfer may still read what was sent, and the
+        scheduler receives no transfer-completion event. And only if freeing all such prompts would
+        make room for the first of `wanted`, the waiting requests that were planned."""
         unsent = [
-            req for req in self.parked if req.pending_bootstrap and not req.inflight_middle_chunks
+            req
+            for req in self.preempted
+            if req.pending_bootstrap and not req.inflight_middle_chunks
         ]
         if not unsent or not wanted:
             return
-        kept = [req for req in (scheduler.chunked_req, *self.parked) if req not in (None, *unsent)]
+        kept = [
+            req for req in (scheduler.chunked_req, *self.preempted) if req not in (None, *unsent)
+        ]
         freed = sum(req.extend_end for req in unsent)
-        if not Room(scheduler, kept).take(wanted[0], freed):
+        if not KvBudget(scheduler, kept).take(wanted[0], freed):
             return
         req = max(unsent, key=lambda req: (req.kairos.ttft_deadline_s, req.kairos.number))
-        self.parked.remove(req)
+        self.preempted.remove(req)
         self._recomputed += 1
         scheduler.optimistic_release_and_requeue(req)
 
     def _resume_one(self, scheduler: Any) -> None:
-        """Go on with the parked prompt that is through soonest."""
-        if scheduler.chunked_req is None and self.parked:
-            soonest = min(self.parked, key=lambda req: total_tokens(req) - req.extend_end)
-            self.parked.remove(soonest)
+        """Go on with the preempted prompt that is through soonest."""
+        if scheduler.chunked_req is None and self.preempted:
+            soonest = min(self.preempted, key=lambda req: total_tokens(req) - req.extend_end)
+            self.preempted.remove(soonest)
             scheduler.chunked_req = soonest
 
     def _started(self, formed: Any, started: Sequence[Any], start: float, iteration: int) -> None:
@@ -372,7 +392,7 @@ class PrefillPlanner:
             if number not in self._jobs or req.extend_end < total_tokens(req):
                 continue
             self._overtakes += self._jobs.began_after(number, behind)
-            self._jobs.forget(number)
+            self._jobs.drop(number)
 
 
 def planning_refusal(scheduler: Any) -> str | None:

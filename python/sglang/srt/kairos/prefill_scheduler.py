@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-from sglang.srt.kairos.prefill_batch import cached_tokens, total_tokens
+from sglang.srt.kairos.planned_batch import cached_tokens, total_tokens
+from sglang.srt.kairos.request_slo import RequestSlo
 
 from kairos.latency import Profile
 from kairos.policy.urgency import UrgencyParams
@@ -137,7 +138,8 @@ class StarvationGrants:
 
 def starved(req: Any, now: float) -> bool:
     """Whether a request has waited for so many times its SLO that a share of the time is its."""
-    return now - req.kairos.arrival_s > _STARVE_AFTER * req.kairos.slo.ttft_s
+    request: RequestSlo = req.kairos
+    return now - request.arrival_s > _STARVE_AFTER * request.slo.ttft_s
 
 
 def forget_matches(waiting: Sequence[Any], computed: Sequence[Any]) -> list[Any]:

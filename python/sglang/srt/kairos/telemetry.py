@@ -1,4 +1,4 @@
-"""Load, calibration, slack and parked memory of this scheduler, published for routers.
+"""Load, calibration, slack and preempted memory of this scheduler, published for routers.
 
 ZeroMQ PUB: nobody has to listen, nothing is kept for who is slow, and sending never waits. The
 router that misses a message takes the next.
@@ -52,7 +52,8 @@ class TelemetryPublisher:
         except zmq.ZMQError as error:
             self.close()
             raise InputError(f"--kairos-telemetry: cannot listen on {endpoint}: {error}") from error
-        self.endpoint: str = self._socket.getsockopt(zmq.LAST_ENDPOINT).decode().rstrip("\0")
+        bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.endpoint = bound.rstrip("\0")
         self._epoch = secrets.token_hex(8)
         self._sequence = 0
         self._next_s = 0.0
@@ -124,9 +125,9 @@ def _prefill(scheduler: Any) -> dict[str, Any]:
 
 
 def _prompts(scheduler: Any) -> Iterator[tuple[int, int]]:
-    """(computed tokens, all tokens) of the prompts that are not done: started, parked, waiting, and
-    those that still wait for their decode server."""
-    for req in (scheduler.chunked_req, *scheduler.kairos.planner.parked):
+    """(computed tokens, all tokens) of the prompts that are not done: started, preempted, waiting,
+    and those that still wait for their decode server."""
+    for req in (scheduler.chunked_req, *scheduler.kairos.planner.preempted):
         if req is not None:
             yield req.extend_end, _total(req)
     for req in scheduler.waiting_queue:
@@ -143,15 +144,15 @@ def _decode(kairos: Any) -> dict[str, Any]:
     rows = batcher.rows.rows
     if not len(rows):
         return {**found, "skipped": 0, "skipped_kv_tokens": 0}
-    parked = ~rows["runs"]
+    skipped = ~rows["runs"]
     slack = (
         rows["first_token_s"] + rows["tpot_s"] * (rows["output_tokens"] + 1) - kairos.clock.now()
     )
     tightest = float(slack.min())
     return {
         **found,
-        "skipped": int(parked.sum()),
-        "skipped_kv_tokens": int(rows["context_tokens"][parked].sum()),
+        "skipped": int(skipped.sum()),
+        "skipped_kv_tokens": int(rows["context_tokens"][skipped].sum()),
         "slack_s": tightest if math.isfinite(tightest) else None,
     }
 

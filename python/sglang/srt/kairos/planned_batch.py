@@ -7,39 +7,41 @@ from kairos.policy.jobs import PrefillJob
 
 
 @dataclass(slots=True)
-class Batch:
+class PlannedBatch:
     """What one forward shall compute.
 
     Attributes:
-        lead: the started prompt that continues, or None.
-        lead_tokens: tokens of it.
-        lead_finishes: these are its last ones.
-        whole: waiting requests that are prefilled from their cached prefix to the end.
-        tail: one waiting request of which only a part fits, or None.
-        tokens: all new tokens, in whole pages.
+        continued: the started prompt that continues, or None.
+        continued_tokens: tokens of it.
+        continued_finishes: these are its last ones.
+        complete: waiting requests that are prefilled from their cached prefix to the end.
+        partial: one waiting request of which only a part fits, or None.
+        tokens: all new tokens, in complete pages.
     """
 
-    lead: Any = None
-    lead_tokens: int = 0
-    lead_finishes: bool = False
-    whole: list[Any] = field(default_factory=list)
-    tail: Any = None
+    continued: Any = None
+    continued_tokens: int = 0
+    continued_finishes: bool = False
+    complete: list[Any] = field(default_factory=list)
+    partial: Any = None
     tokens: int = 0
 
     @property
     def waiting(self) -> list[Any]:
         """Requests to take from the waiting queue. The partial one ends the batch: upstream cuts
         whatever exceeds the budget."""
-        return [*self.whole, self.tail] if self.tail is not None else self.whole
+        return [*self.complete, self.partial] if self.partial is not None else self.complete
 
-    def go_on(self, lead: Any, tokens: int) -> None:
+    def continue_with(self, continued: Any, tokens: int) -> None:
         """Continue this started prompt, with all that is left of the batch."""
-        self.lead, self.lead_tokens, self.tokens = lead, tokens, tokens
+        self.continued, self.continued_tokens, self.tokens = continued, tokens, tokens
 
     @property
     def unfinished(self) -> bool:
         """It leaves a prompt unfinished; upstream can track one such prompt a batch."""
-        return self.tail is not None or (self.lead is not None and not self.lead_finishes)
+        return self.partial is not None or (
+            self.continued is not None and not self.continued_finishes
+        )
 
 
 def job_of(req: Any) -> PrefillJob:
@@ -63,6 +65,6 @@ def cached_tokens(req: Any) -> int:
     return min(req.num_matched_prefix_tokens or 0, total_tokens(req) - 1)
 
 
-def must_go_on(req: Any) -> bool:
+def must_continue(req: Any) -> bool:
     """A started prompt that upstream must have next: it is about to end it."""
     return bool(req.finished() or req.to_finish is not None)

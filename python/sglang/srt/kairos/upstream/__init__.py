@@ -1,0 +1,57 @@
+"""The border to SGLang: Protocols of exactly the members that Kairos uses of upstream's classes.
+
+A Protocol is named like its upstream class, and its docstring begins with that class' full name.
+`test/unit/sglang_kairos/test_upstream_border.py` compares every member with the installed SGLang.
+A member that Kairos only reads is a property here, so that stand-ins may have a narrower type.
+`kairos` attributes are Kairos' own.
+"""
+
+from sglang.srt.kairos.upstream.batches import ForwardMode, ScheduleBatch
+from sglang.srt.kairos.upstream.memory import (
+    BasePrefixCache,
+    BaseTokenToKVPoolAllocator,
+    ReqToMetadataIdxAllocator,
+    ReqToTokenPool,
+)
+from sglang.srt.kairos.upstream.queues import PrefillBootstrapQueue
+from sglang.srt.kairos.upstream.requests import AbortReq, BaseFinishReason, Req, SamplingParams
+from sglang.srt.kairos.upstream.scheduler import (
+    DisaggregationMode,
+    LoadSnapshot,
+    LoRAManager,
+    ModelRunner,
+    SchedulePolicy,
+    Scheduler,
+    SchedulerLoadInquirer,
+    SchedulerMetricsCollector,
+    SchedulerMetricsReporter,
+    SpeculativeAlgorithm,
+    TpModelWorker,
+)
+from sglang.srt.kairos.upstream.server import ServerArgs
+
+__all__ = [
+    "AbortReq",
+    "BaseFinishReason",
+    "BasePrefixCache",
+    "BaseTokenToKVPoolAllocator",
+    "DisaggregationMode",
+    "ForwardMode",
+    "LoRAManager",
+    "LoadSnapshot",
+    "ModelRunner",
+    "PrefillBootstrapQueue",
+    "Req",
+    "ReqToMetadataIdxAllocator",
+    "ReqToTokenPool",
+    "SamplingParams",
+    "ScheduleBatch",
+    "SchedulePolicy",
+    "Scheduler",
+    "SchedulerLoadInquirer",
+    "SchedulerMetricsCollector",
+    "SchedulerMetricsReporter",
+    "ServerArgs",
+    "SpeculativeAlgorithm",
+    "TpModelWorker",
+]

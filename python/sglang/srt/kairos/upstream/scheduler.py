@@ -1,0 +1,177 @@
+"""Upstream's scheduler and its parts, as Kairos uses them."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from sglang.srt.kairos.upstream.batches import ScheduleBatch
+from sglang.srt.kairos.upstream.memory import (
+    BasePrefixCache,
+    BaseTokenToKVPoolAllocator,
+    ReqToTokenPool,
+)
+from sglang.srt.kairos.upstream.queues import PrefillBootstrapQueue
+from sglang.srt.kairos.upstream.requests import Req
+from sglang.srt.kairos.upstream.server import ServerArgs
+
+if TYPE_CHECKING:
+    from sglang.srt.kairos.state import KairosState
+    from sglang.srt.kairos.telemetry import TelemetryPublisher
+
+
+class DisaggregationMode(Protocol):
+    """`sglang.srt.disaggregation.utils.DisaggregationMode`: the role of a server."""
+
+    @property
+    def value(self) -> str:
+        """`prefill`, `decode` or `null`."""
+
+
+class SpeculativeAlgorithm(Protocol):
+    """`sglang.srt.speculative.spec_info.SpeculativeAlgorithm`: how tokens are drafted."""
+
+    def is_none(self) -> bool: ...
+
+
+class SchedulePolicy(Protocol):
+    """`sglang.srt.managers.schedule_policy.SchedulePolicy`: order of a waiting queue."""
+
+    kairos: "KairosState"
+
+    @property
+    def enable_priority_scheduling(self) -> bool: ...
+    @property
+    def priority_sign(self) -> int: ...
+    @property
+    def tree_cache(self) -> BasePrefixCache: ...
+    def waiting_queue_prefix_matched(self, waiting_queue: list[Req]) -> bool: ...
+
+
+class LoadSnapshot(Protocol):
+    """`sglang.srt.managers.load_snapshot.LoadSnapshot`: load of a scheduler."""
+
+    @property
+    def num_running_reqs(self) -> int: ...
+    @property
+    def num_waiting_reqs(self) -> int: ...
+    @property
+    def max_running_requests(self) -> int: ...
+    @property
+    def num_total_tokens(self) -> int: ...
+    @property
+    def max_total_num_tokens(self) -> int: ...
+
+
+class SchedulerLoadInquirer(Protocol):
+    """`sglang.srt.managers.scheduler_components.load_inquirer.SchedulerLoadInquirer`: counts."""
+
+    def get_loads(self) -> LoadSnapshot: ...
+
+
+class SchedulerMetricsCollector(Protocol):
+    """`sglang.srt.observability.metrics_collector.SchedulerMetricsCollector`: Prometheus."""
+
+    @property
+    def labels(self) -> Mapping[str, object]: ...
+
+
+class LoRAManager(Protocol):
+    """`sglang.srt.lora.lora_manager.LoRAManager`: LoRA adapters on the device."""
+
+    def validate_lora_batch(self, lora_ids: set[str | None]) -> bool: ...
+
+
+class ModelRunner(Protocol):
+    """`sglang.srt.model_executor.model_runner.ModelRunner`: the model on its device."""
+
+    @property
+    def lora_manager(self) -> LoRAManager | None: ...
+
+
+class TpModelWorker(Protocol):
+    """`sglang.srt.managers.tp_worker.TpModelWorker`: owns the model of a rank."""
+
+    @property
+    def model_runner(self) -> ModelRunner: ...
+
+
+class SchedulerMetricsReporter(Protocol):
+    """`sglang.srt.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter`: logs
+    and metrics of a scheduler."""
+
+    @property
+    def metrics_collector(self) -> SchedulerMetricsCollector | None: ...
+
+
+class Scheduler(Protocol):
+    """`sglang.srt.managers.scheduler.Scheduler`: forms the batches of one rank."""
+
+    kairos: "KairosState"
+    kairos_telemetry: "TelemetryPublisher | None"
+
+    waiting_queue: list[Req]
+
+    # Parts.
+    @property
+    def server_args(self) -> ServerArgs: ...
+    @property
+    def policy(self) -> SchedulePolicy: ...
+    @property
+    def tp_worker(self) -> TpModelWorker: ...
+    @property
+    def tree_cache(self) -> BasePrefixCache: ...
+    @property
+    def token_to_kv_pool_allocator(self) -> BaseTokenToKVPoolAllocator: ...
+    @property
+    def req_to_token_pool(self) -> ReqToTokenPool: ...
+    @property
+    def load_inquirer(self) -> SchedulerLoadInquirer: ...
+    @property
+    def metrics_reporter(self) -> SchedulerMetricsReporter: ...
+    @property
+    def last_batch(self) -> ScheduleBatch | None:
+        """The batch that was launched last."""
+
+    # What the server was started with.
+    @property
+    def disaggregation_mode(self) -> DisaggregationMode: ...
+    @property
+    def tp_size(self) -> int: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def max_total_num_tokens(self) -> int: ...
+    @property
+    def enable_overlap(self) -> bool: ...
+    @property
+    def enable_lora(self) -> bool: ...
+    @property
+    def enable_lora_overlap_loading(self) -> bool: ...
+    @property
+    def enable_hierarchical_cache(self) -> bool: ...
+    @property
+    def is_generation(self) -> bool: ...
+    @property
+    def is_hybrid_swa(self) -> bool: ...
+    @property
+    def is_mixed_chunk(self) -> bool: ...
+    @property
+    def spec_algorithm(self) -> SpeculativeAlgorithm: ...
+    @property
+    def truncation_align_size(self) -> int | None: ...
+    @property
+    def prefill_delayer(self) -> object | None: ...
+    @property
+    def dllm_config(self) -> object | None: ...
+
+    # Prefill servers.
+    chunked_prefill_size: int | None
+    chunked_req: Req | None
+    _pending_chunked_abort_req: Req | None
+
+    @property
+    def forward_ct(self) -> int:
+        """Forward passes launched so far."""
+
+    @property
+    def disagg_prefill_bootstrap_queue(self) -> PrefillBootstrapQueue: ...
+    def optimistic_release_and_requeue(self, req: Req) -> None: ...
