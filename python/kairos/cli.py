@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kairos import __version__
+from kairos.extras import BENCH_MODULES
 
 
 class Command(NamedTuple):
@@ -57,7 +58,6 @@ COMMANDS = {
         "kairos_patches.cli:main", "Check or describe what Kairos changes in SGLang."
     ),
 }
-BENCH_MODULES = frozenset({"jinja2", "matplotlib", "psutil", "rich"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
