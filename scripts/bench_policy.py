@@ -20,9 +20,9 @@ from kairos.policy.length import LengthEstimator
 from kairos.policy.residents import DecodeResident, Residents
 from kairos.policy.slack import SlackPolicy
 from kairos.policy.urgency import UrgencyQueue
-from kairos.sim.run import simulate
+from kairos.sim.config import SimConfig
 from kairos.sim.scenario import Scenario
-from kairos.sim.settings import Settings
+from kairos.sim.simulation import simulate
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
 URGENCY_SIZES = (100, 300, 1_000, 3_000, 10_000)
@@ -105,7 +105,7 @@ def simulator_seconds() -> float:
     zeros = np.zeros(n, np.int64)
     scenario = Scenario(arrival, lengths, outputs, zeros, 0.5 + 3.0 * own, np.full(n, 0.03), zeros)
     start = time.perf_counter()
-    simulate(scenario, Settings(), PROFILE)
+    simulate(scenario, SimConfig(), PROFILE)
     return time.perf_counter() - start
 
 

@@ -7,9 +7,9 @@ import numpy.typing as npt
 
 from kairos.latency import Profile
 from kairos.sim.bounds_kernel import insert_greedily
-from kairos.sim.run import simulate
+from kairos.sim.config import SimConfig
 from kairos.sim.scenario import Floats, Scenario
-from kairos.sim.settings import Settings
+from kairos.sim.simulation import simulate
 from kairos.sim.summary import summarise
 
 _WINDOWS_S = (0.5, 1, 2, 3, 5, 8, 12, 20, 30, 50, 80, 120, 200, 400, 800, 1600, 3200)
@@ -67,7 +67,7 @@ def clairvoyant_ttft(scenario: Scenario, profile: Profile, instances: int = 1) -
     return 100.0 * kept / len(scenario)
 
 
-def drop_reference_tpot(scenario: Scenario, settings: Settings, profile: Profile) -> float:
+def drop_reference_tpot(scenario: Scenario, settings: SimConfig, profile: Profile) -> float:
     """TPOT attainment in percent when the requests with the largest output x context are never
     served, best share of DROP_SHARES; they count as missed. Knows true lengths; no upper bound."""
     cost = scenario.output_tokens * (scenario.input_tokens + scenario.output_tokens / 2)

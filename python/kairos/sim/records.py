@@ -10,7 +10,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Records:
+class SimRecords:
     """Times in seconds, NaN until they happen.
 
     Attributes:
@@ -34,7 +34,7 @@ class Records:
     refused: npt.NDArray[np.bool_]
 
     @classmethod
-    def empty(cls, output_tokens: Ints) -> "Records":
+    def empty(cls, output_tokens: Ints) -> "SimRecords":
         n = len(output_tokens)
         return cls(
             output_tokens,

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kairos.sim.run import Finished
+from kairos.sim.simulation import SimResult
 
 Flags = npt.NDArray[np.bool_]
 
 
-def summarise(done: Finished, chosen: Flags | None = None) -> dict[str, Any]:
+def summarise(done: SimResult, chosen: Flags | None = None) -> dict[str, Any]:
     """Figures of a run; attainments in percent of the requests counted. Requests that admission
     turned away count as missed, and not in the quantiles of times.
 

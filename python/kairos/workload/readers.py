@@ -33,7 +33,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class TraceFormat:
     """How one format names its fields.
 
     Attributes:
@@ -72,9 +72,11 @@ def _date_time(value: str) -> float:
 
 
 _SECONDS = f"seconds, finite, 0 to {MAX_TIME_S:g}"
-FORMATS: Mapping[str, Format] = {
-    "normalised": Format(False, "arrival_s", "input_tokens", "output_tokens", _number, _SECONDS),
-    "mooncake": Format(
+FORMATS: Mapping[str, TraceFormat] = {
+    "normalised": TraceFormat(
+        False, "arrival_s", "input_tokens", "output_tokens", _number, _SECONDS
+    ),
+    "mooncake": TraceFormat(
         False,
         "timestamp",
         "input_length",
@@ -82,7 +84,7 @@ FORMATS: Mapping[str, Format] = {
         lambda value: _number(value) / 1e3,
         f"milliseconds, finite, 0 to {MAX_TIME_S * 1e3:g}",
     ),
-    "azure": Format(
+    "azure": TraceFormat(
         True,
         "TIMESTAMP",
         "ContextTokens",
@@ -90,7 +92,9 @@ FORMATS: Mapping[str, Format] = {
         _date_time,
         "a date and time such as 2023-11-16 18:15:46.6805900",
     ),
-    "burstgpt": Format(True, "Timestamp", "Request tokens", "Response tokens", _number, _SECONDS),
+    "burstgpt": TraceFormat(
+        True, "Timestamp", "Request tokens", "Response tokens", _number, _SECONDS
+    ),
 }
 
 
@@ -174,7 +178,7 @@ def _json_rows(lines: list[tuple[int, str]], path: Path) -> Iterator[tuple[int, 
 
 
 def _table_rows(
-    lines: list[tuple[int, str]], shape: Format, path: Path
+    lines: list[tuple[int, str]], shape: TraceFormat, path: Path
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     columns = _cells(lines[0][1], f"{path}, line {lines[0][0]}")
     for field in (shape.arrival, shape.inputs, shape.outputs):
@@ -200,7 +204,7 @@ def _cells(line: str, where: str) -> list[str]:
 
 
 def _requests(
-    rows: Iterator[tuple[int, dict[str, Any]]], shape: Format, path: Path
+    rows: Iterator[tuple[int, dict[str, Any]]], shape: TraceFormat, path: Path
 ) -> Iterator[TraceRequest]:
     first: float | None = None
     previous = -math.inf
@@ -225,7 +229,7 @@ def _requests(
         )
 
 
-def _arrival(row: dict[str, Any], shape: Format, where: str) -> float:
+def _arrival(row: dict[str, Any], shape: TraceFormat, where: str) -> float:
     value = _field(row, shape.arrival, where)
     try:
         seconds = shape.seconds(value)

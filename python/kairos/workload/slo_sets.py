@@ -24,7 +24,7 @@ DEFAULT_TPOT_MS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Tier:
+class SloTier:
     """One class of the tiers set: its share of requests, TTFT = base + factor x own prefill."""
 
     name: str
@@ -35,9 +35,9 @@ class Tier:
 
 
 TIERS = (
-    Tier("interactive", 0.5, 1.0, 2.0, 25.0),
-    Tier("standard", 0.3, 3.0, 4.0, 50.0),
-    Tier("batch", 0.2, 20.0, 8.0, 150.0),
+    SloTier("interactive", 0.5, 1.0, 2.0, 25.0),
+    SloTier("standard", 0.3, 3.0, 4.0, 50.0),
+    SloTier("batch", 0.2, 20.0, 8.0, 150.0),
 )
 
 

@@ -22,7 +22,7 @@ FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class LengthDistribution:
     """A distribution of token counts, clipped to [low, high].
 
     Attributes:
@@ -53,7 +53,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrivals:
+class ArrivalProcess:
     """Attributes:
     rate_per_s: mean requests per second.
     cv: coefficient of variation of the gaps; 1 is Poisson, above is bursty.
@@ -83,7 +83,7 @@ class Arrivals:
 
 
 @dataclass(frozen=True, slots=True)
-class Sharing:
+class PrefixSharing:
     """How prompts continue earlier ones.
 
     Attributes:
@@ -101,32 +101,40 @@ class Sharing:
 
 
 @dataclass(frozen=True, slots=True)
-class Preset:
+class TrafficPreset:
     """All there is to say about one kind of traffic."""
 
-    inputs: Lengths
-    outputs: Lengths
-    arrivals: Arrivals
-    sharing: Sharing = Sharing()
+    inputs: LengthDistribution
+    outputs: LengthDistribution
+    arrivals: ArrivalProcess
+    sharing: PrefixSharing = PrefixSharing()
 
 
 # Fitted to the quantiles, means and gap statistics of the public traces they are named after.
 PRESETS = {
-    "mooncake-conversation": Preset(
-        Lengths(((1.0, 7022.6, 0.999),), 0.010, 65108.0, 1.605, 892, 124_847),
-        Lengths(((0.33, 50.5, 1.496), (0.67, 413.7, 0.31)), 0.0122, 653.4, 1.075, 1, 2000),
-        Arrivals(3.31, 1.01, 0.12, 60.0),
-        Sharing(common_blocks=1, continued=0.41, mean_age=700.0, tries=24),
+    "mooncake-conversation": TrafficPreset(
+        LengthDistribution(((1.0, 7022.6, 0.999),), 0.010, 65108.0, 1.605, 892, 124_847),
+        LengthDistribution(
+            ((0.33, 50.5, 1.496), (0.67, 413.7, 0.31)), 0.0122, 653.4, 1.075, 1, 2000
+        ),
+        ArrivalProcess(3.31, 1.01, 0.12, 60.0),
+        PrefixSharing(common_blocks=1, continued=0.41, mean_age=700.0, tries=24),
     ),
-    "azure-conversation": Preset(
-        Lengths(((0.356, 292.7, 0.46), (0.644, 1386.3, 0.435)), 0.019, 3299.5, 4.873, 8, 14_050),
-        Lengths(((0.306, 407.0, 0.15), (0.694, 91.8, 0.512)), 0.0346, 450.2, 4.576, 12, 1000),
-        Arrivals(5.53, 1.07, 0.21, 600.0),
+    "azure-conversation": TrafficPreset(
+        LengthDistribution(
+            ((0.356, 292.7, 0.46), (0.644, 1386.3, 0.435)), 0.019, 3299.5, 4.873, 8, 14_050
+        ),
+        LengthDistribution(
+            ((0.306, 407.0, 0.15), (0.694, 91.8, 0.512)), 0.0346, 450.2, 4.576, 12, 1000
+        ),
+        ArrivalProcess(5.53, 1.07, 0.21, 600.0),
     ),
-    "servegen-r1": Preset(
-        Lengths(((1.0, 345.3, 1.116),), 0.0213, 10976.0, 1.047, 4, 34_962),
-        Lengths(((0.656, 424.1, 0.417), (0.344, 527.2, 0.729)), 0.0282, 2037.0, 0.718, 78, 30_354),
-        Arrivals(2.51, 1.20, 0.15, 600.0),
+    "servegen-r1": TrafficPreset(
+        LengthDistribution(((1.0, 345.3, 1.116),), 0.0213, 10976.0, 1.047, 4, 34_962),
+        LengthDistribution(
+            ((0.656, 424.1, 0.417), (0.344, 527.2, 0.729)), 0.0282, 2037.0, 0.718, 78, 30_354
+        ),
+        ArrivalProcess(2.51, 1.20, 0.15, 600.0),
     ),
 }
 
@@ -181,7 +189,9 @@ def _lines(requests: Sequence[TraceRequest]) -> Iterator[bytes]:
         yield encoder.encode(fields) + b"\n"
 
 
-def _share(inputs: list[int], sharing: Sharing, rng: np.random.Generator) -> list[tuple[int, ...]]:
+def _share(
+    inputs: list[int], sharing: PrefixSharing, rng: np.random.Generator
+) -> list[tuple[int, ...]]:
     """hash_ids per request. A prompt that continues another starts with all its whole blocks."""
     if sharing.common_blocks == 0 and sharing.continued == 0.0:
         return [()] * len(inputs)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.latency.table import StepTable
-from kairos.policy.continuous import ContinuousPolicy
 from kairos.policy.length import LengthEstimator
 from kairos.policy.residents import DecodeResident, Residents
 from kairos.policy.slack import SlackParams, SlackPolicy
+from kairos.sim.baselines.decode import ContinuousPolicy
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
 TABLE = StepTable.from_model(PROFILE.decode, 256, PROFILE.limits.kv_tokens)

@@ -5,10 +5,10 @@ import pytest
 from unit.sim.scenarios import flat_profile, poisson
 
 from kairos.latency import load_profile
-from kairos.sim import decode as decode_module
-from kairos.sim.run import simulate
+from kairos.sim import decode_server as decode_module
+from kairos.sim.config import SimConfig
 from kairos.sim.scenario import Scenario
-from kairos.sim.settings import Settings
+from kairos.sim.simulation import simulate
 from kairos.sim.summary import summarise
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
@@ -32,7 +32,7 @@ def test_17_back_pressure_lets_those_on_time_pass_and_keeps_lost_ones_out_of_mem
     profile = flat_profile(0.05, kv_tokens=10 * 650)
     on_time = {}
     for grants in ("arrival", "deadline"):
-        settings = Settings(preallocate=True, grants=grants)
+        settings = SimConfig(preallocate=True, grants=grants)
         done = simulate(scenario, settings, profile)
         assert np.isfinite(done.records.last_s).all()
         on_time[grants] = summarise(done, ~lost)["ttft_attainment"]
@@ -43,7 +43,7 @@ def test_17_back_pressure_lets_those_on_time_pass_and_keeps_lost_ones_out_of_mem
 def test_21_room_of_a_request_with_one_token_goes_to_the_next_though_no_step_follows():
     """Found by test 19: the second one was never prefilled."""
     scenario = poisson(2, 1000.0, 90_000, 1)
-    settings = Settings("fcfs", "continuous", preallocate=True)
+    settings = SimConfig("fcfs", "continuous", preallocate=True)
     profile = flat_profile(0.01, kv_tokens=100_000)
     records = simulate(scenario, settings, profile).records
     assert np.isfinite(records.last_s).all()
@@ -61,16 +61,19 @@ def test_28_with_back_pressure_nobody_is_prefilled_without_a_row_on_a_decode_ser
     monkeypatch.setattr(decode_module.DecodeServer, "receive", counted)
     profile = flat_profile(0.01, max_batch=40)
     scenario = poisson(400, 200.0, 100, 50)
-    for settings in (Settings(preallocate=True), Settings("fcfs", "continuous", preallocate=True)):
+    for settings in (
+        SimConfig(preallocate=True),
+        SimConfig("fcfs", "continuous", preallocate=True),
+    ):
         simulate(scenario, settings, profile)
         assert most <= 40
-    simulate(scenario, Settings(), profile)
+    simulate(scenario, SimConfig(), profile)
     assert most > 40
 
 
 def test_29_prefill_begins_when_both_servers_know_of_the_memory():
     seen = {}
     for handshake_s in (0.0, 0.5):
-        settings = Settings("fcfs", "continuous", preallocate=True, handshake_s=handshake_s)
+        settings = SimConfig("fcfs", "continuous", preallocate=True, handshake_s=handshake_s)
         seen[handshake_s] = simulate(poisson(1, 1.0, 4000, 9), settings, PROFILE).records
     assert seen[0.5].prefilled_s - seen[0.0].prefilled_s == pytest.approx([0.5])

@@ -4,9 +4,9 @@ from unit.sim.scenarios import flat_profile, poisson
 
 from kairos.latency import load_profile
 from kairos.sim.bounds import clairvoyant_ttft, drop_reference_tpot, lp_bound_ttft
-from kairos.sim.run import simulate
+from kairos.sim.config import SimConfig
 from kairos.sim.scenario import Scenario
-from kairos.sim.settings import Settings
+from kairos.sim.simulation import simulate
 from kairos.sim.summary import summarise
 from kairos.sim.sweep import sweep
 
@@ -34,7 +34,7 @@ def test_2_no_simulated_policy_beats_the_bound():
     scenario = poisson(600, 14.0, None, 1, seed=5)
     bound = lp_bound_ttft(scenario, SMALL)
     for policy in ("fcfs", "sjf", "urgency"):
-        done = simulate(scenario, Settings(policy, stages="prefill", lookahead=False), SMALL)
+        done = simulate(scenario, SimConfig(policy, stages="prefill", lookahead=False), SMALL)
         assert summarise(done)["ttft_attainment"] <= bound + 1e-9
     assert bound < 100.0
 
@@ -45,7 +45,7 @@ def test_3_an_idle_server_is_bounded_by_nothing():
 
 def test_4_the_drop_reference_gains_by_dropping_and_counts_the_dropped_as_missed():
     scenario = poisson(300, 20.0, None, 60).at_decode_load(1.3, SMALL)
-    settings = Settings("fcfs", "continuous", stages="decode")
+    settings = SimConfig("fcfs", "continuous", stages="decode")
     own = summarise(simulate(scenario, settings, SMALL))["tpot_attainment"]
     reference = drop_reference_tpot(scenario, settings, SMALL)
     assert own < reference <= 99.0

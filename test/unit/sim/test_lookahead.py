@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from unit.sim.scenarios import flat_profile, one_by_one
 
-from kairos.sim.run import simulate
+from kairos.sim.config import SimConfig
 from kairos.sim.scenario import Scenario
-from kairos.sim.settings import Settings
+from kairos.sim.simulation import simulate
 
 
 def test_8_lookahead_makes_an_arrival_wait_for_the_batch_that_is_composed_already():
@@ -22,7 +22,7 @@ def test_8_lookahead_makes_an_arrival_wait_for_the_batch_that_is_composed_alread
         np.full(4, 0.03),
         np.zeros(4, np.int64),
     )
-    settings = Settings(stages="prefill")
+    settings = SimConfig(stages="prefill")
     ends = {
         lookahead: simulate(scenario, replace(settings, lookahead=lookahead), flat_profile(0.1))
         for lookahead in (False, True)
@@ -37,7 +37,7 @@ def test_8b_lookahead_makes_a_prompt_wait_for_the_decode_step_that_is_composed_a
     scenario = one_by_one([0.0, 0.05], [10, 3])
     ends = {}
     for lookahead in (False, True):
-        settings = Settings("fcfs", policy, stages="decode", lookahead=lookahead)
+        settings = SimConfig("fcfs", policy, stages="decode", lookahead=lookahead)
         ends[lookahead] = simulate(scenario, settings, flat_profile(0.1)).records
     # Two tokens after the first one, from the second step on or from the third.
     assert ends[False].last_s[1] == pytest.approx(0.3)
@@ -48,7 +48,7 @@ def test_8b_lookahead_makes_a_prompt_wait_for_the_decode_step_that_is_composed_a
 def test_8c_lookahead_runs_a_finished_request_once_more_in_vain():
     scenario = one_by_one([0.0, 0.9], [3, 2])
     for lookahead, busy_s in ((False, 0.3), (True, 0.5)):
-        settings = Settings("fcfs", "continuous", stages="decode", lookahead=lookahead)
+        settings = SimConfig("fcfs", "continuous", stages="decode", lookahead=lookahead)
         done = simulate(scenario, settings, flat_profile(0.1))
         assert done.decode[0].busy_s == pytest.approx(busy_s)
         assert done.decode[0].wasted_rows == (2 if lookahead else 0)
@@ -58,7 +58,7 @@ def test_8c_lookahead_runs_a_finished_request_once_more_in_vain():
 def test_8e_a_decode_server_sends_first_tokens_in_the_pass_in_which_it_takes_requests_in(hold):
     # The second one's KV arrives during the first one's first step.
     scenario = one_by_one([0.0, 0.05], [10, 3])
-    settings = Settings("fcfs", "continuous", stages="decode", first_token="decode", hold=hold)
+    settings = SimConfig("fcfs", "continuous", stages="decode", first_token="decode", hold=hold)
     records = simulate(scenario, settings, flat_profile(0.1)).records
     # The pass in which the second step begins and the third is composed; held: until that begins.
     assert records.first_s[1] == pytest.approx(0.2 if hold else 0.1)

@@ -12,31 +12,31 @@ from unit.sim.scenarios import flat_profile, poisson
 
 from kairos.errors import InputError
 from kairos.latency import KvLink, load_profile
-from kairos.policy.baselines import BASELINES
-from kairos.policy.continuous import ContinuousPolicy
-from kairos.sim import decode as decode_module
-from kairos.sim.run import Finished, simulate
+from kairos.sim import decode_server as decode_module
+from kairos.sim.baselines.decode import ContinuousPolicy
+from kairos.sim.baselines.prefill import BASELINES
+from kairos.sim.config import SimConfig
 from kairos.sim.scenario import Scenario, decode_capacity_per_s
-from kairos.sim.settings import Settings
+from kairos.sim.simulation import SimResult, simulate
 from kairos.sim.summary import summarise
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
 SMALL = load_profile("tiny-fast")
 
 VARIANTS = {
-    "default": Settings(),
-    "upstream": Settings("fcfs", "continuous"),
-    "no look-ahead, hold": Settings(lookahead=False, hold=True),
-    "two by two": Settings(instances="2P2D"),
-    "early binding": Settings(instances="3P2D", routing="round-robin"),
-    "least loaded": Settings(instances="2P1D", routing="least-loaded"),
-    "back-pressure": Settings(preallocate=True),
-    "back-pressure, two by two": Settings(instances="2P2D", preallocate=True, contention=True),
-    "back-pressure in order": Settings("fcfs", "continuous", preallocate=True),
-    "no decode look-ahead": Settings(decode_lookahead=False),
-    "hold and noise": Settings(hold=True, noise=0.5),
-    "contention, noise, bias": Settings(contention=True, noise=0.2, decode_bias=0.8),
-    "greedy": Settings("sjf", "greedy", change_cost_s=5e-4),
+    "default": SimConfig(),
+    "upstream": SimConfig("fcfs", "continuous"),
+    "no look-ahead, hold": SimConfig(lookahead=False, hold=True),
+    "two by two": SimConfig(instances="2P2D"),
+    "early binding": SimConfig(instances="3P2D", routing="round-robin"),
+    "least loaded": SimConfig(instances="2P1D", routing="least-loaded"),
+    "back-pressure": SimConfig(preallocate=True),
+    "back-pressure, two by two": SimConfig(instances="2P2D", preallocate=True, contention=True),
+    "back-pressure in order": SimConfig("fcfs", "continuous", preallocate=True),
+    "no decode look-ahead": SimConfig(decode_lookahead=False),
+    "hold and noise": SimConfig(hold=True, noise=0.5),
+    "contention, noise, bias": SimConfig(contention=True, noise=0.2, decode_bias=0.8),
+    "greedy": SimConfig("sjf", "greedy", change_cost_s=5e-4),
 }
 
 
@@ -66,7 +66,7 @@ def test_1_every_token_is_made_once_and_in_order_of_time(name, scenario):
 
 @pytest.mark.parametrize("name", sorted(BASELINES))
 def test_2_every_baseline_serves_everybody(name, scenario):
-    done = simulate(scenario, Settings(name, "continuous", stages="prefill"), SMALL)
+    done = simulate(scenario, SimConfig(name, "continuous", stages="prefill"), SMALL)
     assert np.isfinite(done.records.prefilled_s).all()
 
 
@@ -91,7 +91,7 @@ def test_4_kv_never_exceeds_capacity_even_when_outputs_overrun_it(policy, monkey
         return end
 
     monkeypatch.setattr(decode_module.DecodeServer, "start", watched)
-    done = simulate(poisson(120, 30.0, 90, 150), Settings("fcfs", policy), profile)
+    done = simulate(poisson(120, 30.0, 90, 150), SimConfig("fcfs", policy), profile)
     assert max(peak) <= 2_000
     assert done.decode[0].retractions > 0
     assert np.isfinite(done.records.last_s).all()
@@ -114,7 +114,7 @@ def test_5_slack_accounting_equals_a_replay_of_token_times(lookahead, monkeypatc
         return original(server, now_s)
 
     monkeypatch.setattr(decode_module.DecodeServer, "finish", watched)
-    done = simulate(scenario, Settings(lookahead=lookahead), SMALL)
+    done = simulate(scenario, SimConfig(lookahead=lookahead), SMALL)
     for request, seen in times.items():
         assert len(seen) == scenario.output_tokens[request] - 1
         assert done.records.made[request] == len(seen)
@@ -127,7 +127,7 @@ def constant_service(rho: float, seed: int) -> tuple[np.ndarray, Scenario]:
     """Waits of one server whose every prompt takes 0.1 s, load rho."""
     # Prompts as long as a chunk: one request per batch.
     scenario = poisson(20_000, rho / 0.1, 100, 1, seed)
-    settings = Settings("fcfs", stages="prefill", lookahead=False)
+    settings = SimConfig("fcfs", stages="prefill", lookahead=False)
     done = simulate(scenario, settings, flat_profile(0.1))
     return done.records.prefilled_s - scenario.arrival_s - 0.1, scenario
 
@@ -148,7 +148,7 @@ def test_6b_and_each_request_as_lindleys_recursion_says():
 
 def test_7_decode_without_contention_takes_one_step_per_token():
     scenario = replace(poisson(50, 1.0, 50, 100), arrival_s=10.0 * np.arange(50))
-    done = simulate(scenario, Settings(lookahead=False), flat_profile(0.01))
+    done = simulate(scenario, SimConfig(lookahead=False), flat_profile(0.01))
     expected = scenario.arrival_s + 0.01 + 99 * 0.01
     assert done.records.last_s == pytest.approx(expected, rel=1e-6)
 
@@ -158,14 +158,14 @@ def test_8d_a_retracted_request_pays_for_the_way_out_and_back():
     # One byte a token: half a millisecond each way and token.
     slow = msgspec.structs.replace(fast, kv=KvLink(0.0, 1.0, 2_000.0))
     scenario = poisson(60, 30.0, 90, 150)
-    settings = Settings("fcfs", "continuous", stages="decode")
+    settings = SimConfig("fcfs", "continuous", stages="decode")
     free, paid = (simulate(scenario, settings, profile).decode[0] for profile in (fast, slow))
     assert free.retractions > 0
     assert paid.busy_s > free.busy_s + 2 * 90 * 0.5e-3
 
 
 def test_9_holding_the_first_token_moves_its_time_but_not_past_the_deadline(scenario):
-    records = simulate(scenario, Settings(hold=True), SMALL).records
+    records = simulate(scenario, SimConfig(hold=True), SMALL).records
     deadline = scenario.arrival_s + scenario.ttft_s
     moved = records.first_s > records.prefilled_s + 1e-12
     assert moved.any()
@@ -179,13 +179,13 @@ def test_10_urgency_and_slack_beat_first_come_first_served_when_it_is_busy():
     scenario = poisson(1_500, 11.0, None, 60, seed=3)
     figures = {
         name: summarise(simulate(scenario, settings, SMALL))["e2e_attainment"]
-        for name, settings in (("base", VARIANTS["upstream"]), ("kairos", Settings()))
+        for name, settings in (("base", VARIANTS["upstream"]), ("kairos", SimConfig()))
     }
     assert figures["kairos"] > figures["base"] + 10
 
 
 def test_11_a_part_of_the_requests_can_be_counted(scenario):
-    done = simulate(scenario, Settings(), SMALL)
+    done = simulate(scenario, SimConfig(), SMALL)
     mask = np.arange(len(scenario)) < 100
     parts = [summarise(done, chosen) for chosen in (mask, ~mask)]
     whole = summarise(done)
@@ -195,7 +195,7 @@ def test_11_a_part_of_the_requests_can_be_counted(scenario):
 
 
 def test_12_one_request_gives_finite_figures():
-    done: Finished = simulate(poisson(1, 1.0, 10, 1), Settings(), SMALL)
+    done: SimResult = simulate(poisson(1, 1.0, 10, 1), SimConfig(), SMALL)
     figures = summarise(done)
     assert figures["e2e_attainment"] == 100.0
     assert all(value == value for value in figures.values() if isinstance(value, float))
@@ -210,13 +210,13 @@ def test_13_decode_load_one_is_littles_law(scenario):
 
 def test_18_admission_turns_away_what_is_hopeless_and_counts_it_as_missed():
     scenario = poisson(1_500, 30.0, None, 60, seed=3)
-    closed = simulate(scenario, Settings(admission=True), SMALL)
+    closed = simulate(scenario, SimConfig(admission=True), SMALL)
     refused = closed.records.refused
     assert 0 < refused.sum() < len(scenario)
     assert np.isnan(closed.records.first_s[refused]).all()
     assert np.isfinite(closed.records.last_s[~refused]).all()
     assert sum(server.tokens for server in closed.prefill) == scenario.input_tokens[~refused].sum()
-    figures, plain = summarise(closed), summarise(simulate(scenario, Settings(), SMALL))
+    figures, plain = summarise(closed), summarise(simulate(scenario, SimConfig(), SMALL))
     assert figures["refused"] == refused.sum()
     served = figures["e2e_attainment_of_admitted"] * (1.0 - refused.mean())
     assert figures["e2e_attainment"] == pytest.approx(served)
@@ -225,7 +225,7 @@ def test_18_admission_turns_away_what_is_hopeless_and_counts_it_as_missed():
 
 def test_18b_an_idle_server_turns_nobody_away():
     scenario = poisson(100, 0.2, None, 5)
-    assert not simulate(scenario, Settings(admission=True), SMALL).records.refused.any()
+    assert not simulate(scenario, SimConfig(admission=True), SMALL).records.refused.any()
 
 
 requests_strategy = st.lists(
@@ -239,7 +239,7 @@ requests_strategy = st.lists(
     max_size=12,
 )
 settings_strategy = st.builds(
-    Settings,
+    SimConfig,
     prefill_policy=st.sampled_from(["fcfs", "urgency"]),
     decode_policy=st.sampled_from(["continuous", "greedy", "slack"]),
     instances=st.sampled_from(["1P1D", "2P2D"]),
@@ -300,7 +300,7 @@ def test_15_arrivals_out_of_order_are_rejected(scenario):
 )
 def test_16_impossible_settings_are_rejected(bad):
     with pytest.raises(InputError, match=r"allowed|write"):
-        Settings(**bad)
+        SimConfig(**bad)
 
 
 @pytest.mark.parametrize("output_tokens", [1, 4])
@@ -309,7 +309,7 @@ def test_20_the_first_token_comes_from_the_decode_server_where_that_sends_it(out
     scenario = poisson(1, 1.0, 4000, output_tokens)
     seen = {}
     for who in ("prefill", "decode"):
-        settings = Settings("fcfs", "continuous", first_token=who)
+        settings = SimConfig("fcfs", "continuous", first_token=who)
         records = simulate(scenario, settings, PROFILE).records
         seen[who] = float(records.first_s[0]), float(records.last_s[0])
     transfer = PROFILE.kv.transfer_s(4000)
@@ -325,10 +325,10 @@ def test_22_a_request_longer_than_all_memory_is_refused_by_number():
     third = replace(scenario, output_tokens=np.array([9, 10, 1, 11, 9]))
     profile = flat_profile(0.01, kv_tokens=109)
     with pytest.raises(InputError, match="request 0: prompt and output have 110"):
-        simulate(scenario, Settings(), profile)
+        simulate(scenario, SimConfig(), profile)
     with pytest.raises(InputError, match="request 3"):
-        simulate(third, Settings(), flat_profile(0.01, kv_tokens=100))
-    simulate(scenario, Settings(stages="prefill"), profile)
+        simulate(third, SimConfig(), flat_profile(0.01, kv_tokens=100))
+    simulate(scenario, SimConfig(stages="prefill"), profile)
 
 
 @pytest.mark.parametrize("load", [0.0, -1.0, float("nan"), float("inf")])
@@ -342,13 +342,13 @@ def test_24_lengths_are_learned_without_the_first_token(monkeypatch):
     monkeypatch.setattr(
         ContinuousPolicy, "completed", lambda _, group, tokens: seen.append((group, tokens))
     )
-    simulate(poisson(3, 1.0, 50, 7), Settings("fcfs", "continuous"), SMALL)
+    simulate(poisson(3, 1.0, 50, 7), SimConfig("fcfs", "continuous"), SMALL)
     assert seen == [(0, 6)] * 3
 
 
 def test_25_below_load_one_urgency_keeps_nobody_waiting_for_long():
     scenario = poisson(2_000, 5.0, None, 1, seed=7)
-    done = simulate(scenario, Settings(stages="prefill"), SMALL)
+    done = simulate(scenario, SimConfig(stages="prefill"), SMALL)
     assert 0.8 < done.prefill[0].busy_s / scenario.arrival_s[-1] < 0.9
     figures = summarise(done)
     assert figures["ttft_attainment"] < 100.0
@@ -359,7 +359,7 @@ def test_26_a_cap_above_what_the_profile_holds_is_the_profiles():
     profile = flat_profile(0.01, max_batch=4)
     scenario = poisson(40, 100.0, 100, 20)
     capped = [
-        simulate(scenario, Settings("fcfs", policy, decode_cap=cap), profile).records.last_s
+        simulate(scenario, SimConfig("fcfs", policy, decode_cap=cap), profile).records.last_s
         for policy in ("continuous", "slack")
         for cap in (0, 64)
     ]
@@ -369,7 +369,7 @@ def test_26_a_cap_above_what_the_profile_holds_is_the_profiles():
 
 def test_27_tokens_of_those_turned_away_are_not_made():
     scenario = poisson(1_500, 30.0, None, 60, seed=3)
-    done = simulate(scenario, Settings(admission=True), SMALL)
+    done = simulate(scenario, SimConfig(admission=True), SMALL)
     figures = summarise(done)
     made = scenario.output_tokens[~done.records.refused].sum()
     assert figures["tokens_per_s"] * figures["makespan_s"] == pytest.approx(made)

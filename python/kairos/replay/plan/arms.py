@@ -6,7 +6,7 @@ from typing import Literal
 
 from kairos.errors import InputError
 from kairos.policy.engine_defaults import prefill_urgency
-from kairos.sim.settings import Settings
+from kairos.sim.config import SimConfig
 from kairos.workload.slo_sets import TIERS
 
 Router = Literal["sglang", "kairos"]
@@ -38,7 +38,7 @@ _AFTER_PREFILL = ("--disaggregation-decode-allocation-policy", "prefill_complete
 # for memory on its decode server first, and until both know of it (20 ms from an arrival to the
 # batch of an idle prefill server), transfers of a prefill server share its link, and the decode
 # server sends the first token.
-_ENGINE = Settings(
+_ENGINE = SimConfig(
     lookahead=True, preallocate=True, handshake_s=0.02, contention=True, first_token="decode"
 )
 
@@ -65,9 +65,9 @@ class ArmSpec:
     send_slo: bool = False
     router: Router | None = None
     router_args: tuple[str, ...] = ()
-    simulated: Settings | None = field(default=None, compare=False)
+    simulated: SimConfig | None = field(default=None, compare=False)
 
-    def settings(self, transfer_s: float) -> Settings | None:
+    def settings(self, transfer_s: float) -> SimConfig | None:
         """The simulator's settings.
 
         Args:

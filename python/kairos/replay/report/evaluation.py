@@ -11,8 +11,8 @@ from kairos.errors import InputError
 from kairos.latency import Profile
 from kairos.replay.plan.arms import arm_spec
 from kairos.replay.report.goodput import in_report, largest_load
-from kairos.sim.run import simulate
 from kairos.sim.scenario import Scenario, decode_capacity_per_s
+from kairos.sim.simulation import simulate
 from kairos.sim.summary import summarise
 from kairos.workload.load import scale_to_load
 from kairos.workload.slo_sets import assign_slos

@@ -17,9 +17,9 @@ from kairos.replay.plan.arms import arm_spec
 from kairos.replay.report.goodput import TARGETS, Goodput, largest_load
 from kairos.replay.report.summary import Summary
 from kairos.replay.run.header import RunHeader
-from kairos.sim.run import simulate
+from kairos.sim.config import SimConfig
 from kairos.sim.scenario import Scenario
-from kairos.sim.settings import Settings
+from kairos.sim.simulation import simulate
 from kairos.sim.summary import summarise
 
 COMPARED = (
@@ -51,7 +51,7 @@ def scenario_of(records: Sequence[RequestRecord]) -> Scenario:
     )
 
 
-def settings_of(header: RunHeader) -> Settings | None:
+def settings_of(header: RunHeader) -> SimConfig | None:
     """What the simulator runs for the arm of `header`; None if it has no model of it."""
     try:
         arm = arm_spec(header.arm, header.profile.name)
@@ -103,6 +103,6 @@ def fidelity(simulated: dict[str, Any] | None, measured: Summary) -> dict[str, f
     return differences
 
 
-def _figures(scenario: Scenario, settings: Settings, profile: Profile) -> dict[str, Any]:
+def _figures(scenario: Scenario, settings: SimConfig, profile: Profile) -> dict[str, Any]:
     with np.errstate(all="raise", under="ignore"):
         return summarise(simulate(scenario, settings, profile))

@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kairos.errors import InputError
+from kairos.instances import parse_instances
 from kairos.latency import load_profile, save_profile
 from kairos.replay.client.api import Api, CompletionsApi, GenerateApi
 from kairos.replay.client.client import ClientConfig
@@ -171,15 +171,3 @@ class ReplaySession:
                 dilate=options.dilate,
             )
         return self._plans[load]
-
-
-def parse_instances(text: str) -> tuple[int, int]:
-    """Numbers of prefill and decode servers in, for example, `2P1D`.
-
-    Raises:
-        InputError: another form, or a number out of range.
-    """
-    match = re.fullmatch(r"(\d{1,2})P(\d{1,2})D", text)
-    if match is None or 0 in (numbers := (int(match[1]), int(match[2]))):
-        raise InputError(f"--instances: {text!r} is not allowed; it must look like 1P1D")
-    return numbers

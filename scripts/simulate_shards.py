@@ -1,9 +1,9 @@
-"""What it costs to cut a router into cells, each with pairs of its own, against one queue for all;
-with --compare, what late binding gains over other rules, in one cell and over the trace as it is.
+"""What it costs to cut a router into shards, each with pairs of its own, against one queue for all;
+with --compare, what late binding gains over other rules, in one shard and over the trace as it is.
 
 Simulated: prefill by urgency, decode reduced to memory and one token per 30 ms, Poisson arrivals of
 requests drawn from a trace without shared prefixes. A balancer that knows nothing of the requests
-("random") or only how many each cell holds ("least") stands in front. `router us` is measured: CPU
+("random") or only how many each shard holds ("least") stands in front. `router us` is measured: CPU
 time of the dispatchers per request on this machine.
 """
 
@@ -20,7 +20,7 @@ import orjson
 from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.router.queue.params import Binding, DispatchParams
-from kairos.sim.cells import BALANCERS, ENGINES, CellsSimulation, Layout, poisson
+from kairos.sim.router_shards import BALANCERS, ENGINES, ShardedSimulation, ShardLayout, poisson
 from kairos.workload.load import scale_to_load
 from kairos.workload.readers import read_trace
 from kairos.workload.slo_sets import SLO_SETS, assign_slos
@@ -41,7 +41,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--trace", required=True, help="trace file, any format that replay.py reads")
     add("--pairs", type=_numbers, default=[2, 4, 8, 16, 32, 64], help="a list: 2,8,32")
-    add("--per-cell", type=_numbers, help="only these sizes of a cell (default: powers of two)")
+    add("--per-shard", type=_numbers, help="only these sizes of a shard (default: powers of two)")
     add("--load", type=float, default=0.9, help="prefill load")
     add("--compare", action="store_true", help="2P1D and 2P2D at loads 0.7, 0.9 and 1.1")
     add("--first", type=int, default=2_000, help="with --compare: requests of the trace")
@@ -54,17 +54,17 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(args: argparse.Namespace, layout: Layout) -> dict[str, Any]:
+def measure(args: argparse.Namespace, layout: ShardLayout) -> dict[str, Any]:
     """Means over seeds, and the spread of the attainment between them."""
     profile = load_profile(args.profile)
     trace = read_trace(args.trace)
-    pairs = layout.cells * layout.prefill
+    pairs = layout.shards * layout.prefill
     count = max(3_000, args.requests * pairs)
     runs = []
     for seed in range(SEEDS):
         requests = poisson(trace.requests, count, args.load, pairs, profile, seed)
         slos = assign_slos(requests, [0] * count, profile, args.slo)
-        served = CellsSimulation(requests, slos, replace(layout, seed=seed), profile).run()
+        served = ShardedSimulation(requests, slos, replace(layout, seed=seed), profile).run()
         rate = count / requests[-1].arrival_s
         runs.append({**asdict(served), "router_cores": served.router_us * 1e-6 * rate})
     means = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
@@ -72,8 +72,8 @@ def measure(args: argparse.Namespace, layout: Layout) -> dict[str, Any]:
     return {
         "simulated": True,
         "pairs": pairs,
-        "cells": layout.cells,
-        "pairs_per_cell": layout.prefill,
+        "shards": layout.shards,
+        "pairs_per_shard": layout.prefill,
         "balancer": layout.balancer,
         "load": args.load,
         "engine": layout.engine,
@@ -84,16 +84,16 @@ def measure(args: argparse.Namespace, layout: Layout) -> dict[str, Any]:
     }
 
 
-def layouts(args: argparse.Namespace) -> list[Layout]:
-    """Every way to cut so many pairs into equal cells of a power of two."""
+def layouts(args: argparse.Namespace) -> list[ShardLayout]:
+    """Every way to cut so many pairs into equal shards of a power of two."""
     found = []
     for pairs in args.pairs:
         size = 1
         while size <= pairs:
-            if pairs % size == 0 and size in (args.per_cell or [size]):
+            if pairs % size == 0 and size in (args.per_shard or [size]):
                 for balancer in BALANCERS if size < pairs else BALANCERS[:1]:
-                    cells = pairs // size
-                    found.append(Layout(cells, size, size, balancer, args.engine, UNBOUNDED))
+                    shards = pairs // size
+                    found.append(ShardLayout(shards, size, size, balancer, args.engine, UNBOUNDED))
             size *= 2
     return found
 
@@ -111,8 +111,8 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
         slos = assign_slos(requests, [0] * len(requests), profile, args.slo)
         for binding in Binding:
             params = replace(UNBOUNDED, binding=binding)
-            layout = Layout(1, 2, decode, engine=engine, params=params)
-            served = CellsSimulation(requests, slos, layout, profile).run()
+            layout = ShardLayout(1, 2, decode, engine=engine, params=params)
+            served = ShardedSimulation(requests, slos, layout, profile).run()
             row = {"simulated": True, "load": load, "engine": engine, "decode": decode}
             rows.append({**row, "binding": binding.value, **asdict(served)})
             print(
@@ -125,7 +125,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Attainment over the size of a cell, and the cores that its router needs."""
+    """Attainment over the size of a shard, and the cores that its router needs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -137,19 +137,19 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             line = [
                 row
                 for row in rows
-                if row["pairs"] == pairs and (row["balancer"] == balancer or row["cells"] == 1)
+                if row["pairs"] == pairs and (row["balancer"] == balancer or row["shards"] == 1)
             ]
-            line.sort(key=lambda row: row["pairs_per_cell"])
-            sizes = [row["pairs_per_cell"] for row in line]
+            line.sort(key=lambda row: row["pairs_per_shard"])
+            sizes = [row["pairs_per_shard"] for row in line]
             label = f"{pairs} pairs, {balancer}"
             axes[0].plot(sizes, [row["ttft_attainment"] for row in line], style, label=label)
-    whole = sorted((row for row in rows if row["cells"] == 1), key=lambda row: row["pairs"])
+    whole = sorted((row for row in rows if row["shards"] == 1), key=lambda row: row["pairs"])
     axes[1].plot([row["pairs"] for row in whole], [row["router_cores"] for row in whole], "o-")
     axes[0].set_ylabel("TTFT attainment, % (simulated)")
-    axes[1].set_ylabel("cores for scheduling, one cell (measured)")
+    axes[1].set_ylabel("cores for scheduling, one shard (measured)")
     for axis in axes:
         axis.set_xscale("log", base=2)
-        axis.set_xlabel("pairs in a cell")
+        axis.set_xlabel("pairs in a shard")
     axes[0].legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
@@ -172,12 +172,12 @@ def main() -> int:
 def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row per layout, printed as it comes."""
     rows = []
-    print("pairs cells per-cell balancer  TTFT %  spread    p50     p99  router us   cores")
+    print("pairs shards per-shard balancer  TTFT %  spread    p50     p99  router us   cores")
     for layout in layouts(args):
         row = measure(args, layout)
         rows.append(row)
         print(
-            f"{row['pairs']:5} {row['cells']:5} {row['pairs_per_cell']:8} "
+            f"{row['pairs']:5} {row['shards']:5} {row['pairs_per_shard']:8} "
             f"{row['balancer']:8} {row['ttft_attainment']:7.2f} {row['spread']:7.2f} "
             f"{row['ttft_p50_s']:6.2f} {row['ttft_p99_s']:7.1f} {row['router_us']:10.0f} "
             f"{row['router_cores']:7.3f}",

@@ -4,8 +4,8 @@ Prefill instances are those of the simulator. A decode instance is reduced to wh
 reckon with: memory that a request holds from its dispatch to its last token, one token per
 `step_s`. An instance gives memory in its own order and starts no prefill without it.
 
-Several dispatchers, each with instances of its own, are cells; a balancer that knows nothing of the
-requests picks one.
+Several dispatchers, each with instances of its own, are shards; a balancer that knows nothing of
+the requests picks one.
 """
 
 import heapq
@@ -18,7 +18,6 @@ import numpy as np
 
 from kairos.errors import InputError
 from kairos.latency import Profile
-from kairos.policy.baselines import RankedQueue
 from kairos.policy.jobs import PrefillJob, PrefillQueue
 from kairos.policy.urgency import UrgencyParams, UrgencyQueue
 from kairos.router.placement.prefix_index import PrefixIndex
@@ -26,7 +25,8 @@ from kairos.router.queue.demand import Assignment, RequestDemand
 from kairos.router.queue.dispatcher import Dispatcher
 from kairos.router.queue.params import DispatchParams
 from kairos.router.workers.endpoint import Role
-from kairos.sim.prefill import PrefillServer
+from kairos.sim.baselines.prefill import RankedQueue
+from kairos.sim.prefill_server import PrefillServer
 from kairos.slo import Slo
 from kairos.workload.trace import BLOCK_TOKENS, TraceRequest
 
@@ -37,14 +37,14 @@ ARRIVED, STARTED, PREFILLED, FINISHED, WOKEN = range(5)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ShardLayout:
     """What is simulated.
 
     Attributes:
-        cells: dispatchers.
+        shards: dispatchers.
         prefill: prefill instances of each.
         decode: decode instances of each.
-        balancer: how requests get to cells: "random", or to the one with "least" requests.
+        balancer: how requests get to shards: "random", or to the one with "least" requests.
         engine: order of a prefill instance's own queue: "urgency" (Kairos) or "fcfs" (upstream).
         params: of every dispatcher.
         handover_s: from dispatch until the prompt can be computed, seconds.
@@ -52,7 +52,7 @@ class Layout:
         seed: of the balancer.
     """
 
-    cells: int
+    shards: int
     prefill: int
     decode: int
     balancer: str = "random"
@@ -63,8 +63,8 @@ class Layout:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.cells, self.prefill, self.decode) < 1:
-            raise InputError("layout: cells, prefill and decode must be at least 1")
+        if min(self.shards, self.prefill, self.decode) < 1:
+            raise InputError("layout: shards, prefill and decode must be at least 1")
         if self.balancer not in BALANCERS or self.engine not in ENGINES:
             raise InputError(
                 f"layout: balancer {self.balancer!r} and engine {self.engine!r}; allowed are "
@@ -73,7 +73,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ShardedResult:
     """What came of it; simulated, `router_us` excepted.
 
     Attributes:
@@ -94,7 +94,7 @@ class Served:
     router_us: float
 
 
-class DecodeMemory:
+class RoutedDecodeMemory:
     """KV of one decode instance, given in order of arrival or of deadline."""
 
     def __init__(self, tokens: float) -> None:
@@ -117,15 +117,17 @@ class DecodeMemory:
         return granted
 
 
-class _Cell:
-    def __init__(self, layout: Layout, profile: Profile, done: list[int], total: list[int]) -> None:
+class _Shard:
+    def __init__(
+        self, layout: ShardLayout, profile: Profile, done: list[int], total: list[int]
+    ) -> None:
         self.dispatcher = Dispatcher(layout.params)
         self.live = 0
         self.wake_s = float("inf")
         limits = profile.limits
         self.prefill: dict[str, PrefillServer] = {}
         self.caches: dict[str, PrefixIndex] = {}
-        self.decode: dict[str, DecodeMemory] = {}
+        self.decode: dict[str, RoutedDecodeMemory] = {}
         kairos = layout.engine == "urgency"
         for i in range(layout.prefill):
             queue: PrefillQueue = (
@@ -141,12 +143,12 @@ class _Cell:
             self.caches[f"p{i}"] = PrefixIndex(limits.kv_tokens // BLOCK_TOKENS)
             self.dispatcher.add_instance(f"p{i}", Role.PREFILL, profile, preemptive=kairos)
         for i in range(layout.decode):
-            self.decode[f"d{i}"] = DecodeMemory(0.97 * limits.kv_tokens)
+            self.decode[f"d{i}"] = RoutedDecodeMemory(0.97 * limits.kv_tokens)
             self.dispatcher.add_instance(f"d{i}", Role.DECODE, profile)
 
 
-class CellsSimulation:
-    """One run; deterministic but for `Served.router_us`.
+class ShardedSimulation:
+    """One run; deterministic but for `ShardedResult.router_us`.
 
     Args:
         requests: in order of arrival, seconds from 0.
@@ -157,7 +159,7 @@ class CellsSimulation:
         self,
         requests: Sequence[TraceRequest],
         slos: Sequence[Slo],
-        layout: Layout,
+        layout: ShardLayout,
         profile: Profile,
     ) -> None:
         self._requests = requests
@@ -166,8 +168,8 @@ class CellsSimulation:
         self._profile = profile
         self._done = [0] * len(requests)
         total = [r.input_tokens for r in requests]
-        self._cells = [_Cell(layout, profile, self._done, total) for _ in range(layout.cells)]
-        self._cell_of = [0] * len(requests)
+        self._shards = [_Shard(layout, profile, self._done, total) for _ in range(layout.shards)]
+        self._shard_of = [0] * len(requests)
         self._sent: dict[int, Assignment] = {}
         self._ttft = np.full(len(requests), np.inf)
         self._events: list[tuple[float, int, int, int, str]] = []
@@ -177,7 +179,7 @@ class CellsSimulation:
         self._most_waiting = 0
         self._router_s = 0.0
 
-    def run(self) -> Served:
+    def run(self) -> ShardedResult:
         for i, request in enumerate(self._requests):
             self._push(request.arrival_s, ARRIVED, i)
         while self._events:
@@ -187,17 +189,17 @@ class CellsSimulation:
             elif kind == STARTED:
                 self._started(what, now)
             elif kind == PREFILLED:
-                self._prefilled(self._cells[what], what, key, now)
+                self._prefilled(self._shards[what], what, key, now)
             elif kind == FINISHED:
                 self._finished(what, now)
-            elif self._cells[what].wake_s == now:
-                self._cells[what].wake_s = float("inf")
+            elif self._shards[what].wake_s == now:
+                self._shards[what].wake_s = float("inf")
                 self._dispatch(what, now)
         ttft = self._ttft
         served = ttft[np.isfinite(ttft)]
         objective = np.array([slo.ttft_s for slo in self._slos])
         tokens = sum(r.input_tokens for r in self._requests)
-        return Served(
+        return ShardedResult(
             ttft_attainment=100.0 * float(np.mean(ttft <= objective)),
             ttft_p50_s=float(np.quantile(served, 0.5)),
             ttft_p99_s=float(np.quantile(served, 0.99)),
@@ -208,12 +210,12 @@ class CellsSimulation:
         )
 
     def _arrived(self, i: int, now: float) -> None:
-        cells = range(len(self._cells))
+        shards = range(len(self._shards))
         if self._layout.balancer == "least":
-            c = min(cells, key=lambda c: (self._cells[c].live, c))
+            c = min(shards, key=lambda c: (self._shards[c].live, c))
         else:
-            c = self._random.randrange(len(self._cells))
-        self._cell_of[i] = c
+            c = self._random.randrange(len(self._shards))
+        self._shard_of[i] = c
         request = self._requests[i]
         work = RequestDemand(
             id=i,
@@ -226,72 +228,72 @@ class CellsSimulation:
             block_tokens=BLOCK_TOKENS,
         )
         begun = time.thread_time()
-        verdict = self._cells[c].dispatcher.offer(work, now)
+        verdict = self._shards[c].dispatcher.offer(work, now)
         self._router_s += time.thread_time() - begun
         if verdict.queued:
-            self._cells[c].live += 1
+            self._shards[c].live += 1
             self._dispatch(c, now)
 
     def _dispatch(self, c: int, now: float) -> None:
-        cell = self._cells[c]
+        shard = self._shards[c]
         begun = time.thread_time()
-        assignments = cell.dispatcher.dispatch(now)
-        wake = cell.dispatcher.next_wake_s(now)
+        assignments = shard.dispatcher.dispatch(now)
+        wake = shard.dispatcher.next_wake_s(now)
         self._router_s += time.thread_time() - begun
-        self._most_waiting = max(self._most_waiting, cell.dispatcher.waiting())
+        self._most_waiting = max(self._most_waiting, shard.dispatcher.waiting())
         for one in assignments:
             request = self._requests[one.id]
             self._sent[one.id] = one
             kairos = self._layout.engine == "urgency"
             rank = request.arrival_s + (self._slos[one.id].ttft_s if kairos else 0.0)
-            memory = cell.decode[one.decode]
+            memory = shard.decode[one.decode]
             for granted in memory.ask(one.id, rank, self._kv(one.id)):
                 self._push(now + self._layout.handover_s, STARTED, granted)
-        if wake is not None and wake < cell.wake_s:
-            cell.wake_s = wake
+        if wake is not None and wake < shard.wake_s:
+            shard.wake_s = wake
             self._push(wake, WOKEN, c)
 
     def _started(self, i: int, now: float) -> None:
-        c, one, request = self._cell_of[i], self._sent[i], self._requests[i]
-        cell = self._cells[c]
-        hit = cell.caches[one.prefill].match(request.hash_ids) * BLOCK_TOKENS
+        c, one, request = self._shard_of[i], self._sent[i], self._requests[i]
+        shard = self._shards[c]
+        hit = shard.caches[one.prefill].match(request.hash_ids) * BLOCK_TOKENS
         self._done[i] = min(hit, request.input_tokens - 1)
         self._cached += self._done[i]
         # A plain engine counts from when it got the request.
         since = request.arrival_s if self._layout.engine == "urgency" else now
         due = since + self._slos[i].ttft_s
-        server = cell.prefill[one.prefill]
+        server = shard.prefill[one.prefill]
         server.add(PrefillJob(i, since, due, request.input_tokens, self._done[i]))
         if server.idle:
             self._launch(c, one.prefill, now)
 
     def _launch(self, c: int, key: str, now: float) -> None:
-        end = self._cells[c].prefill[key].start(now)
+        end = self._shards[c].prefill[key].start(now)
         if end is not None:
             self._push(end, PREFILLED, c, key)
 
-    def _prefilled(self, cell: _Cell, c: int, key: str, now: float) -> None:
-        for i in cell.prefill[key].finish():
+    def _prefilled(self, shard: _Shard, c: int, key: str, now: float) -> None:
+        for i in shard.prefill[key].finish():
             request = self._requests[i]
-            cell.caches[key].insert(request.hash_ids)
+            shard.caches[key].insert(request.hash_ids)
             first = now + self._profile.kv.transfer_s(request.input_tokens)
             self._ttft[i] = first - request.arrival_s
             last = first + (request.output_tokens - 1) * self._layout.step_s
             self._push(last, FINISHED, i)
             begun = time.thread_time()
-            cell.dispatcher.prefill_done(i, now)
+            shard.dispatcher.prefill_done(i, now)
             self._router_s += time.thread_time() - begun
         self._launch(c, key, now)
         self._dispatch(c, now)
 
     def _finished(self, i: int, now: float) -> None:
-        c, one = self._cell_of[i], self._sent.pop(i)
-        cell = self._cells[c]
-        cell.live -= 1
-        for granted in cell.decode[one.decode].give(self._kv(i)):
+        c, one = self._shard_of[i], self._sent.pop(i)
+        shard = self._shards[c]
+        shard.live -= 1
+        for granted in shard.decode[one.decode].give(self._kv(i)):
             self._push(now + self._layout.handover_s, STARTED, granted)
         begun = time.thread_time()
-        cell.dispatcher.finished(i, now, self._requests[i].output_tokens)
+        shard.dispatcher.finished(i, now, self._requests[i].output_tokens)
         self._router_s += time.thread_time() - begun
         self._dispatch(c, now)
 

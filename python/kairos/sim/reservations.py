@@ -12,14 +12,14 @@ from kairos.policy.preallocation import (
     PreallocationParams,
     PreallocationRequest,
 )
-from kairos.sim.decode import DecodeServer
+from kairos.sim.decode_server import DecodeServer
 
 RESERVED_TOKENS = 512
 """Upstream keeps so many tokens free for the output of every request."""
 
 
 @dataclass(slots=True)
-class Promise:
+class Reservation:
     """Room given to a prompt that is not on the decode instance yet."""
 
     at: int
@@ -27,7 +27,7 @@ class Promise:
     group: int
 
 
-class Rooms:
+class DecodeReservations:
     """Prompts that wait for room on a decode instance, and the room that was promised.
 
     Args:
@@ -60,7 +60,7 @@ class Rooms:
         self._policies = [Preallocation(params) for _ in servers]
         self._asking: list[dict[int, tuple[PreallocationRequest, int]]] = [{} for _ in servers]
         self._asking_tokens = [0] * len(servers)
-        self._promised: dict[int, Promise] = {}
+        self._promised: dict[int, Reservation] = {}
 
     def ask(self, prompt: PreallocationRequest, group: int) -> None:
         """Queue a prompt; `group` as of its length estimate."""
@@ -99,7 +99,7 @@ class Rooms:
             _, group = self._asking[at].pop(prompt.id)
             self._asking_tokens[at] -= prompt.tokens
             self._servers[at].reserved_tokens += prompt.tokens
-            self._promised[prompt.id] = Promise(at, prompt, group)
+            self._promised[prompt.id] = Reservation(at, prompt, group)
         return [prompt.id for prompt in granted]
 
     @staticmethod

@@ -6,14 +6,14 @@ from dataclasses import replace
 from kairos.latency import Profile
 from kairos.policy.admission import AdmissionDecision, AdmissionParams, DecodeLoad, forecast
 from kairos.policy.jobs import PrefillJob
-from kairos.sim.decode import DecodeServer
-from kairos.sim.prefill import PrefillServer
+from kairos.sim.decode_server import DecodeServer
+from kairos.sim.prefill_server import PrefillServer
 
 WEAKER = 4.0
 """A degraded request is scheduled with so many times its TTFT objective."""
 
 
-class Door:
+class AdmissionController:
     """Asks `admission.forecast` about every arrival.
 
     Args:

@@ -9,21 +9,21 @@ import numpy as np
 from kairos.errors import InputError
 from kairos.latency import Chunk, PrefillModel, Profile
 from kairos.latency.table import StepTable
-from kairos.policy.baselines import RankedQueue
-from kairos.policy.continuous import ContinuousPolicy, GreedyPolicy
 from kairos.policy.jobs import PrefillJob, PrefillQueue
 from kairos.policy.length import LengthEstimator, group_of
 from kairos.policy.preallocation import PreallocationRequest, shortest_prefill_s
 from kairos.policy.residents import DecodeResident
 from kairos.policy.slack import SlackPolicy
 from kairos.policy.urgency import UrgencyQueue
-from kairos.sim.decode import DecodeServer, Policy
-from kairos.sim.door import Door
-from kairos.sim.preallocation import Rooms
-from kairos.sim.prefill import PrefillServer
-from kairos.sim.records import Records
+from kairos.sim.admission_controller import AdmissionController
+from kairos.sim.baselines.decode import ContinuousPolicy, GreedyPolicy
+from kairos.sim.baselines.prefill import RankedQueue
+from kairos.sim.config import SimConfig
+from kairos.sim.decode_server import DecodeServer, RetractingDecodePolicy
+from kairos.sim.prefill_server import PrefillServer
+from kairos.sim.records import SimRecords
+from kairos.sim.reservations import DecodeReservations
 from kairos.sim.scenario import Scenario
-from kairos.sim.settings import Settings
 
 PREFILLED, READY, STEPPED, SHAKEN = 0, 1, 2, 3
 HOLD_MARGIN_S = 1e-3
@@ -31,17 +31,17 @@ HOLD_MARGIN_S = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class SimResult:
     """A simulation that ran until every request was served."""
 
     scenario: Scenario
-    settings: Settings
-    records: Records
+    settings: SimConfig
+    records: SimRecords
     prefill: list[PrefillServer]
     decode: list[DecodeServer]
 
 
-def simulate(scenario: Scenario, settings: Settings, profile: Profile) -> Finished:
+def simulate(scenario: Scenario, settings: SimConfig, profile: Profile) -> SimResult:
     """Deterministic: the same arguments give the same bytes.
 
     Raises:
@@ -63,13 +63,13 @@ def _check_memory(scenario: Scenario, profile: Profile) -> None:
 
 
 class _Simulation:
-    def __init__(self, scenario: Scenario, settings: Settings, profile: Profile) -> None:
+    def __init__(self, scenario: Scenario, settings: SimConfig, profile: Profile) -> None:
         if settings.stages != "prefill":
             _check_memory(scenario, profile)
         self.scenario = scenario
         self.settings = settings
         self.profile = profile
-        self.records = Records.empty(scenario.output_tokens)
+        self.records = SimRecords.empty(scenario.output_tokens)
         self._arrival = scenario.arrival_s.tolist()
         self._input: list[int] = scenario.input_tokens.tolist()
         self._done: list[int] = scenario.cached_tokens.tolist()
@@ -113,7 +113,7 @@ class _Simulation:
         ]
 
         self._rooms = (
-            Rooms(
+            DecodeReservations(
                 self.decode,
                 profile.limits.kv_tokens,
                 self._lengths,
@@ -124,10 +124,10 @@ class _Simulation:
             if settings.preallocate
             else None
         )
-        self._door = Door(profile, self.decode) if settings.admission else None
+        self._door = AdmissionController(profile, self.decode) if settings.admission else None
         self._queued: dict[int, PrefillJob] = {}
 
-    def run(self) -> Finished:
+    def run(self) -> SimResult:
         n = len(self.scenario)
         arrived = 0
         events = self._events
@@ -156,7 +156,7 @@ class _Simulation:
                     self._wake(now)
             else:
                 self._ready(what, now)
-        return Finished(self.scenario, self.settings, self.records, self.prefill, self.decode)
+        return SimResult(self.scenario, self.settings, self.records, self.prefill, self.decode)
 
     def _arrive(self, request: int, now: float) -> None:
         if self.settings.stages == "decode":
@@ -169,7 +169,7 @@ class _Simulation:
         else:
             self._queue(request)
 
-    def _admitted(self, door: Door, request: int, now: float) -> bool:
+    def _admitted(self, door: AdmissionController, request: int, now: float) -> bool:
         tpot_s = float(self.scenario.tpot_s[request])
         queued = [
             replace(job, done_tokens=self._done[job.id])
@@ -321,7 +321,7 @@ class _Simulation:
         most = self.profile.limits.max_batch
         return min(self.settings.decode_cap or most, most)
 
-    def _decode_policy(self) -> Policy:
+    def _decode_policy(self) -> RetractingDecodePolicy:
         s, limits = self.settings, self.profile.limits
         self._lengths.append(None)
         table = StepTable.from_model(self.profile.decode, limits.max_batch, limits.kv_tokens)

@@ -1,19 +1,19 @@
 """What a simulation runs."""
 
-import re
 from dataclasses import dataclass, field
 
 from kairos.errors import InputError
-from kairos.policy.baselines import BASELINES
+from kairos.instances import parse_instances
 from kairos.policy.slack import SlackParams
 from kairos.policy.urgency import UrgencyParams
+from kairos.sim.baselines.prefill import BASELINES
 
 DECODE_POLICIES = ("continuous", "greedy", "slack")
 ROUTINGS = ("late", "least-loaded", "round-robin")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SimConfig:
     """Attributes:
     prefill_policy: "urgency" or a key of `BASELINES`.
     decode_policy: one of DECODE_POLICIES.
@@ -95,7 +95,4 @@ class Settings:
     @property
     def shape(self) -> tuple[int, int]:
         """Number of prefill and decode instances."""
-        match = re.fullmatch(r"([1-9]\d{0,2})P([1-9]\d{0,2})D", self.instances)
-        if match is None:
-            raise InputError(f"instances {self.instances!r}: write 1P1D, 2P3D, ... (1 to 999 each)")
-        return int(match[1]), int(match[2])
+        return parse_instances(self.instances, "instances")

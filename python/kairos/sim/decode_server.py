@@ -7,14 +7,14 @@ import numpy as np
 
 from kairos.latency import InstanceLimits
 from kairos.latency.table import StepTable
-from kairos.policy.continuous import first_come
 from kairos.policy.residents import DecodeResident, Residents, Rows
 from kairos.policy.slack import DecodePolicy
-from kairos.sim import kernel
-from kairos.sim.records import Ints, Records
+from kairos.sim import decode_kernel
+from kairos.sim.baselines.decode import first_come
+from kairos.sim.records import Ints, SimRecords
 
 
-class Policy(DecodePolicy, Protocol):
+class RetractingDecodePolicy(DecodePolicy, Protocol):
     """A decode policy that also says whom to retract when memory runs out."""
 
     def retention_order(
@@ -23,7 +23,7 @@ class Policy(DecodePolicy, Protocol):
         """Indices of the rows, those to keep first."""
 
 
-class Step(NamedTuple):
+class SimulatedStep(NamedTuple):
     """A composed step: who runs, and what it takes, predicted and in truth."""
 
     batch: Ints
@@ -46,10 +46,10 @@ class DecodeServer:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: RetractingDecodePolicy,
         table: StepTable,
         limits: InstanceLimits,
-        records: Records,
+        records: SimRecords,
         noise: Callable[[], float],
         lookahead: bool,
         change_cost_s: float,
@@ -81,8 +81,8 @@ class DecodeServer:
         self._held: list[tuple[int, float, float]] = []
         self._batch = np.empty(limits.max_batch, np.int64)
         self._finished = np.empty(limits.max_batch, np.int64)
-        self._current: Step | None = None
-        self._next: Step | None = None
+        self._current: SimulatedStep | None = None
+        self._next: SimulatedStep | None = None
 
     @property
     def idle(self) -> bool:
@@ -117,7 +117,7 @@ class DecodeServer:
         assert step is not None
         self._current = None
         self.policy.observe(step.predicted_s, step.true_s)
-        count = kernel.emit(
+        count = decode_kernel.emit(
             step.batch,
             now_s,
             records.output_tokens,
@@ -141,7 +141,7 @@ class DecodeServer:
             self.wasted_rows += int(np.isin(self._next.batch, self._finished[:count]).sum())
         return count
 
-    def _compose(self, now_s: float, start_s: float) -> Step | None:
+    def _compose(self, now_s: float, start_s: float) -> SimulatedStep | None:
         """Admit, make room and select for a step that starts at `start_s`."""
         before = self.running.rows["runs"].copy()
         moved = self._admit(now_s, start_s) if len(self.waiting) else 0
@@ -152,14 +152,14 @@ class DecodeServer:
             before = before[:0]
         rows = self.running.rows
         predicted_s = self.policy.select(rows, start_s)
-        step_s, count, changed = kernel.launch(
+        step_s, count, changed = decode_kernel.launch(
             rows, before, len(before), self._table, start_s + predicted_s, self._batch
         )
         self.kv_tokens += count
         true_s = step_s * self._noise() + moved * self._reload_s_per_token
         if changed:
             true_s += self._change_cost_s
-        return Step(self._batch[:count].copy(), predicted_s, true_s)
+        return SimulatedStep(self._batch[:count].copy(), predicted_s, true_s)
 
     def _admit(self, now_s: float, start_s: float) -> int:
         """Take in who may join the step; returns the tokens of those that must be moved back."""

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from kairos.latency import load_profile
 from kairos.latency.table import StepTable
-from kairos.policy.continuous import ContinuousPolicy, GreedyPolicy
 from kairos.policy.residents import DecodeResident, Residents
+from kairos.sim.baselines.decode import ContinuousPolicy, GreedyPolicy
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
 TABLE = StepTable.from_model(PROFILE.decode, 256, PROFILE.limits.kv_tokens)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from kairos.errors import InputError
-from kairos.sim.point import Point, run
-from kairos.sim.settings import Settings
+from kairos.sim.config import SimConfig
+from kairos.sim.sweep_point import SweepPoint, run
 
 CONTRACT = {
     "ttft_attainment",
@@ -40,7 +40,7 @@ def trace(tmp_path_factory):
     return str(path)
 
 
-def point(trace: str, **changed) -> Point:
+def point(trace: str, **changed) -> SweepPoint:
     fields = {
         "trace": trace,
         "part": (1, 1),
@@ -51,9 +51,9 @@ def point(trace: str, **changed) -> Point:
         "tpot_ms": 30.0,
         "seed": 0,
         "bound": False,
-        "settings": Settings(),
+        "settings": SimConfig(),
     }
-    return Point(**{**fields, **changed})
+    return SweepPoint(**{**fields, **changed})
 
 
 def test_1_every_promised_figure_is_there_and_serialises(trace):
@@ -73,7 +73,7 @@ def test_2_parts_and_first_cut_the_trace(trace):
 @pytest.mark.parametrize("slo", ["L3", "F5", "LC", "tiers"])
 @pytest.mark.parametrize("stages", ["both", "prefill", "decode"])
 def test_3_every_slo_set_and_stage_runs(trace, slo, stages):
-    result = run(point(trace, slo=slo, settings=Settings(stages=stages)))
+    result = run(point(trace, slo=slo, settings=SimConfig(stages=stages)))
     assert 0.0 <= result["e2e_attainment"] <= 100.0
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from kairos.errors import InputError
 from kairos.latency import PrefillModel
-from kairos.policy.baselines import BASELINES, RankedQueue
 from kairos.policy.jobs import PrefillJob
+from kairos.sim.baselines.prefill import BASELINES, RankedQueue
 
 MODEL = PrefillModel(0.008, 0.016, 1e-5, 1e-9)
 

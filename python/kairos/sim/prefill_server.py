@@ -7,7 +7,7 @@ from kairos.latency.calibration import Calibration
 from kairos.policy.jobs import PrefillJob, PrefillPlan, PrefillQueue
 
 
-class Batch:
+class SimulatedBatch:
     """A composed batch: its true duration and the requests whose prompt it completes."""
 
     def __init__(self, plan: PrefillPlan, model_s: float, true_s: float, last: list[int]) -> None:
@@ -52,8 +52,8 @@ class PrefillServer:
         self._total = total
         self._on_start = on_start
         self.free_s = 0.0
-        self._running: Batch | None = None
-        self._next: Batch | None = None
+        self._running: SimulatedBatch | None = None
+        self._next: SimulatedBatch | None = None
 
     def add(self, job: PrefillJob) -> None:
         self.queue.add(job)
@@ -94,7 +94,7 @@ class PrefillServer:
         self._running = None
         return batch.last
 
-    def _compose(self, start_s: float) -> Batch | None:
+    def _compose(self, start_s: float) -> SimulatedBatch | None:
         if not len(self.queue):
             return None
         plan = self.queue.plan(start_s, self._limits.chunk_tokens)
@@ -113,4 +113,4 @@ class PrefillServer:
             else:
                 self.queue.progress(request, self._done[request])
         model_s = self._model.batch_s(work)
-        return Batch(plan, model_s, model_s * self._noise(), last)
+        return SimulatedBatch(plan, model_s, model_s * self._noise(), last)

@@ -7,9 +7,9 @@ from typing import Any
 from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.sim.bounds import clairvoyant_ttft, drop_reference_tpot, lp_bound_ttft
-from kairos.sim.run import simulate
+from kairos.sim.config import SimConfig
 from kairos.sim.scenario import Scenario
-from kairos.sim.settings import Settings
+from kairos.sim.simulation import simulate
 from kairos.sim.summary import summarise
 from kairos.workload.load import scale_to_load
 from kairos.workload.readers import read_trace
@@ -18,7 +18,7 @@ from kairos.workload.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class SweepPoint:
     """One run of a sweep.
 
     Attributes:
@@ -42,7 +42,7 @@ class Point:
     tpot_ms: float
     seed: int
     bound: bool
-    settings: Settings
+    settings: SimConfig
 
 
 @lru_cache(maxsize=4)
@@ -56,7 +56,7 @@ def _trace(path: str, part: tuple[int, int], first: int) -> Trace:
     return Trace(trace.name, trace.sha256, kept[: first or None])
 
 
-def scenario_of(point: Point) -> Scenario:
+def scenario_of(point: SweepPoint) -> Scenario:
     """The scaled trace with its SLOs."""
     profile = load_profile(point.profile)
     trace = _trace(point.trace, point.part, point.first)
@@ -72,7 +72,7 @@ def scenario_of(point: Point) -> Scenario:
     return scenario
 
 
-def run(point: Point) -> dict[str, Any]:
+def run(point: SweepPoint) -> dict[str, Any]:
     """Figures of one simulation, and what it simulated."""
     profile = load_profile(point.profile)
     scenario = scenario_of(point)
