@@ -3,10 +3,10 @@ export PYTHONDONTWRITEBYTECODE :=
 # Two at a time, those of a file by one process. Engine tests share servers and run alone.
 TOGETHER := -n 2 --dist loadfile
 
-.PHONY: help setup demo test unit engine long browser lint types review clean
+.PHONY: help setup demo test unit engine long browser lint types review docs docs-serve clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 setup: ## Create .venv and install everything into it
 	@bash scripts/setup.sh
@@ -14,7 +14,7 @@ setup: ## Create .venv and install everything into it
 demo: setup ## Serve a long-tailed trace under FCFS and under Kairos, show both
 	@$(PY) scripts/demo.py
 
-test: setup browser lint types review ## Every gate, and the tests but for `long` (this is what CI runs)
+test: setup browser lint types review docs ## Every gate, and the tests but for `long` (this is what CI runs)
 	@$(PY) -m pytest $(TOGETHER) -m "not engine and not alone and not slow" --cov --cov-report=term
 	@$(PY) -m pytest $(TOGETHER) -m "slow and not engine and not alone"
 	@$(PY) -m pytest -m "(engine or alone) and not long"
@@ -41,6 +41,12 @@ types: setup ## mypy --strict on the library
 
 review: setup ## Check that upstream is what the hooks were written for
 	@$(PY) scripts/upstream_diff.py --check
+
+docs: setup ## Build the documents as a site in out/site; a broken link fails
+	@.venv/bin/mkdocs build --quiet --strict
+
+docs-serve: setup ## Serve the documents on http://127.0.0.1:8000 and rebuild them as they change
+	@.venv/bin/mkdocs serve
 
 clean: ## Remove the environment and outputs
 	rm -rf .venv out
