@@ -43,10 +43,10 @@ review: setup ## Check that upstream is what the hooks were written for
 	@$(PY) scripts/upstream_diff.py --check
 
 docs: setup ## Build the documents as a site in out/site; a broken link fails
-	@.venv/bin/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
 docs-serve: setup ## Serve the documents on http://127.0.0.1:8000 and rebuild them as they change
-	@.venv/bin/mkdocs serve
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs serve
 
 clean: ## Remove the environment and outputs
 	rm -rf .venv out

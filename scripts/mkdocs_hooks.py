@@ -11,7 +11,7 @@ from typing import Any
 
 import make_reference
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         added.add(name)
         if name.endswith(".md"):
             text = path.read_text(encoding="utf-8")
-            files.append(File.generated(config, OUTSIDE + name, content=text))
+            file = File.generated(
+                config, OUTSIDE + name, content=text, inclusion=InclusionLevel.NOT_IN_NAV
+            )
+            files.append(file)
             waiting += _outside(text, name)
         else:
             files.append(File.generated(config, OUTSIDE + name, abs_src_path=str(path)))
