@@ -1,1 +1,1 @@
-"""SGLang on plain CPU and on an emulated accelerator. Development, CI and the demo only."""
+"""SGLang on plain CPU and on an emulated accelerator, for development, CI and the demo."""

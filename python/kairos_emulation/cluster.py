@@ -12,10 +12,14 @@ _MODEL: dict[str, ModelKind] = {"cpu": "tiny-random", "emulated": "emulated"}
 
 
 def platform_model(platform: Platform, folder: str | Path) -> Path:
-    """Directory of the model that a platform serves, below `folder`; written when missing.
+    """Return the directory of the model that a platform serves, and write it when it is missing.
+
+    Args:
+        platform: "cpu" or "emulated".
+        folder: parent of the model's directory.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the model cannot be written.
     """
     kind = _MODEL[platform]
     model = Path(folder).resolve() / kind
@@ -26,18 +30,19 @@ def platform_model(platform: Platform, folder: str | Path) -> Path:
 def with_platform(
     spec: ClusterSpec, platform: Platform, profile: str | Path | None = None
 ) -> ClusterSpec:
-    """Adds what the servers need on a platform. Flags and variables of `spec` win.
+    """Return `spec` with the flags and variables that a platform needs. Those of `spec` win.
 
     Args:
         spec: its `model` is a directory of `platform_model`.
-        profile: shipped name or path; for "emulated" only, None is the default of `settings`.
+        platform: "cpu" or "emulated".
+        profile: shipped name or path, for "emulated" only; None is the default of `settings`.
 
     Raises:
         InputError: bad platform or profile.
     """
     single = settings(platform, "single", profile, spec.model)
     env = {**single.env, **spec.env}
-    # No device memory that a slower end would release in order.
+    # A slower stop would only release device memory in order, and there is none.
     spec = replace(spec, stop_grace_s=min(spec.stop_grace_s, _STOP_GRACE_S))
     if not spec.disaggregated:
         return replace(spec, env=env, args=(*single.args, *spec.args))
@@ -47,7 +52,7 @@ def with_platform(
         spec,
         env=env,
         args=(),
-        # Upstream takes the last of a repeated flag, so those of the caller come after.
+        # Upstream takes the last of a repeated flag, so the caller's flags come last.
         prefill_args=(*prefill.args, *spec.args, *spec.prefill_args),
         decode_args=(*decode.args, *spec.args, *spec.decode_args),
     )

@@ -7,22 +7,24 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from kairos.errors import InputError
 from kairos.latency import Chunk, Profile, load_profile
 from kairos_emulation import streams
-from kairos_emulation.device_trace import DeviceTrace
+from kairos_emulation.device_trace import DeviceTimes, DeviceTrace, DeviceWork
 from kairos_emulation.launch import DEFAULT_PROFILE
 
 
 @dataclass
 class EmulatedDevice:
-    """Attributes:
-    profile: where durations come from.
-    blocking: a launch returns only at its end, as the overlap schedule is off.
-    trace: writes every forward and transfer, None for no trace.
-    link_end: monotonic time at which the KV link is free again.
+    """An accelerator that exists as a timeline only.
+
+    Attributes:
+        profile: gives the duration of forwards and transfers.
+        blocking: whether a launch returns at its end, because the overlap schedule is off.
+        trace: records every forward and transfer; None for no trace.
+        link_end: monotonic time at which the KV link is free again.
+        link_lock: guards `link_end` between transfer threads.
     """
 
     profile: Profile
@@ -33,20 +35,29 @@ class EmulatedDevice:
     _decoding: set[str] = field(default_factory=set)
 
     def prefill(self, chunks: list[Chunk], rids: Sequence[str] = ()) -> None:
-        """Queue one prefill batch on the current stream. `rids` go into the trace."""
-        self._launch(
+        """Queue one prefill batch on the current stream.
+
+        Args:
+            chunks: of each request.
+            rids: request ids, for the trace.
+        """
+        work = DeviceWork(
             "prefill",
-            self.profile.prefill.batch_s(chunks),
             batch=len(chunks),
             tokens=sum(chunk.new for chunk in chunks),
             context=sum(chunk.context for chunk in chunks),
-            rids=list(rids),
-            new=[chunk.new for chunk in chunks] if rids else [],
+            rids=rids,
+            new=[chunk.new for chunk in chunks] if rids else (),
         )
+        self._launch(work, self.profile.prefill.batch_s(chunks))
 
     def decode(self, contexts: list[int], rids: Sequence[str] = ()) -> None:
-        """Queue one decode step over requests with these context lengths, in tokens. What changes
-        in `rids` from step to step goes into the trace."""
+        """Queue one decode step on the current stream.
+
+        Args:
+            contexts: tokens of each request's context.
+            rids: request ids; the trace gets their changes from step to step.
+        """
         total = sum(contexts)
         joined: list[str] = []
         left: list[str] = []
@@ -54,21 +65,21 @@ class EmulatedDevice:
             now = set(rids)
             joined, left = sorted(now - self._decoding), sorted(self._decoding - now)
             self._decoding = now
-        self._launch(
+        work = DeviceWork(
             "decode",
-            self.profile.decode.step_s(len(contexts), total, max(contexts)),
             batch=len(contexts),
             tokens=len(contexts),
             context=total,
             joined=joined,
             left=left,
         )
+        self._launch(work, self.profile.decode.step_s(len(contexts), total, max(contexts)))
 
     def transfer(self, tokens: int) -> None:
         """Return when the KV of `tokens` tokens has crossed the link.
 
-        Transfers queue up, so whoever shares the link shares its bandwidth. The profile's fixed
-        cost is left out: it stands for the handshake, which upstream really performs here.
+        Transfers queue, so senders that share the link share its bandwidth. The profile's fixed
+        cost is not charged: it stands for the handshake, which upstream performs here.
         """
         duration = self.profile.kv.wire_s(tokens)
         launched = streams.now()
@@ -77,20 +88,10 @@ class EmulatedDevice:
             end = self.link_end = max(self.link_end, launched) + duration
         streams.sleep_until(end)
         if self.trace:
-            self.trace.write(
-                kind="transfer",
-                batch=1,
-                tokens=tokens,
-                context=0,
-                launch_s=launched,
-                duration_s=duration,
-                end_s=end,
-                bubble_s=bubble,
-            )
+            work = DeviceWork("transfer", batch=1, tokens=tokens, context=0)
+            self.trace.write(work, DeviceTimes(launched, duration, end, bubble))
 
-    def _launch(
-        self, kind: str, duration: float, batch: int, tokens: int, context: int, **who: list[Any]
-    ) -> None:
+    def _launch(self, work: DeviceWork, duration: float) -> None:
         stream = streams.current_stream()
         launched = streams.now()
         bubble = _idle_s(stream.end, launched)
@@ -98,17 +99,7 @@ class EmulatedDevice:
         if self.blocking:
             streams.sleep_until(end)
         if self.trace:
-            self.trace.write(
-                kind=kind,
-                batch=batch,
-                tokens=tokens,
-                context=context,
-                launch_s=launched,
-                duration_s=duration,
-                end_s=end,
-                bubble_s=bubble,
-                **who,
-            )
+            self.trace.write(work, DeviceTimes(launched, duration, end, bubble))
 
 
 def _idle_s(end: float, launched: float) -> float:
@@ -118,20 +109,28 @@ def _idle_s(end: float, launched: float) -> float:
 _device: EmulatedDevice | None = None
 
 
+def set_current(device: EmulatedDevice | None) -> None:
+    """Make `device` the process's accelerator; None for a process that has none."""
+    global _device
+    _device = device
+
+
 def configure() -> None:
-    """Load the profile that KAIROS_EMULATION_PROFILE names.
+    """Create the process's accelerator from the profile that KAIROS_EMULATION_PROFILE names.
 
     Raises:
-        InputError: it cannot be read or is not a valid profile.
+        InputError: the profile cannot be read or is not valid.
     """
-    global _device
-    _device = EmulatedDevice(
-        load_profile(os.environ.get("KAIROS_EMULATION_PROFILE") or DEFAULT_PROFILE)
-    )
+    profile = os.environ.get("KAIROS_EMULATION_PROFILE") or DEFAULT_PROFILE
+    set_current(EmulatedDevice(load_profile(profile)))
 
 
 def start(role: str, blocking: bool) -> None:
-    """Take over what only the scheduler process knows: its role and its schedule.
+    """Set what the scheduler process alone knows, and open the trace.
+
+    Args:
+        role: "prefill", "decode" or "null", for the trace.
+        blocking: whether the overlap schedule is off.
 
     Raises:
         InputError: KAIROS_EMULATION_TRACE cannot be written.
@@ -147,12 +146,16 @@ def start(role: str, blocking: bool) -> None:
 
 
 def current() -> EmulatedDevice:
-    """The process's accelerator."""
+    """Return the process's accelerator.
+
+    Raises:
+        RuntimeError: the process has none.
+    """
     if _device is None:
         raise RuntimeError("SGLANG_PLATFORM is not kairos-emulated in this process")
     return _device
 
 
 def transfer(tokens: int) -> None:
-    """`EmulatedDevice.transfer` of the process's accelerator."""
+    """Return when the process's accelerator has moved the KV of `tokens` tokens."""
     current().transfer(tokens)

@@ -1,8 +1,8 @@
 """Hooks of the emulation on SGLang's scheduler process.
 
-They cannot be a `sglang.srt.plugins` entry point: `load_plugins` skips the general plugins of any
-distribution that offers a platform other than the selected one, and this one offers two. So the
-platform's activation registers them, just before `load_plugins` applies what is registered.
+They cannot be a `sglang.srt.plugins` entry point. `load_plugins` skips the general plugins of any
+distribution that offers a platform other than the selected one, and this distribution offers two.
+So the platform's activation registers them, just before `load_plugins` applies registered hooks.
 """
 
 import gc
@@ -10,44 +10,57 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kairos_emulation import device, shims
+from kairos_emulation.upstream import KvSender, SchedulerIdleness
 
-_SCHEDULER = "sglang.srt.managers.scheduler"
+SCHEDULER_MODULE = "sglang.srt.managers.scheduler"
 _IDLE_NAP_S = 3e-4
 
 
 class EmulationHook(NamedTuple):
-    """Attributes:
-    target: dotted path of the upstream function.
-    function: called as `kind` of `HookRegistry` says.
-    kind: name of a `HookType`.
+    """A replacement or an extension of one upstream function.
+
+    Attributes:
+        target: dotted path of the upstream function.
+        function: called as `kind` says.
+        kind: name of a `HookType` of SGLang.
     """
 
     target: str
-    function: Callable[..., Any]
+    function: Callable[..., object]
     kind: str
 
 
-def nap_when_waiting(_result: None, scheduler: Any) -> None:
-    """Upstream's idle loop yields with sleep(0) while requests wait for KV, transfers or peers.
+def nap_when_waiting(_result: None, scheduler: SchedulerIdleness) -> None:
+    """Sleep for a moment where upstream's idle loop yields with sleep(0).
 
-    That keeps a core busy per server, and here the servers share few cores.
+    Upstream yields while requests wait for KV, transfers or peers. That keeps a core busy per
+    server, and here the servers share few cores.
     """
     if not scheduler.is_fully_idle():
         time.sleep(_IDLE_NAP_S)
 
 
-def unpin_adapters(*_args: Any, **_kwargs: Any) -> None:
-    """There is no pinned memory for LoRA adapters and what describes their batches."""
+def unpin_adapters(*_args: object, **_kwargs: object) -> None:
+    """Replace pinned memory of LoRA adapters and of their batch descriptions, which is absent."""
     shims.unpin_torch()
 
 
-def modelled_transfer(manager: Any, _session_id: str, blocks: list[tuple[int, int, int]]) -> int:
-    """KV blocks take the modelled link's time instead of being moved. Returns 0, success.
+def modelled_transfer(
+    manager: KvSender, _session_id: str, blocks: list[tuple[int, int, int]]
+) -> int:
+    """Take the modelled link's time for KV blocks instead of moving them.
 
     Bootstrap, queues, workers and status messages stay upstream's.
+
+    Args:
+        manager: upstream's KV manager.
+        blocks: (source address, destination address, bytes).
+
+    Returns:
+        0, success.
     """
     token_bytes = sum(manager.kv_args.kv_item_lens) / manager.kv_args.page_size
     device.transfer(round(sum(length for _, _, length in blocks) / token_bytes))
@@ -55,7 +68,7 @@ def modelled_transfer(manager: Any, _session_id: str, blocks: list[tuple[int, in
 
 
 COMMON: tuple[EmulationHook, ...] = (
-    EmulationHook(f"{_SCHEDULER}.Scheduler.on_idle", nap_when_waiting, "AFTER"),
+    EmulationHook(f"{SCHEDULER_MODULE}.Scheduler.on_idle", nap_when_waiting, "AFTER"),
     EmulationHook("sglang.srt.lora.lora_manager.LoRAManager.__init__", unpin_adapters, "BEFORE"),
 )
 EMULATED: tuple[EmulationHook, ...] = (
@@ -70,12 +83,12 @@ EMULATED: tuple[EmulationHook, ...] = (
 def install(hooks: tuple[EmulationHook, ...]) -> None:
     """Have `hooks` registered in the scheduler process right before hooks are applied there.
 
-    A platform is activated by the first import of SGLang's utilities, long before a spawned child
-    knows what it will be. Applying a hook imports its target, and only a scheduler process may
-    pay for importing the scheduler; that import is what tells it apart.
+    The first import of SGLang's utilities activates a platform, long before a spawned child has
+    its role. Applying a hook imports its target, and only a scheduler process may pay for
+    importing the scheduler. That import tells a scheduler process apart.
 
-    Applying hooks follows the bulk of the imports, so garbage collection starts again here. With
-    it on, collections take a sixth of the import time: 1.2 of 7.3 CPU seconds per process.
+    Hooks are applied after the bulk of the imports, so garbage collection starts again here. With
+    collection on, a sixth of the import time goes into it.
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 
@@ -86,7 +99,7 @@ def install(hooks: tuple[EmulationHook, ...]) -> None:
     def register_then_apply() -> None:
         nonlocal registered
         gc.enable()
-        if not registered and _SCHEDULER in sys.modules:
+        if not registered and SCHEDULER_MODULE in sys.modules:
             registered = True
             for hook in hooks:
                 kind = HookType[hook.kind]
@@ -97,7 +110,11 @@ def install(hooks: tuple[EmulationHook, ...]) -> None:
 
 
 def verify(hooks: tuple[EmulationHook, ...]) -> None:
-    """Raise RuntimeError unless every hook is in place: upstream only logs one that failed."""
+    """Check that every hook is in place; upstream only logs one that failed.
+
+    Raises:
+        RuntimeError: at least one is not; the message names the targets.
+    """
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     missing = [hook.target for hook in hooks if hook.target not in HookRegistry._patched]

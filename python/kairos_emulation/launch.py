@@ -1,14 +1,14 @@
-"""Environment and flags that a real SGLang server needs to run without a GPU.
+"""Environment and flags with which a real SGLang server runs without a GPU.
 
-Importable without torch and sglang: the cluster launcher uses it.
+The cluster launcher uses this module, so it imports neither torch nor sglang.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from kairos.errors import InputError
 from kairos.latency import load_profile
+from kairos.validation import check_choice
 
 Platform = Literal["cpu", "emulated"]
 Role = Literal["prefill", "decode", "single"]
@@ -21,12 +21,12 @@ _CPU_MAX_BATCH = 64
 
 @dataclass(frozen=True)
 class LaunchSettings:
-    """What to add to a server's environment and to `python -m sglang.launch_server`.
+    """Additions to a server's environment and to `python -m sglang.launch_server`.
 
     Attributes:
-        env: variables to set on top of the caller's environment; an empty value is meant.
-        args: command line flags. Host, ports, `--disable-overlap-schedule` and `--kairos*` are the
-            caller's. A flag given again later on the command line wins.
+        env: variables to set on top of the caller's environment. An empty value has to be set.
+        args: command line flags. The caller adds host, ports, `--disable-overlap-schedule` and
+            `--kairos*`. A flag that is repeated later on the command line wins.
     """
 
     env: dict[str, str]
@@ -36,26 +36,24 @@ class LaunchSettings:
 def settings(
     platform: Platform, role: Role, profile: str | Path | None, model_dir: str | Path
 ) -> LaunchSettings:
-    """Settings of one server.
+    """Return the settings of one server.
 
     Args:
         platform: "cpu" computes with real weights, "emulated" only takes the modelled time.
-        role: leg of a disaggregated pair, or "single" for an ordinary server.
-        profile: shipped name or path; read by the emulated platform only, None is its default.
+        role: role in a disaggregated pair, or "single" for an ordinary server.
+        profile: shipped name or path, for the emulated platform only; None is `DEFAULT_PROFILE`.
         model_dir: directory written by `kairos_emulation.models`.
 
     Raises:
         InputError: bad platform, role or profile.
     """
-    if platform not in ("cpu", "emulated"):
-        raise InputError(f"unknown platform {platform!r}: allowed are cpu, emulated")
-    if role not in ("prefill", "decode", "single"):
-        raise InputError(f"unknown role {role!r}: allowed are prefill, decode, single")
+    check_choice("platform", platform, get_args(Platform))
+    check_choice("role", role, get_args(Role))
     env = _common_env(platform)
     args = ["--model-path", str(model_dir), *_common_args(), *_role_args(role)]
     if platform == "cpu":
-        # "auto" halves an fp32 checkpoint to fp16, whose rounding depends on the batch's shape and
-        # flips near-ties: the same prompt would give other tokens in another batch.
+        # "auto" turns an fp32 checkpoint into fp16, whose rounding depends on the batch's shape.
+        # The same prompt would then give other tokens in another batch.
         args += ["--dtype", "float32"]
         args += _size_args(kv_tokens=_CPU_KV_TOKENS, max_batch=_CPU_MAX_BATCH, role=role)
         return LaunchSettings(env, args)
@@ -70,7 +68,7 @@ def settings(
     args += [
         "--chunked-prefill-size",
         str(limits.chunk_tokens),
-        # One batch takes a chunk's worth of tokens: the profile was written for that.
+        # A profile describes batches of at most one chunk.
         "--max-prefill-tokens",
         str(limits.chunk_tokens),
         "--context-length",
@@ -82,7 +80,7 @@ def settings(
 def _common_env(platform: Platform) -> dict[str, str]:
     return {
         "SGLANG_PLATFORM": f"kairos-{platform}",
-        # A machine with a GPU shall behave like one without: upstream asks torch.cuda in places.
+        # Upstream asks torch.cuda in places; a machine with a GPU has to behave like others.
         "CUDA_VISIBLE_DEVICES": "",
         # Several servers share few cores; a spinning OpenMP team per process starves the rest.
         "OMP_NUM_THREADS": "1",
@@ -92,7 +90,7 @@ def _common_env(platform: Platform) -> dict[str, str]:
         # Mooncake looks for RDMA devices otherwise, and prints per-transfer lines.
         "MC_FORCE_TCP": "1",
         "MC_LOG_LEVEL": "ERROR",
-        # Set in some containers; without .pyc files every process compiles all of SGLang anew.
+        # Some containers set it. Without .pyc files every process compiles SGLang again.
         "PYTHONDONTWRITEBYTECODE": "",
     }
 
@@ -100,10 +98,10 @@ def _common_env(platform: Platform) -> dict[str, str]:
 def _emulated_env(profile: str) -> dict[str, str]:
     return {
         "KAIROS_EMULATION_PROFILE": profile,
-        # The model class without math; also spares the import of every upstream model.
+        # The model class without arithmetic. Upstream's models are then not imported.
         "SGLANG_EXTERNAL_MODEL_PACKAGE": "kairos_emulation.model",
-        # The modelled link moves no bytes, but the first token must still reach the decode
-        # server: this sends its record over ZeroMQ instead of through the transfer engine.
+        # The modelled link moves no bytes, but the first token has to reach the decode server.
+        # With this its record goes over ZeroMQ instead of through the transfer engine.
         "SGLANG_MOONCAKE_SEND_AUX_TCP": "1",
     }
 
@@ -114,9 +112,9 @@ def _common_args() -> list[str]:
         "cpu",
         "--attention-backend",
         "torch_native",
-        # An idle scheduler spins on a core otherwise.
+        # Otherwise an idle scheduler spins on a core.
         "--sleep-on-idle",
-        # The warm-up request of a disaggregated leg needs its peer; the launcher proves
+        # The warm-up request of a disaggregated server needs its peer. The launcher checks
         # readiness with a generation through every pair instead.
         "--skip-server-warmup",
     ]
@@ -133,7 +131,7 @@ def _role_args(role: Role) -> list[str]:
 
 
 def _size_args(kv_tokens: int, max_batch: int, role: Role) -> list[str]:
-    # The row table takes rows x context x 4 bytes, by default 2,048 rows. Prefill rows are few:
-    # a request leaves once its KV is sent, but a burst may hold many in flight.
+    # The row table takes rows x context x 4 bytes, by default with 2,048 rows. A prefill server
+    # needs few rows, because a request leaves once its KV is sent; a burst may hold many.
     rows = max_batch if role != "prefill" else max(max_batch, 64)
     return ["--max-total-tokens", str(kv_tokens), "--max-running-requests", str(rows)]

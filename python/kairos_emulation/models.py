@@ -1,9 +1,9 @@
-"""Writes the model directories that the two platforms serve.
+"""Model directories that the two platforms serve.
 
     python -m kairos_emulation.models tiny-random DIR
     python -m kairos_emulation.models emulated DIR
 
-Needs neither torch nor transformers. Writing again over a finished directory does nothing.
+Neither torch nor transformers is needed. Writing over a finished directory does nothing.
 """
 
 import argparse
@@ -12,20 +12,22 @@ import json
 import string
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from kairos.errors import InputError
+from kairos.validation import check_choice
 from kairos_emulation.launch import MAX_CONTEXT
 
 ModelKind = Literal["tiny-random", "emulated"]
 
 VOCABULARY = 1024
 BOS, EOS = 0, 1
-# Ids of the printable ASCII characters "!" to "~". Tokens that are half a UTF-8 character would
-# make the detokenizer hold text back, and the time of the first token would be wrong.
+# Ids of the printable ASCII characters "!" to "~". The detokenizer holds back tokens that are half
+# a UTF-8 character, which would falsify the time of the first token.
 PRINTABLE = (2, 95)
 _VERSION = 1
 _HIDDEN, _INTERMEDIATE, _LAYERS, _HEADS, _KV_HEADS, _HEAD_DIM = 256, 512, 3, 4, 2, 64
@@ -34,18 +36,21 @@ _HIDDEN, _INTERMEDIATE, _LAYERS, _HEADS, _KV_HEADS, _HEAD_DIM = 256, 512, 3, 4, 
 def write_model(kind: ModelKind, folder: str | Path) -> bool:
     """Write a complete model directory.
 
-    "tiny-random" is a 3-layer fp32 Llama with random weights, scaled so that greedy decoding
-    wanders over many tokens and depends on the KV cache: dummy weights prove nothing. "emulated"
-    is the configuration of `kairos_emulation.model`.
+    "tiny-random" is a 3-layer fp32 Llama with random weights. They are scaled so that greedy
+    decoding produces many different tokens and depends on the KV cache. "emulated" is the
+    configuration of `kairos_emulation.model`.
+
+    Args:
+        kind: "tiny-random" or "emulated".
+        folder: directory to write.
 
     Returns:
-        False if the directory held this model already.
+        False if the directory holds this model already.
 
     Raises:
-        InputError: unknown kind, or something else is there, or it cannot be written.
+        InputError: unknown kind, or `folder` holds something else or cannot be written.
     """
-    if kind not in ("tiny-random", "emulated"):
-        raise InputError(f"unknown model {kind!r}: allowed are tiny-random, emulated")
+    check_choice("model", kind, get_args(ModelKind))
     folder = Path(folder)
     stamp = {"kairos_model": kind, "kairos_model_version": _VERSION}
     config = _tiny_config() if kind == "tiny-random" else _emulated_config()
@@ -53,7 +58,7 @@ def write_model(kind: ModelKind, folder: str | Path) -> bool:
         return False
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Another process may be writing the same model: each has its own copy, the last one stays.
+        # Another process may write the same model. Each has a copy of its own; the last stays.
         with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as place:
             partial = Path(place) / "model"
             partial.mkdir()
@@ -72,8 +77,8 @@ def write_model(kind: ModelKind, folder: str | Path) -> bool:
     return True
 
 
-def _holds(folder: Path, stamp: dict[str, Any]) -> bool:
-    """Whether the model is there. Refuses to replace what is not a model of ours."""
+def _holds(folder: Path, stamp: Mapping[str, object]) -> bool:
+    """Return whether `folder` holds the model; refuse a folder that holds something else."""
     if not folder.exists():
         return False
     try:
@@ -83,11 +88,11 @@ def _holds(folder: Path, stamp: dict[str, Any]) -> bool:
     if stamp.items() <= found.items():
         return True
     if "kairos_model" not in found and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not a Kairos model directory: name another")
+        raise InputError(f"{folder} exists and is not a Kairos model directory; name another")
     return False
 
 
-def _tiny_config() -> dict[str, Any]:
+def _tiny_config() -> dict[str, object]:
     return _llama_config() | {
         "architectures": ["LlamaForCausalLM"],
         "dtype": "float32",
@@ -101,8 +106,8 @@ def _tiny_config() -> dict[str, Any]:
     }
 
 
-def _emulated_config() -> dict[str, Any]:
-    # One KV head of 8 in bf16: 32 bytes a token, so a pool of a million tokens is 32 MB.
+def _emulated_config() -> dict[str, object]:
+    # One KV head of size 8 in bf16 takes 32 bytes per token: 32 MB for a million tokens.
     return _llama_config() | {
         "architectures": ["KairosEmulatedForCausalLM"],
         "dtype": "bfloat16",
@@ -117,7 +122,7 @@ def _emulated_config() -> dict[str, Any]:
     }
 
 
-def _llama_config() -> dict[str, Any]:
+def _llama_config() -> dict[str, object]:
     return {
         "model_type": "llama",
         "vocab_size": VOCABULARY,
@@ -133,7 +138,7 @@ def _llama_config() -> dict[str, Any]:
 
 
 def _pieces() -> tuple[list[str], list[tuple[str, str]]]:
-    """(tokens by id, merges): single bytes, a space before a letter, pairs of small letters."""
+    """Return tokens by id, and merges: bytes, a space before a letter, pairs of small letters."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     space = "Ġ"
@@ -186,7 +191,7 @@ def _tiny_weights() -> dict[str, np.ndarray]:
     }
     query, key_value = _HEADS * _HEAD_DIM, _KV_HEADS * _HEAD_DIM
     for layer in range(_LAYERS):
-        # Gains above 1 sharpen attention and keep the residual branches as strong as the stream.
+        # Gains above 1 sharpen attention and keep the residual branches as strong as the main path.
         weights |= {
             f"model.layers.{layer}.{name}.weight": values
             for name, values in {
@@ -205,7 +210,7 @@ def _tiny_weights() -> dict[str, np.ndarray]:
 
 
 def _unprintable() -> list[int]:
-    """Ids that must not be generated: special, unused, or not printable ASCII."""
+    """Return ids that must not be generated: special, unused, or not printable ASCII."""
     tokens, _ = _pieces()
     allowed = set(string.ascii_letters + string.digits + string.punctuation + "Ġ")
     return [
@@ -216,8 +221,8 @@ def _unprintable() -> list[int]:
 
 
 def _no_weights() -> dict[str, np.ndarray]:
-    # With no weight file at all SGLang refuses to start, and its dummy loader would overwrite
-    # the parameters that the model builds for itself.
+    # SGLang refuses to start without a weight file, and its dummy loader would overwrite the
+    # parameters that the model builds itself.
     return {"unused": np.zeros(1, dtype=np.float32)}
 
 
@@ -227,16 +232,30 @@ def _write_weights(folder: Path, weights: dict[str, np.ndarray]) -> None:
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: dict[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(description="Write a model directory for the CPU platforms.")
-    parser.add_argument("kind", choices=["tiny-random", "emulated"])
-    parser.add_argument("folder", metavar="DIR")
-    options = parser.parse_args(arguments)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the model that the command line asks for.
+
+    Args:
+        argv: arguments without the program's name; None takes the process's own.
+
+    Returns:
+        0, or 2 for bad input.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m kairos_emulation.models",
+        description="Write a model directory for a platform without a GPU.",
+    )
+    parser.add_argument(
+        "kind",
+        choices=get_args(ModelKind),
+        help="tiny-random: a small model that is computed; emulated: one that takes modelled time",
+    )
+    parser.add_argument("folder", metavar="DIR", help="directory to write")
+    options = parser.parse_args(argv)
     try:
         written = write_model(options.kind, options.folder)
     except InputError as error:

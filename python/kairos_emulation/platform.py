@@ -1,7 +1,8 @@
 """Entry points of the two SGLang platforms, `kairos-cpu` and `kairos-emulated`.
 
-SGLang calls every installed platform's entry point when SGLANG_PLATFORM is unset, production
-included, and takes None for "not here". So nothing heavy is imported before the name is checked.
+SGLang calls the entry point of every installed platform when SGLANG_PLATFORM is unset, in
+production too, and takes None for "not here". So the name is checked before anything heavy is
+imported.
 """
 
 import gc
@@ -9,23 +10,30 @@ import os
 
 
 def activate_cpu() -> str | None:
-    """Real math on the CPU. Returns the platform class's path, None unless selected by name."""
+    """Activate the platform that computes on the CPU.
+
+    Returns:
+        Path of the platform class; None unless SGLANG_PLATFORM names the platform.
+    """
     if os.environ.get("SGLANG_PLATFORM") != "kairos-cpu":
         return None
     from kairos_emulation import hooks, shims
 
-    gc.disable()  # until the imports are over: see hooks.install
+    gc.disable()  # until the imports are over, see hooks.install
     shims.apply()
     hooks.install(hooks.COMMON)
     return "kairos_emulation.srt_platform.CpuPlatform"
 
 
 def activate_emulated() -> str | None:
-    """Emulated accelerator. Returns the platform class's path, None unless selected by name.
+    """Activate the platform with an emulated accelerator.
+
+    Returns:
+        Path of the platform class; None unless SGLANG_PLATFORM names the platform.
 
     Raises:
-        SystemExit: the latency profile cannot be used. Not an ordinary exception: SGLang would
-            log that as a traceback.
+        SystemExit: the latency profile cannot be used. SGLang would log an ordinary exception as
+            a traceback.
     """
     if os.environ.get("SGLANG_PLATFORM") != "kairos-emulated":
         return None
@@ -36,7 +44,7 @@ def activate_emulated() -> str | None:
         device.configure()
     except InputError as error:
         raise SystemExit(f"kairos-emulated: KAIROS_EMULATION_PROFILE: {error}") from None
-    gc.disable()  # until the imports are over: see hooks.install
+    gc.disable()  # until the imports are over, see hooks.install
     streams.replace_torch_streams()
     shims.apply()
     hooks.install(hooks.COMMON + hooks.EMULATED)

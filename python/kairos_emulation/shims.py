@@ -1,6 +1,6 @@
-"""Call sites in SGLang that assume CUDA or torchvision, made harmless in this process.
+"""Replacements for call sites in SGLang that assume CUDA or torchvision.
 
-Each shim names its call site; all are process-wide and applied before SGLang's modules that use
+Each shim names its call site. All are process-wide, and applied before SGLang's modules that use
 them are imported.
 """
 
@@ -8,8 +8,12 @@ import functools
 import importlib.util
 import sys
 import types
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _TORCHVISION = (
     "torchvision",
@@ -23,7 +27,7 @@ _TORCHVISION = (
 
 
 def apply() -> None:
-    """Apply all shims once."""
+    """Apply every shim that a server without LoRA adapters needs. Call it once."""
     # disaggregation.prefill: the page indices of every KV chunk go to a buffer that is pinned
     # without asking the platform.
     _unpin("empty")
@@ -33,24 +37,27 @@ def apply() -> None:
 
 
 def unpin_torch() -> None:
-    """Beyond `apply`, for whom pins tensors of every kind: LoRA. Slows the makers of tensors."""
+    """Unpin tensors of every kind, beyond `apply`: LoRA pins them. Slows tensor creation."""
     import torch
 
     _unpin("tensor")
     _unpin("zeros")
-    # To replace a method is what a shim is for; mypy takes it for a mistake.
-    torch.Tensor.pin_memory = lambda tensor, *_: tensor  # type: ignore[assignment,method-assign]
+    # mypy rejects the replacement of a method; here it is the purpose.
+    torch.Tensor.pin_memory = lambda tensor, *_: tensor  # type: ignore[method-assign]
 
 
 def _unpin(maker: str) -> None:
-    """Have a function of torch make ordinary tensors where pinned ones are asked for."""
+    """Have a function of torch create ordinary tensors where pinned ones are requested."""
     import torch
 
-    original = getattr(torch, maker)
+    original: Callable[..., torch.Tensor] = getattr(torch, maker)
 
-    # `pin_memory` is taken in order to be dropped.
     @functools.wraps(original)
-    def unpinned(*args: Any, pin_memory: bool = False, **kwargs: Any) -> "torch.Tensor":  # noqa: ARG001
+    def unpinned(
+        *args: object,
+        pin_memory: bool = False,  # noqa: ARG001  dropping it is the purpose
+        **kwargs: object,
+    ) -> "torch.Tensor":
         return original(*args, **kwargs)
 
     setattr(torch, maker, unpinned)
@@ -61,6 +68,7 @@ def _alias_cuda_events() -> None:
     # are torch.cuda's by name. With the emulated accelerator torch.cpu's are virtual by now.
     import torch
 
+    # mypy rejects assignments to classes and functions of a module; here they are the purpose.
     torch.cuda.Event = torch.cpu.Event  # type: ignore[assignment,misc]
     torch.cuda.current_stream = torch.cpu.current_stream  # type: ignore[assignment]
 
@@ -80,13 +88,14 @@ def _stub_torchvision() -> None:
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
+    # A module has no such attribute until it is set.
     sys.modules["torchvision"].__version__ = "0.0.0"  # type: ignore[attr-defined]
 
 
 class _Stub(types.ModuleType):
     """Any attribute is an empty class whose attributes are None."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
         cls = _StubMeta(name, (), {})

@@ -1,86 +1,100 @@
 """Streams and events of the emulated accelerator, in place of torch.cpu's empty ones.
 
-A stream is a point on the monotonic clock: the time at which the work queued on it ends. Launching
-moves that point; an event remembers it; waiting for an event is a sleep, asking it a comparison.
+A stream is a point on the monotonic clock: the time at which the work queued on it ends. A launch
+moves that point and an event records it. Waiting for an event sleeps; querying it compares times.
 """
 
 import threading
 import time
 from types import TracebackType
-from typing import Any
 
-# time.sleep returns about this late (the kernel's timer slack); asking for less evens it out.
+# time.sleep returns about this late (the kernel's timer slack); a shorter request evens it out.
 WAKE_UP_S = 60e-6
 
 _current = threading.local()
 
 
 def now() -> float:
-    """Monotonic seconds; the clock of every stream."""
+    """Return monotonic seconds, the clock of every stream."""
     return time.monotonic()
 
 
 def sleep_until(moment: float) -> None:
-    """Return at `moment`, monotonic seconds, or at once if that is past."""
+    """Return at `moment`, in monotonic seconds, or at once if it has passed."""
     left = moment - now()
     if left > WAKE_UP_S:
         time.sleep(left - WAKE_UP_S)
 
 
 class Stream:
-    """In-order queue of modelled work.
+    """In-order queue of modelled work. Constructor arguments are those of torch, and ignored.
 
     Attributes:
         end: monotonic time at which everything queued so far is done.
     """
 
-    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
         self.end = 0.0
 
     def launch(self, seconds: float) -> float:
-        """Queue work that takes `seconds`. Returns its end."""
+        """Queue work that takes `seconds`. Return its end in monotonic seconds."""
         self.end = max(self.end, now()) + seconds
         return self.end
 
     def wait_stream(self, stream: "Stream") -> None:
+        """Queue later work behind everything queued on `stream` so far."""
         self.end = max(self.end, stream.end)
 
     def wait_event(self, event: "Event") -> None:
+        """Queue later work behind `event`."""
         self.end = max(self.end, event.end)
 
     def record_event(self, event: "Event | None" = None) -> "Event":
+        """Record `event`, or a new one, at the end of this stream, and return it."""
         event = event or Event()
         event.record(self)
         return event
 
     def synchronize(self) -> None:
+        """Return when everything queued so far is done."""
         sleep_until(self.end)
 
     def query(self) -> bool:
+        """Return whether everything queued so far is done."""
         return now() >= self.end
 
 
 class Event:
-    """A recorded point of a stream; done from the start if never recorded, as in CUDA."""
+    """A recorded point of a stream. One that was never recorded is done, as in CUDA.
 
-    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+    Constructor arguments are those of torch, and ignored.
+
+    Attributes:
+        end: monotonic time at which the event is reached.
+    """
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
         self.end = 0.0
 
     def record(self, stream: Stream | None = None) -> None:
-        # On a stream that has nothing to do it is reached at once.
+        """Set the event to the end of `stream`, by default the calling thread's."""
+        # An idle stream reaches the event at once.
         self.end = max((stream or current_stream()).end, now())
 
     def wait(self, stream: Stream | None = None) -> None:
+        """Have `stream`, by default the calling thread's, wait for this event."""
         (stream or current_stream()).wait_event(self)
 
     def synchronize(self) -> None:
+        """Return when the event is reached."""
         sleep_until(self.end)
 
     def query(self) -> bool:
+        """Return whether the event is reached."""
         return now() >= self.end
 
     def elapsed_time(self, later: "Event") -> float:
-        """Milliseconds from this event to `later`."""
+        """Return milliseconds from this event to `later`."""
         return 1e3 * (later.end - self.end)
 
 
@@ -109,15 +123,20 @@ class StreamContext:
 _default_stream = Stream()
 
 
-def current_stream(_device: Any = None) -> Stream:
-    """The calling thread's stream; threads that chose none share one."""
-    return getattr(_current, "stream", _default_stream)
+def current_stream(_device: object = None) -> Stream:
+    """Return the calling thread's stream; threads that set none share a default one."""
+    stream: Stream = getattr(_current, "stream", _default_stream)
+    return stream
 
 
 def replace_torch_streams() -> None:
-    """SGLang takes streams and events from torch.cpu on a device called "cpu"."""
+    """Put these classes in the place of torch.cpu's.
+
+    SGLang takes streams and events from torch.cpu on a device called "cpu".
+    """
     import torch
 
+    # mypy rejects assignments to classes and functions of a module; here they are the purpose.
     torch.cpu.Stream = Stream  # type: ignore[assignment,misc]
     torch.cpu.Event = Event  # type: ignore[assignment,misc]
     torch.cpu.StreamContext = StreamContext  # type: ignore[assignment,misc]

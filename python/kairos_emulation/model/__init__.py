@@ -1,1 +1,1 @@
-"""Model classes without math. SGLang imports them through SGLANG_EXTERNAL_MODEL_PACKAGE."""
+"""Model classes without arithmetic. SGLang imports them through SGLANG_EXTERNAL_MODEL_PACKAGE."""

@@ -1,26 +1,24 @@
-"""A causal language model that takes the modelled time and computes nothing but its next token."""
+"""A causal language model that takes the modelled time and computes its next token only."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from torch import nn
 
 from kairos.latency import Chunk
 from kairos_emulation import device
 from kairos_emulation.codes import LOGIT_SCALE, binary_codes, successors
+from kairos_emulation.upstream import ModelBatch, ModelConfig
 
 
 class KairosEmulatedForCausalLM(nn.Module):
-    """The "hidden state" of a token is the code of its successor, see `codes`.
+    """The "hidden state" of a token is the code of its successor; see `kairos_emulation.codes`.
 
-    Upstream's logits processor and sampler do the rest, logprobs included.
-    `config.output_tokens` is the range of ids that are generated.
+    Upstream's logits processor and sampler do the rest, log probabilities included.
     """
 
-    def __init__(self, config: Any, **_kwargs: Any) -> None:
+    def __init__(self, config: ModelConfig, **_kwargs: object) -> None:
         super().__init__()
         self.config = config
         self.first, self.last = config.output_tokens
@@ -32,6 +30,7 @@ class KairosEmulatedForCausalLM(nn.Module):
         self.logits_processor = LogitsProcessor(config, skip_all_gather=True)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Read the checkpoint to its end and keep nothing."""
         for _ in weights:
             pass
 
@@ -40,19 +39,25 @@ class KairosEmulatedForCausalLM(nn.Module):
         self,
         input_ids: torch.Tensor,
         positions: torch.Tensor,
-        forward_batch: ForwardBatch,
-        **_kwargs: Any,
+        forward_batch: ModelBatch,
+        **_kwargs: object,
     ) -> LogitsProcessorOutput:
+        """Launch the batch on the emulated accelerator and return the logits.
+
+        Args:
+            input_ids: token ids of the batch, [tokens].
+            positions: their positions in the sequences, [tokens].
+            forward_batch: lengths and mode.
+        """
         mode = forward_batch.forward_mode
+        rids = forward_batch.rids or ()
         if mode.is_decode():
-            device.current().decode(forward_batch.seq_lens_cpu.tolist(), forward_batch.rids or ())
+            device.current().decode(forward_batch.seq_lens_cpu.tolist(), rids)
         elif mode.is_extend():
             chunks = zip(
                 forward_batch.extend_prefix_lens_cpu, forward_batch.extend_seq_lens_cpu, strict=True
             )
-            device.current().prefill(
-                [Chunk(context, new) for context, new in chunks], forward_batch.rids or ()
-            )
+            device.current().prefill([Chunk(context, new) for context, new in chunks], rids)
         hidden = self.codes[successors(input_ids, positions, self.first, self.last)]
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
 

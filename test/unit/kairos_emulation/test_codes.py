@@ -1,4 +1,4 @@
-"""Tokens of the emulated model."""
+"""Successors of tokens in the emulated model, and their codes."""
 
 import pytest
 import torch

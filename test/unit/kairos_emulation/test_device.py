@@ -1,4 +1,4 @@
-"""The emulated accelerator: what costs how much, and on which timeline."""
+"""The emulated accelerator: the cost of its work, its timelines and its trace."""
 
 import threading
 
@@ -15,6 +15,13 @@ from kairos_emulation.streams import Stream, StreamContext
 @pytest.fixture
 def accelerator():
     return EmulatedDevice(load_profile("tiny-fast"))
+
+
+@pytest.fixture(autouse=True)
+def _no_device_of_the_process():
+    device.set_current(None)
+    yield
+    device.set_current(None)
 
 
 def test_a_prefill_batch_takes_the_profiles_time_on_the_current_stream(accelerator):
@@ -34,7 +41,7 @@ def test_a_decode_step_takes_the_profiles_time_behind_earlier_work(accelerator):
     assert stream.end - begin == pytest.approx(accelerator.profile.decode.step_s(2, 400, 300))
 
 
-def test_launching_returns_before_the_end_with_overlap_and_at_the_end_without(accelerator):
+def test_launch_returns_before_its_end_with_overlap_and_at_its_end_without(accelerator):
     with StreamContext(Stream()) as stream:
         accelerator.decode([10])
         assert not stream.query()
@@ -67,7 +74,7 @@ def test_a_transfer_over_an_idle_link_does_not_pay_for_the_idle_time(accelerator
     assert accelerator.link_end >= first + 0.005
 
 
-def test_the_trace_says_what_was_launched_and_how_long_nothing_was(accelerator, tmp_path):
+def test_trace_records_every_launch_and_the_idle_time_before_it(accelerator, tmp_path):
     accelerator.trace = DeviceTrace(str(tmp_path / "trace"), "decode")
     with StreamContext(Stream()) as stream:
         accelerator.prefill([Chunk(16, 8), Chunk(0, 4)])
@@ -84,7 +91,6 @@ def test_the_trace_says_what_was_launched_and_how_long_nothing_was(accelerator, 
 
 
 def test_start_takes_the_schedule_and_the_trace_file(monkeypatch, tmp_path):
-    monkeypatch.setattr(device, "_device", None)
     monkeypatch.setenv("KAIROS_EMULATION_PROFILE", "tiny-fast")
     monkeypatch.setenv("KAIROS_EMULATION_TRACE", str(tmp_path / "trace"))
     device.configure()
@@ -95,26 +101,24 @@ def test_start_takes_the_schedule_and_the_trace_file(monkeypatch, tmp_path):
 
 
 def test_a_trace_file_that_cannot_be_written_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(device, "_device", EmulatedDevice(load_profile("tiny-fast")))
+    device.set_current(EmulatedDevice(load_profile("tiny-fast")))
     monkeypatch.setenv("KAIROS_EMULATION_TRACE", str(tmp_path))
     with pytest.raises(InputError, match="KAIROS_EMULATION_TRACE"):
         device.start("prefill", blocking=False)
 
 
 def test_the_default_profile_is_used_when_none_is_named(monkeypatch):
-    monkeypatch.setattr(device, "_device", None)
     monkeypatch.delenv("KAIROS_EMULATION_PROFILE", raising=False)
     device.configure()
     assert device.current().profile.name == "minimax-m2.5-tp4-h200"
 
 
-def test_without_the_platform_there_is_no_accelerator(monkeypatch):
-    monkeypatch.setattr(device, "_device", None)
+def test_without_the_platform_there_is_no_accelerator():
     with pytest.raises(RuntimeError, match="kairos-emulated"):
         device.current()
 
 
-def test_the_trace_says_who_was_in_a_batch(accelerator, tmp_path):
+def test_trace_names_the_requests_of_a_prefill_and_the_changes_between_steps(accelerator, tmp_path):
     accelerator.trace = DeviceTrace(str(tmp_path / "trace"), "decode")
     with StreamContext(Stream()):
         accelerator.prefill([Chunk(16, 8), Chunk(0, 4)], ["a", "b"])

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from kairos.latency import load_profile
 from kairos_emulation import device, hooks
 from kairos_emulation.hooks import EmulationHook
 
@@ -42,7 +41,8 @@ def upstream(monkeypatch):
 
 @pytest.fixture
 def scheduler_process(monkeypatch):
-    monkeypatch.setitem(sys.modules, hooks._SCHEDULER, types.ModuleType(hooks._SCHEDULER))
+    name = hooks.SCHEDULER_MODULE
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
 
 
 HOOKS = (EmulationHook("upstream_module.function", lambda: "hooked", "REPLACE"),)
@@ -55,22 +55,38 @@ def test_hooks_apply_in_a_scheduler_process(registry, upstream, scheduler_proces
     hooks.verify(HOOKS)
 
 
-def test_hooks_stay_out_of_other_processes(registry, upstream, monkeypatch):
-    monkeypatch.delitem(sys.modules, hooks._SCHEDULER, raising=False)
+@pytest.fixture
+def registered(registry, monkeypatch):
+    """Targets in the order of their registration."""
+    targets = []
+    register = registry.register
+
+    def record(target, *args, **kwargs):
+        targets.append(target)
+        register(target, *args, **kwargs)
+
+    monkeypatch.setattr(registry, "register", record)
+    return targets
+
+
+def test_hooks_stay_out_of_other_processes(registry, registered, upstream, monkeypatch):
+    monkeypatch.delitem(sys.modules, hooks.SCHEDULER_MODULE, raising=False)
     hooks.install(HOOKS)
     registry.apply_hooks()
     assert upstream.function() == "upstream"
-    assert not registry._hooks
+    assert not registered
 
 
-def test_hooks_of_others_are_applied_too_and_ours_only_once(registry, upstream, scheduler_process):
+def test_other_plugins_hooks_are_applied_and_the_emulations_only_once(
+    registry, registered, upstream, scheduler_process
+):
     upstream.other = lambda: "upstream"
     hooks.install(HOOKS)
     registry.register("upstream_module.other", lambda r: r + ", after", registry_kind("AFTER"))
     registry.apply_hooks()
     registry.apply_hooks()
     assert upstream.other() == "upstream, after"
-    assert len(registry._hooks["upstream_module.function"]) == 1
+    assert registered.count("upstream_module.function") == 1
 
 
 def test_a_hook_whose_target_was_renamed_is_an_error(registry, upstream, scheduler_process):
@@ -100,9 +116,8 @@ def test_only_a_scheduler_with_waiting_work_naps(monkeypatch, fully_idle, naps):
 
 
 def test_blocks_are_counted_in_tokens_whatever_the_pools_layout(monkeypatch):
-    monkeypatch.setattr(device, "_device", device.EmulatedDevice(load_profile("tiny-fast")))
     moved = []
-    monkeypatch.setattr(device.EmulatedDevice, "transfer", lambda _, tokens: moved.append(tokens))
+    monkeypatch.setattr(device, "transfer", moved.append)
     # Two buffers (K and V) of 16 bytes a token in pages of 4: three pages, then one.
     manager = SimpleNamespace(kv_args=SimpleNamespace(kv_item_lens=[64, 64], page_size=4))
     blocks = [(0, 0, 192), (0, 0, 64), (0, 0, 192), (0, 0, 64)]

@@ -29,7 +29,7 @@ def test_the_platform_is_selected_by_its_entry_point(platform):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "emulated"])
-def test_roles(platform):
+def test_only_disaggregated_roles_have_disaggregation_flags(platform):
     single = settings(platform, "single", None, "m").args
     prefill = settings(platform, "prefill", None, "m").args
     decode = settings(platform, "decode", None, "m").args

@@ -1,4 +1,4 @@
-"""Model directories."""
+"""Model directories of the two platforms."""
 
 import json
 import threading
@@ -75,7 +75,7 @@ def test_writing_twice_does_nothing_the_second_time(tmp_path):
     assert (tmp_path / "m/config.json").stat().st_ino == before.st_ino
 
 
-def test_an_incomplete_or_other_model_of_ours_is_replaced(tmp_path):
+def test_other_kairos_model_is_replaced(tmp_path):
     write_model("emulated", tmp_path / "m")
     assert write_model("tiny-random", tmp_path / "m")
     config = json.loads((tmp_path / "m/config.json").read_text())
@@ -102,7 +102,7 @@ def test_processes_may_write_the_same_model_at_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
-def test_a_directory_of_someone_else_is_left_alone(tmp_path, capsys):
+def test_directory_that_holds_no_model_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="not a Kairos model"):
         write_model("emulated", tmp_path)
@@ -111,18 +111,18 @@ def test_a_directory_of_someone_else_is_left_alone(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
         write_model("emulated", tmp_path / "file" / "m")
 
 
-def test_unknown_kind():
+def test_unknown_model_kind_is_refused_with_the_allowed_ones():
     with pytest.raises(InputError, match="tiny-random, emulated"):
         write_model("gpt", "anywhere")
 
 
-def test_the_command_line_says_what_it_did(tmp_path, capsys):
+def test_command_line_reports_whether_it_wrote_the_model(tmp_path, capsys):
     assert main(["emulated", str(tmp_path / "m")]) == 0
     assert "written to" in capsys.readouterr().out
     assert main(["emulated", str(tmp_path / "m")]) == 0

@@ -1,4 +1,4 @@
-"""Activation: inert unless named, one line for a bad profile."""
+"""Activation of a platform: inert unless named, and one line for a bad profile."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def test_a_bad_profile_is_one_line_and_an_exit_code(tmp_path):
 
 
 @pytest.mark.slow
-def test_where_adapters_are_loaded_pinned_tensors_are_ordinary_ones():
+def test_adapter_servers_get_ordinary_tensors_instead_of_pinned_ones():
     code = (
         "import torch; from kairos_emulation import hooks; hooks.unpin_adapters()\n"
         "made = [torch.tensor([0.0], pin_memory=True), torch.zeros(1, pin_memory=True)]\n"

@@ -1,4 +1,4 @@
-"""Virtual streams against a clock that only sleeping moves."""
+"""Virtual streams against a clock that only moves when a stream sleeps."""
 
 import threading
 
@@ -10,7 +10,7 @@ from kairos_emulation.streams import Event, Stream, StreamContext, current_strea
 
 @pytest.fixture
 def clock(monkeypatch):
-    """[now]: a list so that tests can set it."""
+    """The time in a list of one, which tests can set."""
     time = [100.0]
     monkeypatch.setattr(streams, "now", lambda: time[0])
     monkeypatch.setattr(

@@ -1,0 +1,75 @@
+"""Protocols of the SGLang objects that the emulation reads.
+
+Each lists the attributes that are used, and no others. They are types only: at run time SGLang
+passes its own classes.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+
+class SchedulerIdleness(Protocol):
+    """The part of `sglang.srt.managers.scheduler.Scheduler` that the idle hook asks."""
+
+    def is_fully_idle(self) -> bool:
+        """Return whether no request is queued, running or being transferred."""
+
+
+class KvLayout(Protocol):
+    """The part of `sglang.srt.disaggregation.base.conn.KVArgs` that gives the size of a token.
+
+    Attributes:
+        kv_item_lens: bytes of one page, by KV buffer.
+        page_size: tokens of a page.
+    """
+
+    kv_item_lens: Sequence[int]
+    page_size: int
+
+
+class KvSender(Protocol):
+    """The part of `MooncakeKVManager` that the transfer hook reads."""
+
+    kv_args: KvLayout
+
+
+class ModelConfig(Protocol):
+    """The part of the emulated model's `config.json` that its class reads.
+
+    Attributes:
+        vocab_size: number of token ids.
+        output_tokens: first and last id that the model generates.
+    """
+
+    vocab_size: int
+    output_tokens: tuple[int, int]
+
+
+class ForwardMode(Protocol):
+    """The part of `sglang.srt.model_executor.forward_batch_info.ForwardMode` that is asked."""
+
+    def is_decode(self) -> bool:
+        """Return whether the batch is a decode step."""
+
+    def is_extend(self) -> bool:
+        """Return whether the batch is a prefill."""
+
+
+class ModelBatch(Protocol):
+    """The part of `sglang.srt.model_executor.forward_batch_info.ForwardBatch` that is read.
+
+    Attributes:
+        forward_mode: decode, prefill or idle.
+        seq_lens_cpu: tokens of each request's context, [batch]; decode only.
+        extend_prefix_lens_cpu: tokens of each request that have KV already; prefill only.
+        extend_seq_lens_cpu: tokens of each request that the batch computes; prefill only.
+        rids: request ids.
+    """
+
+    forward_mode: ForwardMode
+    seq_lens_cpu: torch.Tensor
+    extend_prefix_lens_cpu: Sequence[int]
+    extend_seq_lens_cpu: Sequence[int]
+    rids: Sequence[str] | None
