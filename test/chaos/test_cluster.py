@@ -1,4 +1,4 @@
-"""The launcher with real SGLang servers, killed in every phase. Emulated time, no `--kairos`."""
+"""The launcher with real SGLang servers, killed in every phase, in emulated time."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ START_LIMIT_S = 240
 
 
 class Launcher:
-    """scripts/cluster.py in its own process."""
+    """`scripts/cluster.py` in a process of its own."""
 
     def __init__(self, log_dir: Path, *options: str) -> None:
         self.log_dir = log_dir
@@ -63,7 +63,7 @@ class Launcher:
         raise AssertionError(f"not ready: {printed!r}")
 
     def await_imports(self) -> int:
-        """Pid of a server's child in the middle of its imports: it has no guard of its own yet."""
+        """Pid of a server's child that imports: it has not arranged to die with its parent yet."""
         deadline = time.monotonic() + START_LIMIT_S
         while time.monotonic() < deadline:
             for pid in self.snapshot():
@@ -75,6 +75,10 @@ class Launcher:
             assert self._process.poll() is None, self._process.stderr.read()
             time.sleep(0.1)
         raise AssertionError("no child process of a server")
+
+    def interrupt(self) -> None:
+        """Send what Ctrl-C sends."""
+        self._process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
         self._process.kill()
@@ -120,7 +124,7 @@ def generate(url):
         return json.loads(response.read())
 
 
-def test_a_pair_serves_and_kill_9_of_the_launcher_when_ready_leaves_nothing(launch):
+def test_pair_serves_and_its_killed_launcher_leaves_no_process(launch):
     launcher = launch()
     url = launcher.await_ready()
     assert generate(url)["meta_info"]["completion_tokens"] == 4
@@ -130,7 +134,7 @@ def test_a_pair_serves_and_kill_9_of_the_launcher_when_ready_leaves_nothing(laun
 
 
 @pytest.mark.long
-def test_kill_9_of_the_launcher_during_imports_leaves_nothing(launch):
+def test_launcher_killed_during_imports_leaves_no_process(launch):
     launcher = launch()
     launcher.await_imports()
     launcher.kill()
@@ -138,7 +142,7 @@ def test_kill_9_of_the_launcher_during_imports_leaves_nothing(launch):
 
 
 @pytest.mark.long
-def test_kill_9_of_a_supervisor_during_imports_ends_everything(launch):
+def test_supervisor_killed_during_imports_ends_the_cluster(launch):
     launcher = launch("--prefill", "0", "--decode", "0")
     child = launcher.await_imports()
     os.kill(os.getsid(child), signal.SIGKILL)
@@ -148,15 +152,15 @@ def test_kill_9_of_a_supervisor_during_imports_ends_everything(launch):
     assert launcher.left(limit_s=0.0) == []
 
 
-def test_ctrl_c_during_imports_returns_when_nothing_is_left(launch):
+def test_interrupt_during_imports_ends_every_process(launch):
     launcher = launch()
     launcher.await_imports()
-    launcher._process.send_signal(signal.SIGINT)
+    launcher.interrupt()
     assert launcher.wait()[0] == 130
     assert launcher.left(limit_s=0.0) == []
 
 
-def test_a_refused_flag_is_told_with_the_servers_own_words(launch):
+def test_refused_flag_is_reported_with_the_servers_message(launch):
     launcher = launch("--prefill", "0", "--decode", "0", "--", "--no-such-flag")
     code, errors = launcher.wait()
     assert code == 1
@@ -185,7 +189,7 @@ def test_a_dead_scheduler_is_the_death_of_its_server(tmp_path):
 
 
 @pytest.mark.long
-def test_a_servers_main_process_gone_takes_its_scheduler_along(tmp_path):
+def test_scheduler_dies_with_its_servers_main_process(tmp_path):
     spec = EMULATED_PAIR.spec(tmp_path / "models")
     with Cluster(spec, tmp_path / "log") as cluster:
         decode = cluster.decode[0].pid
@@ -194,3 +198,12 @@ def test_a_servers_main_process_gone_takes_its_scheduler_along(tmp_path):
         with pytest.raises(ServerDiedError, match=r"decode-0 died while serving: .*SIGKILL"):
             cluster.wait(60)
     assert not any(map(is_alive, children))
+
+
+@pytest.mark.long
+def test_interrupt_of_a_ready_cluster_ends_every_process(launch):
+    launcher = launch("--prefill", "0", "--decode", "0")
+    launcher.await_ready()
+    launcher.interrupt()
+    assert launcher.wait()[0] == 130
+    assert launcher.left(limit_s=0.0) == []

@@ -1,4 +1,4 @@
-"""Start, watch and stop a prefill/decode cluster of SGLang servers on this machine."""
+"""Starting, watching and stopping a prefill/decode cluster of SGLang servers on this machine."""
 
 from kairos.cluster.cluster import Cluster
 from kairos.cluster.failure import ClusterError, ServerDiedError

@@ -1,11 +1,12 @@
-"""Start, watch and stop a cluster."""
+"""Starting, watching and stopping a cluster."""
 
 import logging
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from kairos.cluster.failure import ServerDiedError
 from kairos.cluster.libraries import MOONCAKE_LIBRARIES, check_libraries, uses_mooncake
@@ -23,26 +24,45 @@ from kairos.errors import InputError
 _log = logging.getLogger(__name__)
 
 
+class _Member(NamedTuple):
+    """A server or the router, and its process."""
+
+    server: Server
+    process: SupervisedProcess
+
+
+class _Serving(NamedTuple):
+    """A cluster that is ready.
+
+    Attributes:
+        watcher: watches every process.
+        listening_s: seconds from the launch until a server accepted connections, by name.
+        ready_s: seconds from the launch until every pair had served a generation.
+    """
+
+    watcher: Watcher
+    listening_s: Mapping[str, float]
+    ready_s: float
+
+
 class Cluster:
     """Servers and router of a `ClusterSpec`, running between `with` and its end.
 
-    Entering returns when every pair has served a generation. Leaving, by whatever way, returns
-    when no process is left. SIGTERM leaves like Ctrl-C does. If this process is killed, the
-    supervisors end everything (see `supervise.py`).
+    Entering returns when every pair has served a generation. Leaving returns when no process is
+    left, whatever the reason. SIGTERM ends the `with` block as Ctrl-C does. If this process is
+    killed, the supervisors end every process (see `supervise.py`).
 
-    Attributes:
-        servers: prefill servers, decode servers (or the single one), then the router.
+    Args:
+        spec: describes the cluster.
+        log_dir: receives one log file per process.
     """
 
     def __init__(self, spec: ClusterSpec, log_dir: str | Path) -> None:
         self.spec = spec
-        self.servers: tuple[Server, ...] = ()
         self._log_dir = Path(log_dir)
-        self._processes: list[SupervisedProcess] = []
-        self._watcher: Watcher | None = None
+        self._members: tuple[_Member, ...] = ()
+        self._serving: _Serving | None = None
         self._termination = TerminationAsExit()
-        self._listening_s: dict[str, float] = {}
-        self._ready_s = 0.0
 
     def __enter__(self) -> Self:
         self.start()
@@ -57,8 +77,13 @@ class Cluster:
         self.stop()
 
     @property
+    def servers(self) -> tuple[Server, ...]:
+        """Return the prefill servers, the decode servers (or the single one), then the router."""
+        return tuple(member.server for member in self._members)
+
+    @property
     def url(self) -> str:
-        """Where requests go: the router, or the single server.
+        """Return the URL that takes requests: the router's, or the single server's.
 
         Raises:
             RuntimeError: there is neither.
@@ -70,22 +95,25 @@ class Cluster:
 
     @property
     def prefill(self) -> tuple[Server, ...]:
-        """Prefill servers."""
+        """Return the prefill servers."""
         return tuple(server for server in self.servers if server.role == "prefill")
 
     @property
     def decode(self) -> tuple[Server, ...]:
-        """Decode servers."""
+        """Return the decode servers."""
         return tuple(server for server in self.servers if server.role == "decode")
 
     def start(self) -> None:
-        """Starts everything and returns when it is ready; on failure nothing is left running.
+        """Start every process and return when the cluster is ready.
+
+        On failure no process is left running.
 
         Raises:
-            InputError: a port in use, a missing system library, no place for logs.
+            InputError: a port is in use, a system library is missing, or the log directory cannot
+                be created.
             ClusterError: a process died, with its last log lines; or not ready in time.
         """
-        if self._processes:
+        if self._members:
             raise RuntimeError("already running")
         spec = self.spec
         args = (*spec.args, *spec.prefill_args, *spec.decode_args)
@@ -100,11 +128,11 @@ class Cluster:
         except ServerDiedError as died:
             if not died.port_taken:
                 raise
-            _log.warning("%s lost a port to another process; once more with others", died.name)
+            _log.warning("%s lost a port to another process; starting with other ports", died.name)
             self._start_once()
 
     def check(self) -> None:
-        """Returns at once if every process runs.
+        """Return at once if every process runs.
 
         Raises:
             ServerDiedError: one has ended.
@@ -112,38 +140,46 @@ class Cluster:
         self.wait(0)
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Returns after `timeout_s` seconds; never, when None.
+        """Return after `timeout_s` seconds; never, when it is None.
 
         Raises:
             ServerDiedError: as soon as a process ends.
+            RuntimeError: the cluster does not run.
         """
-        if self._watcher is None:
+        if self._serving is None:
             raise RuntimeError("not running")
-        self._watcher.wait(timeout_s)
+        self._serving.watcher.wait(timeout_s)
 
     def stats(self) -> ClusterStats:
-        """Start-up times and the memory in use now."""
-        servers = []
-        for server, process in zip(self.servers, self._processes, strict=True):
-            pss, count = tree_pss(process.supervisor_pid)
-            servers.append(ServerStats(server.name, self._listening_s[server.name], pss, count))
-        return ClusterStats(self._ready_s, tuple(servers))
-
-    def stop(self) -> None:
-        """Stops everything, all servers at the same time; returns when nothing is left.
+        """Return start-up times and the memory in use now.
 
         Raises:
-            RuntimeError: processes that SIGKILL does not end, named by pid.
+            InputError: psutil is not installed.
+            RuntimeError: the cluster does not run.
         """
-        if self._watcher is not None:
-            self._watcher.close()
-            self._watcher = None
-        for process in self._processes:
-            process.request_stop()
-        for process in self._processes:
-            process.wait_gone()
-        self._processes.clear()
-        self.servers = ()
+        if self._serving is None:
+            raise RuntimeError("not running")
+        servers = []
+        for server, process in self._members:
+            pss, count = tree_pss(process.supervisor_pid)
+            start_s = self._serving.listening_s[server.name]
+            servers.append(ServerStats(server.name, start_s, pss, count))
+        return ClusterStats(self._serving.ready_s, tuple(servers))
+
+    def stop(self) -> None:
+        """Stop all processes at the same time, and return when none is left.
+
+        Raises:
+            RuntimeError: processes survive SIGKILL; the message names their pids.
+        """
+        if self._serving is not None:
+            self._serving.watcher.close()
+            self._serving = None
+        for member in self._members:
+            member.process.request_stop()
+        for member in self._members:
+            member.process.wait_gone()
+        self._members = ()
         self._termination.restore()
 
     def _start_once(self) -> None:
@@ -155,15 +191,7 @@ class Cluster:
         try:
             self._termination.install()
             self._launch(ports)
-            self._watcher = watcher = Watcher(self._processes)
-
-            def on_poll(stages: dict[str, str]) -> None:
-                watcher.wait(0)
-                progress.show(stages)
-
-            self._listening_s = wait_ready(self.servers, pool, self.spec.start_limit_s, on_poll)
-            self._ready_s = time.monotonic() - begin
-            watcher.serving = True
+            self._serving = self._await_ready(begin, pool, progress)
         except BaseException:
             progress.close()
             self.stop()
@@ -174,10 +202,24 @@ class Cluster:
             # After `stop`, which ends requests that still wait for an answer.
             pool.shutdown(cancel_futures=True)
 
+    def _await_ready(self, begin: float, pool: ThreadPoolExecutor, progress: Progress) -> _Serving:
+        watcher = Watcher([member.process for member in self._members])
+
+        def on_poll(stages: dict[str, str]) -> None:
+            watcher.wait(0)
+            progress.show(stages)
+
+        try:
+            listening_s = wait_ready(self.servers, pool, self.spec.start_limit_s, on_poll)
+            watcher.serving = True
+            return _Serving(watcher, listening_s, time.monotonic() - begin)
+        except BaseException:
+            watcher.close()
+            raise
+
     def _launch(self, ports: PortReservation) -> None:
         spec = self.spec
-        self.servers = ()
-        # First, so that a port in use is reported before anything starts.
+        # First, so that a port in use is reported before any process starts.
         url_port = ports.take(spec.port)
         if not spec.disaggregated:
             self._launch_server("single", "single", url_port, None)
@@ -208,6 +250,5 @@ class Cluster:
         process = SupervisedProcess(
             name, argv, self.spec.process_env(), log, self.spec.stop_grace_s
         )
-        self._processes.append(process)
         server = Server(name, role, port, bootstrap_port, process.pid, log)
-        self.servers = (*self.servers, server)
+        self._members = (*self._members, _Member(server, process))

@@ -1,4 +1,4 @@
-"""How a cluster fails: a process ended, or it did not become ready."""
+"""Errors of a cluster: a process ended, or the cluster did not become ready."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ _PORT_TAKEN = ("address already in use", "is already in use", "errno 98")
 
 
 class ClusterError(RuntimeError):
-    """The cluster cannot serve; the message says which process and why."""
+    """The cluster cannot serve; the message names the process and the reason."""
 
 
 class ServerDiedError(ClusterError):
@@ -18,9 +18,9 @@ class ServerDiedError(ClusterError):
 
     Attributes:
         name: the process, such as "prefill-0" or "router".
-        exit_code: negative for a signal; None when its supervisor was killed before it could tell.
+        exit_code: negative for a signal; None when its supervisor was killed before it reported.
         log: file with the output of the process.
-        tail: its last lines.
+        tail: last lines of the log.
     """
 
     def __init__(self, name: str, exit_code: int | None, log: Path, while_: str) -> None:
@@ -35,13 +35,13 @@ class ServerDiedError(ClusterError):
 
     @property
     def port_taken(self) -> bool:
-        """Whether the last lines name a port that another process holds."""
+        """Return whether the last lines name a port that another process holds."""
         text = "\n".join(self.tail).lower()
         return any(sign in text for sign in _PORT_TAKEN)
 
 
 def describe_exit(exit_code: int | None) -> str:
-    """Exit code in words: "exit code 3", "exit code -9 (SIGKILL)"."""
+    """Return an exit code in words: "exit code 3", "exit code -9 (SIGKILL)"."""
     if exit_code is None:
         return "its supervisor was killed, exit code unknown"
     if exit_code >= 0:
@@ -53,7 +53,7 @@ def describe_exit(exit_code: int | None) -> str:
 
 
 def log_tail(log: Path, lines: int = TAIL_LINES) -> list[str]:
-    """Last non-empty lines of a log file; empty when it cannot be read."""
+    """Return the last non-empty lines of a log file; none when it cannot be read."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from kairos.errors import InputError
 
-# Library that the Mooncake wheel links against -> package of Debian and Ubuntu that has it.
+# Library that the Mooncake wheel links against -> package of Debian and Ubuntu that contains it.
 MOONCAKE_LIBRARIES = {
     "libibverbs.so.1": "libibverbs1",
     "librdmacm.so.1": "librdmacm1",
@@ -14,10 +14,13 @@ MOONCAKE_LIBRARIES = {
 
 
 def check_libraries(libraries: Mapping[str, str]) -> None:
-    """Loads each library, as the dynamic linker of the server would.
+    """Load each library, as the dynamic linker of the server does.
+
+    Args:
+        libraries: package that contains it, by file name.
 
     Raises:
-        InputError: at least one cannot be loaded; names the packages to install.
+        InputError: at least one cannot be loaded; the message names the packages to install.
     """
     missing = [package for name, package in libraries.items() if not _loads(name)]
     if missing:
@@ -28,7 +31,7 @@ def check_libraries(libraries: Mapping[str, str]) -> None:
 
 
 def uses_mooncake(args: Sequence[str]) -> bool:
-    """Whether servers with these flags move KV with Mooncake, upstream's default."""
+    """Return whether servers with these flags move KV with Mooncake, upstream's default."""
     flag = "--disaggregation-transfer-backend"
     backend = "mooncake"
     for index, arg in enumerate(args):

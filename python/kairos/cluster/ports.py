@@ -11,16 +11,16 @@ LOOPBACK = "127.0.0.1"
 class PortReservation:
     """Hands out ports and keeps each bound, without listening, until `close`.
 
-    A bound port is given to nobody who asks the kernel for a free one. The server can still bind
-    it, because its socket and this one set SO_REUSEADDR and this one never listens. A process
-    that insists on the same number can take it all the same.
+    The kernel does not assign a bound port to a process that binds any free one. The server can
+    bind it, because its socket and this one set SO_REUSEADDR and this one never listens. Another
+    process that binds the same number explicitly can take it.
     """
 
     def __init__(self) -> None:
         self._held: list[socket.socket] = []
 
     def take(self, port: int = 0) -> int:
-        """Reserves `port`, or any free one for 0.
+        """Reserve `port`, or any free one for 0, and return it.
 
         Raises:
             InputError: the port is out of range or in use.
@@ -42,14 +42,14 @@ class PortReservation:
         return int(held.getsockname()[1])
 
     def close(self) -> None:
-        """Releases every port; servers that have bound theirs keep them."""
+        """Release every port; servers that have bound theirs keep them."""
         for held in self._held:
             held.close()
         self._held.clear()
 
 
 def is_listening(port: int) -> bool:
-    """Whether someone accepts connections on the loopback port."""
+    """Return whether a server accepts connections on the loopback port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         return probe.connect_ex((LOOPBACK, port)) == 0

@@ -1,4 +1,4 @@
-"""The line that shows how far a starting cluster is."""
+"""The line that shows the progress of a starting cluster."""
 
 import sys
 import time
@@ -19,7 +19,11 @@ class Progress:
         self._drawn = float("-inf")
 
     def show(self, stages: Mapping[str, str]) -> None:
-        """Draws the seconds since the start and the stage of each process."""
+        """Draw the seconds since the start and the stage of each process.
+
+        Args:
+            stages: by process name, such as "starting" or "ready".
+        """
         now = time.monotonic()
         if not self._on or now - self._drawn < _REDRAW_S:
             return
@@ -29,7 +33,7 @@ class Progress:
         self._stream.flush()
 
     def close(self) -> None:
-        """Clears the line."""
+        """Clear the line."""
         if self._on:
             self._stream.write(_CLEAR_LINE)
             self._stream.flush()

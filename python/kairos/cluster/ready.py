@@ -1,14 +1,17 @@
-"""Ready means: one real generation passed through every pair, and through the router; then the
-servers' garbage collectors leave alone what start-up made."""
+"""Readiness of a cluster: generations through every pair and the router, then a frozen collector.
+
+A cluster is ready when one generation has passed through every prefill-decode pair, and then one
+through the router. After that, the servers' garbage collectors are told to ignore the objects that
+start-up made.
+"""
 
 import http.client
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from kairos.cluster.failure import ClusterError
 from kairos.cluster.ports import LOOPBACK, is_listening
@@ -17,20 +20,27 @@ from kairos.cluster.server import Server
 _REQUEST_LIMIT_S = 60.0
 _RETRY_S = 0.3
 _POLL_S = 0.05
-# Token ids, not text: servers may run without a tokenizer. Two tokens: the second is a decode step.
+# Token ids, not text: servers may run without a tokenizer. The second token is a decode step.
 _PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]
 _NEW_TOKENS = 2
 
 
 class _RefusedError(Exception):
-    """The server answers 400: asking again does not help."""
+    """The server answers 400, so a further attempt is pointless."""
 
 
 @dataclass
-class Probe:
-    """One generation that must succeed: the same body posted to one server or to both legs."""
+class ReadinessProbe:
+    """One generation that has to succeed; every server of the probe receives the same request.
 
-    legs: tuple[Server, ...]
+    Attributes:
+        servers: one server, or a prefill and a decode server.
+        bootstrap_port: port of the prefill server's KV handshake; None for one server.
+        done: whether a generation has succeeded.
+        error: reason of the last failed attempt; empty if there was none.
+    """
+
+    servers: tuple[Server, ...]
     bootstrap_port: int | None = None
     done: bool = False
     error: str = ""
@@ -38,15 +48,18 @@ class Probe:
     _not_before: float = 0.0
 
     def advance(self, pool: ThreadPoolExecutor) -> None:
-        """Sends the request, or looks at the answers; never blocks.
+        """Send the request, or check for answers; never block.
+
+        Args:
+            pool: runs the requests.
 
         Raises:
-            ClusterError: a server refuses the request for good.
+            ClusterError: a server answers 400.
         """
         if not self._answers:
             if time.monotonic() >= self._not_before:
                 body = self._body()
-                self._answers = [pool.submit(_generate, leg, body) for leg in self.legs]
+                self._answers = [pool.submit(_generate, server, body) for server in self.servers]
             return
         if not all(answer.done() for answer in self._answers):
             return
@@ -59,8 +72,8 @@ class Probe:
             self.error = str(error)
         self.done = not errors
 
-    def _body(self) -> dict[str, Any]:
-        body: dict[str, Any] = {
+    def _body(self) -> dict[str, object]:
+        body: dict[str, object] = {
             "input_ids": _PROMPT,
             "sampling_params": {
                 "temperature": 0,
@@ -75,13 +88,13 @@ class Probe:
         return body
 
 
-def pair_probes(servers: Sequence[Server]) -> list[Probe]:
-    """A probe of every prefill-decode pair, or of the single server."""
-    probes = [Probe((server,)) for server in servers if server.role == "single"]
+def pair_probes(servers: Sequence[Server]) -> list[ReadinessProbe]:
+    """Return a probe of every prefill-decode pair, or of the single server."""
+    probes = [ReadinessProbe((server,)) for server in servers if server.role == "single"]
     for prefill in servers:
         for decode in servers:
             if prefill.role == "prefill" and decode.role == "decode":
-                probes.append(Probe((prefill, decode), prefill.bootstrap_port))
+                probes.append(ReadinessProbe((prefill, decode), prefill.bootstrap_port))
     return probes
 
 
@@ -91,37 +104,38 @@ def wait_ready(
     limit_s: float,
     on_poll: Callable[[dict[str, str]], None],
 ) -> dict[str, float]:
-    """Blocks until every pair, and then the router, has answered.
+    """Block until every pair, and then the router, has answered.
 
     Args:
         servers: of every role.
-        pool: runs the requests; give it two threads per pair.
+        pool: runs the requests; it needs two threads per pair.
         limit_s: seconds from now.
-        on_poll: called every 50 ms with the stage of each server; may raise to give up.
+        on_poll: called every 50 ms with the stage of each server; may raise to end the wait.
 
     Returns:
         Seconds from the call until each server accepted connections, by name.
 
     Raises:
-        ClusterError: not ready in time, or a server refuses the request.
+        ClusterError: the cluster is not ready in time, or a server refuses the request.
     """
     begin = time.monotonic()
     listening: dict[str, float] = {}
     probes = pair_probes(servers)
-    router_probes = [Probe((server,)) for server in servers if server.role == "router"]
-    while not all(probe.done for probe in [*probes, *router_probes]):
-        on_poll(_stages(servers, listening, [*probes, *router_probes]))
+    router_probes = [ReadinessProbe((server,)) for server in servers if server.role == "router"]
+    every = [*probes, *router_probes]
+    while not all(probe.done for probe in every):
+        on_poll(_stages(servers, listening, every))
         elapsed = time.monotonic() - begin
         for server in servers:
             if server.name not in listening and is_listening(server.port):
                 listening[server.name] = elapsed
         due = router_probes if all(probe.done for probe in probes) else probes
         for probe in due:
-            if not probe.done and all(leg.name in listening for leg in probe.legs):
+            if not probe.done and all(server.name in listening for server in probe.servers):
                 probe.advance(pool)
         if elapsed > limit_s:
-            stages = _stages(servers, listening, [*probes, *router_probes])
-            errors = {probe.error for probe in [*probes, *router_probes] if probe.error}
+            stages = _stages(servers, listening, every)
+            errors = {probe.error for probe in every if probe.error}
             raise ClusterError(
                 f"not ready after {limit_s:g} s: "
                 + ", ".join([*(f"{name} {stage}" for name, stage in stages.items()), *errors])
@@ -134,22 +148,23 @@ def wait_ready(
 def _freeze_gc(
     servers: Sequence[Server], pool: ThreadPoolExecutor, on_poll: Callable[[], None]
 ) -> None:
-    """Have the collector leave alone what start-up made. Upstream asks for that itself after its
-    warm-up; where that is left out it asks before the server listens, which fails, and all streams
-    of a server then pause for half a second now and then.
+    """Have the servers' garbage collectors ignore the objects that exist now.
+
+    Upstream does so itself after its warm-up request, which is switched off here. Without it, a
+    collection now and then pauses all streams of a server for half a second.
 
     Raises:
         ClusterError: a server does not answer with 200.
     """
-    asked = {
+    answers = {
         server.name: pool.submit(_post, server, "/freeze_gc", {})
         for server in servers
         if server.role != "router"
     }
-    while not all(answer.done() for answer in asked.values()):
+    while not all(answer.done() for answer in answers.values()):
         on_poll()
         time.sleep(_POLL_S)
-    for name, answer in asked.items():
+    for name, answer in answers.items():
         try:
             status, text = answer.result()
         except ConnectionError as error:
@@ -159,20 +174,20 @@ def _freeze_gc(
 
 
 def _stages(
-    servers: Sequence[Server], listening: dict[str, float], probes: Sequence[Probe]
+    servers: Sequence[Server], listening: Mapping[str, float], probes: Sequence[ReadinessProbe]
 ) -> dict[str, str]:
     stages = {}
     for server in servers:
         if server.name not in listening:
             stages[server.name] = "starting"
-        elif all(probe.done for probe in probes if server in probe.legs):
+        elif all(probe.done for probe in probes if server in probe.servers):
             stages[server.name] = "ready"
         else:
             stages[server.name] = "listening"
     return stages
 
 
-def _generate(server: Server, body: dict[str, Any]) -> None:
+def _generate(server: Server, body: Mapping[str, object]) -> None:
     status, text = _post(server, "/generate", body)
     reason = f"{server.name} answers a generation with {status}: {text[:500]!r}"
     if status == 400:
@@ -181,8 +196,12 @@ def _generate(server: Server, body: dict[str, Any]) -> None:
         raise ConnectionError(reason)
 
 
-def _post(server: Server, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
-    """Status and body of the answer; ConnectionError where there is none."""
+def _post(server: Server, path: str, body: Mapping[str, object]) -> tuple[int, bytes]:
+    """Return status and body of the answer.
+
+    Raises:
+        ConnectionError: there is no answer.
+    """
     connection = http.client.HTTPConnection(LOOPBACK, server.port, timeout=_REQUEST_LIMIT_S)
     try:
         headers = {"Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""A running process of a cluster, as its users see it."""
+"""Name, address and process of one member of a cluster."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,10 @@ class Server:
 
     Attributes:
         name: such as "prefill-0", "decode-1", "single" or "router".
-        pid: its main process; schedulers and detokenizers are below it.
-        bootstrap_port: port of the KV handshake, prefill servers only.
+        role: role in the cluster.
+        port: port of its HTTP server on the loopback interface.
+        bootstrap_port: port of the KV handshake; None for servers other than prefill servers.
+        pid: its main process, the parent of schedulers and detokenizers.
         log: file with its output.
     """
 
@@ -27,5 +29,5 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Base URL, without a slash at the end."""
+        """Return the base URL, without a slash at the end."""
         return f"http://{LOOPBACK}:{self.port}"

@@ -1,4 +1,4 @@
-"""What a cluster consists of."""
+"""Description of a cluster: its servers, their flags and their environment."""
 
 import os
 import sys
@@ -9,8 +9,8 @@ from typing import Literal
 
 from kairos.errors import InputError
 
-# The KV handshake listens on the machine's address otherwise. What Mooncake and torch listen on
-# for themselves (any address, random ports) cannot be set.
+# Otherwise the KV handshake listens on the machine's address. The ports that Mooncake and torch
+# open (any address, random numbers) cannot be set.
 _LOOPBACK_ENV = {"SGLANG_HOST_IP": "127.0.0.1"}
 
 Role = Literal["prefill", "decode", "single", "router"]
@@ -20,24 +20,25 @@ Role = Literal["prefill", "decode", "single", "router"]
 class ClusterSpec:
     """Servers of one cluster on this machine, all on the loopback interface.
 
-    `prefill` and `decode` both 0 mean one server without disaggregation. Platforms without a GPU
-    need further flags and variables: `kairos_emulation.cluster.spec` fills them in.
+    If `prefill` and `decode` are 0, the cluster is one server without disaggregation. Platforms
+    without a GPU need further flags and variables: `kairos_emulation.cluster.with_platform` adds
+    them.
 
     Attributes:
-        model: model directory, or a name upstream can resolve.
+        model: model directory, or a name that upstream can resolve.
         prefill, decode: number of servers of each role.
         args: flags of every server, on top of model, host, port and disaggregation mode.
         prefill_args, decode_args: flags of one role, after `args`.
         env: variables of every process, on top of the launcher's own.
         kairos: adds `--kairos` to every server.
         router: upstream's `mini_lb` (a random pair per request) or `sglang` (its policies),
-            `kairos` (kairos-router), or None for bare servers.
+            `kairos` (kairos-router), or None for servers without a router.
         router_args: flags of the router, after those that name the servers.
-        port: port of `Cluster.url`, i.e. of the router or the single server; 0 takes a free one.
-        start_limit_s: seconds after which a cluster that is not ready is given up.
+        port: port of `Cluster.url`: of the router or the single server; 0 takes a free one.
+        start_limit_s: seconds after which the start of a cluster that is not ready fails.
         stop_grace_s: seconds between SIGTERM and SIGKILL.
-        server_command, router_command: what is run; flags are appended. `router_command` None
-            is the module of `router`.
+        server_command: command of a server; flags are appended.
+        router_command: command of the router; None runs the module of `router`.
     """
 
     model: str | Path
@@ -65,11 +66,11 @@ class ClusterSpec:
 
     @property
     def disaggregated(self) -> bool:
-        """Whether prefill and decode run on servers of their own."""
+        """Return whether prefill and decode run on servers of their own."""
         return self.prefill > 0
 
     def router_argv(self) -> list[str]:
-        """Command line of the router, but for servers and address."""
+        """Return the command line of the router, without servers and address."""
         if self.router == "kairos":
             return [*(self.router_command or (sys.executable, "-m", "kairos.router"))]
         command = self.router_command or (sys.executable, "-m", "sglang_router.launch_router")
@@ -78,7 +79,14 @@ class ClusterSpec:
     def server_argv(
         self, role: Role, host: str, port: int, bootstrap_port: int | None
     ) -> list[str]:
-        """Command line of one server."""
+        """Return the command line of one server.
+
+        Args:
+            role: role of the server.
+            host: address to listen on.
+            port: port to listen on.
+            bootstrap_port: port of the KV handshake; None for servers other than prefill servers.
+        """
         argv = [*self.server_command, "--model-path", str(self.model), *self.args]
         if role == "prefill":
             argv += self.prefill_args
@@ -86,7 +94,7 @@ class ClusterSpec:
             argv += self.decode_args
         if self.kairos:
             argv.append("--kairos")
-        # Last, so that they win: the launcher must know where a server listens.
+        # Upstream takes the last of a repeated flag, and the launcher relies on these.
         argv += ["--host", host, "--port", str(port)]
         if role != "single":
             argv += ["--disaggregation-mode", role]
@@ -95,13 +103,13 @@ class ClusterSpec:
         return argv
 
     def process_env(self) -> dict[str, str]:
-        """Environment of every process."""
+        """Return the environment of every process."""
         env = {**os.environ, **_LOOPBACK_ENV, **self.env}
-        # Without .pyc files each of the three processes of a server compiles all of SGLang anew.
+        # Without .pyc files each of the three processes of a server compiles SGLang again.
         env.pop("PYTHONDONTWRITEBYTECODE", None)
-        # A crash must not swallow the last lines, which are the reason.
+        # The last lines before a crash give its reason and must not stay in a buffer.
         env["PYTHONUNBUFFERED"] = "1"
-        # Upstream talks to the bootstrap server with a client that would ask a proxy.
+        # Upstream's client of the bootstrap server honours proxies.
         bypass = ["127.0.0.1", "localhost"]
         for name in ("no_proxy", "NO_PROXY"):
             env[name] = ",".join([*filter(None, [env.get(name)]), *bypass])

@@ -1,4 +1,4 @@
-"""What the processes of a cluster cost."""
+"""Start-up time and memory of a cluster's processes."""
 
 import contextlib
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ class ServerStats:
     """Cost of one server.
 
     Attributes:
+        name: of the server, such as "prefill-0".
         start_s: seconds from the launch until it accepted connections.
         pss_bytes: proportional set size, summed over its processes.
-        processes: how many there are.
+        processes: number of its processes.
     """
 
     name: str
@@ -36,7 +37,11 @@ class ClusterStats:
 
 
 def tree_pss(root: int) -> tuple[int, int]:
-    """Proportional set size in bytes, and count, of all processes below `root`."""
+    """Return the proportional set size in bytes, and the number, of processes below `root`.
+
+    Raises:
+        InputError: psutil is not installed.
+    """
     with bench_extra():
         import psutil
 

@@ -5,16 +5,16 @@ the standard library. One supervisor takes a few MB.
 
     supervise.py LAUNCHER_PID GRACE_S COMMAND...
 
-stdin is a pipe that only the launcher holds: its end closes when the launcher wants the server
-stopped, and also when the launcher dies of anything, `kill -9` included. stdout tells the
-launcher `started PID` and `exited CODE` (negative: signal number). stderr is the log file that
-the server writes into.
+stdin is a pipe that only the launcher holds. Its end closes when the launcher requests the stop of
+the server, and when the launcher dies for any reason, `kill -9` included. The supervisor writes
+`started PID` and `exited CODE` (negative: signal number) to stdout. stderr is the log file that
+the server writes to.
 
 The supervisor is a child subreaper, so processes whose parent died become its own children and
 cannot leave the tree. PR_SET_PDEATHSIG covers the reverse case, a killed supervisor, for the
-server's main process; the launcher ends whatever else is left of the session then. What remains
-uncovered: launcher and supervisor killed at the same time, while the server's children are still
-importing and have not yet asked to die with their parent, as upstream's do afterwards.
+server's main process; the launcher then ends the other processes of the session. One case is not
+covered: launcher and supervisor are killed at the same time while the server's children are still
+importing. Later, upstream's children have arranged to die with their parent.
 """
 
 import contextlib
@@ -28,15 +28,21 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_LAUNCHER_CHECK_S = 1.0  # a forked copy of the launcher may hold the pipe open: watch its pid too
-_LEFTOVER_GRACE_S = 1.0  # for the server's children to end, and unlink shared memory, unaided
+_LAUNCHER_CHECK_S = 1.0  # a forked copy of the launcher may hold the pipe open: check its pid too
+_LEFTOVER_GRACE_S = 1.0  # in which the server's children end and unlink shared memory themselves
 _KILL_LIMIT_S = 30.0  # a process in the kernel may take this long to die of SIGKILL
 _POLL_S = 0.02
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Supervisor:
-    """Starts the command, waits for its end or for the launcher's, and clears the tree."""
+    """Starts the command, waits for its end or for the launcher's, and clears the tree.
+
+    Args:
+        launcher: pid of the launcher.
+        grace_s: seconds between SIGTERM and SIGKILL.
+        command: command line.
+    """
 
     def __init__(self, launcher: int, grace_s: float, command: list[str]) -> None:
         self._launcher = launcher
@@ -48,15 +54,15 @@ class Supervisor:
         self._exit_code: int | None = None
 
     def run(self) -> int:
-        """Returns 0 once nothing of the tree is left, 1 when something could not be killed."""
+        """Return 0 when no process of the tree is left, 1 when one could not be killed."""
         self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         wake = self._wake_on_signals()
         self._server = self._spawn()
         _report(f"started {self._server}")
-        while self._exit_code is None and not self._asked_to_stop(wake):
+        while self._exit_code is None and not self._stop_requested(wake):
             self._reap()
         if self._exit_code is not None:
-            # Before clearing the tree: the launcher shall know at once.
+            # The launcher is informed before the tree is cleared, which takes time.
             _report(f"exited {self._exit_code}")
         return 0 if self._clear_tree() else 1
 
@@ -75,7 +81,7 @@ class Supervisor:
 
     def _spawn(self) -> int:
         supervisor = os.getpid()
-        # A signal between fork and exec must reach the server, not the copy of the handlers here.
+        # A signal between fork and exec must reach the server, not a copy of these handlers.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         pid = os.fork()
         if pid:
@@ -85,7 +91,7 @@ class Supervisor:
             for number in (*_STOP_SIGNALS, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            # Own group: upstream may kill its whole group (SGLANG_KILLPG_ON_SCHEDULER_EXCEPTION).
+            # Upstream may kill its whole group (SGLANG_KILLPG_ON_SCHEDULER_EXCEPTION).
             os.setpgid(0, 0)
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != supervisor:
@@ -97,7 +103,7 @@ class Supervisor:
             os.write(2, f"cannot run {self._command[0]}: {error}\n".encode())
         os._exit(127)
 
-    def _asked_to_stop(self, wake: int) -> bool:
+    def _stop_requested(self, wake: int) -> bool:
         readable, _, _ = select.select([0, wake], [], [], _LAUNCHER_CHECK_S)
         if wake in readable:
             os.read(wake, 4096)
@@ -106,7 +112,7 @@ class Supervisor:
         return self._stop or os.getppid() != self._launcher
 
     def _reap(self) -> bool:
-        """Collects ended children. True when no descendant is left, zombies included."""
+        """Collect ended children. Return whether no descendant is left, zombies included."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -137,7 +143,7 @@ class Supervisor:
             os.kill(self._server, number)
 
     def _wait(self, limit_s: float, for_server: bool = False) -> bool:
-        """True once the whole tree is gone; with `for_server`, its main process is enough."""
+        """Return whether the tree, or with `for_server` its main process, ends within the limit."""
         deadline = time.monotonic() + limit_s
         while True:
             gone = self._reap()
@@ -149,7 +155,7 @@ class Supervisor:
 
 
 def descendants(root: int) -> list[int]:
-    """Pids below `root`, parents before children."""
+    """Return the pids below `root`, parents before children."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""SIGTERM as an ordinary exit, so that `with` blocks run to their end."""
+"""Conversion of SIGTERM into an ordinary exit, so that `with` blocks run to their end."""
 
 import signal
 import threading
@@ -9,14 +9,14 @@ from typing import NoReturn
 class TerminationAsExit:
     """Turns SIGTERM into SystemExit(143) between `install` and `restore`.
 
-    Does nothing outside the main thread or when the program handles SIGTERM itself.
+    It does nothing outside the main thread, or when the program handles SIGTERM itself.
     """
 
     def __init__(self) -> None:
         self._installed = False
 
     def install(self) -> None:
-        """Takes SIGTERM over if nobody else has."""
+        """Handle SIGTERM from now on, if the program does not."""
         if threading.current_thread() is not threading.main_thread():
             return
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -24,7 +24,7 @@ class TerminationAsExit:
             self._installed = True
 
     def restore(self) -> None:
-        """Gives SIGTERM back."""
+        """Restore the default action of SIGTERM."""
         if self._installed:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._installed = False

@@ -1,4 +1,4 @@
-"""A thread that notices the end of any process of a cluster."""
+"""A thread that detects the end of any process of a cluster."""
 
 import contextlib
 import logging
@@ -17,8 +17,8 @@ class Watcher:
     """Waits on every process at once and keeps the first death.
 
     Attributes:
-        failure: the first death, once there is one.
-        serving: set it when the cluster is ready; deaths are logged at once from then on.
+        failure: the first death; None while every process runs.
+        serving: set when the cluster is ready. From then on a death is logged at once.
     """
 
     def __init__(self, processes: Sequence[SupervisedProcess]) -> None:
@@ -32,17 +32,17 @@ class Watcher:
         self._thread.start()
 
     def wait(self, timeout_s: float | None) -> None:
-        """Returns after `timeout_s` (None: never) unless a process died.
+        """Return after `timeout_s` seconds; never, when it is None.
 
         Raises:
-            ServerDiedError: now or earlier.
+            ServerDiedError: a process has died.
         """
         self._failed.wait(timeout_s)
         if self.failure is not None:
             raise self.failure
 
     def close(self) -> None:
-        """Stops watching; deaths from now on are meant."""
+        """Stop watching. Deaths from now on are intended."""
         os.close(self._wake_writer)
         self._thread.join()
         os.close(self._wake_reader)
@@ -56,10 +56,10 @@ class Watcher:
                 for key, _ in selector.select():
                     if key.fd == self._wake_reader:
                         return
-                    ended, exit_code = key.data.poll()
-                    if ended:
+                    status = key.data.poll()
+                    if status.ended:
                         selector.unregister(key.fd)
-                        self._on_death(key.data, exit_code)
+                        self._on_death(key.data, status.exit_code)
 
     def _on_death(self, process: SupervisedProcess, exit_code: int | None) -> None:
         died = ServerDiedError(
@@ -71,6 +71,6 @@ class Watcher:
             self.failure = died
             self._failed.set()
         if exit_code is None:
-            # Its supervisor is gone: nobody else ends the server's children.
-            with contextlib.suppress(RuntimeError):  # told again, and raised, by `wait_gone`
+            # Its supervisor is gone, which would have ended the server's children.
+            with contextlib.suppress(RuntimeError):  # `wait_gone` raises it again
                 process.kill_session()

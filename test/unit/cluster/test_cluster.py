@@ -1,4 +1,4 @@
-"""The launcher with fake servers."""
+"""The cluster launcher with fake servers."""
 
 import os
 import re
@@ -58,7 +58,7 @@ def await_death(cluster, limit_s=20.0):
 
 
 def pairs(cluster: Cluster) -> list[int]:
-    """How many generations every pair of prefill and decode server has had in common."""
+    """Number of generations that each pair of prefill and decode server has in common."""
     return [len(rooms(p) & rooms(d)) for p in cluster.prefill for d in cluster.decode]
 
 
@@ -85,8 +85,7 @@ class TestStart:
             with pytest.raises(RuntimeError, match="no router"):
                 _ = cluster.url
 
-    def test_the_collector_leaves_alone_what_start_up_made(self, spec, tmp_path):
-        """Streams paused for half a second now and then while it looked through all of it."""
+    def test_collectors_are_frozen_once_when_the_cluster_is_ready(self, spec, tmp_path):
         with Cluster(spec(), tmp_path) as cluster:
             servers = (*cluster.prefill, *cluster.decode)
             deadline = time.monotonic() + 10.0
@@ -97,14 +96,14 @@ class TestStart:
             assert all(server.log.read_text().count("gc frozen") == 1 for server in servers)
             assert "gc frozen" not in cluster.servers[-1].log.read_text()
 
-    def test_a_single_server_stands_alone(self, spec, tmp_path):
+    def test_single_server_is_the_whole_cluster(self, spec, tmp_path):
         with Cluster(spec(**SINGLE), tmp_path) as cluster:
             assert [server.name for server in cluster.servers] == ["single"]
             assert cluster.url == cluster.servers[0].url
             cluster.check()
 
     @pytest.mark.slow
-    def test_bytecode_is_not_switched_off(self, spec, tmp_path, monkeypatch):
+    def test_servers_write_bytecode(self, spec, tmp_path, monkeypatch):
         monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
         with Cluster(spec(**SINGLE), tmp_path) as cluster:
             assert "PYTHONDONTWRITEBYTECODE None" in cluster.servers[0].log.read_text()
@@ -119,7 +118,7 @@ class TestStart:
 
 
 class TestFailureAtStart:
-    def test_death_is_told_with_code_and_last_lines(self, spec, tmp_path, mark):
+    def test_death_is_reported_with_code_and_last_lines(self, spec, tmp_path, mark):
         cluster = Cluster(spec(decode_args=("--fake-exit", "3")), tmp_path)
         with pytest.raises(ServerDiedError) as died:
             cluster.start()
@@ -129,12 +128,12 @@ class TestFailureAtStart:
         assert [f"line {i} before the end" in message for i in (9, 10, 29)] == [False, True, True]
         assert marked(mark) == {}
 
-    def test_a_log_directory_that_cannot_be_is_told(self, spec, tmp_path):
+    def test_log_directory_that_cannot_be_created_is_named(self, spec, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(InputError, match="file/log: Not a directory"):
             Cluster(spec(), tmp_path / "file" / "log").start()
 
-    def test_death_while_a_generation_hangs_is_told(self, spec, tmp_path, mark):
+    def test_death_during_a_hanging_generation_is_reported(self, spec, tmp_path, mark):
         cluster = Cluster(spec("--fake-hang"), tmp_path)
 
         def kill():
@@ -161,14 +160,14 @@ class TestFailureAtStart:
         assert marked(mark) == {}
 
     @pytest.mark.slow
-    def test_a_server_that_errs_is_asked_again_until_the_limit(self, spec, tmp_path):
+    def test_failing_generation_is_repeated_until_the_limit(self, spec, tmp_path):
         limited = spec("--fake-status", "500", **SINGLE, start_limit_s=0.9)
         with pytest.raises(ClusterError, match=r"single listening, single answers .* with 500"):
             Cluster(limited, tmp_path).start()
         assert (tmp_path / "single.log").read_text().count("room") > 1
 
     @pytest.mark.slow
-    def test_a_refused_generation_is_told_at_once(self, spec, tmp_path):
+    def test_refused_generation_is_reported_at_once(self, spec, tmp_path):
         refusing = spec("--fake-status", "400", **SINGLE)
         with pytest.raises(ClusterError, match="single answers a generation with 400"):
             Cluster(refusing, tmp_path).start()
@@ -177,13 +176,13 @@ class TestFailureAtStart:
 
 class TestPorts:
     @pytest.mark.slow
-    def test_an_explicit_port_is_the_urls(self, spec, tmp_path):
+    def test_explicit_port_is_that_of_the_url(self, spec, tmp_path):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         with Cluster(spec(port=port), tmp_path) as cluster:
             assert cluster.url == f"http://127.0.0.1:{port}"
 
-    def test_an_explicit_port_in_use_is_told_before_anything_starts(self, spec, tmp_path):
+    def test_explicit_port_in_use_is_reported_before_any_process_starts(self, spec, tmp_path):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
             with pytest.raises(InputError, match=f"port {port} .* in use"):
@@ -191,7 +190,7 @@ class TestPorts:
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.slow
-    def test_a_stolen_port_is_replaced_once(self, spec, tmp_path):
+    def test_port_lost_to_another_process_is_replaced_once(self, spec, tmp_path):
         stolen = tmp_path / "stolen"
         args = ("--fake-port-taken-once", str(stolen))
         with Cluster(spec(decode_args=args), tmp_path / "log") as cluster:
@@ -199,14 +198,14 @@ class TestPorts:
             cluster.check()
 
     @pytest.mark.slow
-    def test_a_port_stolen_twice_is_told(self, spec, tmp_path):
+    def test_port_lost_twice_is_reported(self, spec, tmp_path):
         args = ("--fake-port-taken-once", str(tmp_path / "no directory" / "stolen"))
         with pytest.raises(ServerDiedError, match="No such file"):
             Cluster(spec(decode_args=args), tmp_path / "log").start()
 
 
 class TestFailureInUse:
-    def test_death_wakes_the_waiter_and_stays_told(self, spec, tmp_path, mark):
+    def test_death_ends_the_wait_and_is_reported_again(self, spec, tmp_path, mark):
         with Cluster(spec(), tmp_path) as cluster:
             cluster.check()
             os.kill(cluster.prefill[0].pid, signal.SIGKILL)
@@ -218,18 +217,17 @@ class TestFailureInUse:
         assert marked(mark) == {}
 
     @pytest.mark.slow
-    def test_death_of_the_router_is_told(self, spec, tmp_path):
+    def test_death_of_the_router_is_reported(self, spec, tmp_path):
         with Cluster(spec(), tmp_path) as cluster:
             os.kill(cluster.servers[-1].pid, signal.SIGTERM)
             assert await_death(cluster).name == "router"
 
-    def test_a_killed_supervisor_is_told_and_leaves_nothing(self, spec, tmp_path, mark):
+    def test_killed_supervisor_is_reported_and_leaves_no_process(self, spec, tmp_path, mark):
         with Cluster(spec("--fake-children", **SINGLE), tmp_path) as cluster:
-            process = cluster._processes[0]
-            os.kill(process.supervisor_pid, signal.SIGKILL)
+            os.kill(os.getsid(cluster.servers[0].pid), signal.SIGKILL)  # the session's leader
             died = await_death(cluster)
             assert died.exit_code is None
-            # A process that left the session before its supervisor was killed cannot be told apart.
+            # A process that left the session before its supervisor was killed cannot be found.
             deadline = time.monotonic() + 20
             while not all(" leaf" in command for command in marked(mark).values()):
                 assert time.monotonic() < deadline
@@ -253,7 +251,7 @@ class TestStop:
         assert marked(mark) == {}
 
     @pytest.mark.slow
-    def test_stop_twice_and_start_again(self, spec, tmp_path):
+    def test_stop_is_repeatable_and_a_stopped_cluster_starts_again(self, spec, tmp_path):
         cluster = Cluster(spec(**SINGLE), tmp_path)
         for _ in range(2):
             cluster.start()
@@ -264,7 +262,7 @@ class TestStop:
             cluster.check()
 
     @pytest.mark.slow
-    def test_nothing_leaks(self, spec, tmp_path):
+    def test_files_threads_and_signal_handlers_do_not_leak(self, spec, tmp_path):
         def use():
             with Cluster(spec(), tmp_path):
                 pass
@@ -309,14 +307,14 @@ class TestEndOfTheLauncher:
     @pytest.mark.parametrize(
         ("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)]
     )
-    def test_ctrl_c_and_sigterm_return_when_nothing_is_left(self, launcher, mark, number, code):
+    def test_signals_end_the_launcher_after_its_last_process(self, launcher, mark, number, code):
         launcher.send_signal(number)
         _, errors = launcher.communicate(timeout=30)
         assert marked(mark) == {}
         assert launcher.returncode == code
         assert "died" not in errors
 
-    def test_kill_9_leaves_nothing(self, launcher, mark):
+    def test_killed_launcher_leaves_no_process(self, launcher, mark):
         launcher.kill()
         launcher.wait()
         assert wait_none(mark) == {}

@@ -1,3 +1,5 @@
+"""Messages about a process that ended."""
+
 import pytest
 
 from kairos.cluster.failure import ServerDiedError, describe_exit, log_tail
@@ -16,7 +18,7 @@ def test_exit_code_in_words(code, words):
     assert describe_exit(code) == words
 
 
-def test_the_tail_is_the_last_twenty_lines_that_say_something(tmp_path):
+def test_tail_is_the_last_lines_that_are_not_empty(tmp_path):
     log = tmp_path / "log"
     log.write_bytes(b"".join(b"line %d\n\n" % i for i in range(50)) + b"\xff cut")
     assert log_tail(log) == [*(f"line {i}" for i in range(31, 50)), "\ufffd cut"]
@@ -28,7 +30,7 @@ def test_the_tail_of_a_long_log_is_read_from_its_end(tmp_path):
     assert log_tail(log, lines=1) == ["end"]
 
 
-def test_no_log_is_no_tail(tmp_path):
+def test_missing_log_has_no_tail(tmp_path):
     assert log_tail(tmp_path / "missing") == []
 
 
@@ -41,7 +43,7 @@ def test_no_log_is_no_tail(tmp_path):
         ("ValueError: something else", False),
     ],
 )
-def test_a_taken_port_is_told_from_the_log(tmp_path, line, taken):
+def test_taken_port_is_recognised_in_the_log(tmp_path, line, taken):
     log = tmp_path / "log"
     log.write_text(f"{line}\nkilled\n")
     assert ServerDiedError("decode-0", 1, log, "at start").port_taken is taken

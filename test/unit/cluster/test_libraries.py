@@ -1,3 +1,5 @@
+"""Check of the system libraries that the KV transfer loads."""
+
 import pytest
 
 from kairos.cluster.libraries import MOONCAKE_LIBRARIES, check_libraries, uses_mooncake
@@ -13,11 +15,11 @@ def test_only_the_packages_of_missing_libraries_are_named():
     assert "\n" not in str(error.value)
 
 
-def test_nothing_missing_is_silent():
+def test_installed_libraries_pass():
     check_libraries({PRESENT: "libc6"})
 
 
-def test_the_packages_are_debians():
+def test_packages_are_those_of_debian():
     assert list(MOONCAKE_LIBRARIES.values()) == ["libibverbs1", "librdmacm1", "libnuma1"]
 
 
@@ -31,5 +33,5 @@ def test_the_packages_are_debians():
         (("--tp-size", "2", "--disaggregation-transfer-backend"), True),
     ],
 )
-def test_backend_from_the_flags(args, expected):
+def test_transfer_backend_is_read_from_the_flags(args, expected):
     assert uses_mooncake(args) is expected

@@ -43,7 +43,7 @@ def test_the_callers_variables_win():
     assert spec.env["OMP_NUM_THREADS"] == "2"
 
 
-def test_a_slow_stop_is_for_devices_only():
+def test_servers_without_a_device_have_a_short_stop_grace():
     assert with_platform(ClusterSpec(model="/m"), "cpu").stop_grace_s < 1
     assert ClusterSpec(model="/m").stop_grace_s >= 10
 
@@ -53,7 +53,7 @@ def test_an_unknown_profile_is_refused():
         with_platform(ClusterSpec(model="/m"), "emulated", "nope")
 
 
-def test_the_model_is_written_once(tmp_path):
+def test_existing_model_is_not_written_again(tmp_path):
     model = platform_model("emulated", tmp_path / "models")
     written = (model / "config.json").stat().st_mtime_ns
     assert platform_model("emulated", tmp_path / "models") == model

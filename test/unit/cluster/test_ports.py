@@ -1,3 +1,5 @@
+"""Reservation of ports."""
+
 import socket
 
 import pytest
@@ -18,7 +20,7 @@ def test_ports_differ(ports):
     assert len(set(taken)) == 20
 
 
-def test_a_held_port_is_not_free_for_others_but_a_server_can_bind_it(ports):
+def test_held_port_is_not_free_for_other_sockets_but_a_server_can_bind_it(ports):
     port = ports.take()
     with (
         socket.socket() as without_reuse,

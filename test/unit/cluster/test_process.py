@@ -1,4 +1,4 @@
-"""One supervised process and its tree."""
+"""A supervised process and its process tree."""
 
 import os
 import select
@@ -82,12 +82,12 @@ def await_tree(mark):
     ("code", "expected"),
     [("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 11)", -11), ("", 0)],
 )
-def test_the_exit_code_is_told(run, code, expected):
+def test_exit_code_is_reported(run, code, expected):
     assert await_report(run(code)) == (True, expected)
 
 
-def test_a_server_that_kills_its_own_group_does_not_take_the_supervisor_along(run):
-    # What upstream's scheduler does under SGLANG_KILLPG_ON_SCHEDULER_EXCEPTION.
+def test_server_that_kills_its_own_group_leaves_the_supervisor_alive(run):
+    # Upstream's scheduler does this under SGLANG_KILLPG_ON_SCHEDULER_EXCEPTION.
     assert await_report(run("import os; os.killpg(0, 9)")) == (True, -signal.SIGKILL)
 
 
@@ -99,7 +99,7 @@ def test_output_goes_to_the_log_and_stdin_is_empty(run, tmp_path):
     assert sorted(log.read_text().splitlines()) == ["err", "out ''"]
 
 
-def test_a_command_that_cannot_run_says_so_in_its_log(tmp_path):
+def test_command_that_cannot_run_is_named_in_its_log(tmp_path):
     process = SupervisedProcess("x", ["/no/such file"], os.environ, tmp_path / "log", 0.2)
     assert await_report(process) == (True, 127)
     process.request_stop()
@@ -113,7 +113,7 @@ def test_the_pid_is_the_commands_own(run):
     assert await_report(process)[0]
 
 
-def test_a_server_that_ends_on_sigterm_gets_to_say_goodbye(run, tmp_path):
+def test_server_that_ends_on_sigterm_has_time_to_do_so(run, tmp_path):
     process = run(
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('goodbye')))\n"
@@ -155,7 +155,7 @@ def test_sigterm_to_the_supervisor_ends_the_tree(run, mark):
     assert wait_none(mark) == {}
 
 
-def test_a_killed_supervisor_takes_the_server_along(run):
+def test_server_dies_with_its_supervisor(run):
     process = run("import time; time.sleep(600)")
     os.kill(process.supervisor_pid, signal.SIGKILL)
     assert await_report(process) == (True, None)

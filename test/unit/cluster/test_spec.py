@@ -1,3 +1,5 @@
+"""Command lines and environment of a cluster's processes."""
+
 import pytest
 
 from kairos.cluster import ClusterSpec
@@ -48,7 +50,7 @@ def test_kairos_is_a_flag_of_every_server(kairos):
         assert ("--kairos" in argv) is kairos
 
 
-def test_bytecode_is_written_whatever_the_environment_says(monkeypatch):
+def test_bytecode_is_written_in_every_environment(monkeypatch):
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert "PYTHONDONTWRITEBYTECODE" not in spec(env={"A": "1"}).process_env()
     assert spec(env={"A": "1"}).process_env()["A"] == "1"
@@ -62,7 +64,7 @@ def test_loopback_bypasses_a_proxy(monkeypatch):
     assert env["NO_PROXY"] == "127.0.0.1,localhost"
 
 
-def test_the_router_is_the_one_that_was_asked_for():
+def test_router_command_is_that_of_the_chosen_router():
     assert spec().router_argv()[1:] == [
         *("-m", "sglang_router.launch_router", "--pd-disaggregation", "--mini-lb")
     ]
