@@ -46,7 +46,8 @@ def table(records: Records, request: str) -> str:
 def _engine(records: Records, name: str, load: str = "") -> str:
     record = records.engine_record(name)
     found = record.at(load)
-    return f"{_caption(record, found, load)}\n\n{arm_table(found.arms, ENGINE_COLUMNS, True)}"
+    upstream_first = dict(sorted(found.arms.items(), key=lambda item: item[0].startswith("kairos")))
+    return f"{_caption(record, found, load)}\n\n{arm_table(upstream_first, ENGINE_COLUMNS, True)}"
 
 
 def _classes(records: Records, name: str) -> str:
@@ -131,6 +132,7 @@ _TABLES: dict[str, tuple[Callable[..., str], int, int]] = {  # with fewest and m
 def _caption(record: EngineRecord, found: EngineLoad, load: str) -> str:
     """Instrument and work of a table in one paragraph."""
     workload = record.workload.replace("emulated with profile", "profile")
+    workload = re.sub(r"SLO (\S+) \+ TPOT", r"SLO set \1, TPOT", workload)
     if load:
         header = found.first_header()
         span = f"{header.requests} requests in {header.span_s:.0f} s, load {load}"
