@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "--label", help="name of the trace in headings; the record's name if not given"
     )
     one.add_argument(
-        "--requests", type=int, default=1000, help="requests to take from the start of the trace"
+        "--requests", type=int, default=2000, help="requests to take from the start of the trace"
     )
     one.add_argument("--slo", default="L3", help="rule that gives each request its SLOs")
     one.add_argument("--tpot-ms", type=float, default=30.0, help="TPOT objective, milliseconds")

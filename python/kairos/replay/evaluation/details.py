@@ -27,8 +27,8 @@ def engine_details(name: str, record: EngineRecord) -> str:
     parts = [f"### {name} ({record.kind})", "", f"{record.workload}.", ""]
     for load, found in record.by_load().items():
         if record.loads:
-            header = found.first_header()
-            parts += [f"Load {load}, {header.requests} requests in {header.span_s:.0f} s:", ""]
+            offered = found.offered_work()
+            parts += [f"Load {load}, {offered.requests} requests in {offered.span_s:.0f} s:", ""]
         parts += [arm_table(found.arms, ATTAINMENT_COLUMNS, intervals=True), ""]
         parts += [arm_table(found.arms, TIME_COLUMNS), ""]
         if any(own.classes for own in found.arms.values()):
@@ -41,8 +41,8 @@ def engine_details(name: str, record: EngineRecord) -> str:
                 "",
             ]
         parts += [f"**{arm}: {own.note}**\n" for arm, own in found.arms.items() if own.note]
-        for arm, headers in found.left_out.items():
-            parts += [f"**{arm}: {len(headers)} runs did not count and are left out**\n"]
+        for arm, runs in found.left_out.items():
+            parts += [f"**{arm}: {len(runs)} runs did not count and are left out**\n"]
     parts += _goodput(record.goodput)
     if record.differences:
         parts += [COMMITS, ""]

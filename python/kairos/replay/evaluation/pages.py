@@ -10,6 +10,7 @@ from kairos.replay.evaluation.records import Records
 from kairos.replay.evaluation.tables import table
 
 _MARKED = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+_UNIT = re.compile(r"(\d) (?=(?:%|ms|s)\b|%)")
 _BEGIN, _END = "<!-- table:", "<!-- end of table -->"
 
 
@@ -71,10 +72,12 @@ def _with_tables(page: Path, text: str, records: Records) -> str:
 
 def _wrapped(text: str) -> str:
     """`text` with paragraphs broken at 100 columns; rows of tables stay on one line."""
-    lines = [
-        line
-        if line.startswith(("|", "#"))
-        else textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False)
-        for line in text.split("\n")
-    ]
+    lines = [line if line.startswith(("|", "#")) else _filled(line) for line in text.split("\n")]
     return "\n".join(lines)
+
+
+def _filled(paragraph: str) -> str:
+    """`paragraph` broken at 100 columns, but never between a number and its unit."""
+    joined = _UNIT.sub("\\1\u00a0", paragraph)
+    filled = textwrap.fill(joined, 100, break_long_words=False, break_on_hyphens=False)
+    return filled.replace("\u00a0", " ")

@@ -52,7 +52,7 @@ _LABEL_DISTANCE = 6.0  # between labels at line ends, percent of the axis
 _DODGE = 0.12  # between markers of a row, so that equal values stay visible; rows are 1 apart
 
 
-class Scenario(NamedTuple):
+class GoodputScenario(NamedTuple):
     """An emulated workload in the plot of goodput.
 
     Attributes:
@@ -67,12 +67,12 @@ class Scenario(NamedTuple):
 
 
 SCENARIOS = (
-    Scenario("Mooncake, prefill-bound, load 0.9", "6-headline"),
-    Scenario("Mooncake, prefill-bound, load 1.1", "5-overload"),
-    Scenario("Mooncake, decode-bound, load 1.0", "3-decode", "0.1457"),
-    Scenario("Reasoning, decode-bound, ten minutes", "14-reasoning-10-minutes"),
-    Scenario("Reasoning, short decode memory", "8-memory"),
-    Scenario("Azure, decode-bound, slow motion 1.5", "9-azure"),
+    GoodputScenario("Mooncake, prefill-bound, load 0.9", "6-headline"),
+    GoodputScenario("Mooncake, prefill-bound, load 1.1", "5-overload"),
+    GoodputScenario("Mooncake, decode-bound, load 1.0", "3-decode", "0.1457"),
+    GoodputScenario("Reasoning, decode-bound, ten minutes", "14-reasoning-10-minutes"),
+    GoodputScenario("Reasoning, short decode memory", "8-memory"),
+    GoodputScenario("Azure, decode-bound, slow motion 1.5", "9-azure"),
 )
 
 
@@ -184,7 +184,7 @@ PLOTS: dict[str, Callable[[Records], bytes]] = {
 """Every plot by file name."""
 
 
-def _scenario_goodput(records: Records, scenario: Scenario) -> dict[str, float]:
+def _scenario_goodput(records: Records, scenario: GoodputScenario) -> dict[str, float]:
     """Tokens per second in time of FCFS, of the best upstream order and of Kairos."""
     arms = records.engine_record(scenario.record).at(scenario.load).arms
     best = best_upstream({arm: own.e2e_attainment for arm, own in arms.items()})
@@ -237,7 +237,7 @@ def _svg(size: tuple[float, float], rows: int, draw: Callable[[Any], None]) -> b
     from matplotlib import pyplot as plt
 
     with mpl.rc_context():
-        mpl.rcdefaults()  # whatever a matplotlibrc of the machine says
+        mpl.rcdefaults()  # a matplotlibrc of the machine must not matter
         mpl.rcParams.update(_STYLE)
         figure, axes = plt.subplots(rows, figsize=size, layout="constrained", squeeze=False)
         draw(axes[:, 0])

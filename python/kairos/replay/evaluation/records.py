@@ -1,4 +1,4 @@
-"""Records behind the evaluation: what is kept of a simulation and of a replay's report."""
+"""Records behind the evaluation: the figures of a simulation or of a replay's report."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,7 +96,7 @@ class EngineArm(msgspec.Struct, frozen=True, kw_only=True):
     intervals: dict[str, tuple[float, float]]
 
 
-class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
+class OfferedWork(msgspec.Struct, frozen=True, kw_only=True):
     """Requests of a run and the seconds over which they arrive."""
 
     requests: int
@@ -113,12 +113,12 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     arms: dict[str, EngineArm]
-    headers: dict[str, list[RunHeader]]
+    headers: dict[str, list[OfferedWork]]
     fidelity: dict[str, dict[str, float | None] | None]
     left_out: dict[str, list[Any]] = {}
 
-    def first_header(self) -> RunHeader:
-        """Header of the first run of the first arm that has one."""
+    def offered_work(self) -> OfferedWork:
+        """The same for every arm."""
         return next(own[0] for own in self.headers.values() if own)
 
     def first_load(self) -> str:

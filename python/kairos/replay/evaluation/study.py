@@ -31,7 +31,7 @@ _BASELINE_TOLERANCE = 0.01  # attainment can fall steeply there
 
 @dataclass(frozen=True, slots=True)
 class SimulationStudy:
-    """What is simulated of a trace.
+    """The part of a trace to simulate, and its SLOs.
 
     Attributes:
         label: name of the trace for readers.
@@ -93,7 +93,7 @@ def simulate_trace(
     """Simulate every arm at every load, and search the goodput of some.
 
     Args:
-        study: what to simulate.
+        study: part of the trace and SLOs.
         trace: the whole trace.
         profile: latency profile of both instances.
         git_commit: commit to note in the record.

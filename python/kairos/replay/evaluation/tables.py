@@ -134,8 +134,8 @@ def _caption(record: EngineRecord, found: EngineLoad, load: str) -> str:
     workload = record.workload.replace("emulated with profile", "profile")
     workload = re.sub(r"SLO (\S+) \+ TPOT", r"SLO set \1, TPOT", workload)
     if load:
-        header = found.first_header()
-        span = f"{header.requests} requests in {header.span_s:.0f} s, load {load}"
+        offered = found.offered_work()
+        span = f"{offered.requests} requests in {offered.span_s:.0f} s, load {load}"
         workload = re.sub(r"\d+ requests in \d+ s, load [\d.]+", span, workload)
     commits = f" {COMMITS}" if record.differences else ""
     return f"**{record.kind.capitalize()}.** {workload}.{commits}"
