@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import io
 import re
 import sys
@@ -21,10 +22,13 @@ from prometheus_client import Histogram
 
 from kairos.cli import COMMANDS
 from kairos.metrics import ENGINE_METRICS
+from kairos.replay.client.record import RequestRecord
+from kairos.replay.run.header import RunHeader
 from kairos.router.cli import default_text
 from kairos.router.config.schema import flag_of, knob_of
 from kairos.router.config.settings import RouterConfig
 from kairos.router.observe.metrics import RouterMetrics
+from kairos.workload.synthetic import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 # Arguments by which a command builds its further parsers.
@@ -118,6 +122,33 @@ def router_buckets() -> str:
     return _table(("histogram", "upper bounds"), rows)
 
 
+def presets() -> str:
+    """Return the presets of synthetic traces."""
+    rows = [
+        (
+            f"`{name}`",
+            f"{preset.arrivals.rate_per_s:g}",
+            f"{preset.arrivals.cv:g}",
+            f"{preset.inputs.low:,} to {preset.inputs.high:,}",
+            f"{preset.outputs.low:,} to {preset.outputs.high:,}",
+            f"{100 * preset.sharing.continued:.0f} %",
+        )
+        for name, preset in PRESETS.items()
+    ]
+    head = ("preset", "requests/s", "variation of gaps", "prompt, tokens", "output, tokens")
+    return _table((*head, "continue an earlier prompt"), rows)
+
+
+def request_record() -> str:
+    """Return the fields of a line of a record file."""
+    return _fields_table(RequestRecord)
+
+
+def run_header() -> str:
+    """Return the fields of the first line of a record file."""
+    return _fields_table(RunHeader)
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "cli": cli,
     "engine_flags": engine_flags,
@@ -125,6 +156,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "engine_metrics": engine_metrics,
     "router_metrics": router_metrics,
     "router_buckets": router_buckets,
+    "presets": presets,
+    "request_record": request_record,
+    "run_header": run_header,
 }
 
 
@@ -146,6 +180,19 @@ def built_parser(
     finally:
         argparse.ArgumentParser.parse_known_args = original  # type: ignore[method-assign]  # same
     raise ValueError(f"{main.__module__}.main built no parser for {list(words)}")
+
+
+def _fields_table(described: type) -> str:
+    """Return the attributes that a class's docstring describes."""
+    _, _, text = inspect.cleandoc(described.__doc__ or "").partition("Attributes:\n")
+    rows = []
+    for line in text.splitlines():
+        if match := re.match(r" {0,4}([a-z_]+(?:, [a-z_]+)*): (.*)", line):
+            names = ", ".join(f"`{name}`" for name in match[1].split(", "))
+            rows.append([names, match[2]])
+        elif rows:
+            rows[-1][1] += f" {line.strip()}"
+    return _table(("field", "meaning"), [(names, _prose(meaning)) for names, meaning in rows])
 
 
 def _engine_config() -> ModuleType:
