@@ -187,7 +187,7 @@ def _fields_table(described: type) -> str:
     _, _, text = inspect.cleandoc(described.__doc__ or "").partition("Attributes:\n")
     rows = []
     for line in text.splitlines():
-        if match := re.match(r" {0,4}([a-z_]+(?:, [a-z_]+)*): (.*)", line):
+        if match := re.match(r" {0,4}([a-z0-9_]+(?:, [a-z0-9_]+)*): (.*)", line):
             names = ", ".join(f"`{name}`" for name in match[1].split(", "))
             rows.append([names, match[2]])
         elif rows:

@@ -17,6 +17,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = "repository/"
 _LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
+_WHOLE_LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)\)")
 _CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.DOTALL)
 _GENERATED = re.compile(r"<!-- generated: (\w+) -->")
 
@@ -66,6 +67,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         relative = posixpath.relpath(site, posixpath.dirname(page.file.src_uri) or ".")
         return f"{match[1]}{relative}{match[3]}"
 
+    def without_folder(match: re.Match[str]) -> str:
+        target = _resolved(match[2], source)
+        return match[1] if target is not None and (ROOT / target).is_dir() else match[0]
+
+    markdown = _WHOLE_LINK.sub(without_folder, markdown)  # the site has no page of a folder
     return "".join(
         part if index % 2 else _LINK.sub(on_site, part)
         for index, part in enumerate(_CODE.split(markdown))

@@ -31,7 +31,7 @@ NO_CACHE = replace(OPERATED, args=(*KAIROS.args, "--disable-radix-cache"))
 NO_OVERLAP = replace(OPERATED, args=(*KAIROS.args, "--disable-overlap-schedule"))
 
 NEW_TOKENS = 3
-STARTED_LIMIT = 16  # README, limits
+STARTED_LIMIT = 16  # docs, limits
 
 
 class Traffic(RuleBasedStateMachine):

@@ -1,6 +1,6 @@
 """Slack: choose who runs in a decode step so that as many requests as possible keep their pace.
 
-The method and why each part is there: SLACK.md beside this file.
+Method and parameters: docs/explanation/slack.md.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Compiled inner loops of the slack policy. SLACK.md has the method; names are the same."""
+"""Compiled inner loops of the slack policy; docs/explanation/slack.md has the method."""
 
 import math
 from typing import Any

@@ -1,6 +1,6 @@
 """Urgency: order and pack prefill work so that as many requests as possible meet their TTFT SLO.
 
-The method and why each part is there: URGENCY.md beside this file.
+Method and parameters: docs/explanation/urgency.md.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Slack, by numbered behaviours of SLACK.md."""
+"""Slack: docs/explanation/slack.md has the method."""
 
 import math
 import time

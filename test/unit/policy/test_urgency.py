@@ -1,4 +1,4 @@
-"""Urgency, by numbered behaviours of URGENCY.md."""
+"""Urgency: docs/explanation/urgency.md has the method."""
 
 import itertools
 import math

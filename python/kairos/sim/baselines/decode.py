@@ -71,7 +71,7 @@ class ContinuousPolicy:
 
 class GreedyPolicy:
     """The literal reading of the paper's abstract: pack short requests first as long as the step
-    stays within the tightest slack of those packed. Fails in sustained overload, see BASELINES.md.
+    stays within the tightest slack of those packed. Fails in sustained overload.
     """
 
     def __init__(self, table: StepTable, max_batch: int) -> None:
