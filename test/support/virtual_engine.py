@@ -1,4 +1,4 @@
-"""A driver of `kairos.calibrate` without servers: a profile's times on a clock of its own."""
+"""A driver for `kairos.calibrate` without servers: a profile's times on a virtual clock."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,18 @@ from kairos.latency.first_token import FirstTokenPath, prefill_s, single_request
 
 
 class VirtualEngine:
-    """Prefills prompts one after the other, decodes together whoever has begun.
+    """Prefills prompts one after the other, and decodes all prompts that have begun together.
 
     Args:
-        jitter_s: tokens reach the client up to so much late, each by itself.
+        profile: gives the durations.
+        path: time of a first token beside prefill.
+        jitter_s: tokens reach the client late by a random time up to this, each by itself.
         cache: keep prefixes.
 
     Attributes:
-        now_s: its clock, which `play` moves.
-        played: every call's prompts and output tokens.
-        fails: raised by `play` from the n-th call on, by n.
+        now_s: its clock, which `generate` advances.
+        calls: prompts and output tokens of every call.
+        fails: error that `generate` raises from the n-th call on, by n.
     """
 
     def __init__(
@@ -28,7 +30,7 @@ class VirtualEngine:
         self.profile = profile
         self.path = path
         self.now_s = 1000.0
-        self.played: list[tuple[Sequence[CalibrationPrompt], int]] = []
+        self.calls: list[tuple[Sequence[CalibrationPrompt], int]] = []
         self.fails: dict[int, BaseException] = {}
         self._cached: set[tuple[int, int]] = set()
         self._cache = cache
@@ -38,15 +40,15 @@ class VirtualEngine:
     def now(self) -> float:
         return self.now_s
 
-    def play(
+    def generate(
         self,
         prompts: Sequence[CalibrationPrompt],
         output_tokens: int,
         limit_s: float,
-        together: int | None = None,
+        enough_shared: int | None = None,
     ) -> list[TimedAnswer]:
-        self.played.append((prompts, output_tokens))
-        due = [error for n, error in self.fails.items() if n <= len(self.played)]
+        self.calls.append((prompts, output_tokens))
+        due = [error for n, error in self.fails.items() if n <= len(self.calls)]
         if due:
             raise due[0]
         sent = free = self.now_s
@@ -63,7 +65,7 @@ class VirtualEngine:
         times = [[t] for t in begun]
         now = min(begun)
         while True:
-            if together is not None and shared_tokens(times) >= together:
+            if enough_shared is not None and shared_tokens(times) >= enough_shared:
                 break
             left = [i for i, own in enumerate(times) if len(own) < output_tokens]
             active = [i for i in left if begun[i] <= now]

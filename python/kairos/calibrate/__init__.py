@@ -1,1 +1,1 @@
-"""Measure a running pair of servers and write what was found as a latency profile."""
+"""Calibration: measures running servers and writes their latency profile."""

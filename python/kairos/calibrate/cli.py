@@ -1,4 +1,4 @@
-"""Command line of `scripts/calibrate.py`."""
+"""Command line of `kairos calibrate`."""
 
 import argparse
 import sys
@@ -6,29 +6,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from kairos.calibrate.config import CalibrationConfig
+from kairos.calibrate.grid import GridAxes
 from kairos.calibrate.session import ClusterFactory, calibrate
 from kairos.cluster import ClusterError
 from kairos.errors import InputError
 
 DEFAULT_BASE = "minimax-m2.5-tp4-h200"
 
+DESCRIPTION = """\
+Measure prefill and decode times of running SGLang servers, and write them as a latency profile for
+--kairos-profile. The servers must serve no other requests meanwhile.
+"""
 EXAMPLES = """\
 examples:
-  # A prefill and a decode server that run already, with nobody else on them:
-  python scripts/calibrate.py --url http://HOST:30001 http://HOST:30002 --out out/own.json
+  # A prefill and a decode server that run already:
+  kairos calibrate --url http://HOST:30001 http://HOST:30002 --out out/own.json
 
   # One server without disaggregation:
-  python scripts/calibrate.py --url http://HOST:30000 --out out/own.json
+  kairos calibrate --url http://HOST:30000 --out out/own.json
 
-  # To try it without a GPU: servers whose time is modelled by a profile, which should be found
-  # again (emulated):
-  python scripts/calibrate.py --emulated tiny-fast --batches 1,4,16,32 --contexts 256,1024,4096 \\
+  # A trial without a GPU: the servers' time is modelled by a profile, and the calibration should
+  # find that profile again (emulated):
+  kairos calibrate --emulated tiny-fast --batches 1,4,16,32 --contexts 256,1024,4096 \\
     --out out/tiny-again.json
 
 Then: python -m sglang.launch_server --kairos --kairos-profile out/own.json ...
 
-exit code: 0; 1 servers failed, 2 bad input, 130 interrupted. What was measured until then is
-written in any case.
+exit code: 0; 1 servers failed, 2 bad input, 130 interrupted. The samples measured until then are
+written in every case.
 """
 
 
@@ -40,22 +46,36 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str], cluster_factory: ClusterFactory) -> int:
-    """Calibrate as `argv` says.
+    """Calibrate as the command line says.
 
     Args:
+        argv: arguments without the program's name.
         cluster_factory: describes a prefill and a decode server that emulate a profile.
 
     Returns:
         Exit code; see `--help`.
     """
     try:
-        return calibrate(_parser().parse_args(argv), cluster_factory)
+        return calibrate(_config(_parser().parse_args(argv)), cluster_factory)
     except (InputError, ClusterError) as error:
         print(f"calibrate: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print("calibrate: interrupted", file=sys.stderr)
         return 130
+
+
+def _config(options: argparse.Namespace) -> CalibrationConfig:
+    return CalibrationConfig(
+        urls=tuple(options.url or ()),
+        emulated=options.emulated,
+        out=options.out,
+        name=options.name,
+        model=options.model,
+        base=options.base,
+        budget_s=options.budget_s,
+        axes=GridAxes(options.batches, options.contexts, options.new, options.prefixes),
+    )
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -67,35 +87,37 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="calibrate",
-        description="Measure prefill and decode times of running SGLang servers and write them as "
-        "a latency profile for --kairos-profile.",
+        prog="kairos calibrate",
+        usage="kairos calibrate (--url URL [URL] | --emulated NAME|FILE) --out FILE.json [options]",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     # fmt: off
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--url", nargs="+", metavar="URL",
-        help="a server, or a prefill and a decode server; not a router")
-    where.add_argument("--emulated", metavar="NAME|FILE",
-        help="start servers whose time this profile models")
-    add = parser.add_argument
+    group = parser.add_argument_group("servers")
+    one_of = group.add_mutually_exclusive_group(required=True)
+    one_of.add_argument("--url", nargs="+", metavar="URL",
+        help="one server, or a prefill and a decode server; not a router")
+    one_of.add_argument("--emulated", metavar="NAME|FILE",
+        help="start servers whose time this latency profile models")
+    add = group.add_argument
+    add("--model", help="refuse servers of another model, by path or served name (default: any)")
+    add = parser.add_argument_group("profile").add_argument
     add("--out", type=Path, required=True, metavar="FILE.json",
-        help="the profile; FILE.samples.jsonl and FILE.png go beside it")
-    add("--name", default="calibrated", help="of the profile (default calibrated)")
-    add("--model", help="refuse servers of another model (path or served name)")
+        help="the profile; FILE.samples.jsonl and FILE.png are written beside it")
+    add("--name", default="calibrated", help="name of the profile (default %(default)s)")
     add("--base", default=DEFAULT_BASE, metavar="NAME|FILE",
-        help="profile of what is not measured: KV link, expert fraction, straggler; with "
-        "--emulated that one (default %(default)s)")
+        help="profile that gives the values that are not measured: KV link, expert fraction, "
+        "straggler; with --emulated, the emulated one (default %(default)s)")
+    add = parser.add_argument_group("measurement").add_argument
     add("--budget-s", type=float, default=900.0, metavar="S",
         help="time for measuring; points beyond it are left out (default 900)")
-    group = parser.add_argument_group("grid (default: chosen by the servers' limits)")
-    add = group.add_argument
-    add("--batches", type=_numbers, metavar="N,N", help="decode batch sizes")
-    add("--contexts", type=_numbers, metavar="N,N", help="tokens of context of each request")
+    add = parser.add_argument_group("grid (default: chosen by the servers' limits)").add_argument
+    add("--batches", type=_numbers, metavar="N,N", help="decode batch sizes, in requests")
+    add("--contexts", type=_numbers, metavar="N,N", help="context of each request, in tokens")
     add("--new", type=_numbers, metavar="N,N",
-        help="new prompt tokens; some below, some several times the chunk size")
-    add("--prefixes", type=_numbers, metavar="N,N", help="cached prompt tokens; 0 among them")
+        help="new prompt tokens; some below and some several times the chunk size")
+    add("--prefixes", type=_numbers, metavar="N,N", help="cached prompt tokens; include 0")
     # fmt: on
     return parser

@@ -1,4 +1,4 @@
-"""Sends the requests of one point and stamps their tokens."""
+"""Sending the requests of one point, and the arrival times of their tokens."""
 
 import asyncio
 import gc
@@ -21,35 +21,39 @@ from kairos.slo import TPOT_RANGE_MS, TTFT_RANGE_MS, Slo
 from kairos.workload.trace import TraceRequest
 
 VOCABULARY = 1024
-"""Token ids are below this: in the vocabulary of any model."""
-_LOOK_S = 0.02
+"""Token ids are smaller than this, so every model's vocabulary contains them."""
+_CHECK_S = 0.02
 
 
 class DriveError(Exception):
-    """The servers did not do what a point needs; one line that says what instead."""
+    """The servers did not serve a point's requests as it needs; one line with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationPrompt:
-    """Token ids by length and name: equal parts have equal ids, different names share nothing.
+    """A prompt as a sequence of named parts.
+
+    Equal parts have equal token ids; parts of different names share no prefix.
 
     Attributes:
-        parts: (tokens, name) one behind the other.
+        parts: (tokens, name) of each part, in order.
     """
 
     parts: tuple[tuple[int, int], ...]
 
     @property
     def length(self) -> int:
-        """Tokens."""
+        """Return the number of tokens."""
         return sum(tokens for tokens, _ in self.parts)
 
 
 class TimedAnswer(NamedTuple):
-    """Attributes:
-    sent_s: monotonic time at which the request left.
-    times_s: and at which its tokens arrived.
-    cached_tokens: prefix hit that the server reports, None if it does not.
+    """Times of one answered request.
+
+    Attributes:
+        sent_s: monotonic time at which the request left.
+        times_s: monotonic times at which its tokens arrived.
+        cached_tokens: prefix hit that the server reports; None if it reports none.
     """
 
     sent_s: float
@@ -58,21 +62,26 @@ class TimedAnswer(NamedTuple):
 
 
 class Driver(Protocol):
-    """Something that generates."""
+    """Servers that generate tokens."""
 
-    def play(
+    def generate(
         self,
         prompts: Sequence[CalibrationPrompt],
         output_tokens: int,
         limit_s: float,
-        together: int | None = None,
+        enough_shared: int | None = None,
     ) -> list[TimedAnswer]:
-        """Send all of `prompts` at once, wait for their answers.
+        """Send all prompts at once and wait for their answers.
 
         Args:
-            limit_s: seconds after which it is given up.
-            together: hang up as soon as every request has got so many tokens since the last one
-                got its first. None waits for all `output_tokens`.
+            prompts: of the requests.
+            output_tokens: number of tokens that each request generates.
+            limit_s: seconds after which the requests fail.
+            enough_shared: end when every request has received this number of tokens since the
+                last one received its first. None waits for all `output_tokens`.
+
+        Returns:
+            Times of each request, in the order of `prompts`.
 
         Raises:
             DriveError: a request failed, or the time is over.
@@ -80,7 +89,7 @@ class Driver(Protocol):
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Whether `error` came up while a KeyboardInterrupt was being handled."""
+    """Return whether `error` was raised while a KeyboardInterrupt was handled."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
@@ -90,9 +99,9 @@ class HttpDriver:
     """Real servers, through SGLang's `/generate` with token ids.
 
     Args:
-        endpoints: one server, or prefill and decode.
-        send_slo: say that there is no hurry, to servers that would schedule by it.
-        seed: of all token ids. Runs with different ones find nothing of each other in the cache.
+        endpoints: one server, or a prefill and a decode server.
+        send_slo: send the loosest SLO, to servers that schedule by it.
+        seed: of all token ids. Runs with different seeds have no prefix in common.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint], *, send_slo: bool, seed: int) -> None:
@@ -102,20 +111,21 @@ class HttpDriver:
         self._run_id = f"calibrate-{seed:x}"
         self._count = 0
 
-    def play(
+    def generate(
         self,
         prompts: Sequence[CalibrationPrompt],
         output_tokens: int,
         limit_s: float,
-        together: int | None = None,
+        enough_shared: int | None = None,
     ) -> list[TimedAnswer]:
+        """Send all prompts at once and wait for their answers; see `Driver`."""
         bodies = [self._prepared(prompt, output_tokens) for prompt in prompts]
         gc.disable()  # a collection would stamp tokens late
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(self._play(bodies, limit_s, together))
+                return runner.run(self._exchange(bodies, limit_s, enough_shared))
         except RuntimeError as error:
-            # Ctrl-C while the loop was being closed, which asyncio answers with other errors.
+            # asyncio raises other errors for Ctrl-C while the loop is being closed.
             if _interrupted(error):
                 raise KeyboardInterrupt from error
             raise
@@ -125,7 +135,7 @@ class HttpDriver:
     def _prepared(
         self, prompt: CalibrationPrompt, output_tokens: int
     ) -> tuple[PlannedRequest, str, bytes]:
-        """Written before the clock starts: a long prompt takes milliseconds."""
+        """Encode a request before the clock starts: a long prompt takes milliseconds."""
         self._count += 1
         request = TraceRequest(0.0, prompt.length, output_tokens)
         planned = PlannedRequest(self._count, request, 0, Slo(TTFT_RANGE_MS[1], TPOT_RANGE_MS[1]))
@@ -136,11 +146,11 @@ class HttpDriver:
         body = GenerateApi().body(planned, rid, orjson.dumps(ids), self._endpoints, self._send_slo)
         return planned, rid, body
 
-    async def _play(
+    async def _exchange(
         self,
         requests: Sequence[tuple[PlannedRequest, str, bytes]],
         limit_s: float,
-        together: int | None,
+        enough_shared: int | None,
     ) -> list[TimedAnswer]:
         api = GenerateApi()
         exchanges = [
@@ -154,7 +164,7 @@ class HttpDriver:
                 for exchange, (_, _, body) in zip(exchanges, requests, strict=True):
                     exchange.send(body, self._send_slo)
                 tasks = [asyncio.create_task(_ended_well(exchange)) for exchange in exchanges]
-                await _all_or_enough(tasks, exchanges, together)
+                await _all_or_enough(tasks, exchanges, enough_shared)
         except TimeoutError:
             raise DriveError(f"no end after {limit_s:.0f} s") from None
         except OSError as error:
@@ -178,23 +188,30 @@ async def _ended_well(exchange: Exchange) -> None:
 
 
 async def _all_or_enough(
-    tasks: Sequence[asyncio.Task[None]], exchanges: Sequence[Exchange], together: int | None
+    tasks: Sequence[asyncio.Task[None]], exchanges: Sequence[Exchange], enough_shared: int | None
 ) -> None:
     pending = set(tasks)
     while pending:
         done, pending = await asyncio.wait(
             pending,
-            timeout=None if together is None else _LOOK_S,
+            timeout=None if enough_shared is None else _CHECK_S,
             return_when=asyncio.FIRST_EXCEPTION,
         )
         for task in done:
             task.result()
-        if together is not None and shared_tokens([e.stream.times for e in exchanges]) >= together:
+        if (
+            enough_shared is not None
+            and shared_tokens([e.stream.times for e in exchanges]) >= enough_shared
+        ):
             return
 
 
 def shared_tokens(times: Sequence[Sequence[float]]) -> int:
-    """Tokens that every stream has got since the last of them began."""
+    """Return the tokens that every stream has received since the last of them began.
+
+    Args:
+        times: arrival times of each stream's tokens, in monotonic seconds.
+    """
     if not all(times):
         return 0
     began = max(own[0] for own in times)

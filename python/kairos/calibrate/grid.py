@@ -1,4 +1,4 @@
-"""What is measured: points, whether they fit the servers, how long they should take."""
+"""Points to measure: which fit the servers, their order, and their estimated times."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from kairos.latency import InstanceLimits, Profile
 from kairos.latency.first_token import prefill_s, single_request_chunks
 
 STEPS = 64
-"""Decode steps that a point looks at."""
+"""Decode steps that a point measures."""
 WARM_UP = 16
-"""Steps before them, once all requests decode; as many are left over behind them."""
+"""Steps before them, once all requests decode; the same number follows them."""
 REPEATS = 5
-"""Prompts of a prefill point."""
+"""Requests of a prefill point."""
 TAIL = 16
-"""Tokens of a decode point's prompts that are not shared."""
+"""Tokens at the end of a decode point's prompts that are not shared."""
 RESERVE = 512
-"""Tokens beside its context that a decode server keeps free for a request, as upstream does."""
+"""Tokens that upstream's decode server keeps free for a request beside its context."""
 _PATH_S = 0.05  # of the estimates only
 _PER_TOKEN_S = 2e-6
 _LARGEST_CONTEXT = 65_536
@@ -52,7 +52,7 @@ P = TypeVar("P", DecodePoint, PrefillPoint)
 
 
 class SkippedPoint(msgspec.Struct, frozen=True):
-    """A point without a sample, and why."""
+    """A point without a sample, and the reason."""
 
     point: Point
     reason: str
@@ -60,7 +60,17 @@ class SkippedPoint(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class GridAxes:
-    """Values along each axis. None: chosen by the servers' limits."""
+    """Values along each axis; None chooses them by the servers' limits.
+
+    Attributes:
+        batches: decode batch sizes.
+        contexts: tokens of context of each request of a decode step.
+        new: new tokens of a prefill.
+        prefixes: cached tokens of a prefill.
+
+    Raises:
+        InputError: a value is out of range.
+    """
 
     batches: Sequence[int] | None = None
     contexts: Sequence[int] | None = None
@@ -75,10 +85,12 @@ class GridAxes:
 
 
 class Grid(NamedTuple):
-    """Attributes:
-    points: in the order in which they are measured: the corners first, then what lies between, so
-        that a run that ends early still spans the grid.
-    skipped: those that do not fit.
+    """Points of a calibration.
+
+    Attributes:
+        points: in the order of measurement. Corners come first and inner points later, so that a
+            sweep that ends early still spans the grid.
+        skipped: points that do not fit the servers.
     """
 
     points: tuple[Point, ...]
@@ -86,13 +98,15 @@ class Grid(NamedTuple):
 
 
 def make_grid(axes: GridAxes, limits: InstanceLimits, longest_prompt: int) -> Grid:
-    """Every combination of `axes` that the servers hold.
+    """Return every combination of `axes` that the servers hold.
 
     Args:
-        longest_prompt: tokens that a server accepts.
+        axes: values along each axis.
+        limits: of the servers.
+        longest_prompt: tokens; prompts must be shorter.
 
     Raises:
-        InputError: nothing fits.
+        InputError: no point fits.
     """
     batches = axes.batches or _powers(1, limits.max_batch, 2)
     largest = min(longest_prompt - STEPS - 2 * WARM_UP, limits.kv_tokens, _LARGEST_CONTEXT)
@@ -104,7 +118,7 @@ def make_grid(axes: GridAxes, limits: InstanceLimits, longest_prompt: int) -> Gr
     prefill = [
         point
         for point in _coarse_first(new, prefixes, PrefillPoint)
-        # Long prompts are there for their number of chunks; a prefix would only take time.
+        # Long prompts vary the number of chunks; with a prefix they would only take longer.
         if axes.new or not (point.prefix and point.new > chunk)
     ]
     points: list[Point] = []
@@ -123,7 +137,7 @@ def make_grid(axes: GridAxes, limits: InstanceLimits, longest_prompt: int) -> Gr
 
 
 def unfit(point: Point, limits: InstanceLimits, longest_prompt: int) -> str:
-    """Why the servers cannot hold `point`; empty if they can."""
+    """Return why the servers cannot hold `point`; empty if they can."""
     if isinstance(point, PrefillPoint):
         length, requests = point.new + point.prefix, 1
     else:
@@ -139,15 +153,18 @@ def unfit(point: Point, limits: InstanceLimits, longest_prompt: int) -> str:
 
 
 def output_tokens(point: Point) -> int:
-    """Tokens that each request of a point asks for. Requests of a large batch begin one after the
-    other, and the first must still decode when the last has begun: hence the part per request."""
+    """Return the output tokens of each request of a point.
+
+    Requests of a large batch begin one after the other, and the first must still decode when the
+    last begins. So the number grows with the batch.
+    """
     if isinstance(point, PrefillPoint):
         return 1
     return STEPS + 2 * WARM_UP + max(32, 2 * point.batch)
 
 
 def estimate_s(point: Point, profile: Profile) -> float:
-    """How long measuring `point` takes on servers like `profile`, seconds."""
+    """Return the seconds that measuring `point` takes on servers like `profile`."""
     chunk = profile.limits.chunk_tokens
 
     def first_token_s(length: int, cached: int) -> float:
@@ -176,7 +193,7 @@ def _powers(low: int, high: int, base: int) -> list[int]:
 def _coarse_first(
     rows: Sequence[int], columns: Sequence[int], point: Callable[[int, int], P]
 ) -> list[P]:
-    """All combinations, those at the ends of both axes first."""
+    """Return all combinations, with those at the ends of both axes first."""
     rows, columns = sorted(set(rows)), sorted(set(columns))
     row_levels, column_levels = _levels(len(rows)), _levels(len(columns))
     places = [(i, j) for i in range(len(rows)) for j in range(len(columns))]
@@ -185,7 +202,7 @@ def _coarse_first(
 
 
 def _levels(n: int) -> list[int]:
-    """0 for both ends, 1 for the middle, 2 for the middles of the halves, and so on."""
+    """Return 0 for both ends, 1 for the middle, 2 for the middles of the halves, and so on."""
     levels = [0] * n
     open_gaps, level = [(0, n - 1)], 1
     while open_gaps:
@@ -201,7 +218,7 @@ def _levels(n: int) -> list[int]:
 
 
 def _alternating(first: Sequence[Point], second: Sequence[Point]) -> list[Point]:
-    """The two merged so that any beginning holds as large a share of one as of the other."""
+    """Merge both so that every beginning of the result has the same share of each."""
     ranked = [
         ((i + 0.5) / len(points), point)
         for points in (first, second)

@@ -1,4 +1,4 @@
-"""One point of the grid, measured: requests of exact lengths, and what their tokens say."""
+"""Measurement of one point of the grid, from the token times of requests of exact lengths."""
 
 import itertools
 import statistics
@@ -20,18 +20,18 @@ from kairos.calibrate.grid import (
 )
 
 BLOCK = 8
-"""Steps that are timed together. Single gaps are no good: two tokens may arrive at once."""
-_LEAST_BLOCKS = 2
+"""Steps that are timed together; single gaps mislead, because two tokens may arrive at once."""
+_MIN_BLOCKS = 2
 
 
 class DecodeMeasurement(msgspec.Struct, frozen=True, tag="decode"):
     """Measured decode steps.
 
     Attributes:
-        batch: requests, all of about the same length.
-        total_context: sum of their contexts, mean over the steps.
-        seconds: of a step, median of `blocks_s`.
-        blocks_s: of a step, mean over each `BLOCK` of them, of every request.
+        batch: number of requests, all of about the same length.
+        total_context: sum of their contexts in tokens, mean over the steps.
+        seconds: time of a step, the median of `blocks_s`.
+        blocks_s: mean time of a step over each `BLOCK` steps of each request.
     """
 
     batch: int
@@ -45,8 +45,9 @@ class PrefillMeasurement(msgspec.Struct, frozen=True, tag="prefill"):
 
     Attributes:
         length: tokens of the prompt.
-        cached: those that were in the prefix cache, as the server reports.
+        cached: tokens of it that the server reports as cached.
         seconds: median of `each_s`.
+        each_s: time to first token of each request, in seconds.
     """
 
     length: int
@@ -62,7 +63,8 @@ class Meter:
     """Measures points with one driver.
 
     Args:
-        first_name: names of prompts count from here, so that no content comes twice.
+        driver: sends the requests.
+        first_name: the first name of a prompt part; every part has a name of its own.
     """
 
     def __init__(self, driver: Driver, first_name: int = 1) -> None:
@@ -70,14 +72,15 @@ class Meter:
         self._names = itertools.count(first_name)
 
     def measure(self, point: Point, limit_s: Callable[[], float]) -> Measurement:
-        """The sample of `point`.
+        """Return the sample of `point`.
 
         Args:
-            limit_s: seconds that are left, asked before every batch of requests.
+            point: to measure.
+            limit_s: returns the seconds that are left, before every batch of requests.
 
         Raises:
-            DriveError: a request failed or the time is over, or they did not do what the point is
-                about.
+            DriveError: a request failed, the time is over, or the token times do not belong to
+                the point.
         """
         if isinstance(point, PrefillPoint):
             return self._first_tokens(point, limit_s)
@@ -90,9 +93,9 @@ class Meter:
         answers = []
         for _ in range(REPEATS):
             prompt = CalibrationPrompt((*shared, (point.new, next(self._names))))
-            answers += self._driver.play([prompt], 1, limit_s())
+            answers += self._driver.generate([prompt], 1, limit_s())
         hits = [point.prefix if a.cached_tokens is None else a.cached_tokens for a in answers]
-        cached = statistics.mode(hits)  # an eviction in between makes it another point
+        cached = statistics.mode(hits)  # an eviction in between gives another point
         length = point.prefix + point.new
         if cached >= length:
             raise DriveError(f"the server reports {cached} of {length} tokens as cached")
@@ -104,36 +107,40 @@ class Meter:
         return PrefillMeasurement(length, cached, statistics.median(each_s), each_s)
 
     def _steps(self, point: DecodePoint, limit_s: Callable[[], float]) -> DecodeMeasurement:
-        # Spares prefilling every context; the decode server holds each of them all the same.
+        # With a shared prefix not every context is prefilled; the decode server holds each of them.
         shared = self._prefix(point.context - TAIL, limit_s)
-        asked = output_tokens(point)
-        for output in (asked, 4 * asked):
+        planned = output_tokens(point)
+        for output in (planned, 4 * planned):
             prompts = [
                 CalibrationPrompt((*shared, (TAIL, next(self._names)))) for _ in range(point.batch)
             ]
-            answers = self._driver.play(prompts, output, limit_s(), WARM_UP + STEPS + 1)
+            answers = self._driver.generate(prompts, output, limit_s(), WARM_UP + STEPS + 1)
             found = steps_of(answers, point.context)
             if found is not None:
                 return found
         raise DriveError(f"{point.batch} requests never decoded together for long enough")
 
     def _prefix(self, tokens: int, limit_s: Callable[[], float]) -> tuple[tuple[int, int], ...]:
-        """Bring a new prefix into the cache."""
+        """Bring a new prefix into the cache and return its parts."""
         if tokens <= 0:
             return ()
         shared = ((tokens, next(self._names)),)
-        self._driver.play([CalibrationPrompt(shared)], 1, limit_s())
+        self._driver.generate([CalibrationPrompt(shared)], 1, limit_s())
         return shared
 
 
 def steps_of(answers: Sequence[TimedAnswer], prompt_tokens: int) -> DecodeMeasurement | None:
-    """The steps in which all requests decoded, without the first `WARM_UP`; None if too few.
+    """Return the steps in which all requests decoded, without the first `WARM_UP`.
 
     Args:
+        answers: of every request of the point.
         prompt_tokens: length of each prompt.
 
+    Returns:
+        The measurement; None if the steps are too few.
+
     Raises:
-        DriveError: some requests got far fewer tokens than others.
+        DriveError: some requests received far fewer tokens than others.
     """
     began = max(answer.times_s[0] for answer in answers)
     ended = min(answer.times_s[-1] for answer in answers)
@@ -148,7 +155,7 @@ def steps_of(answers: Sequence[TimedAnswer], prompt_tokens: int) -> DecodeMeasur
         blocks_s += [
             (times[i + BLOCK] - times[i]) / BLOCK for i in range(first, behind - BLOCK, BLOCK)
         ]
-    if max(counts) <= _LEAST_BLOCKS * BLOCK:
+    if max(counts) <= _MIN_BLOCKS * BLOCK:
         return None
     if max(counts) - min(counts) > 2 + 0.1 * max(counts):
         raise DriveError(
@@ -157,5 +164,5 @@ def steps_of(answers: Sequence[TimedAnswer], prompt_tokens: int) -> DecodeMeasur
         )
     seconds = statistics.median(blocks_s)
     if seconds <= 0.0:
-        raise DriveError("tokens arrive all at once: something between here and there holds them")
+        raise DriveError("tokens arrive all at once: a proxy on the way may hold them back")
     return DecodeMeasurement(len(answers), contexts, seconds, blocks_s)

@@ -1,7 +1,7 @@
 """The picture of a calibration: fit above, residuals below."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -10,37 +10,63 @@ from kairos.calibrate.result import CalibrationResult
 from kairos.latency.first_token import prefill_s, single_request_chunks
 from kairos.replay.report.drawing import legend_below, png
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
 _LINE_POINTS = 60
 S = TypeVar("S", DecodeMeasurement, PrefillMeasurement)
 
 
-def picture(found: CalibrationResult, title: str) -> bytes:
-    """PNG: decode steps on the left, prefill on the right."""
+class _Residuals(NamedTuple, Generic[S]):
+    """One picture of residuals.
 
-    def draw(axes: Any) -> None:
+    Attributes:
+        groups: samples by the value that chooses their shade.
+        x: value of a sample along the x axis.
+        error: relative error of a sample.
+        label: of the x axis.
+        title: of the picture.
+    """
+
+    groups: Mapping[int, Sequence[S]]
+    x: Callable[[S], float]
+    error: Callable[[S], float]
+    label: str
+    title: str
+
+
+def picture(found: CalibrationResult, title: str) -> bytes:
+    """Return a PNG with decode steps on the left and prefill on the right."""
+
+    def draw(axes: "NDArray[np.object_]") -> None:
         _decode(axes[0, 0], found)
         _prefill(axes[0, 1], found)
         _residuals(
             axes[1, 0],
-            _groups(found.steps, lambda s: s.batch),
-            lambda s: s.total_context,
-            lambda s: found.step_s(s) / s.seconds - 1.0,
-            "sum of contexts, tokens",
-            "Decode: prediction against measurement",
+            _Residuals(
+                _groups(found.steps, lambda s: s.batch),
+                lambda s: s.total_context,
+                lambda s: found.step_s(s) / s.seconds - 1.0,
+                "sum of contexts, tokens",
+                "Decode: prediction against measurement",
+            ),
         )
         _residuals(
             axes[1, 1],
-            _groups(found.first_tokens, lambda s: s.cached),
-            lambda s: s.length - s.cached,
-            lambda s: (found.prefill_s(s) + found.path.seconds(s.length)) / s.seconds - 1.0,
-            "new tokens",
-            "Time to first token: prediction against measurement",
+            _Residuals(
+                _groups(found.first_tokens, lambda s: s.cached),
+                lambda s: s.length - s.cached,
+                lambda s: (found.prefill_s(s) + found.path.seconds(s.length)) / s.seconds - 1.0,
+                "new tokens",
+                "Time to first token: prediction against measurement",
+            ),
         )
 
     return png((2, 2), (14, 9.6), title, draw)
 
 
-def _decode(axes: Any, found: CalibrationResult) -> None:
+def _decode(axes: "Axes", found: CalibrationResult) -> None:
     groups = _groups(found.steps, lambda s: s.batch)
     for (batch, samples), shade in zip(groups.items(), _shades(len(groups)), strict=True):
         contexts = [s.total_context for s in samples]
@@ -57,7 +83,7 @@ def _decode(axes: Any, found: CalibrationResult) -> None:
     legend_below(axes, 0.14, 10)
 
 
-def _prefill(axes: Any, found: CalibrationResult) -> None:
+def _prefill(axes: "Axes", found: CalibrationResult) -> None:
     chunk = found.profile.limits.chunk_tokens
     groups = _groups(found.first_tokens, lambda s: s.cached)
     for (cached, samples), shade in zip(groups.items(), _shades(len(groups)), strict=True):
@@ -78,24 +104,19 @@ def _prefill(axes: Any, found: CalibrationResult) -> None:
     legend_below(axes, 0.14, 5)
 
 
-def _residuals(
-    axes: Any,
-    groups: Mapping[int, Sequence[Any]],
-    x: Callable[[Any], float],
-    error: Callable[[Any], float],
-    label: str,
-    title: str,
-) -> None:
+def _residuals(axes: "Axes", residuals: _Residuals[S]) -> None:
+    groups = residuals.groups
     for samples, shade in zip(groups.values(), _shades(len(groups)), strict=True):
-        axes.scatter([x(s) for s in samples], [100 * error(s) for s in samples], s=28, color=shade)
+        x = [residuals.x(s) for s in samples]
+        axes.scatter(x, [100 * residuals.error(s) for s in samples], s=28, color=shade)
     axes.axhline(0.0, color="#111111", linewidth=1)
     reach = max(1.0, *(abs(v) for v in axes.get_ylim()))
     axes.set_ylim(-reach, reach)
-    _scales(axes, label, "predicted / measured - 1, %")
-    axes.set_title(title)
+    _scales(axes, residuals.label, "predicted / measured - 1, %")
+    axes.set_title(residuals.title)
 
 
-def _scales(axes: Any, x: str, y: str) -> None:
+def _scales(axes: "Axes", x: str, y: str) -> None:
     axes.set(xscale="log", xlabel=x, ylabel=y)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
@@ -107,7 +128,7 @@ def _groups(samples: Sequence[S], key: Callable[[S], int]) -> dict[int, list[S]]
     return found
 
 
-def _shades(n: int) -> list[Any]:
+def _shades(n: int) -> list[tuple[float, float, float, float]]:
     from matplotlib import colormaps
 
     return [colormaps["viridis_r"](0.1 + 0.85 * i / max(1, n - 1)) for i in range(n)]

@@ -1,4 +1,4 @@
-"""From samples to a profile, and how well it describes them."""
+"""The profile that fits the samples, and the errors of the fit."""
 
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -26,11 +26,11 @@ T = TypeVar("T")
 
 
 class FitErrors(NamedTuple):
-    """Of predictions against measurements, as fractions of the measured.
+    """Relative errors of predictions, as fractions of the measured values.
 
     Attributes:
-        points: samples compared.
-        median, p90, worst: of the absolute values.
+        points: number of samples.
+        median, p90, worst: of the absolute errors.
     """
 
     points: int
@@ -40,10 +40,13 @@ class FitErrors(NamedTuple):
 
 
 class CalibrationResult(NamedTuple):
-    """Attributes:
-    profile: what was fitted; the KV link is the base profile's.
-    path: what first tokens take beside prefill. No part of the profile.
-    steps, first_tokens: the samples.
+    """A fitted profile and its samples.
+
+    Attributes:
+        profile: the fit; its KV link is the base profile's.
+        path: time of a first token beside prefill. It is no part of the profile.
+        steps: samples of decode steps.
+        first_tokens: samples of times to first token.
     """
 
     profile: Profile
@@ -52,19 +55,19 @@ class CalibrationResult(NamedTuple):
     first_tokens: tuple[PrefillMeasurement, ...]
 
     def step_s(self, sample: DecodeMeasurement) -> float:
-        """Predicted time of a step."""
+        """Return the predicted time of a step, in seconds."""
         return step_s(self.profile, sample)
 
     def prefill_s(self, sample: PrefillMeasurement) -> float:
-        """Predicted time of the forwards alone."""
+        """Return the predicted time of the forwards alone, in seconds."""
         return prefill_s(self.profile.prefill, _chunks(self.profile, sample))
 
     def measured_prefill_s(self, sample: PrefillMeasurement) -> float:
-        """Measured time to first token less the path."""
+        """Return the measured time to first token less the path, in seconds."""
         return sample.seconds - self.path.seconds(sample.length)
 
     def errors(self) -> dict[str, FitErrors]:
-        """By what is predicted."""
+        """Return the errors of the fit, by predicted quantity."""
         return {
             "decode step": _errors(self.steps, self.step_s, lambda s: s.seconds),
             "time to first token": _errors(
@@ -78,7 +81,7 @@ class CalibrationResult(NamedTuple):
         }
 
     def errors_against(self, truth: Profile) -> dict[str, FitErrors]:
-        """At the measured points, against a profile that is known to be true."""
+        """Return the errors at the measured points against the profile of emulated servers."""
         chunk = self.profile.limits.chunk_tokens
         return {
             f"decode step, against {truth.name}": _errors(
@@ -95,7 +98,7 @@ class CalibrationResult(NamedTuple):
 
 
 def step_s(profile: Profile, sample: DecodeMeasurement) -> float:
-    """Time of a step as `profile` predicts it."""
+    """Return the time of a step by `profile`, in seconds."""
     longest = sample.total_context / sample.batch
     return profile.decode.step_s(sample.batch, sample.total_context, longest)
 
@@ -103,12 +106,15 @@ def step_s(profile: Profile, sample: DecodeMeasurement) -> float:
 def fit_profile(
     samples: Sequence[Measurement], servers: MeasuredServers, base: Profile, name: str, source: str
 ) -> CalibrationResult:
-    """Fit a profile.
+    """Fit a profile to samples.
 
     Args:
-        base: gives what cannot be measured from outside: KV link, the share of experts that a
-            token activates, the weight of the longest context.
-        source: how the samples came about.
+        samples: measurements.
+        servers: that were measured.
+        base: gives the values that cannot be measured from outside: KV link, the share of experts
+            that a token activates, the weight of the longest context.
+        name: of the profile.
+        source: origin of the samples, for the provenance.
 
     Raises:
         InputError: too few samples.
@@ -146,10 +152,16 @@ def write_samples(
     samples: Sequence[Measurement],
     skipped: Sequence[SkippedPoint],
 ) -> None:
-    """JSON lines: the servers, then every sample, then every point that was skipped.
+    """Write JSON lines: the servers, then every sample, then every skipped point.
+
+    Args:
+        path: of the file.
+        servers: that were measured.
+        samples: in the order of measurement.
+        skipped: points without a sample.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     lines = [{"servers": servers}, *samples, *({"skipped": point} for point in skipped)]
     try:

@@ -1,10 +1,9 @@
-"""The servers to be measured, as they describe themselves."""
+"""Description of the servers to be measured, from their `/server_info`."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -13,9 +12,12 @@ import orjson
 from kairos.errors import InputError
 from kairos.latency import InstanceLimits
 from kairos.replay.client.target import Endpoint, UrlTarget
+from kairos.validation import as_number
 
 _TIMEOUT_S = 10.0
 _SECRET = re.compile(r"(--\S*api-key[ =])\S+")
+
+ServerInfo = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +25,13 @@ class MeasuredServers:
     """One server, or a prefill and a decode server.
 
     Attributes:
-        endpoints: where requests go.
-        limits: what both hold.
+        endpoints: receive the requests.
+        limits: the smaller limits of both.
         longest_prompt: tokens; prompts must be shorter.
-        kairos: they schedule by SLO.
-        model: its path there.
-        version: of SGLang.
-        commands: how they were started, by role.
+        kairos: whether they schedule by SLO.
+        model: served name or path of the model.
+        version: version of SGLang.
+        commands: launch commands, by role.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -42,14 +44,14 @@ class MeasuredServers:
 
 
 def describe_servers(urls: Sequence[str], model: str | None = None) -> MeasuredServers:
-    """What listens at `urls`.
+    """Ask the servers at `urls` for their limits.
 
     Args:
         urls: a single server, or prefill and decode server in any order.
-        model: path or served name that is expected.
+        model: path or served name that they must have; None allows any.
 
     Raises:
-        InputError: unreachable, not what is needed, or of another model.
+        InputError: a server is unreachable, of the wrong role, or of another model.
     """
     if not 1 <= len(urls) <= 2:
         raise InputError(f"--url: {len(urls)} servers; allowed are one, or a prefill and a decode")
@@ -80,7 +82,7 @@ def describe_servers(urls: Sequence[str], model: str | None = None) -> MeasuredS
     )
 
 
-def _endpoints(first: str, last: str, prefill: Mapping[str, Any]) -> tuple[Endpoint, ...]:
+def _endpoints(first: str, last: str, prefill: ServerInfo) -> tuple[Endpoint, ...]:
     if first == last:
         return (Endpoint("server", first),)
     host = urlsplit(first).hostname or ""
@@ -91,56 +93,58 @@ def _endpoints(first: str, last: str, prefill: Mapping[str, Any]) -> tuple[Endpo
     )
 
 
-def _limits(prefill: Mapping[str, Any], decode: Mapping[str, Any]) -> InstanceLimits:
-    chunk = prefill.get("chunked_prefill_size") or 0
-    if chunk <= 0:  # no chunks: a batch still ends there
+def _limits(prefill: ServerInfo, decode: ServerInfo) -> InstanceLimits:
+    chunk = int(as_number(prefill.get("chunked_prefill_size")) or 0)
+    if chunk <= 0:  # without chunks, this limit ends a batch
         chunk = int(_number("prefill", prefill, "max_prefill_tokens"))
     kv = min(int(_number("server", info, "max_total_num_tokens")) for info in (prefill, decode))
     running = _state(decode).get("effective_max_running_requests_per_dp") or decode.get(
         "max_running_requests"
     )
     if not isinstance(running, int) or running < 1:
-        raise InputError("--url: the server does not say how many requests it runs at once")
-    return InstanceLimits(int(chunk), kv, running)
+        raise InputError("--url: the server does not report its largest number of running requests")
+    return InstanceLimits(chunk, kv, running)
 
 
-def _check_model(url: str, info: Mapping[str, Any], model: str | None) -> None:
+def _check_model(url: str, info: ServerInfo, model: str | None) -> None:
     served = {str(info[name]) for name in ("model_path", "served_model_name") if info.get(name)}
     if model is not None and model not in served:
         raise InputError(f"--model: {url} serves {', '.join(sorted(served))}, not {model}")
     if info.get("is_embedding"):
-        raise InputError(f"--url: {url} serves an embedding model, which generates nothing")
+        raise InputError(f"--url: {url} serves an embedding model, which generates no tokens")
 
 
-def _info(url: str) -> dict[str, Any]:
+def _info(url: str) -> ServerInfo:
     UrlTarget(url)
     address = f"{url.rstrip('/')}/server_info"
     try:
         with urlopen(address, timeout=_TIMEOUT_S) as answer:
-            info = orjson.loads(answer.read())
+            info: object = orjson.loads(answer.read())
     except (OSError, HTTPException, ValueError) as error:
         if getattr(error, "code", None) in (404, 405):
             raise InputError(
-                f"--url: {url} is no SGLang server ({address}: {error}); of a router, name the "
+                f"--url: {url} is no SGLang server ({address}: {error}); for a router, name the "
                 "servers behind it"
             ) from error
         raise InputError(f"--url: no answer of an SGLang server at {address}: {error}") from error
     if not isinstance(info, dict) or "max_total_num_tokens" not in info:
-        raise InputError(f"--url: {address} does not say max_total_num_tokens; is it SGLang?")
+        raise InputError(f"--url: {address} lacks max_total_num_tokens; is it SGLang?")
     return info
 
 
-def _state(info: Mapping[str, Any]) -> Mapping[str, Any]:
+def _state(info: ServerInfo) -> ServerInfo:
     states = info.get("internal_states")
     first = states[0] if isinstance(states, list) and states else None
     return first if isinstance(first, dict) else {}
 
 
-def _number(where: str, info: Mapping[str, Any], name: str) -> float:
-    value = info.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"--url: /server_info of {where} has {name} {value!r}, not a number")
-    return value
+def _number(where: str, info: ServerInfo, name: str) -> float:
+    number = as_number(info.get(name))
+    if number is None:
+        raise InputError(
+            f"--url: /server_info of {where} has {name} {info.get(name)!r}, not a number"
+        )
+    return number
 
 
 def _role(mode: str) -> str:

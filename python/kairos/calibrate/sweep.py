@@ -1,4 +1,4 @@
-"""Goes through the points of a grid until it is done, out of time, interrupted or failing."""
+"""Measurement of the points of a grid, until an end of the sweep."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,21 +9,22 @@ from kairos.calibrate.grid import Point, SkippedPoint
 from kairos.calibrate.measure import Measurement
 
 FAILURES = 3
-"""So many points in a row that fail end the sweep: the servers are gone or unfit."""
+"""A sweep ends after this number of points that fail in a row: the servers are gone or unfit."""
 _SLACK_S = 0.5
 
 SweepEnd = Literal["complete", "budget", "interrupted", "failed"]
 Measure = Callable[[Point, Callable[[], float]], Measurement]
+OnPoint = Callable[[Point, Measurement | SkippedPoint], None]
 
 
 @dataclass(slots=True)
 class SweepResult:
-    """What came out.
+    """Samples of a sweep.
 
     Attributes:
-        samples: one per point, in the order measured.
-        skipped: points without one, and why.
-        end: why it ended. "budget": some points were left out for lack of time.
+        samples: one per measured point, in the order of measurement.
+        skipped: points without a sample, with the reason.
+        end: why the sweep ended. "budget": some points were left out for lack of time.
     """
 
     samples: list[Measurement] = field(default_factory=list)
@@ -38,15 +39,17 @@ def sweep(
     *,
     budget_s: float,
     now: Callable[[], float],
-    progress: Callable[[Point, Measurement | SkippedPoint], None] = lambda _point, _result: None,
+    on_point: OnPoint = lambda _point, _result: None,
 ) -> SweepResult:
-    """Measure `points` in their order. Ctrl-C ends it and keeps what there is.
+    """Measure `points` in their order. Ctrl-C ends the sweep and keeps its samples.
 
     Args:
-        estimate_s: how long a point takes. Corrected by how long the points before took.
-        budget_s: a point that would not end within it is left out, shorter ones may still fit.
+        points: to measure.
+        measure: measures one point, within the seconds that its second argument returns.
+        estimate_s: estimated time of a point; corrected by the times of earlier points.
+        budget_s: seconds. A point that would end later is left out; a shorter one may fit.
         now: monotonic seconds.
-        progress: called behind every point.
+        on_point: called after every point.
     """
     swept = SweepResult()
     began = now()
@@ -66,14 +69,14 @@ def sweep(
             if not late and not problem:
                 failures = 0
                 swept.samples.append(sample)
-                progress(point, sample)
+                on_point(point, sample)
                 continue
             if late:
                 swept.end, problem = "budget", f"beyond the budget of {budget_s:g} s"
             else:
                 failures += 1
             swept.skipped.append(SkippedPoint(point, problem))
-            progress(point, swept.skipped[-1])
+            on_point(point, swept.skipped[-1])
             if failures == FAILURES:
                 swept.end = "failed"
                 swept.skipped += [SkippedPoint(p, "not tried") for p in points[i + 1 :]]

@@ -49,7 +49,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
-def test_1_profile_samples_picture_and_table(
+def test_calibration_writes_profile_samples_and_picture(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "own.json"
@@ -75,7 +75,7 @@ def test_1_profile_samples_picture_and_table(
     assert not any("custom_params" in body["sampling_params"] for body in fake.bodies)
 
 
-def test_2_kairos_servers_are_told_that_there_is_no_hurry(fake: Fake, tmp_path: Path) -> None:
+def test_kairos_servers_receive_the_loosest_slo(fake: Fake, tmp_path: Path) -> None:
     assert fake.info is not None
     fake.info["internal_states"][0] |= {"kairos": {}}
     fake.stop_after = 1
@@ -84,7 +84,7 @@ def test_2_kairos_servers_are_told_that_there_is_no_hurry(fake: Fake, tmp_path: 
     assert slo["ttft_ms"] >= 3e6
 
 
-def test_3_nobody_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreachable_server_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--url", "http://127.0.0.1:1", "--out", str(tmp_path / "own.json")]
     assert main(flags, no_cluster) == 2
     assert "no answer of an SGLang server at http://127.0.0.1:1/server_info" in one_line(capsys)
@@ -98,7 +98,7 @@ def test_3_nobody_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("refuse", "status 400: .*token id out of range"),
     ],
 )
-def test_4_a_server_that_answers_otherwise(
+def test_answers_without_a_stream_of_tokens_are_refused(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, says: str
 ) -> None:
     fake.mode = mode
@@ -106,7 +106,7 @@ def test_4_a_server_that_answers_otherwise(
     assert re.search(says, one_line(capsys))
 
 
-def test_5_another_model_a_router_half_a_pair(
+def test_other_models_roles_and_routers_are_refused(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fake.info is not None
@@ -124,7 +124,7 @@ def test_5_another_model_a_router_half_a_pair(
     assert "name the servers behind it" in one_line(capsys)
 
 
-def test_6_a_pair_is_recognised_by_its_roles(fake: Fake) -> None:
+def test_pair_is_recognised_by_its_roles(fake: Fake) -> None:
     with serving() as other:
         assert fake.info is not None
         assert other.info is not None
@@ -145,7 +145,7 @@ def test_6_a_pair_is_recognised_by_its_roles(fake: Fake) -> None:
             describe_servers([fake.url] * 3)
 
 
-def test_7_servers_that_fail_on_the_way(
+def test_servers_that_fail_during_the_sweep_leave_samples_and_no_profile(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.stop_after = 3
@@ -156,7 +156,7 @@ def test_7_servers_that_fail_on_the_way(
     assert not out.exists()
 
 
-def test_8_ctrl_c_writes_what_there_is(fake: Fake, tmp_path: Path) -> None:
+def test_interrupt_writes_the_samples_measured_so_far(fake: Fake, tmp_path: Path) -> None:
     def interrupt() -> None:
         while len(fake.bodies) < 20:
             time.sleep(0.005)
@@ -183,7 +183,7 @@ def test_8_ctrl_c_writes_what_there_is(fake: Fake, tmp_path: Path) -> None:
         (["--emulated", "tiny-fast"], "not allowed with argument --url"),
     ],
 )
-def test_9_bad_flags(
+def test_bad_flags_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], says: str
 ) -> None:
     own = ["--url", "http://127.0.0.1:1", "--out", str(tmp_path / "own.json")]
@@ -191,6 +191,6 @@ def test_9_bad_flags(
     assert says in one_line(capsys)
 
 
-def test_10_neither_servers_nor_profile(capsys: pytest.CaptureFixture[str]) -> None:
+def test_servers_or_an_emulated_profile_are_required(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", "own.json"], no_cluster) == 2
     assert "one of the arguments --url --emulated is required" in one_line(capsys)

@@ -1,4 +1,4 @@
-"""Which points are measured, in which order, and which are not."""
+"""Points of a grid: their order, and those that do not fit the servers."""
 
 import pytest
 
@@ -19,7 +19,7 @@ LIMITS = InstanceLimits(2048, 200_000, 64)
 LONGEST = 100_000
 
 
-def test_1_points_that_do_not_fit_are_listed_with_the_reason() -> None:
+def test_points_that_do_not_fit_are_listed_with_the_reason() -> None:
     axes = GridAxes((1, 64, 65), (256, 8192, 100_000), (64,), (0,))
     grid = make_grid(axes, LIMITS, LONGEST)
     reasons = {s.point: s.reason for s in grid.skipped}
@@ -34,14 +34,14 @@ def test_1_points_that_do_not_fit_are_listed_with_the_reason() -> None:
     assert all(not unfit(point, LIMITS, LONGEST) for point in grid.points)
 
 
-def test_2_what_fits_has_room_for_its_output() -> None:
+def test_points_that_fit_leave_memory_for_their_output() -> None:
     grid = make_grid(GridAxes(), LIMITS, LONGEST)
     for point in grid.points:
         if isinstance(point, DecodePoint):
             assert point.batch * (point.context + output_tokens(point)) <= LIMITS.kv_tokens
 
 
-def test_3_the_default_spans_the_limits_and_separates_the_path() -> None:
+def test_default_grid_spans_the_limits_and_varies_chunks_and_prefixes() -> None:
     grid = make_grid(GridAxes(), LIMITS, LONGEST)
     decode = [p for p in grid.points if isinstance(p, DecodePoint)]
     prefill = [p for p in grid.points if isinstance(p, PrefillPoint)]
@@ -52,7 +52,7 @@ def test_3_the_default_spans_the_limits_and_separates_the_path() -> None:
     assert not any(p.prefix and p.new > LIMITS.chunk_tokens for p in prefill)
 
 
-def test_4_any_beginning_spans_both_grids() -> None:
+def test_every_beginning_spans_both_grids() -> None:
     points = make_grid(GridAxes(), LIMITS, LONGEST).points
     beginning = points[: len(points) // 3]
     for kind in (DecodePoint, PrefillPoint):
@@ -65,17 +65,17 @@ def test_4_any_beginning_spans_both_grids() -> None:
 
 
 @pytest.mark.parametrize("axis", ["batches", "contexts", "new", "prefixes"])
-def test_5_values_out_of_range(axis: str) -> None:
+def test_values_out_of_range_are_refused(axis: str) -> None:
     with pytest.raises(InputError, match=f"--{axis}: -1 is out of range"):
         GridAxes(**{axis: (-1,)})
 
 
-def test_6_nothing_fits() -> None:
+def test_grid_without_a_point_that_fits_is_refused() -> None:
     with pytest.raises(InputError, match=r"no point fits the servers; prefill .* at most 100,000"):
         make_grid(GridAxes((100,), (256,), (10_000_000,), (0,)), LIMITS, LONGEST)
 
 
-def test_7_estimates_grow_with_the_point() -> None:
+def test_estimates_grow_with_the_point() -> None:
     for less, more in (
         (DecodePoint(1, 256), DecodePoint(64, 256)),
         (DecodePoint(1, 256), DecodePoint(1, 65_536)),

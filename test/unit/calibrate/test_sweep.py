@@ -1,4 +1,4 @@
-"""From points to a profile: recovery, budget, interruption, failures."""
+"""Sweeps and the profiles that they give: recovery, budget, interruption, failures."""
 
 import json
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def fitted(found: SweepResult) -> CalibrationResult:
     return fit_profile(found.samples, SERVERS, BASE, "again", "test")
 
 
-def test_1_the_profile_behind_the_engine_is_recovered(tmp_path: Path) -> None:
+def test_profile_of_the_engine_is_recovered(tmp_path: Path) -> None:
     found = swept(VirtualEngine(PROFILE, PATH))
     assert (found.end, found.skipped) == ("complete", [])
     result = fitted(found)
@@ -67,13 +67,13 @@ def test_1_the_profile_behind_the_engine_is_recovered(tmp_path: Path) -> None:
     assert profile.limits == PROFILE.limits
 
 
-def test_2_with_a_noisy_client_within_a_few_percent() -> None:
+def test_profile_is_recovered_approximately_with_a_noisy_client() -> None:
     found = swept(VirtualEngine(PROFILE, PATH, jitter_s=0.002))
     errors = fitted(found).errors_against(PROFILE)
     assert all(e.median < 0.05 and e.p90 < 0.1 for e in errors.values()), errors
 
 
-def test_3_the_budget_holds_and_a_profile_still_comes_out() -> None:
+def test_sweep_keeps_its_budget_and_still_gives_a_profile() -> None:
     engine = VirtualEngine(PROFILE, PATH)
     began = engine.now_s
     found = swept(engine, budget_s=60.0)
@@ -83,7 +83,7 @@ def test_3_the_budget_holds_and_a_profile_still_comes_out() -> None:
     assert max(e.p90 for e in fitted(found).errors_against(PROFILE).values()) < 0.05
 
 
-def test_4_a_point_that_takes_longer_than_thought_ends_with_the_budget() -> None:
+def test_point_that_exceeds_its_estimate_ends_with_the_budget() -> None:
     engine = VirtualEngine(PROFILE, PATH)
     began = engine.now_s
     found = sweep(
@@ -98,7 +98,7 @@ def test_4_a_point_that_takes_longer_than_thought_ends_with_the_budget() -> None
     assert len(found.samples) + len(found.skipped) == 50
 
 
-def test_5_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
+def test_interrupt_keeps_the_samples(tmp_path: Path) -> None:
     engine = VirtualEngine(PROFILE, PATH)
     engine.fails[150] = KeyboardInterrupt()
     found = swept(engine)
@@ -115,7 +115,7 @@ def test_5_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
     assert sum("skipped" in line for line in lines) == len(found.skipped)
 
 
-def test_6_points_that_fail_are_listed_and_several_in_a_row_end_it() -> None:
+def test_several_failures_in_a_row_end_the_sweep() -> None:
     engine = VirtualEngine(PROFILE, PATH)
     engine.fails[100] = DriveError("connection_error: gone")
     found = swept(engine)
@@ -125,7 +125,7 @@ def test_6_points_that_fail_are_listed_and_several_in_a_row_end_it() -> None:
     assert set(reasons[FAILURES:]) == {"not tried"}
 
 
-def test_7_a_single_failure_does_not_end_it() -> None:
+def test_isolated_failures_do_not_end_the_sweep() -> None:
     calls: list[Point] = []
 
     def measure(point: Point, _limit_s: Callable[[], float]) -> DecodeMeasurement:
@@ -139,12 +139,12 @@ def test_7_a_single_failure_does_not_end_it() -> None:
     assert (found.end, len(found.samples), len(found.skipped)) == ("complete", 14, 6)
 
 
-def test_8_too_few_samples_give_no_profile() -> None:
+def test_too_few_samples_give_no_profile() -> None:
     found = swept(VirtualEngine(PROFILE, PATH))
     with pytest.raises(InputError, match="samples"):
         fit_profile(found.samples[:4], SERVERS, BASE, "again", "test")
 
 
-def test_9_the_picture_is_a_png() -> None:
+def test_picture_is_a_png() -> None:
     result = fitted(swept(VirtualEngine(PROFILE, PATH, jitter_s=0.003)))
     assert picture(result, "test").startswith(b"\x89PNG")
