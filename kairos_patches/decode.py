@@ -1,66 +1,98 @@
-"""Decode servers: who gets memory, who runs in a step, when first tokens are streamed."""
+"""Decode servers: memory for prompts, the requests of a step, the time of first tokens."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
+
+if TYPE_CHECKING:
+    from sglang.srt.kairos.upstream import (
+        PrebuiltBatch,
+        Req,
+        ScheduleBatch,
+        ScheduledPreallocQueue,
+        Scheduler,
+        SchedulerBatchResultProcessor,
+    )
 
 _SCHEDULER = "sglang.srt.managers.scheduler"
 _DECODE = "sglang.srt.disaggregation.decode"
 
 
-def update_running_batch(original: Any, scheduler: Any, batch: Any) -> Any:
-    """Select who runs; upstream updates the batch of those."""
+def update_running_batch(
+    original: "Callable[[Scheduler, ScheduleBatch], ScheduleBatch | None]",
+    scheduler: "Scheduler",
+    batch: "ScheduleBatch",
+) -> "ScheduleBatch | None":
+    """Select the requests of the step, and have upstream update the batch of those."""
     decode = scheduler.kairos.decode
     if decode is None:
         return original(scheduler, batch)
     return decode.batcher.update(original, scheduler, batch)
 
 
-def run_batch(result: Any, scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> None:
-    """Put the running batch together again once the step is launched."""
+def run_batch(
+    result: object, scheduler: "Scheduler", batch: "ScheduleBatch", *args: object, **kwargs: object
+) -> None:
+    """Merge the running batch again once the step is launched."""
     decode = scheduler.kairos.decode
     if decode is not None:
         decode.batcher.launched(scheduler, batch)
 
 
-def process_batch_result(result: None, scheduler: Any, batch: Any, output: Any) -> None:
-    """Measure the step whose tokens have just been streamed; now the next one starts."""
+def process_batch_result(
+    result: None, scheduler: "Scheduler", batch: "ScheduleBatch", output: object
+) -> None:
+    """Measure the step whose tokens have just been streamed; the next step starts now."""
     decode = scheduler.kairos.decode
     if decode is not None and batch.forward_mode.is_decode():
         decode.processed(batch)
-        decode.batcher.begun(scheduler)
+        decode.batcher.stream_due(scheduler)
 
 
-def get_new_prebuilt_batch(batch: Any, scheduler: Any, running_batch: Any) -> None:
-    """Say whose first token is held back, before upstream streams them."""
+def get_new_prebuilt_batch(
+    batch: "ScheduleBatch | None", scheduler: "Scheduler", running_batch: "ScheduleBatch"
+) -> None:
+    """Mark first tokens that are held back, before upstream streams them."""
     decode = scheduler.kairos.decode
     if batch is not None and decode is not None and decode.held is not None:
         decode.held.mark(batch.reqs, scheduler.kairos.clock.now())
 
 
-def process_batch_result_prebuilt(original: Any, processor: Any, batch: Any) -> None:
+def process_batch_result_prebuilt(
+    original: "Callable[[SchedulerBatchResultProcessor, PrebuiltBatch], None]",
+    processor: "SchedulerBatchResultProcessor",
+    batch: "PrebuiltBatch",
+) -> None:
     """Stream first tokens, except those held back."""
     from sglang.srt.kairos.decode_held_tokens import process_prebuilt
 
     process_prebuilt(original, processor, batch)
 
 
-def update_handshake_waiters(result: None, queue: Any, *args: Any, **kwargs: Any) -> None:
+def update_handshake_waiters(
+    result: None, queue: "ScheduledPreallocQueue", *args: object, **kwargs: object
+) -> None:
     """Put the prompts that get memory in front of the others."""
     decode = queue.scheduler.kairos.decode
     if decode is not None:
         decode.preallocation.arrange(queue)
 
 
-def resume_retracted_reqs(original: Any, queue: Any, *args: Any, **kwargs: Any) -> Any:
-    """Bring back short ones first: the loop ends at the first that does not fit."""
+def resume_retracted_reqs(
+    original: "Callable[..., list[Req]]",
+    queue: "ScheduledPreallocQueue",
+    *args: object,
+    **kwargs: object,
+) -> "list[Req]":
+    """Resume short requests first: upstream's loop ends at the first that does not fit."""
     decode = queue.scheduler.kairos.decode
     if decode is not None:
         decode.preallocation.arrange_retracted(queue)
     return original(queue, *args, **kwargs)
 
 
-def process_decode_queue(result: None, scheduler: Any) -> None:
+def process_decode_queue(result: None, scheduler: "Scheduler") -> None:
     """Take in prompts whose KV has arrived while retracted requests wait for memory."""
     decode = scheduler.kairos.decode
     if decode is not None:
@@ -68,14 +100,18 @@ def process_decode_queue(result: None, scheduler: Any) -> None:
         decode.batcher.settle(scheduler)
 
 
-def get_decode_retraction_order(original: Any, reqs: list[Any]) -> list[int]:
-    """Keep requests in Kairos' order where it has one for all of them."""
-    order: list[int] = original(reqs)
-    ranks = [getattr(getattr(req, "kairos", None), "retraction_rank", None) for req in reqs]
-    known = [rank for rank in ranks if rank is not None]
-    if len(known) < len(reqs):
-        return order
-    return sorted(order, key=known.__getitem__)
+def get_decode_retraction_order(
+    original: "Callable[[Sequence[Req]], list[int]]", reqs: "Sequence[Req]"
+) -> list[int]:
+    """Keep requests in Kairos' order where it ranks all of them."""
+    order = original(reqs)
+    ranks: list[int] = []
+    for req in reqs:
+        request = getattr(req, "kairos", None)
+        if request is None or request.retraction_rank is None:
+            return order
+        ranks.append(request.retraction_rank)
+    return sorted(order, key=ranks.__getitem__)
 
 
 HOOKS = [
@@ -85,9 +121,9 @@ HOOKS = [
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
         call=update_running_batch,
-        changes="On a decode server only the selected requests run in a step; the others sit it "
-        "out with their KV.",
-        why="Upstream runs every resident in every step; this is where it prepares that.",
+        changes="On a decode server only the selected requests run in a step. The others are "
+        "skipped and keep their KV.",
+        why="Upstream runs every resident request in every step, and prepares the step here.",
         test="test/engine/test_decode_batch.py",
     ),
     Hook(
@@ -96,7 +132,7 @@ HOOKS = [
         kind=HookKind.AFTER,
         process=HookProcess.SCHEDULER,
         call=run_batch,
-        changes="Those who sat out return to the running batch right after the launch.",
+        changes="Skipped requests return to the running batch right after the launch.",
         why="Everything between two steps (aborts, retraction, pauses, load) reads the running "
         "batch.",
         test="test/engine/test_decode_batch.py",
@@ -107,10 +143,10 @@ HOOKS = [
         kind=HookKind.AFTER,
         process=HookProcess.SCHEDULER,
         call=process_batch_result,
-        changes="Decode step times are learned. With --kairos-hold, first tokens whose step starts "
-        "now are streamed.",
-        why="Upstream's own counters keep sums, not steps; under the overlap schedule only the "
-        "cadence of results tells what a step took.",
+        changes="Decode step times are learned. With --kairos-hold, held first tokens whose step "
+        "starts now are streamed.",
+        why="Upstream's own counters keep sums, not steps. Under the overlap schedule only the "
+        "cadence of results shows the duration of a step.",
         test="test/engine/test_decode_batch.py",
     ),
     Hook(
@@ -119,7 +155,7 @@ HOOKS = [
         kind=HookKind.AFTER,
         process=HookProcess.SCHEDULER,
         call=get_new_prebuilt_batch,
-        changes="With --kairos-hold, first tokens that may wait are marked.",
+        changes="With --kairos-hold, first tokens that may be held back are marked.",
         why="The next line of upstream's loop streams them.",
         test="test/engine/test_decode_hold.py",
     ),
@@ -130,7 +166,7 @@ HOOKS = [
         process=HookProcess.SCHEDULER,
         call=process_batch_result_prebuilt,
         changes="With --kairos-hold, marked first tokens are not streamed yet.",
-        why="Upstream streams all of them in one call.",
+        why="Upstream streams all first tokens in one call.",
         test="test/engine/test_decode_hold.py",
     ),
     Hook(
@@ -139,10 +175,10 @@ HOOKS = [
         kind=HookKind.AFTER,
         process=HookProcess.SCHEDULER,
         call=update_handshake_waiters,
-        changes="Prompts get decode memory feasible ones first, short ones first; one that does "
-        "not fit blocks nobody, and those given up get no more than a share.",
-        why="The loop behind it goes by position and ends at the first that does not fit; before "
-        "it, prompts whose handshake has just ended are not known.",
+        changes="Feasible prompts get decode memory first, shorter ones before longer ones. A "
+        "prompt that does not fit blocks no other prompt. Infeasible prompts get a limited share.",
+        why="The loop that follows goes by position and ends at the first prompt that does not "
+        "fit. Before this function, prompts whose handshake has just ended are not known.",
         test="test/engine/test_decode_preallocation.py",
     ),
     Hook(
@@ -151,9 +187,9 @@ HOOKS = [
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
         call=resume_retracted_reqs,
-        changes="Retracted requests come back short ones first.",
-        why="It goes by position and ends at the first that does not fit, and nobody gets memory "
-        "before all are back.",
+        changes="Retracted requests are resumed in order of length, short ones first.",
+        why="It goes by position and ends at the first request that does not fit. No prompt gets "
+        "memory before all retracted requests are resumed.",
         test="test/unit/sglang_kairos/test_decode_preallocation.py",
     ),
     Hook(
@@ -162,9 +198,9 @@ HOOKS = [
         kind=HookKind.AFTER,
         process=HookProcess.SCHEDULER,
         call=process_decode_queue,
-        changes="Prompts whose KV has arrived join, and stream their first token, also while "
-        "retracted requests wait for memory.",
-        why="It returns before it looks at transfers; they need no memory any more.",
+        changes="Prompts whose KV has arrived join the running batch, and stream their first "
+        "token, also while retracted requests wait for memory.",
+        why="It returns before it polls transfers, although these need no further memory.",
         test="test/unit/sglang_kairos/test_decode_preallocation.py",
     ),
     Hook(
@@ -173,28 +209,29 @@ HOOKS = [
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
         call=get_decode_retraction_order,
-        changes="Out of memory, requests that have missed their pace are retracted first, then "
-        "those with the most time to spare.",
-        why="The policies are a closed choice of two.",
-        test="test/unit/sglang_kairos/test_decode_batch.py",
+        changes="When memory runs out, infeasible requests are retracted first, then those with "
+        "the most time to spare.",
+        why="Upstream offers two fixed policies.",
+        test="test/unit/sglang_kairos/test_decode_batcher.py",
     ),
 ]
 DEPENDENCIES = [
     UpstreamDependency(
         "sglang.srt.managers.schedule_batch.ScheduleBatch.filter_batch",
-        "takes a batch apart by positions and rebinds its tensors",
+        "keeps the requests at the given positions and rebinds the tensors of the batch",
     ),
     UpstreamDependency(
         "sglang.srt.managers.schedule_batch.ScheduleBatch.merge_batch",
-        "puts two batches together, the callee's requests first",
+        "adds the requests of another batch behind those of the batch it is called on",
     ),
     UpstreamDependency(
         "sglang.srt.managers.schedule_batch.ScheduleBatch.check_decode_mem",
-        "whether a step of those at the given positions has memory; evicts cached prefixes for it",
+        "tells whether a step of the requests at the given positions has memory; evicts cached "
+        "prefixes for it",
     ),
     UpstreamDependency(
         "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.filter_batch",
-        "rebinds its tensors; lists and dictionaries of a copy are its own",
+        "rebinds its tensors, and changes lists and dictionaries only of its own object",
     ),
     UpstreamDependency(
         "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.merge_batch",
@@ -203,15 +240,16 @@ DEPENDENCIES = [
     UpstreamDependency(
         "sglang.srt.managers.overlap_utils.FutureMap",
         "keeps the last token of a request in its row, not at a position of a batch, so that a "
-        "request can sit steps out",
+        "request can be skipped",
     ),
     UpstreamDependency(
         "sglang.srt.utils.device_timer.DeviceTimer",
-        "reports the seconds and the kind of every forward pass to all who ask, in order of launch",
+        "reports the seconds and the kind of every forward pass to each reporter, in order of "
+        "launch",
     ),
     UpstreamDependency(
         "sglang.srt.disaggregation.decode.DecodePreallocQueue.pop_preallocated",
-        "skips prompts that are not waiting for input, and takes the others in order",
+        "passes over prompts that are not waiting for input, and takes the others in order",
     ),
     UpstreamDependency(
         "sglang.srt.disaggregation.decode.DecodeTransferQueue.pop_transferred",
@@ -219,16 +257,16 @@ DEPENDENCIES = [
     ),
     UpstreamDependency(
         "sglang.srt.disaggregation.decode.DecodePreallocQueue._allocatable_token_budgets",
-        "tokens that may be preallocated now",
+        "counts the tokens that may be preallocated now",
     ),
     UpstreamDependency(
         "sglang.srt.managers.scheduler.Scheduler.can_schedule_lora_req",
-        "whether a request's adapter has a slot or would get one; loads nothing unless loading is "
-        "overlapped",
+        "tells whether a request's adapter has a slot or would get one; loads nothing unless "
+        "loading is overlapped",
     ),
     UpstreamDependency(
         "sglang.srt.disaggregation.decode.SchedulerDisaggregationDecodeMixin."
         "get_next_disagg_decode_batch_to_run",
-        "merges transferred requests into the running batch and returns what is to be launched",
+        "merges transferred requests into the running batch and returns the batch to be launched",
     ),
 ]

@@ -1,20 +1,27 @@
-"""Time what parking adds to a decode step, on upstream's own batch objects on the CPU.
+"""Measure what Kairos adds to a decode step, on upstream's own batch objects on the CPU.
 
-Prints microseconds of CPU time of the deciding thread: taking a batch apart and putting it together
-(half of it parked), and the decision in a step that parks nobody: "unchanged" with time to spare,
-"tight" where the step takes as long as the TPOT objective allows, so that everybody is looked at.
+    python scripts/bench_decode.py [--json]
+
+Prints microseconds of CPU time of the deciding thread. `split` and `merge`: half of the batch is
+skipped. `unchanged`: decision and learning in a step of all requests that have time to spare.
+`tight`: the same where a step takes as long as the TPOT objective allows, so that the policy
+selects in every step.
 """
 
 import argparse
+import itertools
 import os
 import sys
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import orjson
+
+if TYPE_CHECKING:
+    from sglang.srt.kairos.upstream import Req, ScheduleBatch, StepScheduler
 
 os.environ.setdefault("SGLANG_PLATFORM", "kairos-cpu")  # nothing here needs a device
 
@@ -22,16 +29,17 @@ SIZES = (8, 64, 256)
 VOCABULARY = 1_000
 NOW_S = 100.0
 CONTEXT = 1_100
+WARM_UP = 20
 
 
-def request(number: int, tpot_ms: float) -> Any:
-    """What batches and Kairos read of an upstream request."""
+def request(number: int, tpot_ms: float) -> "Req":
+    """Return the attributes of an upstream request that batches and Kairos read."""
     from sglang.srt.kairos.request_slo import RequestSlo
     from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 
     from kairos.slo import Slo
 
-    return SimpleNamespace(
+    req = SimpleNamespace(
         # Half of its hundred tokens ahead at NOW_S.
         kairos=RequestSlo(Slo(2_000, tpot_ms), 0.0, number, first_token_s=NOW_S - 0.05 * tpot_ms),
         origin_input_ids=range(1_000),
@@ -53,16 +61,17 @@ def request(number: int, tpot_ms: float) -> Any:
             min_new_tokens=0,
         ),
     )
+    return cast("Req", req)
 
 
-def batch_of(size: int, tpot_ms: float = 50.0) -> Any:
-    """An upstream `ScheduleBatch` between two decode steps under the overlap schedule."""
+def batch_of(size: int, tpot_ms: float = 50.0) -> "ScheduleBatch":
+    """Return an upstream `ScheduleBatch` between two decode steps under the overlap schedule."""
     import torch
-    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers import schedule_batch
     from sglang.srt.sampling import penaltylib
     from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
-    batch = ScheduleBatch(
+    batch: ScheduleBatch = schedule_batch.ScheduleBatch(
         reqs=[request(i, tpot_ms) for i in range(size)],
         model_config=SimpleNamespace(is_encoder_decoder=False),
         token_to_kv_pool_allocator=SimpleNamespace(available_size=lambda: 10**6, page_size=1),
@@ -100,7 +109,7 @@ def batch_of(size: int, tpot_ms: float = 50.0) -> Any:
 
 
 def cpu_us(work: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Mean and p99 of `work`, microseconds of this thread's CPU time."""
+    """Return mean and 99th percentile of `work`, microseconds of this thread's CPU time."""
     taken = np.empty(repeats)
     for at in range(repeats):
         begin = time.thread_time()
@@ -109,33 +118,23 @@ def cpu_us(work: Callable[[], object], repeats: int) -> tuple[float, float]:
     return float(taken.mean() * 1e6), float(np.quantile(taken, 0.99) * 1e6)
 
 
-def splitting(size: int, repeats: int) -> dict[str, float]:
-    """Split and merge, half of the batch parked."""
+def split_and_merge(size: int, repeats: int) -> dict[str, float]:
+    """Measure splitting and merging a batch of which half is skipped."""
     import torch
     from sglang.srt.kairos.decode_split import merged, split
 
     torch.set_num_threads(1)
     whole = batch_of(size)
     run, skip = list(range(0, size, 2)), list(range(1, size, 2))
-    state: dict[str, Any] = {"whole": whole}
-
-    def take_apart() -> None:
-        state["skipped"] = split(state["whole"], run, skip)
-        state["ran"] = state["whole"]
-
-    def put_together() -> None:
-        state["whole"] = merged(state["ran"], state["skipped"])
-
-    for _ in range(20):
-        take_apart()
-        put_together()
-    apart, together = np.empty(repeats), np.empty(repeats)
-    for at in range(repeats):
+    split_s, merge_s = [], []
+    for _ in range(WARM_UP + repeats):
         begin = time.thread_time()
-        take_apart()
+        parts = split(whole, run, skip)
         middle = time.thread_time()
-        put_together()
-        apart[at], together[at] = middle - begin, time.thread_time() - middle
+        whole = merged(*parts)
+        split_s.append(middle - begin)
+        merge_s.append(time.thread_time() - middle)
+    apart, together = np.array(split_s[WARM_UP:]), np.array(merge_s[WARM_UP:])
     return {
         f"split_mean_us_{size}": float(apart.mean() * 1e6),
         f"split_p99_us_{size}": float(np.quantile(apart, 0.99) * 1e6),
@@ -145,9 +144,16 @@ def splitting(size: int, repeats: int) -> dict[str, float]:
 
 
 def unchanged(name: str, size: int, repeats: int) -> dict[str, float]:
-    """Everything that Kairos adds to a step in which everybody runs: the decision and learning."""
+    """Measure the decision on a step in which all requests run, and learning from it.
+
+    Args:
+        name: "unchanged" or "tight".
+    """
     from sglang.srt.kairos.decode_batcher import DecodeBatcher
+    from sglang.srt.kairos.decode_counters import DecodeCounters
+    from sglang.srt.kairos.decode_retraction import RetractionOrder
     from sglang.srt.kairos.decode_rows import DecodeRows
+    from sglang.srt.kairos.decode_selection import DecodeSelection
     from sglang.srt.kairos.decode_steps import DecodeSteps
     from sglang.srt.kairos.shared_clock import SharedClock
 
@@ -165,19 +171,23 @@ def unchanged(name: str, size: int, repeats: int) -> dict[str, float]:
     steps = DecodeSteps(prior, clock, overlap=True)
     policy = SlackPolicy(prior, 256, lengths=LengthEstimator())
     rows = DecodeRows(SloClasses(Slo(2_000, 50)))
-    batcher = DecodeBatcher(policy, rows, steps, clock, overlap=True, reload_s_per_token=1e-6)
-    scheduler = SimpleNamespace(last_batch=None)
+    batcher = DecodeBatcher(
+        DecodeSelection(policy, rows, steps, clock, None, DecodeCounters()),
+        clock,
+        overlap=True,
+        retraction=RetractionOrder(policy, rows, reload_s_per_token=1e-6),
+    )
+    scheduler = cast("StepScheduler", SimpleNamespace(last_batch=None))
     step_s = prior.step_s(size, CONTEXT * size, CONTEXT)
     batch = batch_of(size, 1e3 * step_s if name == "tight" else 50.0)
-    done = {"iteration": 0, "at": 0.0}
+    iterations = itertools.count(1)
 
     def step() -> None:
         assert batcher.update(lambda _, same: same, scheduler, batch) is batch
         batcher.launched(scheduler, batch)
-        done["iteration"] += 1
-        done["at"] += step_s
-        batch.forward_iter = done["iteration"]
-        steps.observe(batch, done["at"], batcher.selection_skipped)
+        iteration = next(iterations)
+        vars(batch)["forward_iter"] = iteration  # upstream's `run_batch` does
+        steps.observe(batch, iteration * step_s, batcher.selection_skipped)
 
     for _ in range(600):
         step()
@@ -187,13 +197,15 @@ def unchanged(name: str, size: int, repeats: int) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
-    parser.add_argument("--repeats", type=int, default=2_000)
+    parser.add_argument("--repeats", type=int, default=2_000, help="measured calls (%(default)s)")
     args = parser.parse_args()
     figures: dict[str, float] = {}
     for size in SIZES:
-        figures.update(splitting(size, args.repeats))
+        figures.update(split_and_merge(size, args.repeats))
         for name in ("unchanged", "tight"):
             figures.update(unchanged(name, size, args.repeats))
     if args.json:

@@ -1,16 +1,21 @@
 """A decode scheduler's loop in virtual time, with Kairos' batcher in it.
 
-Upstream's batch is replaced by lists with the same filtering and merging; upstream's loop by one
-that calls the hooks in upstream's order.
+Upstream's batch is replaced by lists with the same filtering and merging, and upstream's loop by
+one that calls the hooks in upstream's order.
 """
 
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
+from sglang.srt.kairos import upstream
 from sglang.srt.kairos.decode_batcher import DecodeBatcher
+from sglang.srt.kairos.decode_counters import DecodeCounters
 from sglang.srt.kairos.decode_held_tokens import HeldTokens
+from sglang.srt.kairos.decode_retraction import RetractionOrder
 from sglang.srt.kairos.decode_rows import DecodeRows
+from sglang.srt.kairos.decode_selection import DecodeSelection
 from sglang.srt.kairos.decode_steps import DecodeSteps
 from sglang.srt.kairos.request_slo import RequestSlo
 from sglang.srt.kairos.shared_clock import SharedClock
@@ -24,45 +29,180 @@ from kairos.slo import Slo, SloClasses
 
 PROFILE = load_profile("tiny-fast")
 MODEL = PROFILE.decode
-STARVE_S = 0.5
+STARVATION_S = 0.5
 
 
-class Lengths(np.ndarray):
-    """An array that answers `numpy()`, as a tensor does."""
+@dataclass(frozen=True)
+class Finish:
+    """Why a request ended."""
 
-    def numpy(self) -> Any:
-        return self.view(np.ndarray)
+    kind: str = "length"
+
+    def to_json(self) -> dict[str, object]:
+        return {"type": self.kind}
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    max_new_tokens: int = 100
+    custom_params: dict[str, object] | None = None
+
+
+class TimeStats:
+    def set_decode_prebuilt_finish_time(self) -> None:
+        pass
+
+
+@dataclass(eq=False)
+class DecodeReq:
+    """A request of a decode server.
+
+    Attributes:
+        length: tokens of context, as upstream counts them.
+        token_s: times of the tokens after the first one.
+    """
+
+    kairos: RequestSlo
+    origin_input_ids: Sequence[int]
+    output_ids: list[int]
+    sampling_params: SamplingOptions = field(default_factory=SamplingOptions)
+    length: int = 0
+    finished_reason: upstream.BaseFinishReason | None = None
+    to_finish: upstream.BaseFinishReason | None = None
+    beam_group: object | None = None
+    is_retracted: bool = False
+    return_logprob: bool = False
+    lora_id: str | None = None
+    bootstrap_host: str = "10.0.0.1"
+    bootstrap_port: int | None = 8998
+    time_stats: TimeStats = field(default_factory=TimeStats)
+    token_s: list[float] = field(default_factory=list)
+    # Read on prefill servers only.
+    rid: str = ""
+    bootstrap_room: int | None = None
+    priority: int | None = None
+    num_matched_prefix_tokens: int = 0
+    prefix_len: int = 0
+    extend_end: int | None = None
+    pending_bootstrap: bool = False
+    inflight_middle_chunks: int = 0
+
+    def finished(self) -> bool:
+        return self.finished_reason is not None
+
+    def update_finish_state(self) -> None:
+        self.finished_reason = self.to_finish
+
+
+class HostLengths:
+    """A tensor of lengths in host memory."""
+
+    def __init__(self, lengths: npt.NDArray[np.int64]) -> None:
+        self.array = lengths
+
+    def numpy(self) -> npt.NDArray[np.int64]:
+        return self.array
+
+
+@dataclass
+class Allocator:
+    """Memory for KV, one token a page."""
+
+    free: int = 10**6
+    page_size: int = 1
+
+    def available_size(self) -> int:
+        return self.free
+
+
+class EmptyCache:
+    def evictable_size(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Kind of a batch."""
+
+    name: str = "decode"
+
+    def is_decode(self) -> bool:
+        return self.name == "decode"
+
+    def is_mixed(self) -> bool:
+        return self.name == "mixed"
+
+    def is_extend_without_speculative(self) -> bool:
+        return self.name in ("extend", "mixed")
 
 
 class Penalizer:
-    def __init__(self, orchestrator: Any) -> None:
+    def __init__(self, orchestrator: upstream.BatchedPenalizerOrchestrator) -> None:
         self.orchestrator = orchestrator
 
 
-class Batch:
-    """What the batcher uses of upstream's `ScheduleBatch`."""
+class Penalties:
+    """The penalizers of a batch; `batch` is the one that they look at."""
 
-    def __init__(self, reqs: list[Any], free: Any) -> None:
-        self.reqs = reqs
-        self.seq_lens_cpu = np.array([req.length for req in reqs]).view(Lengths)
-        orchestrator = SimpleNamespace(is_required=False, penalizers={Penalizer: None}, batch=self)
-        self.sampling_info = SimpleNamespace(rows=list(reqs), penalizer_orchestrator=orchestrator)
-        self.token_to_kv_pool_allocator = free
-        self.tree_cache = SimpleNamespace(evictable_size=lambda: 0)
+    def __init__(self, batch: object) -> None:
+        self.is_required = False
+        self.batch = batch
+        self.penalizers: dict[upstream.PenalizerFactory, object] = {Penalizer: None}
+
+
+class SamplingInfo:
+    """A list per request, shared between copies of a batch as upstream's lists are."""
+
+    def __init__(self, batch: object, reqs: Sequence[upstream.Req]) -> None:
+        self.rows = list(reqs)
+        self.penalizer_orchestrator: upstream.BatchedPenalizerOrchestrator | None = Penalties(batch)
+
+
+class Batch:
+    """Upstream's `ScheduleBatch` of a decode server, as far as Kairos uses it."""
+
+    tree_cache = EmptyCache()
+    is_prefill_only = False
+    forward_mode = Mode()
+    forward_iter = 0
+    launch_ts = 0.0
+    after_idle_gap = False
+
+    def __init__(self, reqs: Sequence[DecodeReq], allocator: Allocator) -> None:
+        self.reqs = list(reqs)
+        self.seq_lens_cpu = HostLengths(np.array([req.length for req in reqs], np.int64))
+        self.sampling_info: upstream.SamplingBatchInfo = SamplingInfo(self, reqs)
+        self.token_to_kv_pool_allocator = allocator
         self.batch_is_full = False
 
-    def filter_batch(self, keep_indices: list[int] | None = None) -> None:
+    @property
+    def sampling(self) -> SamplingInfo:
+        info = self.sampling_info
+        assert isinstance(info, SamplingInfo)
+        return info
+
+    @property
+    def penalties(self) -> Penalties:
+        penalties = self.sampling_info.penalizer_orchestrator
+        assert isinstance(penalties, Penalties)
+        return penalties
+
+    def is_empty(self) -> bool:
+        return not self.reqs
+
+    def filter_batch(self, *, keep_indices: list[int] | None = None) -> None:
         if keep_indices is None:
-            keep_indices = [i for i, r in enumerate(self.reqs) if r.finished_reason is None]
+            keep_indices = [i for i, req in enumerate(self.reqs) if not req.finished()]
         if len(keep_indices) == len(self.reqs):
             return
         self.reqs = [self.reqs[i] for i in keep_indices]
-        self.sampling_info.rows = [self.sampling_info.rows[i] for i in keep_indices]
-        self.seq_lens_cpu = self.seq_lens_cpu[keep_indices]
+        self.sampling.rows = [self.sampling.rows[i] for i in keep_indices]
+        self.seq_lens_cpu = HostLengths(self.seq_lens_cpu.numpy()[keep_indices])
 
     def merge_batch(self, other: "Batch") -> None:
-        self.sampling_info.rows.extend(other.sampling_info.rows)  # in place, as upstream's lists
-        self.seq_lens_cpu = np.concatenate([self.seq_lens_cpu, other.seq_lens_cpu]).view(Lengths)
+        self.sampling.rows.extend(other.sampling.rows)  # in place, as upstream's lists
+        lengths = [self.seq_lens_cpu.numpy(), other.seq_lens_cpu.numpy()]
+        self.seq_lens_cpu = HostLengths(np.concatenate(lengths))
         self.reqs = self.reqs + other.reqs
 
     def check_decode_mem(self, selected_indices: list[int] | None = None) -> bool:
@@ -70,92 +210,94 @@ class Batch:
         return self.token_to_kv_pool_allocator.available_size() >= needed
 
     def check(self) -> None:
-        assert self.sampling_info.rows == self.reqs
-        assert self.seq_lens_cpu.tolist() == [req.length for req in self.reqs]
-        assert self.sampling_info.penalizer_orchestrator.batch is self
+        assert self.sampling.rows == self.reqs
+        assert self.seq_lens_cpu.numpy().tolist() == [req.length for req in self.reqs]
+        assert self.penalties.batch is self
 
 
-class Ended:
-    def to_json(self) -> dict[str, str]:
-        return {"type": "length"}
+def as_batch(batch: upstream.ScheduleBatch | None) -> Batch:
+    """The stand-in behind upstream's type."""
+    assert isinstance(batch, Batch)
+    return batch
 
 
 class Loop:
-    """Upstream's event loop with virtual time."""
+    """Upstream's event loop with virtual time; it is its own scheduler and output streamer."""
 
     def __init__(self, overlap: bool, hold: bool = False, max_batch: int = 16) -> None:
         self.now = 100.0
         self.clock = SharedClock(1, lambda: self.now)
         prior = StepTable.from_model(MODEL, 64, 50_000, knots=CONTEXT_KNOTS)
-        params = SlackParams()._replace(starvation_s=STARVE_S)
+        params = SlackParams()._replace(starvation_s=STARVATION_S)
         self.policy = SlackPolicy(prior, max_batch, params, LengthEstimator())
         self.steps = DecodeSteps(prior, self.clock, overlap)
         self.held = HeldTokens() if hold else None
+        self.counters = DecodeCounters()
+        rows = DecodeRows(SloClasses(Slo(2000, 50)))
         self.batcher = DecodeBatcher(
-            self.policy,
-            DecodeRows(SloClasses(Slo(2000, 50))),
-            self.steps,
+            DecodeSelection(self.policy, rows, self.steps, self.clock, self.held, self.counters),
             self.clock,
             overlap,
-            self.held,
-            reload_s_per_token=1e-6,
+            RetractionOrder(self.policy, rows, reload_s_per_token=1e-6),
         )
-        self.free = SimpleNamespace(available_size=lambda: 10**6, page_size=1)
-        self.running_batch: Any = Batch([], self.free)
-        self.last_batch: Any = None
+        self.allocator = Allocator()
+        self.running_batch: upstream.ScheduleBatch = Batch([], self.allocator)
+        self.last_batch: Batch | None = None
         self.overlap = overlap
-        self.launched: list[Any] = []
+        self.launched: list[list[DecodeReq]] = []
         self.first_s: dict[int, float] = {}
-        self.output_streamer = SimpleNamespace(stream_output=self._stream)
         self.made = 0
         self.sizes: list[int] = []
 
-    def _stream(self, reqs: list[Any], logprob: bool) -> None:
+    @property
+    def output_streamer(self) -> "Loop":
+        return self
+
+    @property
+    def reqs(self) -> list[DecodeReq]:
+        """The running requests."""
+        return as_batch(self.running_batch).reqs
+
+    def stream_output(self, reqs: Sequence[upstream.Req], return_logprob: bool) -> None:
         for req in reqs:
             assert req.kairos.number not in self.first_s
             self.first_s[req.kairos.number] = self.now
 
-    def join(self, prompt: int, new: int, tpot_ms: float, ttft_ms: float = 1e6) -> Any:
+    def join(self, prompt: int, new: int, tpot_ms: float, ttft_ms: float = 1e6) -> DecodeReq:
+        """A request whose KV has arrived joins the running batch."""
         self.made += 1
         request = RequestSlo(Slo(ttft_ms, tpot_ms), self.now, self.made)
-        req = SimpleNamespace(
-            kairos=request,
-            origin_input_ids=[0] * prompt,
-            output_ids=[0],
-            length=prompt,
-            finished_reason=None,
-            to_finish=None,
-            beam_group=None,
-            is_retracted=False,
-            return_logprob=False,
-            sampling_params=SimpleNamespace(max_new_tokens=new),
-            token_s=[],
-        )
+        options = SamplingOptions(max_new_tokens=new)
+        req = DecodeReq(request, [0] * prompt, [0], options, length=prompt)
         if self.held is not None:
             self.held.mark([req], self.now)
         if not request.held:
-            self._stream([req], False)
-        joining = Batch([req], self.free)
-        if self.running_batch.reqs:
-            self.running_batch.merge_batch(joining)
+            self.stream_output([req], return_logprob=False)
+        joining = Batch([req], self.allocator)
+        if self.reqs:
+            as_batch(self.running_batch).merge_batch(joining)
         else:
             self.running_batch = joining
         return req
 
-    def upstream_update(self, scheduler: Any, batch: Batch) -> Batch:
-        batch.filter_batch()
-        for req in batch.reqs:
+    def upstream_update(self, scheduler: "Loop", batch: upstream.ScheduleBatch) -> Batch:
+        """Upstream's `update_running_batch`."""
+        updated = as_batch(batch)
+        updated.filter_batch()
+        for req in updated.reqs:
             req.length += 1
-        batch.seq_lens_cpu = batch.seq_lens_cpu + 1
-        return batch
+        updated.seq_lens_cpu = HostLengths(updated.seq_lens_cpu.numpy() + 1)
+        return updated
+
+    def update(self) -> Batch:
+        """Prepare a step."""
+        original = self.upstream_update
+        return as_batch(self.batcher.update(original, self, self.running_batch))
 
     def turn(self) -> None:
         """One pass of the event loop; with overlap the result of the step before is processed."""
-        original = self.upstream_update
-        everybody = {
-            req.kairos.number for req in self.running_batch.reqs if not req.finished_reason
-        }
-        batch = self.batcher.update(original, self, self.running_batch)
+        unfinished = {req.kairos.number for req in self.reqs if not req.finished()}
+        batch = self.update()
         self.running_batch = batch
         if not batch.reqs:
             self.last_batch = None
@@ -164,8 +306,8 @@ class Loop:
         ran = list(batch.reqs)
         self.sizes.append(len(ran))
         self.batcher.launched(self, batch)
-        self.running_batch.check()
-        assert {req.kairos.number for req in self.running_batch.reqs} == everybody
+        as_batch(self.running_batch).check()
+        assert {req.kairos.number for req in self.reqs} == unfinished
         assert batch.reqs == ran, "the batch in flight must stay as it is"
         self.launched.append(ran)
         self.last_batch = batch
@@ -173,20 +315,22 @@ class Loop:
         self.now += MODEL.step_s(len(ran), sum(lengths), max(lengths))
         if not self.overlap or len(self.launched) > 1:
             self.process(self.launched.pop(0))
-            self.batcher.begun(self)
+            self.batcher.stream_due(self)
 
-    def process(self, ran: list[Any]) -> None:
+    def process(self, ran: list[DecodeReq]) -> None:
+        """Process the result of a step."""
         for req in ran:
-            if req.finished_reason is not None:
+            if req.finished():
                 continue  # the one redundant step of overlap
             req.output_ids.append(0)
             req.token_s.append(self.now)
             if req.to_finish or len(req.output_ids) >= req.sampling_params.max_new_tokens:
-                req.finished_reason = req.to_finish or Ended()
+                req.finished_reason = req.to_finish or Finish()
 
     def drain(self, limit: int = 20_000) -> None:
+        """Turn until all requests have ended."""
         for _ in range(limit):
-            if not self.running_batch.reqs:
+            if not self.reqs:
                 return
             self.turn()
         raise AssertionError("requests never end")

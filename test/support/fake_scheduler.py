@@ -10,7 +10,7 @@ def fake_scheduler(role: str, **changes: Any) -> Any:
         "disaggregation_mode": SimpleNamespace(value=role),
         "req_to_token_pool": SimpleNamespace(available_size=lambda: 8),
         "tp_size": 1,
-        "metrics_reporter": SimpleNamespace(metrics_collector=None),
+        "metrics_reporter": SimpleNamespace(metrics_collector=None, forward_pass_device_timer=None),
         "chunked_prefill_size": 2048,
         "page_size": 1,
         "max_total_num_tokens": 10_000,

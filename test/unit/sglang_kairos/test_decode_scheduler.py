@@ -1,23 +1,24 @@
-"""What a decode server keeps between runs, and what it says when it starts."""
+"""State that a decode server keeps between runs, and the modes that it logs at start."""
 
 import logging
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from sglang.srt.kairos import decode_scheduler
+from sglang.srt.kairos import decode_scheduler, decode_state
 from sglang.srt.kairos.config import KairosConfig
-from sglang.srt.kairos.decode_scheduler import SAVE_EVERY_S, STATE, DecodeScheduler
+from sglang.srt.kairos.decode_scheduler import DecodeScheduler
+from sglang.srt.kairos.decode_state import SAVE_EVERY_S, STATE
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import load_profile
 from kairos.slo import Slo, SloClasses
+from support.decode_loop import Allocator, Batch, HostLengths
 from support.fake_scheduler import fake_scheduler
 
 PROFILE = load_profile("tiny-fast")
@@ -25,13 +26,6 @@ CONFIG = KairosConfig(SloClasses(Slo(2000, 50)), PROFILE.name, ("--kairos",))
 SLOWNESS = 3.0
 STEP = (4, 4_000, 1_000)
 OUTPUT = 40
-
-
-class Lengths(np.ndarray):
-    """An array that answers `numpy()`, as a tensor does."""
-
-    def numpy(self) -> Any:
-        return self.view(np.ndarray)
 
 
 class Server:
@@ -46,13 +40,11 @@ class Server:
         **changes: Any,
     ) -> None:
         self.now = 100.0
-        local_time = SimpleNamespace(monotonic=lambda: self.now)
-        monkeypatch.setattr(decode_scheduler, "time", local_time)
-        monkeypatch.setattr(decode_scheduler, "_first_rank", lambda: first_rank)
+        monkeypatch.setattr(decode_scheduler, "first_rank", lambda: first_rank)
         config = replace(config, state_dir=None if folder is None else str(folder))
         clock = SharedClock(1, lambda: self.now)
         scheduler = fake_scheduler("decode", **changes)
-        self.kairos = DecodeScheduler(config, PROFILE, scheduler, clock)
+        self.kairos = DecodeScheduler(config, PROFILE, scheduler, clock, lambda: self.now)
         self.iteration = 0
 
     def serve(self, seconds: float) -> None:
@@ -60,12 +52,9 @@ class Server:
         end = self.now + seconds
         while self.now < end:
             self.iteration += 1
-            batch = SimpleNamespace(
-                forward_iter=self.iteration,
-                after_idle_gap=False,
-                launch_ts=self.now,
-                seq_lens_cpu=np.full(STEP[0], STEP[2]).view(Lengths),
-            )
+            batch = Batch([], Allocator())
+            batch.seq_lens_cpu = HostLengths(np.full(STEP[0], STEP[2]))
+            batch.forward_iter, batch.launch_ts = self.iteration, self.now
             self.now += SLOWNESS * PROFILE.decode.step_s(*STEP)
             self.kairos.batcher.policy.completed(0, OUTPUT)
             self.kairos.processed(batch)
@@ -75,17 +64,17 @@ class Server:
 
     def slowness(self) -> float:
         """Predicted step time, relative to the profile."""
-        self.kairos.batcher._select(self.now, changed=True)
+        self.kairos.batcher.selection.select(self.now, changed=True, in_flight_s=0.0)
         policy = self.kairos.batcher.policy
         predicted = policy.calibration.factor * policy.table.step_s(*STEP)
         return predicted / PROFILE.decode.step_s(*STEP)
 
     def horizon(self) -> float:
         """Tokens that a fresh request is planned to make; 0 while nothing is known."""
-        return float(self.kairos._lengths.horizons[0, 0])
+        return float(self.kairos.lengths.horizons[0, 0])
 
 
-def test_a_restart_goes_on_from_what_was_learned(
+def test_restart_continues_with_learned_state(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     server = Server(monkeypatch, tmp_path)
@@ -99,7 +88,7 @@ def test_a_restart_goes_on_from_what_was_learned(
     assert again.kairos.snapshot()["steps_measured"] > 100
 
 
-def test_it_is_kept_now_and_then_and_by_the_first_rank(
+def test_state_is_saved_periodically_by_the_first_rank(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     Server(monkeypatch, tmp_path).serve(0.9 * SAVE_EVERY_S)
@@ -111,7 +100,7 @@ def test_it_is_kept_now_and_then_and_by_the_first_rank(
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"schema": 1, "ke'])
-def test_a_damaged_file_is_named_and_nothing_of_it_used(
+def test_damaged_file_is_named_and_ignored(
     text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / f"{STATE}.json"
@@ -124,11 +113,11 @@ def test_a_damaged_file_is_named_and_nothing_of_it_used(
 
 
 @pytest.mark.parametrize("state", [[], {}, "text", {"steps": 3, "lengths": {"counts": "many"}}])
-def test_a_file_that_is_no_state_is_not_used(
+def test_file_without_state_is_ignored(
     state: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save = decode_scheduler.save_state
-    monkeypatch.setattr(decode_scheduler, "save_state", lambda *args: save(*args[:3], state))
+    save = decode_state.save_state
+    monkeypatch.setattr(decode_state, "save_state", lambda *args: save(*args[:3], state))
     Server(monkeypatch, tmp_path).serve(1.1 * SAVE_EVERY_S)
     server = Server(monkeypatch, tmp_path)
     assert "without the steps learned before" in caplog.text
@@ -137,7 +126,7 @@ def test_a_file_that_is_no_state_is_not_used(
     assert server.horizon() == 0.0
 
 
-def test_what_another_engine_learned_is_not_used(
+def test_state_of_another_engine_is_ignored(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Server(monkeypatch, tmp_path).serve(1.1 * SAVE_EVERY_S)
@@ -146,10 +135,10 @@ def test_what_another_engine_learned_is_not_used(
     assert not caplog.text
 
 
-def test_a_profile_made_anew_under_its_old_name_starts_anew(
+def test_changed_profile_of_the_same_name_ignores_old_state(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What was learned on the old one is relative to it, and was applied to the new one."""
+    """Learned step times are relative to the profile."""
     Server(monkeypatch, tmp_path).serve(1.1 * SAVE_EVERY_S)
     decode = msgspec.structs.replace(PROFILE.decode, fixed_s=2.0 * PROFILE.decode.fixed_s)
     anew = msgspec.structs.replace(PROFILE, decode=decode)
@@ -157,7 +146,7 @@ def test_a_profile_made_anew_under_its_old_name_starts_anew(
     assert Server(monkeypatch, tmp_path).slowness() == pytest.approx(1.0)
 
 
-def test_with_other_classes_only_the_lengths_are_learned_anew(
+def test_other_slo_classes_ignore_learned_lengths_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Server(monkeypatch, tmp_path).serve(1.1 * SAVE_EVERY_S)
@@ -168,7 +157,7 @@ def test_with_other_classes_only_the_lengths_are_learned_anew(
     assert "without the lengths learned before: learned lengths: for other SLO" in caplog.text
 
 
-def test_a_folder_that_is_gone_stops_nobody(
+def test_missing_folder_does_not_stop_the_server(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = Server(monkeypatch, tmp_path / "gone")
@@ -178,7 +167,7 @@ def test_a_folder_that_is_gone_stops_nobody(
 
 
 @pytest.mark.parametrize("hold", [False, True])
-def test_a_server_that_leaves_batches_to_upstream_says_that_it_holds_no_tokens(
+def test_server_without_skipping_logs_that_hold_has_no_effect(
     hold: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = replace(CONFIG, hold=hold)

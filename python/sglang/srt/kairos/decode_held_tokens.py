@@ -1,19 +1,19 @@
-"""First tokens held back until their decode slot is ready.
+"""First tokens that are held back until their decode slot is ready.
 
-A transferred request has its first token. Streaming it starts the clock of its time per output
-token, whether or not a step has room for it. Held back, it waits on the clock of the time to first
-token instead, and never beyond that objective.
+A transferred request has its first token already. Streaming that token starts the request's TPOT
+clock, whether or not a step has room for it. While the token is held, the request waits on its
+TTFT clock instead, and never beyond its TTFT deadline.
 """
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
+from sglang.srt.kairos.upstream import PrebuiltBatch, Req, SchedulerBatchResultProcessor
 
 from kairos.policy.residents import Rows
 
-# Between the decision and the client: detokenizer and HTTP, seconds.
+# Time from the decision to the client, through detokenizer and HTTP, seconds.
 MARGIN_S = 0.005
 
 
@@ -21,48 +21,69 @@ class HeldTokens:
     """The first tokens that one decode server holds back.
 
     Attributes:
-        count: how many now.
+        count: tokens held now.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self._due: list[Any] = []
+        self._due: list[Req] = []
         self._held_ever = 0
         self._at_deadline = 0
 
-    def mark(self, reqs: Sequence[Any], now: float) -> None:
-        """Hold the first tokens of requests that are about to join, unless they are late."""
+    def mark(self, reqs: Sequence[Req], now: float) -> None:
+        """Mark which of the requests that are about to join are held.
+
+        A request whose TTFT deadline has passed, and one that is being aborted, is not held.
+
+        Args:
+            reqs: requests whose KV has arrived.
+            now: monotonic seconds.
+        """
         for req in reqs:
             request = req.kairos
             fresh = request.first_token_s is None and req.to_finish is None
             request.held = fresh and now + MARGIN_S < request.ttft_deadline_s
 
-    def joined(self, rows: Rows, reqs: Sequence[Any], now: float) -> None:
-        """Rows were rebuilt: those of held requests start their clock when released."""
+    def follow(self, rows: Rows, reqs: Sequence[Req]) -> None:
+        """Set the release deadlines of held requests in rows that were rebuilt.
+
+        Args:
+            rows: shape (requests,), dtype `ROW`.
+            reqs: the requests of the rows.
+        """
         self.count = 0
         for at, req in enumerate(reqs):
             if req.kairos.held:
                 rows[at]["hold_until_s"] = req.kairos.ttft_deadline_s - MARGIN_S
                 self.count += 1
 
-    def tick(self, rows: Rows, now: float) -> None:
-        """Before a selection at `now`: nobody has waited yet for what is still held."""
+    def defer_clocks(self, rows: Rows, now: float) -> None:
+        """Start the TPOT clocks of held requests at `now`, before a selection.
+
+        Their first tokens are not streamed yet, so they have not waited on that clock.
+        """
         held = np.isfinite(rows["hold_until_s"])
         rows["first_token_s"][held] = np.minimum(now, rows["hold_until_s"][held])
 
     def release(
-        self, rows: Rows, reqs: Sequence[Any], start_s: float, next_s: float, now: float
-    ) -> list[Any]:
-        """Requests whose first token is to be streamed now: they run in the step that was selected,
-        or must not wait for the one after it. Where the step starts later than now, those that run
-        in it follow at its start, see `begun`.
+        self, rows: Rows, reqs: Sequence[Req], start_s: float, next_s: float, now: float
+    ) -> list[Req]:
+        """Release the tokens of requests that run in the selected step or must not wait longer.
 
         Args:
-            start_s, next_s: start of the step, and of the one after it.
+            rows: shape (requests,), dtype `ROW`; `runs` is selected.
+            reqs: the requests of the rows.
+            start_s: start of the selected step, monotonic seconds.
+            next_s: start of the step after it.
+            now: the current time.
+
+        Returns:
+            Requests whose first token is to be streamed now. The others that are released are
+            returned by `take_due` when the step starts.
         """
         held = np.isfinite(rows["hold_until_s"])
         urgent = rows["hold_until_s"] <= next_s
-        released: list[Any] = []
+        released: list[Req] = []
         for at in np.flatnonzero(held & (rows["runs"] | urgent)).tolist():
             later = start_s > now and not urgent[at]
             rows[at]["hold_until_s"] = -np.inf
@@ -75,13 +96,13 @@ class HeldTokens:
             self.count -= 1
         return released
 
-    def begun(self) -> list[Any]:
-        """Requests whose first token is to be streamed now that the selected step starts."""
+    def take_due(self) -> list[Req]:
+        """Return the requests whose first token is to be streamed when the selected step starts."""
         due, self._due = self._due, []
         return [req for req in due if req.finished_reason is None]
 
     def snapshot(self) -> dict[str, int]:
-        """Counters for /server_info."""
+        """Return counters for /server_info."""
         return {
             "held": self.count,
             "held_ever": self._held_ever,
@@ -89,9 +110,15 @@ class HeldTokens:
         }
 
 
-def process_prebuilt(original: Callable[[Any, Any], None], processor: Any, batch: Any) -> None:
-    """Around `SchedulerBatchResultProcessor.process_batch_result_prebuilt`: what upstream does to
-    transferred requests, except that held ones are not streamed."""
+def process_prebuilt(
+    original: Callable[[SchedulerBatchResultProcessor, PrebuiltBatch], None],
+    processor: SchedulerBatchResultProcessor,
+    batch: PrebuiltBatch,
+) -> None:
+    """Process transferred requests as upstream does, without streaming held tokens.
+
+    Runs around `SchedulerBatchResultProcessor.process_batch_result_prebuilt`.
+    """
     if not any(req.kairos.held for req in batch.reqs):
         original(processor, batch)
         return

@@ -1,33 +1,73 @@
-"""Take upstream's running batch apart for one step and put it together again.
+"""Taking upstream's running batch apart for one step, and putting it together again.
 
 Upstream's own `filter_batch` and `merge_batch` do the work. They rebind the tensors of the batch
-that they are called on, but share a few mutable objects between copies: the sampling information
-and its lists, and the penalizers, which point back at their batch. Each part gets its own.
+that they are called on. A few mutable objects are shared between copies of a batch: the sampling
+information with its lists, and the penalizers, which point back at their batch. Each part of a
+split batch gets its own.
 """
 
 import copy
-from typing import Any
+from typing import NamedTuple
+
+from sglang.srt.kairos.upstream import ScheduleBatch
 
 
-def split(batch: Any, run: list[int], skip: list[int]) -> Any:
-    """Leave the requests at `run` in the upstream `ScheduleBatch`; returns a batch of those at
-    `skip`. Both lists are ascending positions, together all of them, neither empty."""
+class SplitBatch(NamedTuple):
+    """A running batch that is split for a step, which is not launched yet.
+
+    Attributes:
+        selected: upstream's batch of the requests that run in the step.
+        skipped: batch of the other requests.
+    """
+
+    selected: ScheduleBatch
+    skipped: ScheduleBatch
+
+    def merged(self) -> ScheduleBatch:
+        """Return a batch of all requests that are left, the selected ones first."""
+        return merged(self.selected, self.skipped) if self.selected.reqs else self.skipped
+
+
+class LaunchedSplit(NamedTuple):
+    """A split batch whose step is launched.
+
+    Attributes:
+        selected: upstream's batch in flight.
+        skipped: batch of the other requests.
+        merged: the running batch of all requests.
+    """
+
+    selected: ScheduleBatch
+    skipped: ScheduleBatch
+    merged: ScheduleBatch
+
+
+def split(batch: ScheduleBatch, run: list[int], skip: list[int]) -> SplitBatch:
+    """Split a batch in place.
+
+    Args:
+        batch: keeps the requests at `run`.
+        run: ascending positions of the selected requests, not empty.
+        skip: ascending positions of the others, not empty.
+    """
     skipped = _own(batch)
     skipped.filter_batch(keep_indices=skip)
     batch.filter_batch(keep_indices=run)
-    return skipped
+    return SplitBatch(batch, skipped)
 
 
-def merged(ran: Any, skipped: Any) -> Any:
-    """A new batch of the requests of both. The batch that ran stays as it is: upstream still reads
-    it as the one in flight."""
-    whole = _own(ran)
+def merged(selected: ScheduleBatch, skipped: ScheduleBatch) -> ScheduleBatch:
+    """Return a new batch of the requests of both.
+
+    `selected` stays as it is, because upstream still reads it as the batch in flight.
+    """
+    whole = _own(selected)
     whole.merge_batch(skipped)
     return whole
 
 
-def _own(batch: Any) -> Any:
-    """A copy that can be filtered and merged without a trace in `batch`."""
+def _own(batch: ScheduleBatch) -> ScheduleBatch:
+    """Return a copy that can be filtered and merged without a trace in `batch`."""
     own = copy.copy(batch)
     info = own.sampling_info = copy.copy(batch.sampling_info)
     for name, value in vars(info).items():
@@ -35,8 +75,8 @@ def _own(batch: Any) -> Any:
             setattr(info, name, copy.copy(value))
     orchestrator = info.penalizer_orchestrator
     if orchestrator is not None:
-        # No penalty is in use where batches are split, so there is no state to copy; but a request
-        # that joins later may bring one, and each penalizer must then find this batch.
+        # A batch with penalties in use is never split, so no state is copied. But a request with
+        # penalties may join later, and each penalizer must then find its own batch.
         fresh = info.penalizer_orchestrator = copy.copy(orchestrator)
         fresh.penalizers = {kind: kind(fresh) for kind in orchestrator.penalizers}
         fresh.batch = own

@@ -1,30 +1,30 @@
-"""What decode steps take, seen from where upstream processes their results."""
+"""Durations of decode steps, measured where upstream processes their results."""
 
 from collections import deque
-from typing import Any
 
 import numpy as np
-from sglang.srt.kairos.device_times import DeviceTimes, Load
+from sglang.srt.kairos.device_times import DeviceTimes, StepLoad
 from sglang.srt.kairos.shared_clock import SharedClock
+from sglang.srt.kairos.upstream import ScheduleBatch
 
 from kairos.latency.steps import LearnedSteps, StepLearner, StepTables
 from kairos.latency.table import StepTable
 
-# Longer gaps are pauses, not steps. Upstream's own counters draw the same line.
-LONGEST_STEP_S = 2.0
+# Longer gaps are pauses, not steps. Upstream's own counters use the same limit, seconds.
+MAX_STEP_S = 2.0
 
-# While everybody has time to spare, one step of so many is learned from: it decides nothing then.
+# While selection is skipped, one step in this many is learned from: it decides nothing then.
 SAMPLE_EVERY = 16
 
 
 class DecodeSteps:
-    """Measures decode steps, learns from them, and says what a step will take.
+    """Measures decode steps, learns from them, and predicts the duration of the next one.
 
     Args:
         prior: step times of the profile.
-        overlap: the overlap schedule is on: a step's launch says nothing about its end.
-        device: what steps take on the device. The table is learned from that then, and from the
-            pace of the results only how much longer everything takes. None: both from the pace.
+        overlap: the overlap schedule is on, under which a step's launch tells nothing of its end.
+        device: durations on the device. Where they are known, the table is learned from them, and
+            only the calibration from the pace of the results. None: both from the pace.
     """
 
     def __init__(
@@ -43,31 +43,32 @@ class DecodeSteps:
         self._last: tuple[int, float] | None = None
         self._ratios: deque[float] = deque(maxlen=1024)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what the learner's `state` returned in an earlier run.
+    def restore(self, state: dict[str, object]) -> None:
+        """Go on from the learner's `state` of an earlier run.
 
         Raises:
-            InputError: of another engine, or not a state.
+            InputError: the state is of another engine, or no state.
         """
         self.learner.restore(state)
         self._clock.learn("decode_steps", self.learner.learned)
 
     def current(self) -> tuple[StepTable, float]:
-        """The table and its calibration factor, the same on every rank."""
+        """Return the table and its calibration factor, which are the same on every rank."""
         if not self._clock.shared:
             return self.learner.table, self.learner.calibration.factor
         learned: LearnedSteps = self._clock.learned("decode_steps", self._unlearned)
         return self._tables.of(learned), learned.factor
 
-    def observe(self, batch: Any, done_s: float, selection_skipped: bool = False) -> None:
-        """Take in an upstream batch whose result has just been processed.
+    def observe(self, batch: ScheduleBatch, done_s: float, selection_skipped: bool = False) -> None:
+        """Learn from a batch whose result has just been processed.
 
-        Results come one after the other at the pace of the steps, whether the next one runs
-        already (overlap) or not. Behind a gap only the schedule without overlap has a beginning.
+        Results arrive at the pace of the steps, whether the next step runs already (overlap) or
+        not. After a gap, the begin of a step is known only without the overlap schedule.
 
         Args:
-            done_s: local monotonic seconds.
-            selection_skipped: everybody runs and has time to spare.
+            batch: the launched batch.
+            done_s: when its result was processed, local monotonic seconds.
+            selection_skipped: all requests run and have time to spare.
         """
         seconds = self._seconds(batch, done_s)
         wanted = not (selection_skipped and batch.forward_iter % SAMPLE_EVERY)
@@ -86,8 +87,8 @@ class DecodeSteps:
             self.learner.observe_pace(*load, seconds)
         self._clock.learn("decode_steps", self.learner.learned)
 
-    def _seconds(self, batch: Any, done_s: float) -> float | None:
-        """How long the step took by the clock of this process; None where that is not known."""
+    def _seconds(self, batch: ScheduleBatch, done_s: float) -> float | None:
+        """Duration of the step by this process's clock; None where it is not known."""
         last, self._last = self._last, (batch.forward_iter, done_s)
         if last is not None and not batch.after_idle_gap and last[0] + 1 == batch.forward_iter:
             seconds = done_s - last[1]
@@ -95,10 +96,13 @@ class DecodeSteps:
             seconds = done_s - batch.launch_ts
         else:
             return None
-        return seconds if 0.0 < seconds < LONGEST_STEP_S else None
+        return seconds if 0.0 < seconds < MAX_STEP_S else None
 
-    def snapshot(self) -> dict[str, Any]:
-        """Counters for /server_info: how steps compare with what was predicted just before."""
+    def snapshot(self) -> dict[str, object]:
+        """Return counters for /server_info.
+
+        `measured_over_predicted` compares each step with the prediction just before it.
+        """
         ratios = np.array(self._ratios) if self._ratios else np.ones(1)
         return {
             "device_timer": self._device is not None,
@@ -113,9 +117,9 @@ class DecodeSteps:
         }
 
 
-def _load(batch: Any) -> Load | None:
-    """Of an upstream batch; None where upstream keeps its lengths on the device."""
+def _load(batch: ScheduleBatch) -> StepLoad | None:
+    """Load of a batch; None where upstream keeps the lengths on the device."""
     if batch.seq_lens_cpu is None:
         return None
     lengths = batch.seq_lens_cpu.numpy()
-    return Load(len(lengths), float(lengths.sum()), float(lengths.max()))
+    return StepLoad(len(lengths), float(lengths.sum()), float(lengths.max()))

@@ -1,15 +1,25 @@
-"""What decode steps took on the device, where upstream's device timer runs
-(SGLANG_ENABLE_METRICS_DEVICE_TIMER, --enable-forward-pass-metrics)."""
+"""Durations of decode steps on the device, measured by upstream's device timer.
+
+The timer runs under SGLANG_ENABLE_METRICS_DEVICE_TIMER or --enable-forward-pass-metrics.
+"""
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-# Reports are some two steps late. Further apart, the two sides have lost each other.
+from sglang.srt.kairos.upstream import DeviceTimer, Scheduler
+
+# Reports arrive about two steps late. Beyond this distance, reports and steps no longer match.
 MAX_APART = 8
 
 
-class Load(NamedTuple):
-    """Of one step: its requests, and sum and maximum of their contexts, tokens."""
+class StepLoad(NamedTuple):
+    """Load of one decode step.
+
+    Attributes:
+        batch: requests.
+        total: sum of their contexts, tokens.
+        longest: longest context, tokens.
+    """
 
     batch: int
     total: float
@@ -17,31 +27,37 @@ class Load(NamedTuple):
 
 
 class DeviceTimes:
-    """Pairs the reports of upstream's `DeviceTimer`, which come late and do not say of which batch,
-    with the steps whose results were processed. Both are in the order of launch.
+    """Pairs reports of upstream's device timer with the steps whose results were processed.
+
+    Reports come late and do not name their batch. Reports and steps are both in order of launch.
 
     Args:
-        timer: upstream's; it keeps reporting to others, too.
+        timer: upstream's timer; it keeps its other reporters.
     """
 
-    def __init__(self, timer: Any) -> None:
-        self._loads: deque[Load | None] = deque()
+    def __init__(self, timer: DeviceTimer) -> None:
+        self._loads: deque[StepLoad | None] = deque()
         self._seconds: deque[float] = deque()
         timer.add_reporter(self._report)
 
-    def _report(self, t: float, category: str, **_: Any) -> None:
+    def __len__(self) -> int:
+        """Steps and reports that wait for their counterparts."""
+        return len(self._loads) + len(self._seconds)
+
+    def _report(self, t: float, category: str, **metadata: object) -> None:
+        del metadata
         if category == "decode":
             self._seconds.append(t)
 
-    def processed(self, load: Load | None, after_idle: bool) -> list[tuple[Load, float]]:
-        """The result of one more step was processed.
+    def processed(self, load: StepLoad | None, after_idle: bool) -> list[tuple[StepLoad, float]]:
+        """Note one more step whose result was processed.
 
         Args:
-            load: None: nobody wants to know of this step.
-            after_idle: nothing ran before it.
+            load: load of the step; None for a step that is not learned from.
+            after_idle: whether the device was idle before the step.
 
         Returns:
-            steps and their seconds on the device, as far as they are known by now.
+            Steps whose duration is known by now, with that duration in seconds.
         """
         if after_idle or max(len(self._loads), len(self._seconds)) > MAX_APART:
             self._loads.clear()
@@ -55,7 +71,7 @@ class DeviceTimes:
         return found
 
 
-def device_times(scheduler: Any) -> DeviceTimes | None:
-    """Of an upstream `Scheduler`; None where its device timer is off."""
-    timer = getattr(scheduler.metrics_reporter, "forward_pass_device_timer", None)
+def device_times(scheduler: Scheduler) -> DeviceTimes | None:
+    """Return the device times of a scheduler; None where upstream's device timer is off."""
+    timer = scheduler.metrics_reporter.forward_pass_device_timer
     return None if timer is None else DeviceTimes(timer)

@@ -6,7 +6,25 @@ A member that Kairos only reads is a property here, so that stand-ins may have a
 `kairos` attributes are Kairos' own.
 """
 
-from sglang.srt.kairos.upstream.batches import ForwardMode, ScheduleBatch
+from sglang.srt.kairos.upstream.batches import (
+    ForwardMode,
+    HostTensor,
+    PrebuiltBatch,
+    ScheduleBatch,
+)
+from sglang.srt.kairos.upstream.decode import (
+    DecodePreallocQueue,
+    DecodeRequest,
+    DecodeTransferQueue,
+    DeviceTimer,
+    DeviceTimeReporter,
+    PreallocationScheduler,
+    RetractedRequests,
+    ScheduledPreallocQueue,
+    SchedulerBatchResultProcessor,
+    SchedulerOutputStreamer,
+    StepScheduler,
+)
 from sglang.srt.kairos.upstream.memory import (
     BasePrefixCache,
     BaseTokenToKVPoolAllocator,
@@ -14,11 +32,23 @@ from sglang.srt.kairos.upstream.memory import (
     ReqToTokenPool,
 )
 from sglang.srt.kairos.upstream.queues import PrefillBootstrapQueue
-from sglang.srt.kairos.upstream.requests import AbortReq, BaseFinishReason, Req, SamplingParams
+from sglang.srt.kairos.upstream.requests import (
+    AbortReq,
+    BaseFinishReason,
+    Req,
+    SamplingParams,
+    SchedulerReqTimeStats,
+)
+from sglang.srt.kairos.upstream.sampling import (
+    BatchedPenalizerOrchestrator,
+    PenalizerFactory,
+    SamplingBatchInfo,
+)
 from sglang.srt.kairos.upstream.scheduler import (
     DisaggregationMode,
     LoadSnapshot,
     LoRAManager,
+    ModelConfig,
     ModelRunner,
     SchedulePolicy,
     Scheduler,
@@ -35,23 +65,41 @@ __all__ = [
     "BaseFinishReason",
     "BasePrefixCache",
     "BaseTokenToKVPoolAllocator",
+    "BatchedPenalizerOrchestrator",
+    "DecodePreallocQueue",
+    "DecodeRequest",
+    "DecodeTransferQueue",
+    "DeviceTimeReporter",
+    "DeviceTimer",
     "DisaggregationMode",
     "ForwardMode",
+    "HostTensor",
     "LoRAManager",
     "LoadSnapshot",
+    "ModelConfig",
     "ModelRunner",
+    "PenalizerFactory",
+    "PreallocationScheduler",
+    "PrebuiltBatch",
     "PrefillBootstrapQueue",
     "Req",
     "ReqToMetadataIdxAllocator",
     "ReqToTokenPool",
+    "RetractedRequests",
+    "SamplingBatchInfo",
     "SamplingParams",
     "ScheduleBatch",
     "SchedulePolicy",
+    "ScheduledPreallocQueue",
     "Scheduler",
+    "SchedulerBatchResultProcessor",
     "SchedulerLoadInquirer",
     "SchedulerMetricsCollector",
     "SchedulerMetricsReporter",
+    "SchedulerOutputStreamer",
+    "SchedulerReqTimeStats",
     "ServerArgs",
     "SpeculativeAlgorithm",
+    "StepScheduler",
     "TpModelWorker",
 ]

@@ -6,6 +6,8 @@ from typing import Protocol
 class BaseTokenToKVPoolAllocator(Protocol):
     """`sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator`: KV memory, in tokens."""
 
+    @property
+    def page_size(self) -> int: ...
     def available_size(self) -> int: ...
 
 

@@ -1,9 +1,13 @@
 """Upstream's scheduler and its parts, as Kairos uses them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from sglang.srt.kairos.upstream.batches import ScheduleBatch
+from sglang.srt.kairos.upstream.decode import (
+    DeviceTimer,
+    PreallocationScheduler,
+    StepScheduler,
+)
 from sglang.srt.kairos.upstream.memory import (
     BasePrefixCache,
     BaseTokenToKVPoolAllocator,
@@ -86,6 +90,10 @@ class ModelRunner(Protocol):
     @property
     def lora_manager(self) -> LoRAManager | None: ...
 
+    @property
+    def decode_cuda_graph_capture_bs(self) -> Sequence[int]:
+        """Batch sizes for which CUDA graphs are captured."""
+
 
 class TpModelWorker(Protocol):
     """`sglang.srt.managers.tp_worker.TpModelWorker`: owns the model of a rank."""
@@ -101,8 +109,18 @@ class SchedulerMetricsReporter(Protocol):
     @property
     def metrics_collector(self) -> SchedulerMetricsCollector | None: ...
 
+    @property
+    def forward_pass_device_timer(self) -> DeviceTimer | None: ...
 
-class Scheduler(Protocol):
+
+class ModelConfig(Protocol):
+    """`sglang.srt.configs.model_config.ModelConfig`: the model's configuration."""
+
+    @property
+    def is_encoder_decoder(self) -> bool: ...
+
+
+class Scheduler(StepScheduler, PreallocationScheduler, Protocol):
     """`sglang.srt.managers.scheduler.Scheduler`: forms the batches of one rank."""
 
     kairos: "KairosState"
@@ -127,10 +145,6 @@ class Scheduler(Protocol):
     def load_inquirer(self) -> SchedulerLoadInquirer: ...
     @property
     def metrics_reporter(self) -> SchedulerMetricsReporter: ...
-    @property
-    def last_batch(self) -> ScheduleBatch | None:
-        """The batch that was launched last."""
-
     # What the server was started with.
     @property
     def disaggregation_mode(self) -> DisaggregationMode: ...
@@ -175,3 +189,19 @@ class Scheduler(Protocol):
     @property
     def disagg_prefill_bootstrap_queue(self) -> PrefillBootstrapQueue: ...
     def optimistic_release_and_requeue(self, req: Req) -> None: ...
+
+    # Decode servers.
+    @property
+    def max_running_requests(self) -> int: ...
+    @property
+    def enable_priority_scheduling(self) -> bool: ...
+    @property
+    def enable_decode_hicache(self) -> bool: ...
+    @property
+    def enable_hisparse(self) -> bool: ...
+    @property
+    def enable_pdmux(self) -> bool: ...
+    @property
+    def require_mlp_sync(self) -> bool: ...
+    @property
+    def model_config(self) -> ModelConfig: ...

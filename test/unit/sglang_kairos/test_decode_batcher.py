@@ -1,16 +1,16 @@
-"""The loop of a decode scheduler against a reference of who got which token when."""
-
-from typing import Any
+"""The loop of a decode scheduler in virtual time: which request gets which token when."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sglang.srt.kairos.upstream import ScheduleBatch
 
+from kairos.policy.residents import Rows
 from kairos_patches.decode import get_decode_retraction_order
-from support.decode_loop import MODEL, STARVE_S, Batch, Ended, Loop
+from support.decode_loop import MODEL, STARVATION_S, Batch, Finish, Loop, as_batch
 
-asked = st.lists(
+arrivals = st.lists(
     st.tuples(
         st.integers(0, 30),  # passes before it joins
         st.integers(1, 20_000),
@@ -24,8 +24,8 @@ asked = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(asked, st.booleans(), st.booleans(), st.integers(1, 24))
-def test_everybody_gets_every_token_in_time(rows, overlap, hold, max_batch) -> None:
+@given(arrivals, st.booleans(), st.booleans(), st.integers(1, 24))
+def test_every_request_gets_every_token_in_time(rows, overlap, hold, max_batch) -> None:
     loop = Loop(overlap, hold, max_batch)
     reqs = []
     for passes, prompt, new, tpot_ms, ttft_ms in rows:
@@ -35,7 +35,7 @@ def test_everybody_gets_every_token_in_time(rows, overlap, hold, max_batch) -> N
     loop.drain()
     assert max(loop.sizes) <= max_batch
     longest_s = 2 * MODEL.step_s(64, 64 * 20_000, 20_000)
-    # When more starve than fit into a step, they take turns.
+    # Starving requests take turns when a step has no room for all of them.
     turns = 2 + len(reqs) / max(1, max_batch // 2)
     for req in reqs:
         assert len(req.output_ids) == req.sampling_params.max_new_tokens
@@ -46,7 +46,7 @@ def test_everybody_gets_every_token_in_time(rows, overlap, hold, max_batch) -> N
         assert times == sorted(times)
         if not hold:
             gaps = np.diff(times)
-            assert gaps.max() <= STARVE_S + turns * longest_s
+            assert gaps.max() <= STARVATION_S + turns * longest_s
 
 
 STEP_OF_TWO_S = MODEL.step_s(2, 2_100, 1_100)
@@ -61,8 +61,8 @@ def busy_with_one() -> Loop:
     return loop
 
 
-def test_a_held_token_is_streamed_when_its_step_starts_and_not_when_it_is_prepared() -> None:
-    """Two steps passed between first and second token instead of one: many for short outputs."""
+def test_held_token_is_streamed_when_its_step_starts() -> None:
+    """Streamed when the step is prepared, the token would be one step early under overlap."""
     loop = busy_with_one()
     req = loop.join(1_000, 3, 100.0)
     loop.drain()
@@ -70,7 +70,7 @@ def test_a_held_token_is_streamed_when_its_step_starts_and_not_when_it_is_prepar
     assert waited_s == pytest.approx(STEP_OF_TWO_S, rel=0.01)
 
 
-def test_a_held_token_whose_deadline_is_near_does_not_wait_for_its_step() -> None:
+def test_held_token_with_near_deadline_is_streamed_at_once() -> None:
     loop = busy_with_one()
     begin = loop.now
     req = loop.join(1_000, 3, 100.0, ttft_ms=1e3 * (1.5 * STEP_OF_TWO_S) + 5.0)
@@ -78,7 +78,7 @@ def test_a_held_token_whose_deadline_is_near_does_not_wait_for_its_step() -> Non
     assert loop.first_s[req.kairos.number] == begin
 
 
-def test_the_rows_follow_the_tokens() -> None:
+def test_rows_follow_the_tokens() -> None:
     loop = Loop(overlap=True)
     for at in range(12):
         loop.join(1_000 + 500 * at, 60, 8.2 if at % 2 else 100.0)
@@ -91,14 +91,14 @@ def test_the_rows_follow_the_tokens() -> None:
         assert rows.rows["first_token_s"].tolist() == firsts
 
 
-def test_at_ease_nobody_is_looked_at_and_the_rows_follow_all_the_same(
+def test_rows_follow_the_tokens_while_selection_is_skipped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loop = Loop(overlap=True)
     selections = []
     select = loop.policy.select
 
-    def counted(rows: Any, now_s: float) -> float:
+    def counted(rows: Rows, now_s: float) -> float:
         selections.append(now_s)
         return select(rows, now_s)
 
@@ -117,7 +117,7 @@ def test_at_ease_nobody_is_looked_at_and_the_rows_follow_all_the_same(
     assert rows["last_token_s"].min() >= loop.now - 1e-9
 
 
-def test_who_joins_or_leaves_at_ease_is_looked_at() -> None:
+def test_joining_and_leaving_requests_end_skipped_selection() -> None:
     loop = Loop(overlap=True)
     for _ in range(4):
         loop.join(1_000, 100, 200.0)
@@ -134,10 +134,10 @@ def test_who_joins_or_leaves_at_ease_is_looked_at() -> None:
 
 
 def skipping_loop(overlap: bool = True) -> Loop:
-    """Two requests of 14 that always sit out."""
+    """A loop of 14 requests of which two are always skipped."""
     loop = Loop(overlap)
 
-    def select(rows: Any, now_s: float) -> float:
+    def select(rows: Rows, now_s: float) -> float:
         rows["infeasible"] = rows["tpot_s"] < 0.001
         rows["runs"] = ~rows["infeasible"]
         return loop.policy.running_step_s(rows)
@@ -152,7 +152,7 @@ def skipping_loop(overlap: bool = True) -> Loop:
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-def test_an_unchanged_selection_is_not_split_again(overlap: bool) -> None:
+def test_unchanged_selection_is_not_split_again(overlap: bool) -> None:
     loop = skipping_loop(overlap)
     before = loop.batcher.snapshot()
     for _ in range(5):
@@ -162,52 +162,52 @@ def test_an_unchanged_selection_is_not_split_again(overlap: bool) -> None:
     assert after["skips"] == before["skips"]
 
 
-def test_an_aborted_request_runs_once_more_and_ends() -> None:
+def test_aborted_request_runs_once_more_and_ends() -> None:
     loop = skipping_loop()
-    aborted = next(req for req in loop.running_batch.reqs if req.kairos.slo.tpot_ms < 1)
+    aborted = next(req for req in loop.reqs if req.kairos.slo.tpot_ms < 1)
     made = len(aborted.token_s)
-    aborted.to_finish = Ended()
+    aborted.to_finish = Finish()
     for _ in range(3):
         loop.turn()
     assert aborted.finished_reason is not None
     assert len(aborted.token_s) == made + 1
     loop.turn()
-    assert aborted not in loop.running_batch.reqs
+    assert aborted not in loop.reqs
 
 
 @pytest.mark.parametrize("obstacle", ["penalties", "beam search", "memory is short"])
-def test_nobody_is_parked_where_it_would_do_harm(obstacle: str) -> None:
+def test_no_request_is_skipped_under_an_obstacle(obstacle: str) -> None:
     loop = skipping_loop()
-    batch = loop.running_batch
+    batch = as_batch(loop.running_batch)
     if obstacle == "penalties":
-        batch.sampling_info.penalizer_orchestrator.is_required = True
+        batch.penalties.is_required = True
     elif obstacle == "beam search":
         batch.reqs[0].beam_group = object()
     else:
-        loop.free.available_size = lambda: 11
-    out = loop.batcher.update(loop.upstream_update, loop, batch)
+        loop.allocator.free = 11
+    out = loop.update()
     assert len(out.reqs) == 14
     assert loop.batcher.snapshot()["steps_skipping_was_off"] == {obstacle: 1}
 
 
-def test_with_memory_for_those_selected_nobody_is_retracted() -> None:
+def test_memory_for_the_selected_requests_suffices_for_skipping() -> None:
     loop = skipping_loop()
-    loop.free.available_size = lambda: 12
-    out = loop.batcher.update(loop.upstream_update, loop, loop.running_batch)
+    loop.allocator.free = 12
+    out = loop.update()
     assert len(out.reqs) == 12
     assert loop.batcher.snapshot()["steps_skipping_was_off"] == {}
 
 
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("aborted", [1, 5, 20])
-def test_aborts_take_no_step_beyond_the_largest(overlap: bool, aborted: int) -> None:
+def test_aborts_keep_steps_within_the_largest(overlap: bool, aborted: int) -> None:
     loop = Loop(overlap, max_batch=8)
     reqs = [loop.join(3_000, 400, 30.0) for _ in range(20)]
     for _ in range(20):
         loop.turn()
     resting = sorted(reqs, key=lambda req: len(req.token_s))
     for req in resting[:aborted]:
-        req.to_finish = Ended()
+        req.to_finish = Finish()
     # A step for every eight of them; under overlap its result comes after another one.
     for _ in range((1 + overlap) * -(-aborted // 8)):
         loop.turn()
@@ -217,45 +217,47 @@ def test_aborts_take_no_step_beyond_the_largest(overlap: bool, aborted: int) -> 
     assert all(len(req.output_ids) == 400 for req in resting[aborted:])
 
 
-def test_a_step_that_was_never_launched_loses_nobody() -> None:
+def test_step_that_is_never_launched_loses_no_request() -> None:
     loop = skipping_loop()
-    out = loop.batcher.update(loop.upstream_update, loop, loop.running_batch)
+    out = loop.update()
     assert len(out.reqs) == 12
-    again = loop.batcher.update(loop.upstream_update, loop, out)
+    loop.running_batch = out
+    again = loop.update()
     loop.running_batch = again
     loop.batcher.launched(loop, again)
-    assert len(loop.running_batch.reqs) == 14
+    assert len(loop.reqs) == 14
 
 
-def test_those_that_upstream_retracts_are_gone_and_the_parked_stay() -> None:
+def test_skipped_requests_stay_when_upstream_retracts_others() -> None:
     loop = skipping_loop()
 
-    def retract(scheduler: Any, batch: Batch) -> Batch:
-        batch.reqs[0].is_retracted = True
-        batch.filter_batch(keep_indices=list(range(1, len(batch.reqs))))
-        return loop.upstream_update(scheduler, batch)
+    def retract(scheduler: Loop, batch: ScheduleBatch) -> Batch:
+        updated = as_batch(batch)
+        updated.reqs[0].is_retracted = True
+        updated.filter_batch(keep_indices=list(range(1, len(batch.reqs))))
+        return loop.upstream_update(scheduler, updated)
 
-    out = loop.batcher.update(retract, loop, loop.running_batch)
+    out = as_batch(loop.batcher.update(retract, loop, loop.running_batch))
     loop.running_batch = out
     loop.batcher.launched(loop, out)
-    loop.running_batch.check()
-    assert len(loop.running_batch.reqs) == 13
+    as_batch(loop.running_batch).check()
+    assert len(loop.reqs) == 13
     assert loop.batcher.snapshot()["retractions"] == 1
     loop.turn()
     assert len(loop.batcher.rows.reqs) == 13
 
 
-def test_short_of_memory_infeasible_requests_are_retracted_first() -> None:
+def test_infeasible_requests_are_retracted_first() -> None:
     loop = skipping_loop()
-    loop.free.available_size = lambda: 3
+    loop.allocator.free = 3
     loop.turn()
-    reqs = loop.running_batch.reqs
+    reqs = loop.reqs
     order = get_decode_retraction_order(lambda reqs: list(range(len(reqs))), reqs)
     assert sorted(order) == list(range(14))
     assert {reqs[at].kairos.slo.tpot_ms for at in order[-2:]} == {0.01}
 
 
-def test_without_an_order_for_all_upstreams_is_kept() -> None:
+def test_upstreams_retraction_order_is_kept_without_ranks_for_all() -> None:
     loop = skipping_loop()
-    reqs = loop.running_batch.reqs
+    reqs = loop.reqs
     assert get_decode_retraction_order(lambda _: [2, 0, 1], reqs[:3]) == [2, 0, 1]
