@@ -1,6 +1,6 @@
-"""Slack: choose who runs in a decode step so that as many requests as possible keep their pace.
+"""Slack: choose the requests of each decode step so that as many as possible keep their pace.
 
-Method and parameters: docs/explanation/slack.md.
+The method and its parameters: docs/explanation/slack.md.
 """
 
 import math
@@ -24,21 +24,34 @@ class DecodePolicy(Protocol):
     def admit(
         self, waiting: Rows, now_s: float, kv_tokens: int, kv_capacity: int, slots: int
     ) -> npt.NDArray[np.int64]:
-        """Indices of the `waiting` rows to admit now, most urgent first.
+        """Return the indices of the waiting rows to admit now, most urgent first.
 
         Args:
-            kv_tokens: tokens of KV in use, of `kv_capacity`.
+            waiting: rows of requests that are not admitted.
+            now_s: time on the policy's clock.
+            kv_tokens: tokens of KV in use.
+            kv_capacity: tokens of KV in total.
             slots: requests that may be admitted at most.
         """
 
     def select(self, residents: Rows, now_s: float) -> float:
-        """Set the `runs` field of every row; returns the predicted step time in seconds."""
+        """Set the `runs` field of every row; return the predicted step time in seconds."""
 
     def observe(self, predicted_s: float, measured_s: float) -> None:
-        """Learn from a step that ran: what `select` returned and what it took."""
+        """Learn from a step that ran.
+
+        Args:
+            predicted_s: what `select` returned.
+            measured_s: duration of the step, seconds.
+        """
 
     def completed(self, group: int, output_tokens: int) -> None:
-        """Learn from a request that ended after so many tokens, the first one not counted."""
+        """Learn from a request that ended.
+
+        Args:
+            group: its length group.
+            output_tokens: tokens after the first one.
+        """
 
 
 _RANGES = {
@@ -54,20 +67,23 @@ _RANGES = {
 
 
 class SlackParams(NamedTuple):
-    """Attributes:
-    min_pace_ratio: a request is infeasible when the pace it may take falls below this share of its
-        TPOT objective; it stops being one when the pace reaches the objective again.
-    min_step_share: a step is planned no shorter than this share of the tightest TPOT objective.
-    guard_tokens: slack that is never spent, in tokens.
-    horizon_min: tokens over which a fresh request has to catch up; grows with its output.
-    horizon_max: up to this. A length estimator replaces both.
-    express_tokens: a request that is behind before its so-many-th token gets short steps while
-        the others can sit out; 0 disables.
-    starvation_s: who got no token for so many seconds comes first.
-    period: steps between two selections; between them everybody who joined runs.
-    kv_share: share of KV capacity that admission may fill.
-    infeasible_share: share of KV capacity and of slots in use up to which an infeasible request may
-        join. Without it they fill both, and new, feasible requests wait.
+    """Parameters of the slack policy.
+
+    Attributes:
+        min_pace_ratio: a request becomes infeasible when the pace that it needs falls below this
+            share of its TPOT objective; it is feasible again when the pace reaches the objective.
+        min_step_share: a step is planned no shorter than this share of the tightest TPOT objective.
+        guard_tokens: slack that is never spent, in tokens.
+        horizon_min: tokens over which a new request has to catch up; the horizon grows with its
+            output.
+        horizon_max: largest such horizon, tokens. A length estimator replaces both.
+        express_tokens: a request that is behind before this many tokens gets short steps while
+            the others can sit out; 0 disables.
+        starvation_s: a request without a token for this many seconds comes first.
+        period: steps between two selections; between them every request that joined runs.
+        kv_share: share of KV capacity that admission may fill.
+        infeasible_share: share of KV capacity and of slots in use up to which an infeasible request
+            may join. Without it they fill both, and new, feasible requests wait.
     """
 
     min_pace_ratio: float = 0.7
@@ -89,10 +105,16 @@ class SlackParams(NamedTuple):
 
 
 class SlackPolicy:
-    """Args:
-    table: predicts step times; may be replaced as they are learned.
-    max_batch: most requests in a step.
-    lengths: predicts how much output remains; None: as much as there is already.
+    """Selects the requests of each decode step by their slack.
+
+    Args:
+        table: predicts step times; may be replaced as they are learned.
+        max_batch: most requests in a step.
+        params: of the policy.
+        lengths: predicts how much output remains. None: as much as there is already.
+
+    Attributes:
+        calibration: measured / predicted step time.
     """
 
     def __init__(
@@ -117,62 +139,64 @@ class SlackPolicy:
     def admit(
         self, waiting: Rows, now_s: float, kv_tokens: int, kv_capacity: int, slots: int
     ) -> npt.NDArray[np.int64]:
-        admitted: Any = self._kernel.admit(
-            waiting,
-            now_s,
-            self.params,
-            self._horizons,
-            float(kv_tokens),
-            kv_capacity,
-            slots,
-            self.max_batch,
+        """Return the indices of the waiting rows to admit; see `DecodePolicy.admit`."""
+        limits = self._kernel.AdmitLimits(
+            float(kv_tokens), float(kv_capacity), slots, self.max_batch
         )
+        admitted: Any = self._kernel.admit(waiting, now_s, self.params, self._horizons, limits)
         return np.asarray(admitted)
 
     def select(self, residents: Rows, now_s: float) -> float:
+        """Choose the requests of a step; see `DecodePolicy.select`."""
         self._steps += 1
-        factor = self.calibration.factor
         if self._steps % self.params.period:
             return self.running_step_s(residents)
-        return float(
-            self._kernel.select(
-                residents,
-                now_s,
-                self.table,
-                factor,
-                self.params,
-                self._horizons,
-                self.max_batch,
-            )
+        step_s = self._kernel.select(
+            residents,
+            now_s,
+            self.table,
+            self.calibration.factor,
+            self.params,
+            self._horizons,
+            self.max_batch,
         )
+        return float(step_s)
 
     def running_step_s(self, residents: Rows) -> float:
-        """Predicted seconds of a step of the rows that are set to run."""
+        """Return the predicted seconds of a step of the rows that are set to run."""
         return float(self._kernel.running_step_s(residents, self.table, self.calibration.factor))
 
     def all_run_for(self, residents: Rows, now_s: float, steps: int) -> bool:
-        """Whether `select` would choose everybody now and in each of the next `steps` steps, as
-        long as nobody joins and steps take no longer than predicted."""
-        return bool(
-            self._kernel.all_run_for(
-                residents,
-                now_s,
-                self.table,
-                self.calibration.factor,
-                self.params,
-                self.max_batch,
-                steps,
-            )
+        """Return whether `select` would choose all rows now and in each of the next steps.
+
+        Args:
+            residents: the rows. None may join meanwhile.
+            now_s: start of the first step.
+            steps: how many follow. They may take no longer than predicted.
+        """
+        all_run = self._kernel.all_run_for(
+            residents,
+            now_s,
+            self.table,
+            self.calibration.factor,
+            self.params,
+            self.max_batch,
+            steps,
         )
+        return bool(all_run)
 
     def retention_order(
         self, residents: Rows, now_s: float, reload_s_per_token: float = 0.0
     ) -> list[int]:
-        """Indices in the order in which rows are to be kept when memory runs out: first who has no
-        time to lose, last the victims, of these the cheapest to bring back at the very end.
+        """Return the indices in the order in which rows are kept when memory runs out.
+
+        Feasible rows come first, those with the least time to lose in front. Infeasible rows
+        follow, those that are cheapest to bring back at the end.
 
         Args:
-            reload_s_per_token: what a retracted request loses per token of context, seconds.
+            residents: the rows.
+            now_s: time on the policy's clock.
+            reload_s_per_token: time that a retracted request loses per token of context, seconds.
         """
         reload_s = reload_s_per_token * residents["context_tokens"]
         due_s = residents["first_token_s"] + residents["tpot_s"] * (residents["output_tokens"] + 1)
@@ -181,9 +205,11 @@ class SlackPolicy:
         return [int(at) for at in order]
 
     def observe(self, predicted_s: float, measured_s: float) -> None:
+        """Calibrate step times; see `DecodePolicy.observe`."""
         self.calibration.observe(predicted_s / self.calibration.factor, measured_s)
 
     def completed(self, group: int, output_tokens: int) -> None:
+        """Learn an output length; see `DecodePolicy.completed`."""
         if self._lengths is not None:
             self._lengths.observe(group, output_tokens)
 

@@ -1,63 +1,165 @@
-"""Compiled inner loops of the slack policy; docs/explanation/slack.md has the method."""
+"""Compiled inner loops of the slack policy. docs/explanation/slack.md has the method.
+
+`rows` are rows of `residents.ROW`, `p` is a `SlackParams`, and `horizons` are those of a
+`LengthEstimator`.
+"""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from kairos.latency.table import StepTable
 from kairos.policy.compiled import compiled
 
-FAR = 1e12  # added to a sort key: after everything without it
-EXPRESS_HORIZON = 32.0  # where no output ends that early, there is time to catch up
-EXPRESS_CATCH_UP = 2.0  # tokens in which a fresh request should catch up
-EXPRESS_FLOOR = 0.25  # shortest express step, as a share of its TPOT objective
-SPLIT_WORTH = 0.25  # a step without x % of those who cannot sit out is x / 4 % shorter at least
-SIT_OUT = 2.0  # full steps of slack with which a request can sit out
-CONTEXT_OFFSET = 1_500.0  # tokens of context that cost as much as a row's share of the weights
+FAR = 1e12
+"""Added to a sort key: such rows follow all others."""
+EXPRESS_HORIZON = 32.0
+"""Tokens. Requests whose output is predicted to be longer have time to catch up."""
+EXPRESS_CATCH_UP = 2.0
+"""Tokens in which a new request is to catch up."""
+EXPRESS_FLOOR = 0.25
+"""Shortest express step, as a share of its TPOT objective."""
+SPLIT_WORTH = 0.25
+"""Leaving out x % of the requests without banked slack must shorten a step by x / 4 %."""
+SIT_OUT = 2.0
+"""Full steps of slack with which a request can sit out an express step."""
+CONTEXT_OFFSET = 1_500.0
+"""Tokens of context that cost as much as a row's share of the weights."""
+
+
+class StepCost(NamedTuple):
+    """Predicts the duration of a step.
+
+    Attributes:
+        table: step times.
+        factor: calibration of the table.
+    """
+
+    table: StepTable
+    factor: float
+
+
+class Candidates(NamedTuple):
+    """Residents at the start of a step.
+
+    Attributes:
+        rows: the residents.
+        now_s: start of the step.
+        slack_s: slack of each, seconds.
+        pace_s: time per token at which each still meets its objective, seconds.
+        whole_s: duration of a step of all feasible residents, seconds.
+        tightest_s: longest step that keeps the pace of all feasible residents, seconds.
+    """
+
+    rows: Any
+    now_s: float
+    slack_s: Any
+    pace_s: Any
+    whole_s: float
+    tightest_s: float
+
+
+class PackLimits(NamedTuple):
+    """Bounds of a step.
+
+    Attributes:
+        target_s: longest step, seconds.
+        express: whether the step lets new requests catch up.
+        slots: most requests.
+    """
+
+    target_s: float
+    express: bool
+    slots: float
+
+
+class AdmitLimits(NamedTuple):
+    """Memory and slots of a decode instance.
+
+    Attributes:
+        used_tokens: tokens of KV in use.
+        capacity_tokens: tokens of KV in total.
+        slots: requests that may be admitted.
+        max_batch: requests that the instance can hold.
+    """
+
+    used_tokens: float
+    capacity_tokens: float
+    slots: int
+    max_batch: int
 
 
 @compiled
-def step_s(table: Any, factor: float, batch: float, total: float, longest: float) -> float:
-    """Predicted seconds of a step. `table`: a `StepTable`; `factor`: its calibration."""
+def step_s(cost: StepCost, batch: float, total: float, longest: float) -> float:
+    """Return the predicted seconds of a step.
+
+    Args:
+        cost: predicts it.
+        batch: requests.
+        total: sum of their contexts, tokens.
+        longest: longest of their contexts, tokens.
+    """
     if batch < 1.0:
         return 0.0
+    table = cost.table
     context = (1.0 - table.straggler) * total + table.straggler * batch * longest
     row = table.seconds[min(int(batch), table.seconds.shape[0] - 1)]
     x = context / table.knot_tokens
     left = min(int(x), row.shape[0] - 2)
-    return float(factor * (row[left] + (x - left) * (row[left + 1] - row[left])))
+    return float(cost.factor * (row[left] + (x - left) * (row[left + 1] - row[left])))
 
 
 @compiled
-def _step_with(table: Any, factor: float, load: Any, context: float) -> float:
-    """Step time of the batch `load` = (rows, total context, longest context) and one row more."""
-    return step_s(table, factor, load[0] + 1.0, load[1] + context, max(load[2], context))
+def _load_s(cost: StepCost, load: Any) -> float:
+    """Return the predicted seconds of a batch `load` = (rows, total context, longest context)."""
+    return step_s(cost, load[0], load[1], load[2])
 
 
 @compiled
-def _add(load: Any, row: Any) -> None:
-    row.runs = True
+def _load_with_s(cost: StepCost, load: Any, context: float) -> float:
+    """Return the predicted seconds of the batch `load` and one row more."""
+    return step_s(cost, load[0] + 1.0, load[1] + context, max(load[2], context))
+
+
+@compiled
+def _count(load: Any, row: Any) -> None:
     load[0] += 1.0
     load[1] += row.context_tokens
     load[2] = max(load[2], row.context_tokens)
 
 
 @compiled
-def running_step_s(rows: Any, table: Any, factor: float) -> float:
-    """Predicted seconds of a step of the rows that run."""
+def _run(load: Any, row: Any) -> None:
+    row.runs = True
+    _count(load, row)
+
+
+@compiled
+def running_step_s(rows: Any, table: StepTable, factor: float) -> float:
+    """Return the predicted seconds of a step of the rows that run.
+
+    Args:
+        rows: the residents.
+        table: step times.
+        factor: calibration of the table.
+    """
     load = np.zeros(3)
     for i in range(rows.shape[0]):
         if rows[i].runs:
-            _add(load, rows[i])
-    return step_s(table, factor, load[0], load[1], load[2])
+            _count(load, rows[i])
+    return _load_s(StepCost(table, factor), load)
 
 
 @compiled
 def horizon_of(row: Any, p: Any, horizons: Any) -> float:
-    """Tokens over which a request has to catch up: a low quantile of what is predicted to remain;
-    while nothing is known, as many as it has made already."""
+    """Return the tokens over which a request has to catch up.
+
+    This is a low quantile of its predicted remaining output; while nothing is known, as many
+    tokens as it has made.
+    """
     at = min(int(4.0 * math.log2(row.output_tokens + 1.0)), horizons.shape[1] - 1)
-    # Without an estimator there is one row for all, and a newer class has none of its own.
+    # Without an estimator one row serves all groups, and a newer class has no row of its own.
     predicted = horizons[min(row.length_group, horizons.shape[0] - 1), at]
     if predicted == 0.0:
         predicted = min(p.horizon_max, p.horizon_min + row.output_tokens)
@@ -65,157 +167,192 @@ def horizon_of(row: Any, p: Any, horizons: Any) -> float:
 
 
 @compiled
-def _is_infeasible(tau: float, slack: float, horizon: float, p: Any) -> bool:
-    """Whether the pace that a request may take is out of reach. Not judged over fewer tokens than
-    `horizon_min`: most requests make more than the low quantile that sets their pace."""
-    return bool(tau + slack / max(horizon, p.horizon_min) < p.min_pace_ratio * tau)
+def _slack_s(row: Any, first_token_s: float, now_s: float, p: Any) -> float:
+    """Return the time left until the next token is due, less the guard, seconds."""
+    tokens = row.output_tokens + 1 - p.guard_tokens
+    return float(first_token_s + row.tpot_s * tokens - now_s)
+
+
+@compiled
+def _is_infeasible(tpot_s: float, slack_s: float, horizon: float, p: Any) -> bool:
+    """Return whether a request would need a pace that is out of reach.
+
+    It is not judged over fewer tokens than `horizon_min`: most requests make more than the low
+    quantile that sets their pace.
+    """
+    return bool(tpot_s + slack_s / max(horizon, p.horizon_min) < p.min_pace_ratio * tpot_s)
 
 
 @compiled
 def select(
-    rows: Any, now: float, table: Any, factor: float, p: Any, horizons: Any, max_batch: int
+    rows: Any, now_s: float, table: StepTable, factor: float, p: Any, horizons: Any, max_batch: int
 ) -> float:
-    """Who runs in the next step: fills `runs` and updates `infeasible`. `p`: the `SlackParams`.
+    """Choose the requests of the next step: fills `runs` and updates `infeasible` of the rows.
+
+    Args:
+        rows: the residents.
+        now_s: start of the step.
+        table: step times.
+        factor: calibration of the table.
+        p: parameters.
+        horizons: of outputs.
+        max_batch: most requests in the step.
 
     Returns:
-        predicted seconds of the selected step.
+        predicted seconds of the step.
     """
+    cost = StepCost(table, factor)
     n = rows.shape[0]
-    slack = np.empty(n)
-    pace = np.empty(n)
+    slack_s, pace_s = np.empty(n), np.empty(n)
     load = np.zeros(3)
-    tightest = math.inf
+    tightest_s = math.inf
     starved = 0.0
     for i in range(n):
         row = rows[i]
-        slack[i] = row.first_token_s + row.tpot_s * (row.output_tokens + 1 - p.guard_tokens) - now
+        slack_s[i] = _slack_s(row, row.first_token_s, now_s, p)
         horizon = horizon_of(row, p, horizons)
-        pace[i] = row.tpot_s + slack[i] / horizon
-        if _is_infeasible(row.tpot_s, slack[i], horizon, p):
+        pace_s[i] = row.tpot_s + slack_s[i] / horizon
+        if _is_infeasible(row.tpot_s, slack_s[i], horizon, p):
             row.infeasible = True
-        elif pace[i] >= row.tpot_s:
+        elif pace_s[i] >= row.tpot_s:
             row.infeasible = False
         row.runs = False
         if not row.infeasible:
-            _add(load, row)
-            tightest = min(tightest, max(pace[i], p.min_step_share * row.tpot_s))
-        elif now - row.last_token_s > p.starvation_s:
+            _run(load, row)
+            tightest_s = min(tightest_s, max(pace_s[i], p.min_step_share * row.tpot_s))
+        elif now_s - row.last_token_s > p.starvation_s:
             starved += 1.0
-    on_time = load[0]
-    # Slots for those on time: starved victims may take half of a full step, and one at least.
-    room = max_batch - min(starved, max(1.0, float(max_batch // 2)))
-    whole = step_s(table, factor, load[0], load[1], load[2])
+    whole_s = _load_s(cost, load)
+    candidates = Candidates(rows, now_s, slack_s, pace_s, whole_s, tightest_s)
+    # Infeasible requests that are starved may take half of a full step, and one slot at least.
+    slots = max_batch - min(starved, max(1.0, float(max_batch // 2)))
+    _select_feasible(candidates, slots, cost, p, horizons, load)
+    _add_infeasible(candidates, cost, p, max_batch, load)
+    return _load_s(cost, load)
 
-    express = _express_target(rows, slack, whole, table, factor, p, horizons)
-    if express < min(whole, tightest):
-        _pack(rows, now, slack, pace, whole, express, True, load, table, factor, p, room)
-    elif whole > tightest or load[0] > room:
-        hurt = _pack(rows, now, slack, pace, whole, math.inf, False, load, table, factor, p, room)
-        shorter = 1.0 - step_s(table, factor, load[0], load[1], load[2]) / whole
-        if shorter < SPLIT_WORTH * hurt / on_time and on_time <= room:
+
+@compiled
+def _select_feasible(
+    candidates: Candidates, slots: float, cost: StepCost, p: Any, horizons: Any, load: Any
+) -> None:
+    """Leave feasible requests out of the batch `load` of all of them where that is worth it.
+
+    Args:
+        candidates: the residents.
+        slots: most feasible requests.
+        cost: predicts the duration.
+        p: parameters.
+        horizons: of outputs.
+        load: of all feasible requests; updated.
+    """
+    feasible, whole_s, tightest_s = load[0], candidates.whole_s, candidates.tightest_s
+    express_s = _express_target_s(candidates, cost, p, horizons)
+    if express_s < min(whole_s, tightest_s):
+        _pack(candidates, cost, p, PackLimits(express_s, True, slots), load)
+    elif whole_s > tightest_s or feasible > slots:
+        hurt = _pack(candidates, cost, p, PackLimits(math.inf, False, slots), load)
+        shorter = 1.0 - _load_s(cost, load) / whole_s
+        if shorter < SPLIT_WORTH * hurt / feasible and feasible <= slots:
             load[:] = 0.0
-            for i in range(n):
-                if not rows[i].infeasible:
-                    _add(load, rows[i])
-    _serve_victims(rows, now, slack, pace, load, table, factor, p, max_batch)
-    return step_s(table, factor, load[0], load[1], load[2])
+            for i in range(candidates.rows.shape[0]):
+                if not candidates.rows[i].infeasible:
+                    _run(load, candidates.rows[i])
 
 
 @compiled
 def all_run_for(
-    rows: Any, now: float, table: Any, factor: float, p: Any, max_batch: int, steps: int
+    rows: Any, now_s: float, table: StepTable, factor: float, p: Any, max_batch: int, steps: int
 ) -> bool:
-    """Whether `select` would choose everybody now and in each of the next `steps` steps, if they
-    take as long as predicted: nobody is behind but victims, and a step of all of them, grown by
-    then, still keeps the tightest pace that `select` plans for."""
+    """Return whether `select` would choose all rows now and in each of the next `steps` steps.
+
+    Steps are assumed to take as long as predicted. The answer is True if only infeasible requests
+    are behind, and if a step of all rows, grown by then, keeps the tightest pace that `select`
+    plans for.
+    """
     n = rows.shape[0]
     total = 0.0
     longest = 0.0
-    tightest = math.inf
+    tightest_s = math.inf
     for i in range(n):
         row = rows[i]
-        slack = row.first_token_s + row.tpot_s * (row.output_tokens + 1 - p.guard_tokens) - now
-        if slack < 0.0 and not row.infeasible:
+        if _slack_s(row, row.first_token_s, now_s, p) < 0.0 and not row.infeasible:
             return False
         total += row.context_tokens + steps
         longest = max(longest, float(row.context_tokens + steps))
-        tightest = min(tightest, row.tpot_s)
-    grown = step_s(table, factor, float(n), total, longest)
-    return bool(n <= max_batch and grown <= p.min_step_share * tightest)
+        tightest_s = min(tightest_s, row.tpot_s)
+    grown_s = step_s(StepCost(table, factor), float(n), total, longest)
+    return bool(n <= max_batch and grown_s <= p.min_step_share * tightest_s)
 
 
 @compiled
-def _express_target(
-    rows: Any, slack: Any, whole: float, table: Any, factor: float, p: Any, horizons: Any
-) -> float:
-    """Length of a step in which fresh requests that are behind catch up while those with banked
-    slack sit out; infinite when nobody is fresh and behind."""
+def _express_target_s(candidates: Candidates, cost: StepCost, p: Any, horizons: Any) -> float:
+    """Return the length of a step in which new requests that are behind catch up.
+
+    Requests with banked slack sit it out. Infinite when no new request is behind.
+    """
+    rows, slack_s, whole_s = candidates.rows, candidates.slack_s, candidates.whole_s
     load = np.zeros(3)
-    target = math.inf
+    target_s = math.inf
     for i in range(rows.shape[0]):
         row = rows[i]
-        if row.infeasible or slack[i] > row.tpot_s + SIT_OUT * whole:
+        if row.infeasible or slack_s[i] > row.tpot_s + SIT_OUT * whole_s:
             continue
-        load[0] += 1.0
-        load[1] += row.context_tokens
-        load[2] = max(load[2], row.context_tokens)
-        fresh = (
-            row.output_tokens < p.express_tokens and horizon_of(row, p, horizons) < EXPRESS_HORIZON
-        )
-        if fresh and slack[i] < (0.9 - p.guard_tokens) * row.tpot_s:
-            wanted = row.tpot_s + slack[i] / EXPRESS_CATCH_UP
-            target = min(target, max(wanted, EXPRESS_FLOOR * row.tpot_s))
-    return max(target, step_s(table, factor, load[0], load[1], load[2]))
+        _count(load, row)
+        if row.output_tokens >= p.express_tokens or horizon_of(row, p, horizons) >= EXPRESS_HORIZON:
+            continue
+        if slack_s[i] < (0.9 - p.guard_tokens) * row.tpot_s:
+            wanted_s = row.tpot_s + slack_s[i] / EXPRESS_CATCH_UP
+            target_s = min(target_s, max(wanted_s, EXPRESS_FLOOR * row.tpot_s))
+    return max(target_s, _load_s(cost, load))
 
 
 @compiled
-def _pack(
-    rows: Any,
-    now: float,
-    slack: Any,
-    pace: Any,
-    whole: float,
-    target: float,
-    express: bool,
-    load: Any,
-    table: Any,
-    factor: float,
-    p: Any,
-    room: float,
-) -> float:
-    """Choose at most `room` of those that are no victims: the starved, then who cannot sit out,
-    cheap ones first and as long as the step keeps everybody's pace, then who can, as long as the
-    step gets no longer.
+def _pack(candidates: Candidates, cost: StepCost, p: Any, limits: PackLimits, load: Any) -> float:
+    """Choose feasible requests for a step.
+
+    Starved requests come first. Requests without banked slack follow, the cheapest first, as long
+    as the step keeps the pace of all in it. Requests with banked slack join as long as the step
+    gets no longer.
+
+    Args:
+        candidates: the residents.
+        cost: predicts the duration.
+        p: parameters.
+        limits: bounds of the step.
+        load: set to the batch that is chosen.
 
     Returns:
-        how many of them are left out and cannot sit out.
+        requests without banked slack that are left out.
     """
+    rows, now_s = candidates.rows, candidates.now_s
+    slack_s, pace_s = candidates.slack_s, candidates.pace_s
     n = rows.shape[0]
     load[:] = 0.0
     key = np.empty(n)
-    spare = SIT_OUT * whole if express else whole
+    spare_s = SIT_OUT * candidates.whole_s if limits.express else candidates.whole_s
     for i in range(n):
         row = rows[i]
         row.runs = False
         if row.infeasible:
             key[i] = math.inf
-        elif now - row.last_token_s > p.starvation_s:
+        elif now_s - row.last_token_s > p.starvation_s:
             key[i] = row.last_token_s - FAR
-        elif slack[i] > row.tpot_s + spare:
+        elif slack_s[i] > row.tpot_s + spare_s:
             key[i] = row.context_tokens + FAR
         else:
             key[i] = (row.context_tokens + CONTEXT_OFFSET) / row.tpot_s
+    target_s = limits.target_s
     for at in _order(key, rows):
         row = rows[at]
-        if row.infeasible or load[0] >= room:
+        if row.infeasible or load[0] >= limits.slots:
             break
-        bound = target
-        if key[at] < FAR and not express:
-            bound = min(target, max(pace[at], p.min_step_share * row.tpot_s))
-        needed = key[at] < 0.0 or (key[at] < FAR and (express or load[0] == 0.0))
-        if needed or _step_with(table, factor, load, row.context_tokens) <= bound:
-            _add(load, row)
-            target = bound
+        bound_s = target_s
+        if key[at] < FAR and not limits.express:
+            bound_s = min(target_s, max(pace_s[at], p.min_step_share * row.tpot_s))
+        needed = key[at] < 0.0 or (key[at] < FAR and (limits.express or load[0] == 0.0))
+        if needed or _load_with_s(cost, load, row.context_tokens) <= bound_s:
+            _run(load, row)
+            target_s = bound_s
     hurt = 0.0
     for i in range(n):
         if not rows[i].infeasible and not rows[i].runs and key[i] < FAR:
@@ -224,89 +361,75 @@ def _pack(
 
 
 @compiled
-def _serve_victims(
-    rows: Any,
-    now: float,
-    slack: Any,
-    pace: Any,
-    load: Any,
-    table: Any,
-    factor: float,
-    p: Any,
-    max_batch: int,
+def _add_infeasible(
+    candidates: Candidates, cost: StepCost, p: Any, max_batch: int, load: Any
 ) -> None:
-    """Fill the step with victims, the starved first, up to a length that costs nobody his pace."""
-    # Nobody on time: nobody to wait for, and all that fit run.
+    """Fill the step with infeasible requests, the starved ones first.
+
+    The step gets no longer than the pace of every feasible request allows. Where no resident is
+    feasible, all that fit run.
+    """
+    rows, now_s = candidates.rows, candidates.now_s
+    slack_s, pace_s = candidates.slack_s, candidates.pace_s
     n = rows.shape[0]
-    # Victims that do not run keep slots from those who wait for one: then steps are as full as
-    # steps of those on time may be.
+    # Infeasible requests that do not run keep slots from those that wait for one. With all slots
+    # taken, steps may be as full as steps of feasible requests.
     shortest = p.min_step_share if n >= max_batch else 0.0
-    limit = math.inf
-    victims = 0.0
+    limit_s = math.inf
+    infeasible = 0.0
     key = np.full(n, math.inf)
     for i in range(n):
         row = rows[i]
         if row.infeasible:
-            victims += 1.0
+            infeasible += 1.0
             key[i] = row.context_tokens
-            if now - row.last_token_s > p.starvation_s:
+            if now_s - row.last_token_s > p.starvation_s:
                 key[i] = row.last_token_s - FAR
         else:
-            banked = min(0.5 * slack[i], 3.0 * row.tpot_s)
-            limit = min(limit, max(min(pace[i], row.tpot_s), banked, shortest * row.tpot_s))
-    if victims == 0.0:
+            banked_s = min(0.5 * slack_s[i], 3.0 * row.tpot_s)
+            kept_s = max(min(pace_s[i], row.tpot_s), banked_s, shortest * row.tpot_s)
+            limit_s = min(limit_s, kept_s)
+    if infeasible == 0.0:
         return
     for at in _order(key, rows):
         row = rows[at]
         if not row.infeasible or load[0] >= max_batch:
             break
         needed = load[0] == 0.0 or key[at] < 0.0
-        if needed or _step_with(table, factor, load, row.context_tokens) <= limit:
-            _add(load, row)
+        if needed or _load_with_s(cost, load, row.context_tokens) <= limit_s:
+            _run(load, row)
 
 
 @compiled
-def admit(
-    rows: Any,
-    now: float,
-    p: Any,
-    horizons: Any,
-    held: float,
-    capacity: float,
-    slots: int,
-    max_batch: int,
-) -> Any:
-    """Indices of the waiting rows to admit: those that can keep their pace first, short ones first.
-
-    Args:
-        held: tokens of KV in use, of `capacity`.
-        slots: requests that may be admitted, of `max_batch`.
-    """
+def admit(rows: Any, now_s: float, p: Any, horizons: Any, limits: AdmitLimits) -> Any:
+    """Return the indices of the waiting rows to admit: feasible ones first, short ones first."""
     n = rows.shape[0]
     key = np.empty(n)
     for i in range(n):
         row = rows[i]
-        first = max(row.first_token_s, min(row.hold_until_s, now))
-        slack = first + row.tpot_s * (row.output_tokens + 1 - p.guard_tokens) - now
-        late = _is_infeasible(row.tpot_s, slack, horizon_of(row, p, horizons), p)
-        key[i] = row.context_tokens + (FAR if late else 0.0)
+        first_token_s = max(row.first_token_s, min(row.hold_until_s, now_s))
+        slack_s = _slack_s(row, first_token_s, now_s, p)
+        infeasible = _is_infeasible(row.tpot_s, slack_s, horizon_of(row, p, horizons), p)
+        key[i] = row.context_tokens + (FAR if infeasible else 0.0)
     order = _order(key, rows)
+    used = limits.used_tokens
     count = 0
     for at in order:
-        late = key[at] >= FAR
-        share = p.infeasible_share if late else p.kv_share
-        kept_free = (1.0 - p.infeasible_share) * max_batch if late and held > 0.0 else 0.0
-        if slots - count <= kept_free or (
-            held > 0.0 and held + rows[at].context_tokens > share * capacity
-        ):
+        infeasible = key[at] >= FAR
+        share = p.infeasible_share if infeasible else p.kv_share
+        kept_free = (
+            (1.0 - p.infeasible_share) * limits.max_batch if infeasible and used > 0.0 else 0.0
+        )
+        fits = used <= 0.0 or used + rows[at].context_tokens <= share * limits.capacity_tokens
+        if limits.slots - count <= kept_free or not fits:
             break
-        held += rows[at].context_tokens
+        used += rows[at].context_tokens
         count += 1
     return order[:count]
 
 
 @compiled
 def _order(key: Any, rows: Any) -> Any:
-    """Indices by (key, id)."""
+    """Return the indices of the rows by (key, id)."""
     order = np.argsort(rows["id"])
     return order[np.argsort(key[order], kind="mergesort")]

@@ -1,25 +1,24 @@
 """Urgency: order and pack prefill work so that as many requests as possible meet their TTFT SLO.
 
-Method and parameters: docs/explanation/urgency.md.
+The method and its parameters: docs/explanation/urgency.md.
 """
 
 import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from kairos.errors import InputError
 from kairos.latency.prefill import PrefillModel
 from kairos.policy.jobs import PlannedChunk, PrefillJob, PrefillPlan
+from kairos.policy.starvation import StarvationCredit
 from kairos.validation import Range, check_ranges
 
-# The coefficients of a PrefillModel, as the kernels take them.
-_Model = tuple[float, float, float, float]
-
+if TYPE_CHECKING:  # importing it at run time imports numba
+    from kairos.policy.urgency_kernel import PlanParams
 
 _RANGES = {
     "slice_s": Range(1e-3, math.inf),
@@ -36,18 +35,21 @@ _RANGES = {
 
 @dataclass(frozen=True, slots=True)
 class UrgencyParams:
-    """Attributes:
-    slice_s: a batch is cut at this duration, seconds, so that arrivals need not wait longer.
-    infeasible_slice_s: the same for work that is not going to be on time anyway.
-    min_chunk: a chunk is at least this long, tokens; smaller ones pay the fixed cost too often.
-    reserve: share of the time before a deadline, beyond the first `reserve_after_s`, that a kept
-        job leaves to more urgent ones yet to arrive.
-    reserve_after_s: so many seconds need no reserve; never shorter than the shortest SLO seen:
-        where all SLOs are alike no arrival is more urgent.
-    post_prefill_s: what follows prefill before the client sees the first token, seconds.
-    starvation_share: share of engine time for jobs given up that wait too long, 0 disables.
-    starvation_after: "too long" is this many times the job's own TTFT SLO.
-    starvation_credit_s: that share accumulates up to this many seconds.
+    """Parameters of the urgency policy.
+
+    Attributes:
+        slice_s: longest batch, seconds. It bounds how long an arrival waits.
+        infeasible_slice_s: longest batch to which jobs that are not feasible are added, seconds.
+        min_chunk: shortest chunk that does not complete its prompt, tokens. Shorter ones pay the
+            fixed cost too often.
+        reserve: share of the time before a deadline, beyond the first `reserve_after_s`, that a
+            feasible job leaves to more urgent jobs yet to arrive.
+        reserve_after_s: seconds that need no reserve; at least the shortest SLO seen, because no
+            arrival is more urgent where all SLOs are alike.
+        post_prefill_s: from the end of prefill to the client's first token, seconds.
+        starvation_share: share of engine time for starved jobs; 0 disables.
+        starvation_after: a job that is not feasible is starved after this multiple of its SLO.
+        starvation_credit_s: the share accumulates up to this many seconds.
     """
 
     slice_s: float = 0.25
@@ -65,19 +67,21 @@ class UrgencyParams:
 
 
 class UrgencyQueue:
-    """Jobs waiting for prefill, kept sorted by deadline between decisions.
+    """Jobs that wait for prefill, kept sorted by deadline between decisions.
+
+    The first construction in a process compiles or loads the kernels, which takes seconds once per
+    machine.
 
     Args:
         model: predicts batch times.
-        chunk_tokens: new tokens of a full batch; spreads the fixed cost of a batch.
+        chunk_tokens: new tokens of a full batch, over which the fixed cost of a batch is spread.
+        params: of the policy.
 
     Attributes:
         calibration: measured / predicted batch time.
-        demotions: jobs that one plan was going to have on time and the next one was not.
+        demotions: jobs that were feasible in one plan and not in the next.
         grants: plans that served a starved job out of the bounded share.
         shortest_slo_s: the shortest TTFT SLO of all jobs so far.
-
-    The first construction in a process compiles or loads the kernels (seconds, once per machine).
     """
 
     def __init__(
@@ -96,16 +100,21 @@ class UrgencyQueue:
         self._keys: list[tuple[float, int]] = []
         self._deadline_of: dict[int, float] = {}
         self._rows = np.zeros(64, urgency_kernel.ROW)
-        self._credit_s = 0.0
-        self._previewed: tuple[npt.NDArray[np.int8], float, float]
+        self._credit = StarvationCredit(
+            self.params.starvation_share, self.params.starvation_credit_s
+        )
+        # Of the last preview: states of the rows, seconds of the batch, credit that it leaves.
+        self._previewed = np.empty(0, np.int8), 0.0, 0.0
         self.plan(0.0, 1)  # compiles
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def add(self, job: PrefillJob) -> None:
-        """Raises:
-        InputError: impossible values, or an id that is queued already.
+        """Queue a job.
+
+        Raises:
+            InputError: impossible values, or an id that is queued already.
         """
         job.check()
         if job.id in self._deadline_of:
@@ -130,10 +139,11 @@ class UrgencyQueue:
         )
 
     def progress(self, job_id: int, done_tokens: int) -> None:
-        """Set the computed tokens of a queued job; KeyError if it is not queued.
+        """Set the computed tokens of a queued job.
 
         Raises:
-            InputError: the prompt is not that long; a finished one is to be removed.
+            KeyError: the job is not queued.
+            InputError: the prompt is not that long. A completed job has to be removed.
         """
         row = self._rows[self._find(job_id)]
         if not 0 <= done_tokens < row["total"]:
@@ -144,24 +154,32 @@ class UrgencyQueue:
         row["done"] = done_tokens
 
     def remove(self, job_id: int) -> None:
-        """Forget a job: finished or aborted; KeyError if it is not queued."""
+        """Remove a job that is completed or aborted.
+
+        Raises:
+            KeyError: the job is not queued.
+        """
         at = self._find(job_id)
         n = len(self._keys)
         self._move(at + 1, n, -1)
         del self._keys[at], self._deadline_of[job_id]
 
     def job(self, job_id: int) -> tuple[float, int, int]:
-        """Deadline, total and computed tokens of a queued job; KeyError if it is not queued."""
+        """Return deadline, total tokens and computed tokens of a queued job.
+
+        Raises:
+            KeyError: the job is not queued.
+        """
         row = self._rows[self._find(job_id)]
         return float(row["deadline"]), int(row["total"]), int(row["done"])
 
     def plan(self, start_s: float, budget_tokens: int, page_tokens: int = 1) -> PrefillPlan:
-        """The next batch.
+        """Compose the next batch.
 
         Args:
-            start_s: when it will start: now, or the predicted end of the batch in flight.
+            start_s: when it starts: now, or the predicted end of the batch in flight.
             budget_tokens: new tokens allowed in it.
-            page_tokens: chunks that do not finish their prompt are multiples of this.
+            page_tokens: chunks that do not complete their prompt are multiples of this.
 
         Raises:
             InputError: the start is not finite.
@@ -177,81 +195,74 @@ class UrgencyQueue:
         page_tokens: int = 1,
         slice_s: float = math.inf,
     ) -> PrefillPlan:
-        """The same, but nothing is counted or charged until `commit`.
+        """Compose the next batch as `plan` does, without counting or charging it.
 
         Args:
-            slice_s: longest batch, if shorter than the parameters'.
+            start_s: see `plan`.
+            budget_tokens: see `plan`.
+            page_tokens: see `plan`.
+            slice_s: longest batch, if shorter than the parameters allow.
+
+        Raises:
+            InputError: the start is not finite.
         """
         if not math.isfinite(start_s):
             raise InputError(f"urgency: a batch starts at {start_s!r} s; it must be finite")
-        rows, state, left, model = self._classified(start_s)
-        classified = state.copy()  # `pack` marks the chosen
-        p = self.params
+        rows = self._rows[: len(self._keys)]
+        state = np.empty(len(rows), np.int8)
         out = np.empty((min(len(rows), budget_tokens), 2), np.int64)
-        count, batch_s, credit = self._kernel.pack(
-            rows,
-            state,
-            left,
-            start_s,
-            budget_tokens,
-            page_tokens,
-            model,
-            p.post_prefill_s,
-            min(p.slice_s, slice_s),
-            min(p.infeasible_slice_s, slice_s),
-            p.min_chunk,
-            p.starvation_after,
-            self._credit_s,
-            out,
+        params = self._plan_params(budget_tokens, page_tokens, slice_s)
+        count, batch_s, credit_s = self._kernel.plan(
+            rows, start_s, params, self._credit.balance, state, out
         )
-        self._previewed = classified, credit, batch_s
+        self._previewed = state, batch_s, credit_s
         return PrefillPlan([PlannedChunk(*chunk) for chunk in out[:count].tolist()], batch_s)
 
     def commit(self) -> None:
-        """The plan of the last `preview` is carried out. No job may have changed since."""
-        state, credit, batch_s = self._previewed
+        """Count and charge the plan of the last `preview`. No job may have changed since."""
+        state, batch_s, credit_s = self._previewed
         self.demotions += int(self._kernel.note_feasible(self._rows[: len(self._keys)], state))
-        self.grants += credit < self._credit_s
-        p = self.params
-        self._credit_s = min(credit + p.starvation_share * batch_s, p.starvation_credit_s)
+        self.grants += credit_s < self._credit.balance
+        self._credit.balance = credit_s
+        self._credit.earn(batch_s)
 
     def order(self, start_s: float) -> list[int]:
-        """Ids of all jobs, most urgent first: those that will be on time by deadline, then those
-        given up by remaining work, then those late already by how many of their SLOs they took."""
-        rows, state, left, model = self._classified(start_s)
-        key = self._kernel.sort_keys(rows, state, left, start_s, model)
+        """Return the ids of all jobs, most urgent first.
+
+        Feasible jobs go by deadline, deferred ones by remaining work, infeasible ones by the
+        multiple of their SLO that they take.
+
+        Args:
+            start_s: when the next batch starts.
+        """
+        rows = self._rows[: len(self._keys)]
+        state = np.empty(len(rows), np.int8)
+        keys = self._kernel.sort_keys(rows, start_s, self._plan_params(), state)
         # Rows are sorted by (deadline, id), and so are equal keys.
-        ids: list[int] = rows["id"][np.lexsort((key, state))].tolist()
+        ids: list[int] = rows["id"][np.lexsort((keys, state))].tolist()
         return ids
 
-    def _classified(
-        self, start_s: float
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int8], npt.NDArray[np.float64], _Model]:
-        """Rows of the queue, the state and remaining seconds of each, and the calibrated model."""
-        n = len(self._keys)
-        rows = self._rows[:n]
-        m, c = self.model, self.calibration
-        model = (
+    def _plan_params(
+        self, budget_tokens: int = 1, page_tokens: int = 1, slice_s: float = math.inf
+    ) -> "PlanParams":
+        """Return the kernel's parameters, the model's coefficients calibrated."""
+        m, c, p = self.model, self.calibration, self.params
+        return self._kernel.PlanParams(
             m.fixed_s * c,
             m.weight_floor_s * c,
             m.per_token_s * c,
             m.per_token_context_s * c,
-        )
-        state = np.empty(n, np.int8)
-        left = np.empty(n)
-        p = self.params
-        self._kernel.classify(
-            rows,
-            start_s,
-            model,
             self._chunk_tokens,
+            budget_tokens,
+            page_tokens,
+            p.min_chunk,
             p.post_prefill_s,
             p.reserve,
             max(p.reserve_after_s, self.shortest_slo_s),
-            state,
-            left,
+            min(p.slice_s, slice_s),
+            min(p.infeasible_slice_s, slice_s),
+            p.starvation_after,
         )
-        return rows, state, left, model
 
     def _move(self, begin: int, end: int, by: int) -> None:
         """Shift rows. As bytes: numpy copies records one by one, which takes ten times as long."""
@@ -271,9 +282,17 @@ def plan_batch(
     page_tokens: int = 1,
     params: UrgencyParams | None = None,
 ) -> PrefillPlan:
-    """One decision from scratch, for callers that hold no queue; see `UrgencyQueue.plan`.
+    """Compose one batch from scratch, for callers that hold no queue.
 
-    Without a queue there is no memory of served time, hence no share for the starved.
+    Without a queue there is no record of served time, hence no share for starved jobs.
+
+    Args:
+        jobs: that wait.
+        model: predicts batch times.
+        start_s: see `UrgencyQueue.plan`.
+        budget_tokens: see `UrgencyQueue.plan`.
+        page_tokens: see `UrgencyQueue.plan`.
+        params: of the policy.
     """
     queue = UrgencyQueue(model, budget_tokens, params)
     for job in jobs:

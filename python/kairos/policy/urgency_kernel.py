@@ -1,19 +1,19 @@
 """Compiled inner loops of the urgency policy: one pass over the rows of waiting jobs.
 
-Rows are sorted by (deadline, id). Compiled code is cached on disk by numba; `UrgencyQueue` compiles
-at construction so that no decision waits for it.
+Rows are sorted by (deadline, id). numba caches compiled code on disk; `UrgencyQueue` compiles at
+construction so that no decision waits for it.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kairos.policy.compiled import compiled
+from kairos.policy.moore_hodgson import DEFERRED, FEASIBLE, INFEASIBLE, defer_overload, pop, push
 
 Rows = npt.NDArray[Any]
-Tuple4 = tuple[float, float, float, float]
 
 ROW = np.dtype(
     [
@@ -23,255 +23,308 @@ ROW = np.dtype(
         ("total", np.int64),
         ("done", np.int64),
         ("weight", np.float64),
-        ("kept", np.bool_),  # by the last plan
+        ("was_feasible", np.bool_),  # in the last plan
     ]
 )
 
-FEASIBLE, DEFERRED, INFEASIBLE, CHOSEN = 0, 1, 2, 3
+CHOSEN = 3
+"""State of a job that the plan has taken, beside those of `moore_hodgson`."""
+
+
+class PlanParams(NamedTuple):
+    """What a decision depends on beside the jobs; flat, because every tuple costs a microsecond.
+
+    Attributes:
+        fixed_s: calibrated coefficient of the `PrefillModel`, as the next three.
+        weight_floor_s: see there.
+        per_token_s: see there.
+        per_token_context_s: see there.
+        chunk_tokens: new tokens of a full batch, over which the fixed cost is spread.
+        budget_tokens: new tokens allowed in the batch.
+        page_tokens: chunks that do not complete their prompt are multiples of this.
+        min_chunk: shortest such chunk, tokens.
+        post_prefill_s: from the end of prefill to the first token, seconds.
+        reserve: share of the time beyond `reserve_after_s` that is left to arrivals with earlier
+            deadlines.
+        reserve_after_s: seconds from the start of the batch that need no reserve.
+        slice_s: longest batch, seconds.
+        infeasible_slice_s: longest batch to which jobs that are not feasible are added, seconds.
+        starvation_after: multiple of its SLO after which a job is starved.
+    """
+
+    fixed_s: float
+    weight_floor_s: float
+    per_token_s: float
+    per_token_context_s: float
+    chunk_tokens: int
+    budget_tokens: int
+    page_tokens: int
+    min_chunk: int
+    post_prefill_s: float
+    reserve: float
+    reserve_after_s: float
+    slice_s: float
+    infeasible_slice_s: float
+    starvation_after: float
+
+
+class _Jobs(NamedTuple):
+    """Jobs and what is known of them at the start of a batch.
+
+    Attributes:
+        rows: the jobs, by (deadline, id).
+        state: FEASIBLE, DEFERRED, INFEASIBLE or CHOSEN for each of them.
+        left_s: remaining work of each, seconds.
+        start_s: when the batch starts.
+    """
+
+    rows: Any
+    state: Any
+    left_s: Any
+    start_s: float
+
+
+class _Heap(NamedTuple):
+    """Storage of a max-heap of row indices; its size is kept apart."""
+
+    keys: Any
+    members: Any
+
+
+class _Batch(NamedTuple):
+    """A batch that is being packed.
+
+    Attributes:
+        start_s: when it starts.
+        tokens: new tokens in it.
+        attention_s: seconds of attention to context.
+        due_s: earliest deadline of the prompts that it completes.
+    """
+
+    start_s: float
+    tokens: int
+    attention_s: float
+    due_s: float
 
 
 @compiled
-def work_s(model: Tuple4, done: int, tokens: int) -> float:
-    """Marginal seconds of computing `tokens` tokens after `done`; no fixed cost."""
-    return model[2] * tokens + model[3] * tokens * (done + 0.5 * tokens)
+def work_s(p: PlanParams, done: int, tokens: int) -> float:
+    """Return the marginal seconds of computing `tokens` after `done`, without the fixed cost."""
+    return p.per_token_s * tokens + p.per_token_context_s * tokens * (done + 0.5 * tokens)
 
 
 @compiled
-def _above(key: float, member: int, other_key: float, other: int) -> bool:
-    """Whether an entry of a heap goes before another one: the larger key, the earlier member."""
-    return key > other_key or (key == other_key and member < other)
+def _batch_s(p: PlanParams, batch: _Batch) -> float:
+    """Return the predicted seconds of a batch."""
+    return p.fixed_s + max(p.weight_floor_s, p.per_token_s * batch.tokens) + batch.attention_s
 
 
 @compiled
-def _push(keys: Any, members: Any, size: int, key: float, member: int) -> None:
-    """Insert into the max-heap keys[:size]."""
-    at = size
-    while at > 0:
-        above = (at - 1) // 2
-        if not _above(key, member, keys[above], members[above]):
-            break
-        keys[at], members[at] = keys[above], members[above]
-        at = above
-    keys[at], members[at] = key, member
+def classify(rows: Rows, start_s: float, p: PlanParams, state: Any, left_s: Any) -> None:
+    """Find the jobs that can meet their deadlines, with time left for jobs yet to arrive.
 
-
-@compiled
-def _pop(keys: Any, members: Any, size: int) -> int:
-    """Remove the largest key of the heap keys[:size]; returns its member."""
-    top = members[0]
-    key, member = keys[size - 1], members[size - 1]
-    size -= 1
-    at = 0
-    while True:
-        below = 2 * at + 1
-        if below >= size:
-            break
-        if below + 1 < size and _above(
-            keys[below + 1], members[below + 1], keys[below], members[below]
-        ):
-            below += 1
-        if not _above(keys[below], members[below], key, member):
-            break
-        keys[at], members[at] = keys[below], members[below]
-        at = below
-    keys[at], members[at] = key, member
-    return int(top)
-
-
-@compiled
-def classify(
-    rows: Rows,
-    start: float,
-    model: Tuple4,
-    chunk_tokens: int,
-    tail: float,
-    reserve: float,
-    reserve_after: float,
-    state: Any,
-    left: Any,
-) -> None:
-    """Moore-Hodgson over the jobs that can still make it, with room for jobs yet to arrive.
-
-    Fills state[i] with FEASIBLE, DEFERRED or INFEASIBLE, and left[i] with the remaining work in s,
-    the fixed batch cost spread over chunks of `chunk_tokens`. Of equal ones the latest deadline is
-    given up: should predictions be too long, there is time left to take it back.
+    Of jobs with equal work per weight that with the latest deadline is deferred first: if
+    predictions are too long, there is time left to take it back.
 
     Args:
-        reserve: share of the time beyond `reserve_after` seconds from `start` that is left to
-            arrivals with earlier deadlines.
+        rows: the jobs.
+        start_s: when the batch starts.
+        p: parameters.
+        state: filled with FEASIBLE, DEFERRED or INFEASIBLE.
+        left_s: filled with the remaining work in seconds, fixed cost included.
     """
     n = rows.shape[0]
-    keys = np.empty(n)
-    members = np.empty(n, np.int64)
-    size = 0
-    end = start + tail
-    per_token_fixed = model[0] / chunk_tokens
+    keys, due_s = np.empty(n), np.empty(n)
+    fixed_per_token_s = p.fixed_s / p.chunk_tokens
+    begin_s = start_s + p.post_prefill_s
     for i in range(n):
         row = rows[i]
         tokens = row.total - row.done
-        linear = model[2] * tokens
-        work = work_s(model, row.done, tokens)
-        left[i] = work + per_token_fixed * tokens
-        due = row.deadline - reserve * max(0.0, row.deadline - start - reserve_after)
-        alone = model[0] + max(0.0, model[1] - linear) + work
-        if start + tail + alone > row.deadline:
+        work = work_s(p, row.done, tokens)
+        left_s[i] = work + fixed_per_token_s * tokens
+        alone_s = p.fixed_s + max(0.0, p.weight_floor_s - p.per_token_s * tokens) + work
+        if begin_s + alone_s > row.deadline:
             state[i] = INFEASIBLE
             continue
         state[i] = FEASIBLE
-        _push(keys, members, size, left[i] / row.weight, -i)
-        size += 1
-        end += left[i]
-        while end > due and size > 0:
-            worst = -_pop(keys, members, size)
-            size -= 1
-            state[worst] = DEFERRED
-            end -= left[worst]
+        keys[i] = left_s[i] / row.weight
+        due_s[i] = row.deadline - p.reserve * max(0.0, row.deadline - start_s - p.reserve_after_s)
+    defer_overload(left_s, keys, due_s, begin_s, state)
 
 
 @compiled
 def note_feasible(rows: Rows, state: Any) -> int:
-    """Remember who is kept; returns how many were and are no more."""
+    """Remember which jobs are feasible; return how many were at the last call and are not now."""
     demoted = 0
     for i in range(rows.shape[0]):
-        kept = state[i] == FEASIBLE
-        demoted += rows[i].kept and not kept
-        rows[i].kept = kept
+        feasible = state[i] == FEASIBLE
+        demoted += rows[i].was_feasible and not feasible
+        rows[i].was_feasible = feasible
     return demoted
 
 
 @compiled
-def infeasible_key(rows: Rows, i: int, start: float, model: Tuple4) -> float:
-    """Multiple of its SLO at which a late job could be done, were nothing of it computed yet.
+def infeasible_key(row: Any, start_s: float, p: PlanParams) -> float:
+    """Return the multiple of its SLO at which an infeasible job could end, computed from scratch.
 
-    With the work that is left instead, the key of the running job would stand still while those
-    of the others grow: all would take turns, hold their KV, and end last.
+    With the remaining work instead, the key of the running job would stand still while those of
+    the others grow: all would take turns, hold their KV, and end last.
     """
-    row = rows[i]
-    waited = start + work_s(model, 0, row.total) - row.arrival
-    return float(waited * row.weight / (row.deadline - row.arrival))
+    waited_s = start_s + work_s(p, 0, row.total) - row.arrival
+    return float(waited_s * row.weight / (row.deadline - row.arrival))
 
 
 @compiled
-def _key(rows: Rows, state: Any, left: Any, i: int, start: float, model: Tuple4) -> float:
-    """Sort key among the jobs of the same state, lowest first."""
-    if state[i] == FEASIBLE:
-        return float(rows[i].deadline)
-    if state[i] == DEFERRED:
-        return float(left[i] / rows[i].weight)
-    return float(-infeasible_key(rows, i, start, model))
+def _key(row: Any, state: int, left_s: float, start_s: float, p: PlanParams) -> float:
+    """Return the sort key of a job among those of its state, lowest first."""
+    if state == FEASIBLE:
+        return float(row.deadline)
+    if state == DEFERRED:
+        return float(left_s / row.weight)
+    return float(-infeasible_key(row, start_s, p))
 
 
 @compiled
-def sort_keys(rows: Rows, state: Any, left: Any, start: float, model: Tuple4) -> Any:
-    """`_key` of every row. Equal ones go in the order of the rows."""
-    keys = np.empty(rows.shape[0])
-    for i in range(rows.shape[0]):
-        keys[i] = _key(rows, state, left, i, start, model)
+def sort_keys(rows: Rows, start_s: float, p: PlanParams, state: Any) -> Any:
+    """Classify the jobs and return the sort key of each among those of its state.
+
+    Args:
+        rows: the jobs.
+        start_s: when the batch starts.
+        p: parameters.
+        state: filled with FEASIBLE, DEFERRED or INFEASIBLE.
+    """
+    n = rows.shape[0]
+    keys, left_s = np.empty(n), np.empty(n)
+    classify(rows, start_s, p, state, left_s)
+    for i in range(n):
+        keys[i] = _key(rows[i], state[i], left_s[i], start_s, p)
     return keys
 
 
 @compiled
-def _heap_of(
-    rows: Rows,
-    state: Any,
-    which: int,
-    left: Any,
-    start: float,
-    model: Tuple4,
-    keys: Any,
-    members: Any,
-) -> int:
-    """Make a heap of the jobs in state `which`, the most urgent on top; returns its size."""
+def _heap_of_state(jobs: _Jobs, which: int, p: PlanParams, heap: _Heap) -> int:
+    """Fill a heap with the jobs in state `which`, the most urgent on top; return its size."""
+    rows, state, left_s, start_s = jobs
+    keys, members = heap
     size = 0
     for i in range(rows.shape[0]):
         if state[i] == which:
-            _push(keys, members, size, -_key(rows, state, left, i, start, model), i)
+            push(keys, members, size, -_key(rows[i], which, left_s[i], start_s, p), i)
             size += 1
     return size
 
 
 @compiled
-def _heap_of_starved(
-    rows: Rows, state: Any, start: float, after: float, keys: Any, members: Any
-) -> int:
-    """The same of the jobs that were given up and have waited `after` times their SLO, the oldest
-    on top."""
+def _heap_of_starved(jobs: _Jobs, after: float, heap: _Heap) -> int:
+    """Fill a heap with the starved jobs, the oldest on top; return its size.
+
+    A job is starved if it is not feasible and has waited `after` times its SLO.
+    """
+    rows, state, _, start_s = jobs
+    keys, members = heap
     size = 0
     for i in range(rows.shape[0]):
         row = rows[i]
-        given_up = state[i] == DEFERRED or state[i] == INFEASIBLE
-        if given_up and start - row.arrival > after * (row.deadline - row.arrival):
-            _push(keys, members, size, -row.arrival, i)
+        waits = state[i] == DEFERRED or state[i] == INFEASIBLE
+        if waits and start_s - row.arrival > after * (row.deadline - row.arrival):
+            push(keys, members, size, -row.arrival, i)
             size += 1
     return size
 
 
 @compiled
-def _tokens_within(model: Tuple4, done: int, seconds: float) -> int:
-    """Most tokens after `done` whose marginal work fits into `seconds`; a billion at most."""
+def _tokens_within(p: PlanParams, per_token_s: float, done: int, seconds: float) -> int:
+    """Return the most tokens after `done` whose marginal work fits into `seconds`.
+
+    A billion at most.
+
+    Args:
+        p: parameters.
+        per_token_s: their linear cost; 0 where the weight floor covers it.
+        done: tokens of the prompt before them.
+        seconds: that they may take.
+    """
     if seconds <= 0.0:
         return 0
-    slope = model[2] + model[3] * done
+    slope = per_token_s + p.per_token_context_s * done
     seconds = min(seconds, 1e6)
     # work_s solved for tokens, in the form that does not cancel.
-    per_token = 0.5 * (slope + math.sqrt(slope**2 + 2.0 * model[3] * seconds))
+    per_token = 0.5 * (slope + math.sqrt(slope**2 + 2.0 * p.per_token_context_s * seconds))
     if seconds >= 1e9 * per_token:
         return 1_000_000_000
     return int(seconds / per_token)
 
 
 @compiled
-def _on_time(model: Tuple4, done: int, new: int, spare: float) -> int:
-    """The guard: most tokens after `done` that join a batch of `new` tokens without making it
-    longer by more than `spare` seconds. Under the weight floor only their attention takes time."""
-    free = max(0, int(model[1] / model[2]) - new)
-    if model[3] > 0.0 and spare < math.inf:
-        free = min(free, _tokens_within((model[0], model[1], 0.0, model[3]), done, spare))
-    return max(free, _tokens_within(model, done, spare))
+def _tokens_before(p: PlanParams, done: int, batch: _Batch, spare_s: float) -> int:
+    """Return the most tokens after `done` that lengthen the batch by at most `spare_s`.
+
+    Under the weight floor only their attention takes time.
+    """
+    free = max(0, int(p.weight_floor_s / p.per_token_s) - batch.tokens)
+    if p.per_token_context_s > 0.0 and spare_s < math.inf:
+        free = min(free, _tokens_within(p, 0.0, done, spare_s))
+    return max(free, _tokens_within(p, p.per_token_s, done, spare_s))
 
 
 @compiled
-def pack(
-    rows: Rows,
-    state: Any,
-    left: Any,
-    start: float,
-    budget: int,
-    page: int,
-    model: Tuple4,
-    tail: float,
-    slice_s: float,
-    infeasible_slice_s: float,
-    min_chunk: int,
-    starvation_after: float,
-    credit: float,
-    out: Any,
-) -> tuple[int, float, float]:
-    """Deadline-guarded, time-sliced batch. Fills out[k] = (id, tokens).
+def _chunk_tokens(row: Any, feasible: bool, budget: int, batch: _Batch, p: PlanParams) -> int:
+    """Return the tokens of a job that join a batch; 0 if the batch is complete without them.
+
+    A prompt that the batch completes must not miss its deadline because of what joins it.
+
+    Args:
+        row: the job.
+        feasible: whether it can meet its deadline.
+        budget: new tokens that the batch may still take.
+        batch: so far.
+        p: parameters.
+    """
+    used_s = _batch_s(p, batch)
+    spare_s = (p.slice_s if feasible else p.infeasible_slice_s) - used_s
+    if batch.tokens > 0 and spare_s <= 0.0:
+        return 0
+    remaining = row.total - row.done
+    in_slice = _tokens_within(p, p.per_token_s, row.done, spare_s)
+    until_due_s = batch.due_s - batch.start_s - p.post_prefill_s - used_s
+    in_time = _tokens_before(p, row.done, batch, until_due_s)
+    tokens = min(remaining, budget, max(p.min_chunk, p.page_tokens, in_slice), in_time)
+    if tokens < remaining:
+        tokens -= tokens % p.page_tokens
+        if batch.tokens > 0 and tokens < min(p.min_chunk, budget):
+            return 0
+    return int(max(tokens, 0))
+
+
+@compiled
+def _pack(jobs: _Jobs, p: PlanParams, credit_s: float, out: Any) -> tuple[int, float, float]:
+    """Compose a batch: starved jobs as far as credit allows, then by state and urgency.
+
+    Args:
+        jobs: as classified; those that are taken get the state CHOSEN.
+        p: parameters.
+        credit_s: service that starved jobs may take out of turn, seconds.
+        out: filled with rows of (id, tokens).
 
     Returns:
-        number of chunks, predicted batch seconds, credit left.
+        number of chunks, predicted seconds of the batch, credit that is left.
     """
-    fixed, floor, per_token, _ = model
+    rows, state = jobs.rows, jobs.state
     n = rows.shape[0]
-    keys, members = np.empty(n), np.empty(n, np.int64)
-    size = 0
-    starved_keys, starved_members = np.empty(0), np.empty(0, np.int64)
-    starving = 0
-    if credit > 0.0:
-        starved_keys, starved_members = np.empty(n), np.empty(n, np.int64)
-        starving = _heap_of_starved(
-            rows, state, start, starvation_after, starved_keys, starved_members
-        )
-    count, new, attention = 0, 0, 0.0
-    batch = 0.0
-    due = math.inf  # earliest deadline of the prompts that this batch completes
+    heap, size = _Heap(np.empty(n), np.empty(n, np.int64)), 0
+    starved, starving = _Heap(np.empty(0), np.empty(0, np.int64)), 0
+    if credit_s > 0.0:
+        starved = _Heap(np.empty(n), np.empty(n, np.int64))
+        starving = _heap_of_starved(jobs, p.starvation_after, starved)
+    batch = _Batch(jobs.start_s, 0, 0.0, math.inf)
+    budget, count, batch_s = p.budget_tokens, 0, 0.0
     cursor, turn = 0, FEASIBLE
     while budget > 0 and count < out.shape[0]:
-        # Credit only falls: once another one is chosen, no starved one is any more.
-        starved = credit > 0.0 and starving > 0
-        if starved:
-            chosen = _pop(starved_keys, starved_members, starving)
+        # Credit only falls: after the first job that is not starved no starved one follows.
+        out_of_turn = credit_s > 0.0 and starving > 0
+        if out_of_turn:
+            chosen = pop(starved.keys, starved.members, starving)
             starving -= 1
         else:
             while cursor < n and state[cursor] != FEASIBLE:
@@ -280,39 +333,51 @@ def pack(
             if cursor == n:
                 while size == 0 and turn < INFEASIBLE:
                     turn += 1
-                    size = _heap_of(rows, state, turn, left, start, model, keys, members)
+                    size = _heap_of_state(jobs, turn, p, heap)
                 if size == 0:
                     break
-                chosen = _pop(keys, members, size)
+                chosen = pop(heap.keys, heap.members, size)
                 size -= 1
         row = rows[chosen]
-        kept = state[chosen] == FEASIBLE
+        feasible = state[chosen] == FEASIBLE
         state[chosen] = CHOSEN
-
-        used = fixed + max(floor, per_token * new) + attention
-        room = (slice_s if kept else infeasible_slice_s) - used
-        if count > 0 and room <= 0.0:
-            break
-        remaining = row.total - row.done
-        fits = max(min_chunk, page, _tokens_within(model, row.done, room))
-        # A prompt completed by this batch must not become late by what joins it.
-        on_time = _on_time(model, row.done, new, due - start - tail - used)
-        tokens = min(remaining, budget, fits, on_time)
-        if tokens < remaining:
-            tokens -= tokens % page
-            if count > 0 and tokens < min(min_chunk, budget):
-                break
+        tokens = _chunk_tokens(row, feasible, budget, batch, p)
         if tokens <= 0:
             break
-        out[count, 0] = row.id
-        out[count, 1] = tokens
+        out[count, 0], out[count, 1] = row.id, tokens
         count += 1
-        new += tokens
         budget -= tokens
-        attention += work_s(model, row.done, tokens) - per_token * tokens
-        batch = fixed + max(floor, per_token * new) + attention
-        if starved:
-            credit -= work_s(model, row.done, tokens)
-        if kept and tokens == remaining:
-            due = min(due, row.deadline)
-    return count, batch, credit
+        work = work_s(p, row.done, tokens)
+        completes = feasible and tokens == row.total - row.done
+        batch = _Batch(
+            batch.start_s,
+            batch.tokens + tokens,
+            batch.attention_s + (work - p.per_token_s * tokens),
+            min(batch.due_s, row.deadline) if completes else batch.due_s,
+        )
+        batch_s = _batch_s(p, batch)
+        if out_of_turn:
+            credit_s -= work
+    return count, batch_s, credit_s
+
+
+@compiled
+def plan(
+    rows: Rows, start_s: float, p: PlanParams, credit_s: float, state: Any, out: Any
+) -> tuple[int, float, float]:
+    """Classify the jobs and compose a batch of them.
+
+    Args:
+        rows: the jobs.
+        start_s: when the batch starts.
+        p: parameters.
+        credit_s: service that starved jobs may take out of turn, seconds.
+        state: filled with FEASIBLE, DEFERRED or INFEASIBLE.
+        out: filled with rows of (id, tokens).
+
+    Returns:
+        number of chunks, predicted seconds of the batch, credit that is left.
+    """
+    left_s = np.empty(rows.shape[0])
+    classify(rows, start_s, p, state, left_s)
+    return _pack(_Jobs(rows, state.copy(), left_s, start_s), p, credit_s, out)

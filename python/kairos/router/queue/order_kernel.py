@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kairos.policy.compiled import compiled
-from kairos.policy.urgency_kernel import _pop, _push
+from kairos.policy.moore_hodgson import pop, push
 
 Rows = npt.NDArray[Any]
 
@@ -67,11 +67,11 @@ def classify(
             end += held[next_held, 1] / servers
             next_held += 1
         state[i] = KEPT
-        _push(keys, members, size, work, -i)
+        push(keys, members, size, work, -i)
         size += 1
         end += work / servers
         while end > row.deadline and size > 0:
-            worst = -_pop(keys, members, size)
+            worst = -pop(keys, members, size)
             size -= 1
             state[worst] = DROPPED
             end -= rows[worst].work * factor / servers

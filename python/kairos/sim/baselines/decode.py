@@ -99,6 +99,7 @@ class GreedyPolicy:
             - now_s
         )
         table, factor = self._table, self.calibration.factor
+        cost = self._kernel.StepCost(table, factor)
         residents["runs"] = False
         tightest = np.inf
         batch, total, longest = 0, 0.0, 0.0
@@ -106,10 +107,7 @@ class GreedyPolicy:
             context = float(residents["context_tokens"][at])
             bound = min(tightest, max(float(slack[at]), float(residents["tpot_s"][at])))
             larger = max(longest, context)
-            if (
-                batch
-                and self._kernel.step_s(table, factor, batch + 1, total + context, larger) > bound
-            ):
+            if batch and self._kernel.step_s(cost, batch + 1, total + context, larger) > bound:
                 continue
             residents["runs"][at] = True
             batch, total, longest, tightest = batch + 1, total + context, larger, bound
