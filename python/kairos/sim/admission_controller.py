@@ -1,4 +1,4 @@
-"""Admission in closed loop: what the router would tell each arrival, and what follows from it."""
+"""Admission in closed loop: the decision on each arrival, and its effect on the later ones."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,56 +7,80 @@ from kairos.latency import Profile
 from kairos.policy.admission import AdmissionDecision, AdmissionParams, DecodeLoad, forecast
 from kairos.policy.jobs import PrefillJob
 from kairos.sim.decode_server import DecodeServer
-from kairos.sim.prefill_server import PrefillServer
+from kairos.sim.prefill_server import PrefillServer, PromptProgress
 
-WEAKER = 4.0
-"""A degraded request is scheduled with so many times its TTFT objective."""
+DEGRADED_TTFT_FACTOR = 4.0
+"""A degraded request is scheduled with its TTFT objective multiplied by this factor."""
 
 
 class AdmissionController:
-    """Asks `admission.forecast` about every arrival.
+    """Applies `kairos.policy.admission.forecast` to every arrival.
 
     Args:
-        decode: the decode instances; the least loaded one is looked at.
+        profile: predicts prefill and decode.
+        prefill: the only prefill instance.
+        decode: the decode instances; the forecast uses the least loaded one.
+        prompts: progress of all requests.
     """
 
-    def __init__(self, profile: Profile, decode: Sequence[DecodeServer]) -> None:
-        self._profile = profile
-        self._decode = decode
-        self._params = AdmissionParams()
-
-    def verdict(
+    def __init__(
         self,
-        job: PrefillJob,
-        tpot_slo_s: float,
-        server: PrefillServer,
-        queued: Sequence[PrefillJob],
-        now_s: float,
-    ) -> PrefillJob | None:
-        """The job as it is to be scheduled; None where it is turned away."""
-        profile = self._profile
-        decode = min(self._decode, key=lambda each: each.load_tokens)
-        load = DecodeLoad(
-            len(decode.running) + len(decode.waiting),
-            decode.load_tokens,
-            profile.limits.kv_tokens,
-        )
+        profile: Profile,
+        prefill: PrefillServer,
+        decode: Sequence[DecodeServer],
+        prompts: PromptProgress,
+    ) -> None:
+        self._profile = profile
+        self._prefill = prefill
+        self._decode = decode
+        self._prompts = prompts
+        self._params = AdmissionParams()
+        self._unfinished: dict[int, PrefillJob] = {}
+
+    def admit(self, job: PrefillJob, tpot_slo_s: float, now_s: float) -> PrefillJob | None:
+        """Decide on an arrival.
+
+        Args:
+            job: the request.
+            tpot_slo_s: its TPOT objective, seconds.
+            now_s: simulated time, seconds.
+
+        Returns:
+            The job as it is to be scheduled, with a later deadline where it is degraded; None
+            where it is rejected.
+        """
+        self._update_progress()
         # The batch in flight, and with look-ahead the one composed already, come first.
-        ready_s = max(now_s, server.free_s)
+        ready_s = max(now_s, self._prefill.free_s)
         seen = forecast(
             job,
             tpot_slo_s,
-            queued,
-            load,
+            list(self._unfinished.values()),
+            self._decode_load(),
             ready_s,
-            profile.prefill,
-            profile.decode,
-            profile.limits.chunk_tokens,
+            self._profile.prefill,
+            self._profile.decode,
+            self._profile.limits.chunk_tokens,
             self._params,
         )
         if seen.decision is AdmissionDecision.REJECT:
             return None
         if seen.decision is AdmissionDecision.DEGRADE and seen.ttft_s > job.deadline_s - ready_s:
-            slo_s = WEAKER * (job.deadline_s - job.arrival_s)
-            return replace(job, deadline_s=job.arrival_s + slo_s)
+            slo_s = DEGRADED_TTFT_FACTOR * (job.deadline_s - job.arrival_s)
+            job = replace(job, deadline_s=job.arrival_s + slo_s)
+        self._unfinished[job.id] = job
         return job
+
+    def _update_progress(self) -> None:
+        """Drop jobs whose prompt is computed, and set the computed tokens of the others."""
+        done = self._prompts.done
+        self._unfinished = {
+            job.id: replace(job, done_tokens=done[job.id])
+            for job in self._unfinished.values()
+            if done[job.id] < job.total_tokens
+        }
+
+    def _decode_load(self) -> DecodeLoad:
+        decode = min(self._decode, key=lambda each: each.load_tokens)
+        requests = len(decode.running) + len(decode.waiting)
+        return DecodeLoad(requests, decode.load_tokens, self._profile.limits.kv_tokens)

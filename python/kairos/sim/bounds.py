@@ -1,4 +1,4 @@
-"""How good any schedule could be: an upper bound and two references that know the future."""
+"""An upper bound of attainment, and two references that know the future."""
 
 from dataclasses import replace
 
@@ -8,7 +8,8 @@ import numpy.typing as npt
 from kairos.latency import Profile
 from kairos.sim.bounds_kernel import insert_greedily
 from kairos.sim.config import SimConfig
-from kairos.sim.scenario import Floats, Scenario
+from kairos.sim.records import Floats
+from kairos.sim.scenario import Scenario
 from kairos.sim.simulation import simulate
 from kairos.sim.summary import summarise
 
@@ -18,18 +19,18 @@ DROP_SHARES = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12)
 
 
 def prefill_work_s(scenario: Scenario, profile: Profile) -> Floats:
-    """Marginal prefill work of every request, seconds."""
+    """Marginal prefill work of every request, seconds, shape [requests]."""
     model, chunk = profile.prefill, profile.limits.chunk_tokens
     pairs = zip(scenario.cached_tokens.tolist(), scenario.input_tokens.tolist(), strict=True)
     return np.array([model.remaining_s(cached, total, chunk) for cached, total in pairs])
 
 
 def lp_bound_ttft(scenario: Scenario, profile: Profile, instances: int = 1) -> float:
-    """Upper bound of TTFT attainment in percent, for any preemptive schedule that knows the future.
+    """Upper bound of TTFT attainment for any preemptive schedule that knows the future, percent.
 
-    Linear program: as many (parts of) requests as possible, where in no interval of time the work
-    of those that arrive and are due inside exceeds what the instances can do. Parts of requests may
-    be dropped and work is marginal, so the bound is optimistic.
+    A linear program maximises the served (parts of) requests. In no interval of time may the work
+    of requests that arrive and are due inside it exceed what the instances can do. The bound is
+    optimistic, because parts of requests may be dropped and work is marginal.
     """
     from scipy.optimize import linprog
     from scipy.sparse import csr_matrix
@@ -55,10 +56,11 @@ def lp_bound_ttft(scenario: Scenario, profile: Profile, instances: int = 1) -> f
 
 
 def clairvoyant_ttft(scenario: Scenario, profile: Profile, instances: int = 1) -> float:
-    """TTFT attainment in percent of a set chosen with the future known: requests from small to
-    large, each kept if all kept ones still meet their deadlines under preemptive EDF.
+    """TTFT attainment of a set of requests chosen with the future known, percent.
 
-    Not a bound, but what a fluid server without batches and overheads achieves with whole requests.
+    Requests are tried from small to large. A request is kept if all kept requests still meet their
+    deadlines under preemptive EDF. The result is no bound: it is the attainment of a fluid server
+    without batches and overheads that serves whole requests.
     """
     work = prefill_work_s(scenario, profile) / instances
     due = scenario.arrival_s + scenario.ttft_s
@@ -67,15 +69,18 @@ def clairvoyant_ttft(scenario: Scenario, profile: Profile, instances: int = 1) -
     return 100.0 * kept / len(scenario)
 
 
-def drop_reference_tpot(scenario: Scenario, settings: SimConfig, profile: Profile) -> float:
-    """TPOT attainment in percent when the requests with the largest output x context are never
-    served, best share of DROP_SHARES; they count as missed. Knows true lengths; no upper bound."""
+def drop_reference_tpot(scenario: Scenario, config: SimConfig, profile: Profile) -> float:
+    """TPOT attainment when the requests with the largest output x context are dropped, percent.
+
+    The best share of DROP_SHARES is taken, and dropped requests count as missed. The reference
+    knows the true lengths and is no upper bound.
+    """
     cost = scenario.output_tokens * (scenario.input_tokens + scenario.output_tokens / 2)
     order = np.argsort(cost, kind="stable")
     best = 0.0
     for share in DROP_SHARES:
         kept = np.sort(order[: max(1, round(len(order) * (1.0 - share)))])
         served = scenario.only(kept)
-        done = simulate(served, replace(settings, stages="decode"), profile)
+        done = simulate(served, replace(config, stages="decode"), profile)
         best = max(best, summarise(done)["tpot_attainment"] * len(kept) / len(order))
     return best

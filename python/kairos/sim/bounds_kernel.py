@@ -9,8 +9,15 @@ from kairos.policy.compiled import compiled
 
 
 @compiled
-def _on_time(arrival: Any, due: Any, work: Any, keep: Any) -> bool:
-    """Whether preemptive EDF on one server meets every deadline of the kept jobs."""
+def _feasible(arrival: Any, due: Any, work: Any, keep: Any) -> bool:
+    """Whether preemptive EDF on one server meets every deadline of the kept jobs.
+
+    Args:
+        arrival: arrival times, seconds, ascending, shape [jobs].
+        due: deadlines, seconds, shape [jobs].
+        work: service times, seconds, shape [jobs].
+        keep: the jobs to serve, shape [jobs].
+    """
     left = work.copy()
     queue = [(0.0, 0) for _ in range(0)]
     now = 0.0
@@ -40,12 +47,19 @@ def _on_time(arrival: Any, due: Any, work: Any, keep: Any) -> bool:
 
 @compiled
 def insert_greedily(arrival: Any, due: Any, work: Any, order: Any) -> int:
-    """How many jobs can be kept, tried in `order`, each tested against all kept before."""
+    """Number of jobs that can be kept when each is tested against all jobs kept before it.
+
+    Args:
+        arrival: arrival times, seconds, ascending, shape [jobs].
+        due: deadlines, seconds, shape [jobs].
+        work: service times, seconds, shape [jobs].
+        order: indices of the jobs in the order of the tests.
+    """
     keep = np.zeros(arrival.shape[0], np.bool_)
     kept = 0
     for job in order:
         keep[job] = True
-        if _on_time(arrival, due, work, keep):
+        if _feasible(arrival, due, work, keep):
             kept += 1
         else:
             keep[job] = False

@@ -1,9 +1,9 @@
-"""Simulate prefill and decode scheduling of a trace. Everything it prints is simulated."""
+"""The command `kairos simulate`."""
 
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,90 +12,237 @@ import numpy as np
 import orjson
 from rich.console import Console
 
+from kairos.command_line import CommandParser, count, numbers
 from kairos.errors import InputError
-from kairos.sim.baselines.prefill import BASELINES
-from kairos.sim.config import DECODE_POLICIES, ROUTINGS, SimConfig
+from kairos.sim.config import (
+    DECODE_POLICIES,
+    GRANT_ORDERS,
+    PREFILL_POLICIES,
+    ROUTINGS,
+    STAGES,
+    SimConfig,
+)
 from kairos.sim.presentation import plot_attainment, table_of
 from kairos.sim.sweep import sweep
 from kairos.sim.sweep_point import SweepPoint, run
-from kairos.workload.slo_sets import DEFAULT_TPOT_MS, SLO_SETS
+from kairos.validation import Range, check_range
+from kairos.workload.slo_sets import DEFAULT_TPOT_MS, SLO_SETS, in_words
 
-EXAMPLES = """\
+DEFAULT_PROFILE = "minimax-m2.5-tp4-h200"
+
+# Ranges of arguments that the configuration holds in another unit or under another name.
+_RANGES = {
+    "change_cost_ms": Range(0.0, 1e3),
+    "period": Range(1, 10_000),
+    "starve_share": Range(0.0, 1.0),
+    "tail_ms": Range(0.0, 60e3),
+}
+_MIN_WIDTH = 110  # columns of the table; below it, rich cuts the figures
+
+DESCRIPTION = """\
+Simulate prefill and decode scheduling of a request trace, and print how many requests meet their
+SLOs. Every figure is simulated: batch and step times come from a latency profile. Nothing is
+served, and no GPU is needed. A run takes seconds.
+
+--load, --prefill-policy and --decode-policy take several values, separated by commas; every
+combination is simulated.
+"""
+
+EPILOG = f"""\
+SLO sets, with a TPOT objective of 30 ms:
+{chr(10).join(f"  {name:<7}{in_words(name, DEFAULT_TPOT_MS)}" for name in SLO_SETS[:-1])}
+  tiers  interactive, standard and batch requests with objectives of their own
+
+prefill policies:
+  urgency                  Kairos
+  fcfs, lpm, spf, hrrn-np  SGLang's orders: arrival, longest cached prefix, shortest prompt,
+                           highest response ratio
+  sjf, sjf-np, edf, llf, ff-edf, hrrn
+                           textbook orders; -np: a started prompt is finished first
+decode policies:
+  slack       Kairos
+  continuous  continuous batching: every admitted request runs in every step
+  greedy      short requests first, within the tightest slack of the batch
+
 examples:
-  # One run, figures to a file:
-  python scripts/simulate.py --trace trace.jsonl.gz --load 0.9 --json out.json
+  # One run at 90 % prefill load, figures to a file:
+  kairos simulate --trace trace.jsonl.gz --load 0.9 --json out.json
 
-  # A sweep over loads and policies on all cores, with a plot:
-  python scripts/simulate.py --trace trace.jsonl.gz --load 0.7,0.9,1.1 \\
+  # Compare policies over several loads on all cores, with a plot:
+  kairos simulate --trace trace.jsonl.gz --load 0.7,0.9,1.1 \\
     --prefill-policy fcfs,sjf,urgency --decode-policy continuous,slack --plot out.png
 
-  # Decode alone, load relative to decode capacity; the second half of the trace only:
-  python scripts/simulate.py --trace trace.jsonl.gz --stages decode --tpot-ms 25 --load 1 --part 2/2
+  # Decode alone at its capacity for a TPOT of 25 ms, on the second half of the trace:
+  kairos simulate --trace trace.jsonl.gz --stages decode --tpot-ms 25 --load 1 --part 2/2
+
+exit code: 0; 2 bad input
 """
 
 
-def _floats(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+def main(argv: Sequence[str] | None = None) -> int:
+    """Simulate what `argv` asks for.
+
+    Args:
+        argv: arguments without the program's name; None takes the process's own.
+
+    Returns:
+        Exit code; see `--help`.
+    """
+    try:
+        args = parser().parse_args(argv)
+        results = sweep(_checked, _points(args), args.workers)
+        if args.json is not None:
+            _write(results, args.json)
+        if args.plot is not None:
+            plot_attainment(results, args.plot)
+    except (InputError, OSError) as error:
+        print(f"simulate: {error}", file=sys.stderr)
+        return 2
+    title = f"simulated: {Path(args.trace).name}, {args.slo}, TPOT {args.tpot_ms:g} ms"
+    console = Console()
+    console.width = max(console.width, _MIN_WIDTH)
+    console.print(table_of(results, title))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of `kairos simulate`."""
+    parser = CommandParser(
+        prog="simulate",
+        usage="simulate --trace FILE [options]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_workload(parser.add_argument_group("workload"))
+    _add_objectives(parser.add_argument_group("objectives"))
+    _add_scheduling(parser.add_argument_group("scheduling"))
+    _add_servers(parser.add_argument_group("servers"))
+    _add_model_errors(parser.add_argument_group("model errors"))
+    _add_output(parser.add_argument_group("output"))
+    return parser
+
+
+# fmt: off
+def _add_workload(group: Any) -> None:
+    add = group.add_argument
+    add("--trace", required=True, metavar="FILE",
+        help="trace file: normalised, Mooncake, Azure or BurstGPT, plain or gzip")
+    add("--load", type=numbers, default=[0.9], metavar="RHO",
+        help="prefill load, or several: 0.7,0.9. At 1, prompts bring exactly the work that the "
+        "prefill instances can do. With --stages decode, load of the decode stage (default 0.9)")
+    add("--part", type=_part, default=(1, 1), metavar="K/N",
+        help="the K-th of N equal parts of the trace (default 1/1)")
+    add("--requests", type=count, default=0, metavar="N",
+        help="take the first N requests of the part; 0: all (default 0)")
+    add("--seed", type=int, default=0, metavar="N",
+        help="seed of the tiers and of --noise (default 0)")
+
+
+def _add_objectives(group: Any) -> None:
+    add = group.add_argument
+    add("--slo", choices=SLO_SETS, default="L3", help="SLO set, see below (default L3)")
+    add("--tpot-ms", type=float, default=DEFAULT_TPOT_MS, metavar="MS",
+        help="TPOT objective; tiers have their own (default 30)")
+
+
+def _add_scheduling(group: Any) -> None:
+    add = group.add_argument
+    add("--prefill-policy", type=_names_of(PREFILL_POLICIES), default=["urgency"],
+        metavar="P,P", help="order of prefill, or several, see below (default urgency)")
+    add("--decode-policy", type=_names_of(DECODE_POLICIES), default=["slack"],
+        metavar="P,P", help="selection of decode steps, or several, see below (default slack)")
+    add("--hold", action="store_true",
+        help="hold the first token until its decode slot is ready, at most until the deadline")
+    add("--preallocate", action="store_true",
+        help="prefill a prompt only once a decode instance has memory for it")
+    add("--grants", choices=GRANT_ORDERS, default="",
+        help="order in which prompts get that memory (default: deadline with urgency, else "
+        "arrival)")
+    add("--admission", action="store_true",
+        help="degrade or reject arrivals whose forecast misses their SLO; one prefill instance")
+    add("--no-lengths", action="store_true", help="do not learn output lengths")
+    add("--starve-share", type=float, metavar="SHARE",
+        help="share of prefill time for prompts that wait too long, 0 to 1 (default: urgency's)")
+    add("--tail-ms", type=float, default=0.0, metavar="MS",
+        help="time that urgency plans for after a prefill, before the deadline (default 0)")
+    add("--period", type=int, default=1, metavar="STEPS",
+        help="decode steps between two selections of slack (default 1)")
+
+
+def _add_servers(group: Any) -> None:
+    add = group.add_argument
+    add("--instances", default="1P1D", metavar="xPyD",
+        help="prefill and decode instances (default 1P1D)")
+    add("--profile", default=DEFAULT_PROFILE, metavar="NAME|FILE",
+        help="latency profile of every instance (default %(default)s)")
+    add("--routing", choices=ROUTINGS, default="late",
+        help="binding of arrivals to prefill instances; late: by the first one that is ready "
+        "(default late)")
+    add("--stages", choices=STAGES, default="both",
+        help="prefill: decode nothing; decode: prefill prompts at once (default both)")
+    add("--no-lookahead", action="store_true",
+        help="compose a batch or step only when the one before it has ended")
+    add("--no-decode-lookahead", action="store_true", help="the same for decode steps only")
+    add("--decode-cap", type=count, default=0, metavar="N",
+        help="static cap on the decode batch; 0: the profile's limit (default 0)")
+    add("--change-cost-ms", type=float, default=0.0, metavar="MS",
+        help="added to a decode step that skips or resumes a request (default 0)")
+    add("--contention", action="store_true",
+        help="KV transfers of a prefill instance share its link, one after another")
+
+
+def _add_model_errors(group: Any) -> None:
+    add = group.add_argument
+    add("--prefill-bias", type=float, default=1.0, metavar="F",
+        help="predicted / true batch time, 0.1 to 10 (default 1)")
+    add("--decode-bias", type=float, default=1.0, metavar="F",
+        help="predicted / true step time, 0.1 to 10 (default 1)")
+    add("--noise", type=float, default=0.0, metavar="SHARE",
+        help="relative standard deviation of true times, 0 to 1 (default 0)")
+
+
+def _add_output(group: Any) -> None:
+    add = group.add_argument
+    add("--bound", action="store_true",
+        help="add an upper bound of TTFT attainment, and references that know the future")
+    add("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    add("--plot", type=Path, metavar="FILE", help="write a plot of attainment over load to FILE")
+    add("--workers", type=count, default=0, metavar="N",
+        help="processes of a sweep; 0: one per core (default 0)")
+# fmt: on
 
 
 def _part(text: str) -> tuple[int, int]:
     which, _, parts = text.partition("/")
-    if not 1 <= int(which) <= int(parts):
-        raise ValueError(text)
+    if not (which.isdigit() and parts.isdigit() and 1 <= int(which) <= int(parts)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not allowed; write K/N with K from 1 to N, such as 2/2"
+        )
     return int(which), int(parts)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="simulate",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--trace", required=True, help="trace file, any format that replay.py reads")
-    add("--load", type=_floats, default=[0.9], help="prefill load, or a list: 0.7,0.9")
-    add("--slo", choices=SLO_SETS, default="L3")
-    add("--tpot-ms", type=float, default=DEFAULT_TPOT_MS)
-    add("--prefill-policy", default="urgency", help=f"urgency, {', '.join(BASELINES)}; or a list")
-    add("--decode-policy", default="slack", help=f"{', '.join(DECODE_POLICIES)}; or a list")
-    add("--hold", action="store_true", help="hold the first token until its decode slot is ready")
-    add("--profile", default="minimax-m2.5-tp4-h200", help="shipped name or path")
-    add("--instances", default="1P1D")
-    add("--routing", choices=ROUTINGS, default="late")
-    add("--stages", choices=("both", "prefill", "decode"), default="both")
-    add("--no-lookahead", action="store_true", help="compose a batch only when the last one ended")
-    add("--no-decode-lookahead", action="store_true", help="the same for decode steps only")
-    add("--decode-cap", type=int, default=0, help="static cap on the decode batch")
-    add("--no-lengths", action="store_true", help="do not learn output lengths")
-    add("--starve-share", type=float, help="share of prefill time for starved requests")
-    add("--tail-ms", type=float, default=0.0, help="time that urgency leaves before a deadline")
-    add("--period", type=int, default=1, help="decode steps between two selections")
-    add("--decode-bias", type=float, default=1.0, help="predicted / true step time")
-    add("--prefill-bias", type=float, default=1.0, help="predicted / true batch time")
-    add("--noise", type=float, default=0.0, help="relative deviation of true times")
-    add("--change-cost-ms", type=float, default=0.0, help="of parking or resuming a request")
-    add("--contention", action="store_true", help="transfers share the link")
-    add("--preallocate", action="store_true", help="decode memory before prefill")
-    add("--grants", choices=("arrival", "deadline"), default="", help="order of that memory")
-    add("--admission", action="store_true", help="turn away or degrade by outlook")
-    add("--part", type=_part, default=(1, 1), help="2/2: the second half of the trace")
-    add("--requests", type=int, default=0, help="only so many requests")
-    add("--seed", type=int, default=0, help="of the tiers and the noise")
-    add("--bound", action="store_true", help="add upper bound and clairvoyant references")
-    add("--workers", type=int, default=0, help="processes of a sweep; 0: all cores")
-    add("--json", type=Path, help="write the figures here")
-    add("--plot", type=Path, help="write a plot over load here")
-    args = parser.parse_args(argv)
-    for name in ("requests", "workers", "decode_cap"):
+def _names_of(allowed: Sequence[str]) -> Callable[[str], list[str]]:
+    """An argument type: one or several of `allowed`, separated by commas."""
+
+    def parse(text: str) -> list[str]:
+        for name in text.split(","):
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(
+                    f"{name!r} is not allowed; allowed are {', '.join(allowed)}"
+                )
+        return text.split(",")
+
+    return parse
+
+
+def _config(args: argparse.Namespace) -> SimConfig:
+    """The configuration that all points share."""
+    for name, allowed in _RANGES.items():
         value = getattr(args, name)
-        if value < 0:
-            parser.error(f"--{name.replace('_', '-')}: {value} is negative; allowed are 0 and more")
-    return args
-
-
-def _points(args: argparse.Namespace) -> list[SweepPoint]:
-    base = SimConfig(
+        if value is not None:
+            check_range(f"--{name.replace('_', '-')}", value, allowed)
+    config = SimConfig(
         instances=args.instances,
         lookahead=not args.no_lookahead,
         decode_lookahead=not args.no_decode_lookahead,
@@ -114,11 +261,16 @@ def _points(args: argparse.Namespace) -> list[SweepPoint]:
         admission=args.admission,
         seed=args.seed,
     )
-    base = replace(base, slack=base.slack._replace(period=args.period))
-    base = replace(base, urgency=replace(base.urgency, post_prefill_s=args.tail_ms / 1e3))
+    urgency = replace(config.urgency, post_prefill_s=args.tail_ms / 1e3)
     if args.starve_share is not None:
-        base = replace(base, urgency=replace(base.urgency, starvation_share=args.starve_share))
-    pairs = itertools.product(args.prefill_policy.split(","), args.decode_policy.split(","))
+        urgency = replace(urgency, starvation_share=args.starve_share)
+    slack = config.slack._replace(period=args.period)
+    return replace(config, slack=slack, urgency=urgency)
+
+
+def _points(args: argparse.Namespace) -> list[SweepPoint]:
+    """Every combination of policies and loads."""
+    base = _config(args)
     return [
         SweepPoint(
             args.trace,
@@ -132,8 +284,9 @@ def _points(args: argparse.Namespace) -> list[SweepPoint]:
             args.bound,
             replace(base, prefill_policy=prefill, decode_policy=decode),
         )
-        for prefill, decode in pairs
-        for load in args.load
+        for prefill, decode, load in itertools.product(
+            args.prefill_policy, args.decode_policy, args.load
+        )
     ]
 
 
@@ -143,21 +296,7 @@ def _checked(point: SweepPoint) -> dict[str, Any]:
         return run(point)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = _arguments(argv)
-    try:
-        results = sweep(_checked, _points(args), args.workers)
-        if args.json is not None:
-            body = results[0] if len(results) == 1 else {"runs": results}
-            options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
-            args.json.write_bytes(orjson.dumps(body, option=options) + b"\n")
-        if args.plot is not None:
-            plot_attainment(results, args.plot)
-    except (InputError, OSError) as error:
-        print(f"simulate: {error}", file=sys.stderr)
-        return 2
-    title = f"simulated: {Path(args.trace).name}, {args.slo}, TPOT {args.tpot_ms:g} ms"
-    console = Console()
-    console.width = max(console.width, 110)
-    console.print(table_of(results, title))
-    return 0
+def _write(results: Sequence[dict[str, Any]], path: Path) -> None:
+    body = results[0] if len(results) == 1 else {"runs": results}
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
+    path.write_bytes(orjson.dumps(body, option=options) + b"\n")

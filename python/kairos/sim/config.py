@@ -1,4 +1,4 @@
-"""What a simulation runs."""
+"""The configuration of a simulation."""
 
 from dataclasses import dataclass, field
 
@@ -7,38 +7,65 @@ from kairos.instances import parse_instances
 from kairos.policy.slack import SlackParams
 from kairos.policy.urgency import UrgencyParams
 from kairos.sim.baselines.prefill import BASELINES
+from kairos.validation import Range, check_choice, check_range
 
+PREFILL_POLICIES = ("urgency", *BASELINES)
 DECODE_POLICIES = ("continuous", "greedy", "slack")
 ROUTINGS = ("late", "least-loaded", "round-robin")
+STAGES = ("both", "prefill", "decode")
+GRANT_ORDERS = ("arrival", "deadline")
+
+_CHOICES = {
+    "prefill_policy": PREFILL_POLICIES,
+    "decode_policy": DECODE_POLICIES,
+    "routing": ROUTINGS,
+    "first_token": ("prefill", "decode"),
+    "stages": STAGES,
+}
+_RANGES = {
+    "decode_cap": Range(0, 1e6),
+    "prefill_bias": Range(0.1, 10.0),
+    "decode_bias": Range(0.1, 10.0),
+    "noise": Range(0.0, 1.0),
+    "change_cost_s": Range(0.0, 1.0),
+    "handshake_s": Range(0.0, 1.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class SimConfig:
-    """Attributes:
-    prefill_policy: "urgency" or a key of `BASELINES`.
-    decode_policy: one of DECODE_POLICIES.
-    instances: "1P1D": prefill and decode instances.
-    lookahead: a batch or step is composed when the one before it starts, as the overlap schedule
-        does.
-    decode_lookahead: on decode instances too, where `lookahead` is on.
-    hold: the first token is held back until its decode slot is ready, the deadline at most.
-    routing: how arrivals are bound to prefill instances.
-    decode_cap: static cap on the decode batch; 0: the profile's limit.
-    stages: "both", "prefill" (nothing is decoded) or "decode" (prompts are prefilled at once).
-    lengths: the slack policy learns output lengths.
-    prefill_bias: predicted / true batch time.
-    decode_bias: predicted / true step time.
-    noise: relative standard deviation of true batch and step times.
-    change_cost_s: added to a step in which a resident is parked or resumed.
-    contention: transfers of one prefill instance share its link, one after the other.
-    preallocate: a prompt is prefilled only once a decode instance has room for it.
-    grants: who gets that room first: "arrival" is upstream's order; "deadline" prefers those that
-        can be on time (`policy/preallocation.py`); "": the second one with urgency.
-    handshake_s: from the grant of that room until a prefill server may begin.
-    first_token: who sends it: "prefill" at the end of its batch, or "decode" when it takes the
-        request in, as SGLang's disaggregation does.
-    admission: arrivals are admitted, degraded or turned away by their outlook.
-    seed: of the noise.
+    """What a simulation runs.
+
+    Attributes:
+        prefill_policy: one of PREFILL_POLICIES.
+        decode_policy: one of DECODE_POLICIES.
+        instances: prefill and decode instances, such as "1P1D".
+        lookahead: whether a batch or step is composed when the one before it starts, as SGLang's
+            overlap schedule does.
+        decode_lookahead: the same for decode steps; needs `lookahead`.
+        hold: whether the first token is held back until its decode slot is ready, at most until
+            the deadline.
+        routing: how arrivals are bound to prefill instances, one of ROUTINGS.
+        decode_cap: static cap on the decode batch; 0: the profile's limit.
+        stages: one of STAGES; "prefill": nothing is decoded, "decode": prompts are prefilled at
+            once.
+        lengths: whether the slack policy learns output lengths.
+        prefill_bias: predicted / true batch time.
+        decode_bias: predicted / true step time.
+        noise: relative standard deviation of true batch and step times.
+        change_cost_s: added to a step in which a resident is skipped or resumed, seconds.
+        contention: whether the transfers of a prefill instance share its link one after another.
+        preallocate: whether a prompt is prefilled only once a decode instance has memory for it.
+        grants: order in which prompts get that memory: "arrival" is SGLang's, "deadline" prefers
+            feasible ones, see `kairos.policy.preallocation`; "": by deadline under urgency, by
+            arrival otherwise.
+        handshake_s: from the grant of that memory until prefill may begin, seconds.
+        first_token: the server that sends it: "prefill" at the end of its batch, or "decode" when
+            it admits the request, as SGLang's disaggregation does.
+        admission: whether arrivals are admitted, degraded or rejected by a forecast.
+        seed: of the noise.
+        urgency: parameters of the urgency policy.
+        slack: parameters of the slack policy.
     """
 
     prefill_policy: str = "urgency"
@@ -66,33 +93,30 @@ class SimConfig:
     slack: SlackParams = field(default_factory=SlackParams)
 
     def __post_init__(self) -> None:
-        choices = {
-            "prefill policy": (self.prefill_policy, ("urgency", *BASELINES)),
-            "decode policy": (self.decode_policy, DECODE_POLICIES),
-            "routing": (self.routing, ROUTINGS),
-            "grants": (self.grants, ("", "arrival", "deadline")),
-            "first token": (self.first_token, ("prefill", "decode")),
-            "stages": (self.stages, ("both", "prefill", "decode")),
-        }
-        for name, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise InputError(f"{name} {value!r}: allowed are {', '.join(allowed)}")
-        bounds = {
-            "decode cap": (self.decode_cap, 0, 1e6),
-            "prefill bias": (self.prefill_bias, 0.1, 10.0),
-            "decode bias": (self.decode_bias, 0.1, 10.0),
-            "noise": (self.noise, 0.0, 1.0),
-            "change cost": (self.change_cost_s, 0.0, 1.0),
-            "handshake": (self.handshake_s, 0.0, 1.0),
-        }
-        for name, (number, low, high) in bounds.items():
-            if not low <= number <= high:
-                raise InputError(f"{name} {number!r}: allowed are {low:g} to {high:g}")
+        for name, choices in _CHOICES.items():
+            check_choice(_option(name), getattr(self, name), choices)
+        for name, allowed in _RANGES.items():
+            check_range(_option(name), getattr(self, name), allowed)
+        if self.grants:
+            check_choice("grants", self.grants, GRANT_ORDERS)
         prefill_instances, _ = self.shape
         if self.admission and (prefill_instances > 1 or self.stages == "decode"):
-            raise InputError("admission: allowed is one prefill instance, not stages 'decode'")
+            raise InputError(
+                f"admission: {self.instances} with stages {self.stages!r} is not simulated; "
+                "it needs one prefill instance, and stages 'both' or 'prefill'"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Number of prefill and decode instances."""
+        """Number of prefill and of decode instances."""
         return parse_instances(self.instances, "instances")
+
+    @property
+    def grants_in_order(self) -> bool:
+        """Whether decode memory is granted in the order of arrival."""
+        return self.grants == "arrival" or (not self.grants and self.prefill_policy != "urgency")
+
+
+def _option(field_name: str) -> str:
+    """A field in words, as errors name it."""
+    return field_name.removesuffix("_s").replace("_", " ")

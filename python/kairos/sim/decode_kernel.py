@@ -7,66 +7,61 @@ from kairos.policy.slack_kernel import running_step_s
 
 
 @compiled
-def launch(
-    rows: Any, before: Any, known: int, table: Any, end: float, batch: Any
-) -> tuple[float, int, bool]:
-    """Take the rows that run into a step: from now on they count the token that it makes.
+def launch(rows: Any, before: Any, table: Any, end_s: float, batch: Any) -> tuple[float, int, bool]:
+    """Start a step: rows that run count the token that it makes from now on.
 
     Args:
-        before: `runs` of the first `known` rows in the step before.
-        end: when the step is going to end.
-        batch: filled with the ids that run.
+        rows: residents of the instance, see `kairos.policy.residents.ROW`.
+        before: `runs` in the step before, of the first rows.
+        table: true step times.
+        end_s: predicted end of the step, seconds.
+        batch: receives the ids of the rows that run.
 
     Returns:
-        seconds of the step, how many run, and whether one of the known rows runs now and did not
-        before, or the other way round.
+        Seconds of the step, number of rows that run, and whether a row of `before` has started or
+        stopped running.
     """
     seconds = running_step_s(rows, table, 1.0)
     running, changed = 0, False
     for i in range(rows.shape[0]):
         row = rows[i]
-        if i < known and row.runs != before[i]:
+        if i < before.shape[0] and row.runs != before[i]:
             changed = True
         if row.runs:
             batch[running] = row.id
             running += 1
             row.output_tokens += 1
             row.context_tokens += 1
-            row.last_token_s = end
+            row.last_token_s = end_s
     return seconds, running, changed
 
 
 @compiled
-def emit(
-    batch: Any,
-    now: float,
-    outputs: Any,
-    made: Any,
-    first: Any,
-    last: Any,
-    stall: Any,
-    finished: Any,
-) -> int:
-    """Give every request of `batch` its token, made at `now`; who has all its tokens gets none.
+def emit(batch: Any, now_s: float, records: Any, finished: Any) -> int:
+    """Give a token to every request of `batch` that has not got all its tokens yet.
 
-    Fills `finished` with the ids that have all their tokens now, and stall[id] with the longest
-    wait between two tokens.
+    Args:
+        batch: ids of the requests that ran in the step.
+        now_s: end of the step, seconds.
+        records: `SimRecords`, updated.
+        finished: receives the ids of the requests that have all their tokens now.
 
     Returns:
-        how many finished.
+        Number of requests that finished.
     """
     count = 0
     for i in range(batch.shape[0]):
         request = batch[i]
-        if made[request] + 1 >= outputs[request]:
+        if records.made[request] + 1 >= records.output_tokens[request]:
             continue
         # A first token held back for a planned start is out by the time of the second one.
-        first[request] = min(first[request], now)
-        last[request] = max(last[request], first[request])
-        stall[request] = max(stall[request], now - min(last[request], now))
-        made[request] += 1
-        last[request] = now
-        if made[request] + 1 >= outputs[request]:
+        records.first_s[request] = min(records.first_s[request], now_s)
+        records.last_s[request] = max(records.last_s[request], records.first_s[request])
+        stall_s = now_s - min(records.last_s[request], now_s)
+        records.stall_s[request] = max(records.stall_s[request], stall_s)
+        records.made[request] += 1
+        records.last_s[request] = now_s
+        if records.made[request] + 1 >= records.output_tokens[request]:
             finished[count] = request
             count += 1
     return count

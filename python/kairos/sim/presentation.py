@@ -19,14 +19,18 @@ _COLUMNS = (
     ("ttft_p99_s", "TTFT p99 s", "{:.2f}"),
     ("max_stall_s", "stall s", "{:.1f}"),
     ("tokens_per_s", "tok/s", "{:.0f}"),
-    ("goodput_tokens_per_s", "SMG/s", "{:.0f}"),
+    ("goodput_tokens_per_s", "goodput tok/s", "{:.0f}"),
     ("lp_bound_ttft", "bound", "{:.2f}"),
 )
 
 
 def table_of(results: Sequence[Result], title: str) -> Table:
-    """One row per run; columns that no run filled are left out. SMG: tokens of requests that met
-    both objectives."""
+    """One row per run; columns that no run filled are left out.
+
+    Args:
+        results: figures of the runs, see `kairos.sim.sweep_point.run`.
+        title: stands above the table.
+    """
     table = Table(title=title)
     shown = [c for c in _COLUMNS if any(r.get(c[0]) is not None for r in results)]
     for _, heading, _ in shown:
@@ -38,7 +42,12 @@ def table_of(results: Sequence[Result], title: str) -> Table:
 
 
 def plot_attainment(results: Sequence[Result], path: Path) -> None:
-    """End-to-end, TTFT and TPOT attainment over load, one line per pair of policies."""
+    """Plot end-to-end, TTFT and TPOT attainment over load, one line per pair of policies.
+
+    Args:
+        results: figures of the runs.
+        path: the image file to write.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -60,6 +69,43 @@ def plot_attainment(results: Sequence[Result], path: Path) -> None:
     axes[0].set_ylabel("% of requests")
     axes[0].set_ylim(0, 101)
     axes[-1].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_shards(rows: Sequence[Result], path: Path) -> None:
+    """Plot TTFT attainment over the size of a shard, and the cores that one router needs.
+
+    Args:
+        rows: figures of the layouts, see `kairos.sim.shard_study.measure`.
+        path: the image file to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5))
+    for pairs in sorted({row["pairs"] for row in rows}):
+        for balancer, style in (("random", "o--"), ("least", "s-")):
+            line = [
+                row
+                for row in rows
+                if row["pairs"] == pairs and (row["balancer"] == balancer or row["shards"] == 1)
+            ]
+            line.sort(key=lambda row: row["pairs_per_shard"])
+            sizes = [row["pairs_per_shard"] for row in line]
+            label = f"{pairs} pairs, {balancer}"
+            axes[0].plot(sizes, [row["ttft_attainment"] for row in line], style, label=label)
+    whole = sorted((row for row in rows if row["shards"] == 1), key=lambda row: row["pairs"])
+    axes[1].plot([row["pairs"] for row in whole], [row["router_cores"] for row in whole], "o-")
+    axes[0].set_ylabel("TTFT attainment, % (simulated)")
+    axes[1].set_ylabel("cores for scheduling, one shard (measured)")
+    for axis in axes:
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("pairs in a shard")
+    axes[0].legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -1,24 +1,24 @@
 """What happened to every request of a simulation."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
-class SimRecords:
-    """Times in seconds, NaN until they happen.
+class SimRecords(NamedTuple):
+    """Arrays with one entry per request, shape [requests]; times in seconds, NaN until they happen.
 
     Attributes:
-        output_tokens: tokens each request generates.
+        output_tokens: tokens that the request generates.
         made: tokens made after the first one.
         prefilled_s: end of the batch that computed the first token.
         first_s: when the client got the first token.
-        admitted_s: when decode took the request in.
+        admitted_s: when a decode instance admitted the request.
         last_s: when the newest token was made.
         stall_s: longest wait between two tokens.
         refused: admission turned the request away; it is never served.
@@ -31,10 +31,11 @@ class SimRecords:
     admitted_s: Floats
     last_s: Floats
     stall_s: Floats
-    refused: npt.NDArray[np.bool_]
+    refused: Flags
 
     @classmethod
     def empty(cls, output_tokens: Ints) -> "SimRecords":
+        """Records of requests that have not arrived yet."""
         n = len(output_tokens)
         return cls(
             output_tokens,

@@ -1,7 +1,8 @@
-"""Decode back-pressure: a prompt is prefilled only once its decode instance has room for its KV."""
+"""Decode back-pressure: a prompt is prefilled only once a decode instance has memory for its KV."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,29 +16,45 @@ from kairos.policy.preallocation import (
 from kairos.sim.decode_server import DecodeServer
 
 RESERVED_TOKENS = 512
-"""Upstream keeps so many tokens free for the output of every request."""
+"""Tokens that SGLang keeps free for the output of every request."""
 
 
-@dataclass(slots=True)
+class QueuedPrompt(NamedTuple):
+    """A prompt that waits for decode memory.
+
+    Attributes:
+        request: what the policy sees of it.
+        length_group: row of the length estimator's table.
+    """
+
+    request: PreallocationRequest
+    length_group: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reservation:
-    """Room given to a prompt that is not on the decode instance yet."""
+    """Memory reserved for a prompt whose KV has not arrived on the decode instance.
 
-    at: int
-    asking: PreallocationRequest
-    group: int
+    Attributes:
+        server: index of the decode instance.
+        prompt: the prompt.
+    """
+
+    server: int
+    prompt: QueuedPrompt
 
 
 class DecodeReservations:
-    """Prompts that wait for room on a decode instance, and the room that was promised.
+    """Prompts that wait for memory on a decode instance, and the memory reserved for prompts.
 
     Args:
-        servers: the decode instances. A prompt is bound to one when it asks.
-        capacity_tokens: KV of each.
-        lengths: expected outputs; None: unknown.
-        in_order: upstream's order, by arrival, and nobody passes one that does not fit; otherwise
-            the policy's.
-        rows: requests that each can hold, in its batch or before.
-        prefill_servers: how many share the work that is granted.
+        servers: the decode instances. A prompt is bound to one when it asks for memory.
+        capacity_tokens: KV of each instance.
+        lengths: expected outputs by instance; None: unknown.
+        in_order: SGLang's order, by arrival, in which a prompt that does not fit blocks those
+            behind it; otherwise the policy's order.
+        max_rows: requests that each instance can hold, in its batch or before.
+        prefill_servers: number of prefill instances that share the granted work.
     """
 
     def __init__(
@@ -46,107 +63,119 @@ class DecodeReservations:
         capacity_tokens: int,
         lengths: Sequence[LengthEstimator | None],
         in_order: bool,
-        rows: int,
+        max_rows: int,
         prefill_servers: int,
     ) -> None:
         self._servers = servers
-        self._capacity = capacity_tokens
+        self._capacity_tokens = capacity_tokens
         self._lengths = lengths
         self._in_order = in_order
-        self._rows = rows
-        # Nobody knows yet which of them takes a prompt, so they count as one that is as fast.
+        self._max_rows = max_rows
+        # The prefill server of a prompt is not known yet, so all of them count as one that is as
+        # fast as all together.
         horizon_s = prefill_servers * PreallocationParams().horizon_s
         params = PreallocationParams(horizon_s=horizon_s)
         self._policies = [Preallocation(params) for _ in servers]
-        self._asking: list[dict[int, tuple[PreallocationRequest, int]]] = [{} for _ in servers]
-        self._asking_tokens = [0] * len(servers)
-        self._promised: dict[int, Reservation] = {}
+        self._queued: list[dict[int, QueuedPrompt]] = [{} for _ in servers]
+        self._queued_tokens = [0] * len(servers)
+        self._reserved: dict[int, Reservation] = {}
 
-    def ask(self, prompt: PreallocationRequest, group: int) -> None:
-        """Queue a prompt; `group` as of its length estimate."""
+    def ask(self, request: PreallocationRequest, length_group: int) -> None:
+        """Queue a prompt on the instance with the least load."""
         loads = [
-            server.load_tokens + asking
-            for server, asking in zip(self._servers, self._asking_tokens, strict=True)
+            server.load_tokens + queued
+            for server, queued in zip(self._servers, self._queued_tokens, strict=True)
         ]
         at = int(np.argmin(loads))
-        self._asking[at][prompt.id] = (prompt, group)
-        self._asking_tokens[at] += prompt.tokens
+        self._queued[at][request.id] = QueuedPrompt(request, length_group)
+        self._queued_tokens[at] += request.tokens
 
     def grant(self, now_s: float) -> list[int]:
-        """Ids of the prompts that have room now."""
+        """Reserve memory for queued prompts; returns the ids of those that have it now."""
         return [request for at in range(len(self._servers)) for request in self._grant(at, now_s)]
 
     def redeem(self, request: int) -> int:
-        """The KV of `request` has arrived: index of the instance that it was promised to."""
-        promise = self._promised.pop(request)
-        self._servers[promise.at].reserved_tokens -= promise.asking.tokens
-        return promise.at
+        """End a reservation because the KV of `request` has arrived.
+
+        Returns:
+            Index of the decode instance.
+        """
+        reservation = self._reserved.pop(request)
+        tokens = reservation.prompt.request.tokens
+        self._servers[reservation.server].reserved_tokens -= tokens
+        return reservation.server
 
     def _grant(self, at: int, now_s: float) -> list[int]:
-        if not self._asking[at]:
+        if not self._queued[at]:
             return []
-        room = self._room(at)
+        memory = self._memory(at)
         if self._in_order:
-            asking = [prompt for prompt, _ in self._asking[at].values()]
-            granted = self._first_come(asking, room)
+            requests = [prompt.request for prompt in self._queued[at].values()]
+            granted = self._first_come(requests, memory)
         else:
-            asking = self._expecting(at)
-            grants = self._policies[at].grant(asking, room, now_s)
-            granted = [asking[grant.at] for grant in grants]
+            requests = self._with_expected_outputs(at)
+            grants = self._policies[at].grant(requests, memory, now_s)
+            granted = [requests[grant.at] for grant in grants]
         if not granted and self._servers[at].load_tokens == 0:
-            granted = asking[:1]  # nothing will ever be freed
-        for prompt in granted:
-            _, group = self._asking[at].pop(prompt.id)
-            self._asking_tokens[at] -= prompt.tokens
-            self._servers[at].reserved_tokens += prompt.tokens
-            self._promised[prompt.id] = Reservation(at, prompt, group)
-        return [prompt.id for prompt in granted]
+            granted = requests[:1]  # an empty server frees no more memory
+        for request in granted:
+            _, length_group = self._queued[at].pop(request.id)
+            self._queued_tokens[at] -= request.tokens
+            self._servers[at].reserved_tokens += request.tokens
+            self._reserved[request.id] = Reservation(at, QueuedPrompt(request, length_group))
+        return [request.id for request in granted]
 
     @staticmethod
     def _first_come(
-        asking: list[PreallocationRequest], room: DecodeMemory
+        requests: list[PreallocationRequest], memory: DecodeMemory
     ) -> list[PreallocationRequest]:
         granted: list[PreallocationRequest] = []
-        free = room.free_tokens
-        for prompt in asking:
-            free -= prompt.tokens + room.reserve_tokens
-            if free < 0.0 or len(granted) == room.slots:
+        free_tokens = memory.free_tokens
+        for request in requests:
+            free_tokens -= request.tokens + memory.reserve_tokens
+            if free_tokens < 0.0 or len(granted) == memory.slots:
                 break
-            granted.append(prompt)
+            granted.append(request)
         return granted
 
-    def _expecting(self, at: int) -> list[PreallocationRequest]:
-        """Those that wait for this instance, with the outputs expected of them."""
-        prompts = [prompt for prompt, _ in self._asking[at].values()]
+    def _with_expected_outputs(self, at: int) -> list[PreallocationRequest]:
+        """Requests queued for this instance, with their expected output tokens."""
+        requests = [prompt.request for prompt in self._queued[at].values()]
         lengths = self._lengths[at]
         if lengths is None:
-            return prompts
-        groups = np.array([group for _, group in self._asking[at].values()], np.int64)
+            return requests
+        groups = np.array([prompt.length_group for prompt in self._queued[at].values()], np.int64)
         made, limits = np.zeros(len(groups), np.int64), np.full(len(groups), np.inf)
         outputs = lengths.remaining(groups, made, limits).tolist()
-        return [p._replace(expected_output_tokens=n) for p, n in zip(prompts, outputs, strict=True)]
+        return [
+            request._replace(expected_output_tokens=tokens)
+            for request, tokens in zip(requests, outputs, strict=True)
+        ]
 
-    def _room(self, at: int) -> DecodeMemory:
+    def _memory(self, at: int) -> DecodeMemory:
         server, lengths = self._servers[at], self._lengths[at]
-        promised = [promise for promise in self._promised.values() if promise.at == at]
-        held = np.concatenate([server.running.rows, server.waiting.rows])
-        free = self._capacity - server.load_tokens - RESERVED_TOKENS * (len(held) + len(promised))
+        reserved = [each.prompt for each in self._reserved.values() if each.server == at]
+        rows = np.concatenate([server.running.rows, server.waiting.rows])
+        holders = len(rows) + len(reserved)
+        free_tokens = self._capacity_tokens - server.load_tokens - RESERVED_TOKENS * holders
         contexts = remaining = np.empty(0)
         if lengths is not None:
-            groups = np.array([promise.group for promise in promised], np.int64)
-            made = np.zeros(len(promised), np.int64)
-            contexts = np.append(held["context_tokens"], [p.asking.tokens for p in promised])
+            groups = np.array([prompt.length_group for prompt in reserved], np.int64)
+            made = np.zeros(len(reserved), np.int64)
+            limits = np.full(len(reserved), np.inf)
+            tokens = [prompt.request.tokens for prompt in reserved]
+            contexts = np.append(rows["context_tokens"], tokens)
             remaining = lengths.remaining(
-                np.append(held["length_group"], groups),
-                np.append(held["output_tokens"], made),
-                np.append(held["max_new_tokens"], np.full(len(promised), np.inf)),
+                np.append(rows["length_group"], groups),
+                np.append(rows["output_tokens"], made),
+                np.append(rows["max_new_tokens"], limits),
             )
         return DecodeMemory(
-            float(self._capacity),
-            float(free),
+            float(self._capacity_tokens),
+            float(free_tokens),
             float(RESERVED_TOKENS),
-            [promise.asking for promise in promised],
+            [prompt.request for prompt in reserved],
             contexts.astype(np.float64),
             remaining,
-            self._rows - len(held) - len(promised),
+            self._max_rows - holders,
         )

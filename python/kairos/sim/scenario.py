@@ -1,4 +1,4 @@
-"""The requests of a simulation as arrays."""
+"""The requests of a simulation as arrays, and the load they offer to the decode stage."""
 
 import math
 from collections.abc import Sequence
@@ -9,25 +9,23 @@ import numpy.typing as npt
 
 from kairos.errors import InputError
 from kairos.latency import Profile
+from kairos.sim.records import Floats, Ints
 from kairos.slo import Slo
 from kairos.workload.trace import TraceRequest
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One entry per request, in order of arrival.
+    """Arrays with one entry per request in order of arrival, shape [requests].
 
     Attributes:
-        arrival_s: seconds, ascending.
+        arrival_s: arrival, seconds, ascending.
         input_tokens: prompt length, at least 1.
         output_tokens: tokens generated, at least 1.
         cached_tokens: prompt tokens that the prefix cache holds, below `input_tokens`.
         ttft_s: TTFT objective, seconds.
         tpot_s: TPOT objective, seconds.
-        group: index of the SLO class.
+        slo_class: index of the SLO class.
     """
 
     arrival_s: Floats
@@ -36,7 +34,7 @@ class Scenario:
     cached_tokens: Ints
     ttft_s: Floats
     tpot_s: Floats
-    group: Ints
+    slo_class: Ints
 
     def __post_init__(self) -> None:
         n = len(self.arrival_s)
@@ -67,7 +65,7 @@ class Scenario:
     def of(
         cls, requests: Sequence[TraceRequest], cached_tokens: Sequence[int], slos: Sequence[Slo]
     ) -> "Scenario":
-        """Requests of a trace, their expected prefix hits and their SLOs."""
+        """Combine the requests of a trace, their expected prefix hits and their SLOs."""
         names = sorted({slo.slo_class for slo in slos})
         return cls(
             np.array([r.arrival_s for r in requests], np.float64),
@@ -80,8 +78,15 @@ class Scenario:
         )
 
     def at_decode_load(self, load: float, profile: Profile) -> "Scenario":
-        """Arrivals rescaled to a load of the decode stage: rate / rate at which the batch that
-        Little's law gives has steps as long as the smallest TPOT objective (or fills KV)."""
+        """Rescale the arrivals to a load of the decode stage.
+
+        Args:
+            load: arrival rate, relative to `decode_capacity_per_s`.
+            profile: latencies and limits of one decode instance.
+
+        Raises:
+            InputError: the load, or the span of the arrivals, is not positive and finite.
+        """
         span = float(self.arrival_s[-1] - self.arrival_s[0])
         if span <= 0.0 or not 0.0 < load < math.inf:
             raise InputError(
@@ -91,7 +96,7 @@ class Scenario:
         return replace(self, arrival_s=self.arrival_s * (len(self) / span / wanted))
 
     def only(self, kept: npt.NDArray[np.int64]) -> "Scenario":
-        """The requests at the ascending indices `kept`; arrivals stay."""
+        """Keep the requests at the ascending indices `kept`, with their arrival times."""
         return Scenario(*(getattr(self, name)[kept] for name in self.__slots__))
 
     def _require(
@@ -103,10 +108,14 @@ class Scenario:
 
 
 def decode_capacity_per_s(scenario: Scenario, profile: Profile) -> float:
-    """Requests per second at which one decode instance just keeps the smallest TPOT objective."""
+    """Capacity of one decode instance, requests per second.
+
+    At this rate, the batch that Little's law gives has steps as long as the smallest TPOT
+    objective, or fills the KV memory.
+    """
     out = scenario.output_tokens.astype(float)
     mean_context = float((out * (scenario.input_tokens + out / 2)).sum() / out.sum())
-    tau = float(scenario.tpot_s.min())
+    tpot_s = float(scenario.tpot_s.min())
     low, high = 0.0, min(profile.limits.max_batch, 0.95 * profile.limits.kv_tokens / mean_context)
     model = profile.decode
 
@@ -115,9 +124,9 @@ def decode_capacity_per_s(scenario: Scenario, profile: Profile) -> float:
         linear = model.per_context_token_s * mean_context + model.per_request_s
         return model.fixed_s + model.experts_s * share + linear * batch
 
-    if step(high) > tau:
+    if step(high) > tpot_s:
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (middle, high) if step(middle) <= tau else (low, middle)
+            low, high = (middle, high) if step(middle) <= tpot_s else (low, middle)
     batch = high
-    return batch / (min(step(batch), tau) * float(out.mean()))
+    return batch / (min(step(batch), tpot_s) * float(out.mean()))

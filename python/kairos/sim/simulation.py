@@ -1,343 +1,302 @@
 """The event loop: requests arrive, are prefilled, move and are decoded."""
 
-import heapq
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from kairos.errors import InputError
-from kairos.latency import Chunk, PrefillModel, Profile
-from kairos.latency.table import StepTable
-from kairos.policy.jobs import PrefillJob, PrefillQueue
-from kairos.policy.length import LengthEstimator, group_of
+from kairos.latency import Chunk, Profile
+from kairos.policy.jobs import PrefillJob
+from kairos.policy.length import group_of
 from kairos.policy.preallocation import PreallocationRequest, shortest_prefill_s
 from kairos.policy.residents import DecodeResident
-from kairos.policy.slack import SlackPolicy
-from kairos.policy.urgency import UrgencyQueue
 from kairos.sim.admission_controller import AdmissionController
-from kairos.sim.baselines.decode import ContinuousPolicy, GreedyPolicy
-from kairos.sim.baselines.prefill import RankedQueue
 from kairos.sim.config import SimConfig
-from kairos.sim.decode_server import DecodeServer, RetractingDecodePolicy
-from kairos.sim.prefill_server import PrefillServer
+from kairos.sim.decode_server import DecodeServer, SimulatedStep
+from kairos.sim.event_queue import EventQueue
+from kairos.sim.prefill_server import PrefillServer, PromptProgress, SimulatedBatch
 from kairos.sim.records import SimRecords
-from kairos.sim.reservations import DecodeReservations
 from kairos.sim.scenario import Scenario
+from kairos.sim.server_factory import ServerFactory
 
-PREFILLED, READY, STEPPED, SHAKEN = 0, 1, 2, 3
 HOLD_MARGIN_S = 1e-3
 """A held first token is released this long before its deadline."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimResult:
-    """A simulation that ran until every request was served."""
+    """A simulation that ran until every request was served or refused.
+
+    Attributes:
+        scenario: the requests.
+        config: what was simulated.
+        records: what happened to each request.
+        prefill, decode: the instances after the last event.
+    """
 
     scenario: Scenario
-    settings: SimConfig
+    config: SimConfig
     records: SimRecords
     prefill: list[PrefillServer]
     decode: list[DecodeServer]
 
 
-def simulate(scenario: Scenario, settings: SimConfig, profile: Profile) -> SimResult:
-    """Deterministic: the same arguments give the same bytes.
+def simulate(scenario: Scenario, config: SimConfig, profile: Profile) -> SimResult:
+    """Run a simulation; the same arguments give the same bytes.
+
+    Args:
+        scenario: the requests.
+        config: policies, instances and model errors.
+        profile: latencies and limits of every instance.
 
     Raises:
         InputError: a request is longer than the memory of a decode instance.
     """
-    return _Simulation(scenario, settings, profile).run()
+    if config.stages != "prefill":
+        _check_memory(scenario, profile)
+    return _Simulation(scenario, config, profile).run()
 
 
 def _check_memory(scenario: Scenario, profile: Profile) -> None:
-    """Nobody could ever make room for a request that is longer than all memory."""
     tokens = scenario.input_tokens + scenario.output_tokens
     limit = profile.limits.kv_tokens
     if (tokens > limit).any():
         at = int(np.argmax(tokens > limit))
         raise InputError(
-            f"scenario, request {at}: prompt and output have {tokens[at]} tokens; "
-            f"{profile.name} holds {limit}"
+            f"scenario, request {at}: prompt and output have {tokens[at]} tokens; a decode "
+            f"instance of profile {profile.name} holds {limit}; leave the request out"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchEnded:
+    """A prefill instance has finished a batch."""
+
+    server: int
+    batch: SimulatedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class _StepEnded:
+    """A decode instance has finished a step."""
+
+    server: int
+    step: SimulatedStep
+
+
+@dataclass(frozen=True, slots=True)
+class _KvArrived:
+    """The KV of a request has arrived on its decode instance."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class _HandshakeEnded:
+    """Both servers of a request know of its decode memory, so its prefill may begin."""
+
+    request: int
+
+
+_Event = _BatchEnded | _StepEnded | _KvArrived | _HandshakeEnded
 
 
 class _Simulation:
-    def __init__(self, scenario: Scenario, settings: SimConfig, profile: Profile) -> None:
-        if settings.stages != "prefill":
-            _check_memory(scenario, profile)
+    def __init__(self, scenario: Scenario, config: SimConfig, profile: Profile) -> None:
         self.scenario = scenario
-        self.settings = settings
+        self.config = config
         self.profile = profile
         self.records = SimRecords.empty(scenario.output_tokens)
-        self._arrival = scenario.arrival_s.tolist()
-        self._input: list[int] = scenario.input_tokens.tolist()
-        self._done: list[int] = scenario.cached_tokens.tolist()
-        self._deadline = (scenario.arrival_s + scenario.ttft_s).tolist()
-        self._rng = np.random.default_rng(settings.seed)
-        self._events: list[tuple[float, int, int, int]] = []
-        self._sequence = 0
-        self._link_free_s = [0.0] * settings.shape[0]
-        self._shared = settings.routing == "late" and settings.shape[0] > 1
-        self._turn = -1
-        self._lengths: list[LengthEstimator | None] = []
+        self._arrival: list[float] = scenario.arrival_s.tolist()
+        self._prompts = PromptProgress(
+            scenario.cached_tokens.tolist(), scenario.input_tokens.tolist()
+        )
+        self._deadline: list[float] = (scenario.arrival_s + scenario.ttft_s).tolist()
+        self._events: EventQueue[_Event] = EventQueue()
+        prefill_instances, decode_instances = config.shape
+        self._link_free_s = [0.0] * prefill_instances
+        self._late_binding = config.routing == "late" and prefill_instances > 1
+        self._last_routed = -1
+        factory = ServerFactory(config, profile, int(scenario.slo_class.max()) + 1)
         self.prefill = [
-            PrefillServer(
-                self._prefill_queue(),
-                profile.prefill,
-                profile.limits,
-                settings.lookahead,
-                self._noise,
-                self._done,
-                self._input,
-                self._started,
-            )
-            for _ in range(settings.shape[0])
+            factory.prefill_server(self._prompts, self._bind) for _ in range(prefill_instances)
         ]
-        self.decode = [
-            DecodeServer(
-                self._decode_policy(),
-                StepTable.from_model(
-                    profile.decode, profile.limits.max_batch, profile.limits.kv_tokens
-                ),
-                profile.limits,
-                self.records,
-                self._noise,
-                settings.lookahead and settings.decode_lookahead,
-                settings.change_cost_s,
-                profile.kv.wire_s(1),
-                settings.preallocate,
-                settings.first_token == "decode",
-            )
-            for _ in range(settings.shape[1])
-        ]
-
-        self._rooms = (
-            DecodeReservations(
-                self.decode,
-                profile.limits.kv_tokens,
-                self._lengths,
-                self._grants_in_order(),
-                _rows(self._cap),
-                settings.shape[0],
-            )
-            if settings.preallocate
+        self.decode = [factory.decode_server(self.records) for _ in range(decode_instances)]
+        self._reservations = factory.reservations(self.decode) if config.preallocate else None
+        self._admission = (
+            AdmissionController(profile, self.prefill[0], self.decode, self._prompts)
+            if config.admission
             else None
         )
-        self._door = AdmissionController(profile, self.decode) if settings.admission else None
-        self._queued: dict[int, PrefillJob] = {}
 
     def run(self) -> SimResult:
+        """Serve all requests."""
         n = len(self.scenario)
         arrived = 0
-        events = self._events
-        while arrived < n or events:
-            if arrived < n and (not events or self._arrival[arrived] <= events[0][0]):
-                now = self._arrival[arrived]
-                while arrived < n and self._arrival[arrived] == now:
-                    self._arrive(arrived, now)
+        while arrived < n or self._events:
+            if arrived < n and self._arrival[arrived] <= self._events.next_s:
+                now_s = self._arrival[arrived]
+                while arrived < n and self._arrival[arrived] == now_s:
+                    self._arrive(arrived, now_s)
                     arrived += 1
-                self._wake(now)
-                continue
-            now, _, kind, what = heapq.heappop(events)
-            if kind == STEPPED:
-                freed = self.decode[what].finish(now)
-                self._step(what, now)
-                if freed:
-                    self._grant(now)
-            elif kind == PREFILLED:
-                for request in self.prefill[what].finish():
-                    self._prefilled(request, what, now)
-                self._launch(what, now)
-                self._wake(now)
-            elif kind == SHAKEN:
-                self._queue(what)
-                if not events or events[0][:3:2] != (now, SHAKEN):  # the last that begins now
-                    self._wake(now)
+                self._wake(now_s)
             else:
-                self._ready(what, now)
-        return SimResult(self.scenario, self.settings, self.records, self.prefill, self.decode)
+                now_s, event = self._events.pop()
+                self._handle(event, now_s)
+        return SimResult(self.scenario, self.config, self.records, self.prefill, self.decode)
 
-    def _arrive(self, request: int, now: float) -> None:
-        if self.settings.stages == "decode":
-            self._prefilled(request, 0, now)
-        elif self._door is not None and not self._admitted(self._door, request, now):
-            self.records.refused[request] = True
-        elif self._rooms is not None:
-            self._rooms.ask(self._asking(request), self._group(request))
-            self._grant(now)
+    def _handle(self, event: _Event, now_s: float) -> None:
+        if isinstance(event, _StepEnded):
+            finished = self.decode[event.server].finish(event.step, now_s)
+            self._start_step(event.server, now_s)
+            if finished:
+                self._grant(now_s)
+        elif isinstance(event, _BatchEnded):
+            self.prefill[event.server].finish()
+            for request in event.batch.completed:
+                self._complete_prefill(request, event.server, now_s)
+            self._start_batch(event.server, now_s)
+            self._wake(now_s)
+        elif isinstance(event, _HandshakeEnded):
+            self._queue_prefill(event.request)
+            # Prompts that may begin at the same time are queued before a batch is composed.
+            more = isinstance(self._events.next_event, _HandshakeEnded)
+            if not more or self._events.next_s != now_s:
+                self._wake(now_s)
         else:
-            self._queue(request)
+            self._receive_kv(event.request, now_s)
 
-    def _admitted(self, door: AdmissionController, request: int, now: float) -> bool:
+    def _arrive(self, request: int, now_s: float) -> None:
+        if self.config.stages == "decode":
+            self._complete_prefill(request, 0, now_s)
+        elif not self._admit(request, now_s):
+            self.records.refused[request] = True
+        elif self._reservations is not None:
+            self._reservations.ask(self._memory_request(request), self._length_group(request))
+            self._grant(now_s)
+        else:
+            self._queue_prefill(request)
+
+    def _admit(self, request: int, now_s: float) -> bool:
+        if self._admission is None:
+            return True
         tpot_s = float(self.scenario.tpot_s[request])
-        queued = [
-            replace(job, done_tokens=self._done[job.id])
-            for job in self._queued.values()
-            if self._done[job.id] < job.total_tokens
-        ]
-        self._queued = {job.id: job for job in queued}
-        job = door.verdict(self._job(request), tpot_s, self.prefill[0], queued, now)
+        job = self._admission.admit(self._job(request), tpot_s, now_s)
         if job is None:
             return False
         self._deadline[request] = job.deadline_s
-        self._queued[request] = job
         return True
 
-    def _asking(self, request: int) -> PreallocationRequest:
-        tokens = self._input[request]
+    def _memory_request(self, request: int) -> PreallocationRequest:
+        tokens = self._prompts.total[request]
         arrival_s, deadline_s = self._arrival[request], self._deadline[request]
-        whole_s = self.profile.prefill.batch_s([Chunk(0, tokens)])
-        min_prefill_s = shortest_prefill_s(whole_s, deadline_s - arrival_s)
-        return PreallocationRequest(request, tokens + 1, arrival_s, deadline_s, min_prefill_s)
+        uncached_s = self.profile.prefill.batch_s([Chunk(0, tokens)])
+        shortest_s = shortest_prefill_s(uncached_s, deadline_s - arrival_s)
+        return PreallocationRequest(request, tokens + 1, arrival_s, deadline_s, shortest_s)
 
-    def _grants_in_order(self) -> bool:
-        grants = self.settings.grants
-        return grants == "arrival" or (not grants and self.settings.prefill_policy != "urgency")
+    def _length_group(self, request: int) -> int:
+        return group_of(int(self.scenario.slo_class[request]), self._prompts.total[request])
 
-    def _group(self, request: int) -> int:
-        return group_of(int(self.scenario.group[request]), self._input[request])
-
-    def _grant(self, now: float) -> None:
-        if self._rooms is not None:
-            for request in self._rooms.grant(now):
-                self._push(now + self.settings.handshake_s, SHAKEN, request)
+    def _grant(self, now_s: float) -> None:
+        if self._reservations is not None:
+            for request in self._reservations.grant(now_s):
+                self._events.add(now_s + self.config.handshake_s, _HandshakeEnded(request))
 
     def _job(self, request: int) -> PrefillJob:
         return PrefillJob(
             request,
             self._arrival[request],
             self._deadline[request],
-            self._input[request],
-            self._done[request],
+            self._prompts.total[request],
+            self._prompts.done[request],
         )
 
-    def _queue(self, request: int) -> None:
+    def _queue_prefill(self, request: int) -> None:
+        """Queue a request on its prefill instance; with late binding on all of them."""
         job = self._job(request)
-        targets = self.prefill if self._shared else [self._route()]
-        for server in targets:
+        servers = self.prefill if self._late_binding else [self._route()]
+        for server in servers:
             server.add(job)
 
-    def _wake(self, now: float) -> None:
-        """Launch what idle prefill instances can do, and compose what the busy ones do next."""
-        for p, server in enumerate(self.prefill):
+    def _route(self) -> PrefillServer:
+        if self.config.routing == "round-robin":
+            self._last_routed += 1
+            return self.prefill[self._last_routed % len(self.prefill)]
+        return min(self.prefill, key=lambda server: server.pending_tokens)
+
+    def _bind(self, request: int, to: PrefillServer) -> None:
+        """Withdraw a request that gets its first chunk from all other instances."""
+        started = self._prompts.done[request] > self.scenario.cached_tokens[request]
+        if not self._late_binding or started:
+            return
+        for server in self.prefill:
+            if server is not to:
+                server.drop(request)
+
+    def _wake(self, now_s: float) -> None:
+        """Start batches on idle prefill instances, and compose the next ones of busy instances."""
+        for at, server in enumerate(self.prefill):
             if server.idle and len(server.queue):
-                self._launch(p, now)
+                self._start_batch(at, now_s)
         for server in self.prefill:
             server.look_ahead()
 
-    def _route(self) -> PrefillServer:
-        if self.settings.routing == "round-robin":
-            self._turn += 1
-            return self.prefill[self._turn % len(self.prefill)]
-        return min(self.prefill, key=lambda server: server.pending_tokens)
+    def _start_batch(self, server: int, now_s: float) -> None:
+        batch = self.prefill[server].start(now_s)
+        if batch is not None:
+            self._events.add(now_s + batch.true_s, _BatchEnded(server, batch))
 
-    def _started(self, request: int, by: PrefillServer) -> None:
-        if not self._shared or self._done[request] > self.scenario.cached_tokens[request]:
-            return
-        for server in self.prefill:
-            if server is not by:
-                server.drop(request)
-
-    def _launch(self, p: int, now: float) -> None:
-        end = self.prefill[p].start(now)
-        if end is not None:
-            self._push(end, PREFILLED, p)
-
-    def _prefilled(self, request: int, p: int, now: float) -> None:
-        self.records.prefilled_s[request] = now
-        self.records.first_s[request] = now
-        if self.settings.stages == "prefill" or self.scenario.output_tokens[request] == 1:
-            if self.settings.first_token == "decode" and self.settings.stages == "both":
-                self.records.first_s[request] += self.profile.kv.transfer_s(self._input[request])
-            self.records.last_s[request] = self.records.first_s[request]
-            if self._rooms is not None:
-                self._rooms.redeem(request)
-                self._grant(now)  # no decode step follows that would
+    def _complete_prefill(self, request: int, server: int, now_s: float) -> None:
+        self.records.prefilled_s[request] = now_s
+        self.records.first_s[request] = now_s
+        if self.config.stages == "prefill" or self.scenario.output_tokens[request] == 1:
+            self._complete_without_decode(request, now_s)
             return
         link = self.profile.kv
-        tokens = self._input[request]
-        begin = now
-        if self.settings.contention:
-            begin = max(now, self._link_free_s[p])
-            self._link_free_s[p] = begin + link.wire_s(tokens)
-        self._push(begin + link.transfer_s(tokens), READY, request)
+        tokens = self._prompts.total[request]
+        begin_s = now_s
+        if self.config.contention:
+            begin_s = max(now_s, self._link_free_s[server])
+            self._link_free_s[server] = begin_s + link.wire_s(tokens)
+        self._events.add(begin_s + link.transfer_s(tokens), _KvArrived(request))
 
-    def _ready(self, request: int, now: float) -> None:
-        if self._rooms is not None:
-            d = self._rooms.redeem(request)
+    def _complete_without_decode(self, request: int, now_s: float) -> None:
+        records = self.records
+        if self.config.first_token == "decode" and self.config.stages == "both":
+            records.first_s[request] += self.profile.kv.transfer_s(self._prompts.total[request])
+        records.last_s[request] = records.first_s[request]
+        if self._reservations is not None:
+            self._reservations.redeem(request)
+            self._grant(now_s)  # no decode step follows that would grant the memory
+
+    def _receive_kv(self, request: int, now_s: float) -> None:
+        if self._reservations is not None:
+            server = self._reservations.redeem(request)
         else:
-            d = min(range(len(self.decode)), key=lambda i: (self.decode[i].load_tokens, i))
-        if self.settings.first_token == "decode":
-            self.records.first_s[request] = now
-        first = float(self.records.first_s[request])
-        hold = self._deadline[request] - HOLD_MARGIN_S if self.settings.hold else -math.inf
-        self.decode[d].receive(
+            loads = [decode.load_tokens for decode in self.decode]
+            server = loads.index(min(loads))
+        if self.config.first_token == "decode":
+            self.records.first_s[request] = now_s
+        first_s = float(self.records.first_s[request])
+        holds = self.config.hold
+        self.decode[server].receive(
             DecodeResident(
                 request,
-                self._input[request] + 1,
+                self._prompts.total[request] + 1,
                 0,
-                first,
-                first,
+                first_s,
+                first_s,
                 float(self.scenario.tpot_s[request]),
-                hold,
-                length_group=self._group(request),
+                self._deadline[request] - HOLD_MARGIN_S if holds else -math.inf,
+                length_group=self._length_group(request),
             )
         )
-        self._grant(now)  # there is less work ahead of those that wait
-        if self.decode[d].idle:
-            self._step(d, now)
+        self._grant(now_s)  # less prefill work is ahead of the prompts that wait
+        if self.decode[server].idle:
+            self._start_step(server, now_s)
 
-    def _step(self, d: int, now: float) -> None:
-        end = self.decode[d].start(now)
-        if end is not None:
-            self._push(end, STEPPED, d)
-
-    def _push(self, time: float, kind: int, what: int) -> None:
-        self._sequence += 1
-        heapq.heappush(self._events, (time, self._sequence, kind, what))
-
-    def _noise(self) -> float:
-        if self.settings.noise == 0.0:
-            return 1.0
-        return max(0.1, 1.0 + self.settings.noise * float(self._rng.standard_normal()))
-
-    def _prefill_queue(self) -> PrefillQueue:
-        s, m = self.settings, self.profile.prefill
-        bias = s.prefill_bias
-        model = PrefillModel(
-            m.fixed_s * bias,
-            m.weight_floor_s * bias,
-            m.per_token_s * bias,
-            m.per_token_context_s * bias,
-        )
-        chunk = self.profile.limits.chunk_tokens
-        if s.prefill_policy == "urgency":
-            return UrgencyQueue(model, chunk, s.urgency)
-        return RankedQueue(model, chunk, s.prefill_policy)
-
-    @property
-    def _cap(self) -> int:
-        most = self.profile.limits.max_batch
-        return min(self.settings.decode_cap or most, most)
-
-    def _decode_policy(self) -> RetractingDecodePolicy:
-        s, limits = self.settings, self.profile.limits
-        self._lengths.append(None)
-        table = StepTable.from_model(self.profile.decode, limits.max_batch, limits.kv_tokens)
-        table = table._replace(seconds=table.seconds * s.decode_bias)
-        cap = self._cap
-        if s.decode_policy == "continuous":
-            return ContinuousPolicy(table, cap)
-        if s.decode_policy == "greedy":
-            return GreedyPolicy(table, cap)
-        classes = int(self.scenario.group.max()) + 1
-        lengths = LengthEstimator(classes) if s.lengths else None
-        self._lengths[-1] = lengths
-        return SlackPolicy(table, cap, s.slack, lengths)
-
-
-def _rows(cap: int) -> int:
-    """Rows of an SGLang decode server: requests in its batch, and before it. A small one has more
-    for those that are being prefilled."""
-    return cap if cap > 32 else 3 * cap
+    def _start_step(self, server: int, now_s: float) -> None:
+        step = self.decode[server].start(now_s)
+        if step is not None:
+            self._events.add(now_s + step.true_s, _StepEnded(server, step))

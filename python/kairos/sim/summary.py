@@ -5,17 +5,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kairos.sim.records import Flags
 from kairos.sim.simulation import SimResult
-
-Flags = npt.NDArray[np.bool_]
 
 
 def summarise(done: SimResult, chosen: Flags | None = None) -> dict[str, Any]:
-    """Figures of a run; attainments in percent of the requests counted. Requests that admission
-    turned away count as missed, and not in the quantiles of times.
+    """Figures of a simulation.
+
+    Requests that admission rejected count as missed, and are left out of the quantiles of times.
 
     Args:
-        chosen: requests to count; everybody runs. Default: all.
+        done: the simulation.
+        chosen: requests to count, shape [requests]; None counts all.
+
+    Returns:
+        Figures by name; attainments are percent of the counted requests.
     """
     scenario, records = done.scenario, done.records
     mask = np.ones(len(scenario), bool) if chosen is None else chosen

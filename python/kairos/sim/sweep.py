@@ -1,4 +1,4 @@
-"""Many simulations on all cores."""
+"""Many simulations on several cores."""
 
 import multiprocessing
 import os
@@ -13,13 +13,17 @@ R = TypeVar("R")
 
 
 def sweep(run: Callable[[P], R], points: Sequence[P], workers: int = 0) -> list[R]:
-    """run(point) for every point, results in the order of `points`.
+    """Run every point, with a progress bar when there are several.
 
-    Shows a progress bar on standard error when there is more than one point. An exception of a run
-    ends the sweep.
+    An exception of a run ends the sweep.
 
     Args:
-        workers: processes; 0: as many as there are cores, at most one per point.
+        run: a function that other processes can import.
+        points: its arguments, one per run.
+        workers: processes, at most one per point; 0: as many as there are cores.
+
+    Returns:
+        The results in the order of `points`.
     """
     workers = min(workers or os.cpu_count() or 1, len(points))
     if workers <= 1 and len(points) <= 1:
@@ -30,7 +34,7 @@ def sweep(run: Callable[[P], R], points: Sequence[P], workers: int = 0) -> list[
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    # Fork shares what was read and compiled already; nothing here runs threads before it.
+    # Fork shares traces and kernels that are loaded already; no thread runs before it.
     context = multiprocessing.get_context("fork")
     results = []
     with (

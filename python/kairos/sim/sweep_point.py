@@ -1,4 +1,4 @@
-"""One simulation, described so that it can be repeated: what `scripts/simulate.py` runs."""
+"""One simulation of a sweep, described so that it can be repeated."""
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -24,13 +24,14 @@ class SweepPoint:
     Attributes:
         trace: trace file.
         part: (k, n): the k-th of n equal parts of the trace.
-        first: only so many requests of it; 0: all.
+        first: number of requests taken from the part; 0: all.
         profile: shipped name or path.
-        load: prefill load; of the decode stage where only that is simulated.
+        load: prefill load; load of the decode stage where only that is simulated.
         slo: SLO set.
         tpot_ms: TPOT objective, milliseconds; tiers have their own.
         seed: of the tiers.
-        bound: add the upper bound and the clairvoyant references.
+        bound: whether the upper bound and the clairvoyant references are added.
+        config: policies, instances and model errors.
     """
 
     trace: str
@@ -42,7 +43,7 @@ class SweepPoint:
     tpot_ms: float
     seed: int
     bound: bool
-    settings: SimConfig
+    config: SimConfig
 
 
 @lru_cache(maxsize=4)
@@ -51,17 +52,17 @@ def _trace(path: str, part: tuple[int, int], first: int) -> Trace:
     which, parts = part
     n = len(trace.requests)
     if n < parts:
-        raise InputError(f"{path}: {n} requests cannot be cut into {parts} parts")
+        raise InputError(f"{path}: {n} requests cannot be cut into {parts} parts; take fewer")
     kept = trace.requests[n * (which - 1) // parts : n * which // parts]
     return Trace(trace.name, trace.sha256, kept[: first or None])
 
 
 def scenario_of(point: SweepPoint) -> Scenario:
-    """The scaled trace with its SLOs."""
+    """The requests of a point: its trace scaled to the load, with SLOs."""
     profile = load_profile(point.profile)
     trace = _trace(point.trace, point.part, point.first)
-    prefill_instances, decode_instances = point.settings.shape
-    decode_only = point.settings.stages == "decode"
+    prefill_instances, decode_instances = point.config.shape
+    decode_only = point.config.stages == "decode"
     load = 1.0 if decode_only else point.load
     workload = scale_to_load(trace, load, profile, instances=prefill_instances)
     requests, cached = workload.trace.requests, workload.cached_tokens
@@ -73,18 +74,23 @@ def scenario_of(point: SweepPoint) -> Scenario:
 
 
 def run(point: SweepPoint) -> dict[str, Any]:
-    """Figures of one simulation, and what it simulated."""
+    """Simulate a point.
+
+    Returns:
+        The figures of `kairos.sim.summary.summarise`, the bounds, and all fields of the point, its
+        configuration included.
+    """
     profile = load_profile(point.profile)
     scenario = scenario_of(point)
-    settings = point.settings
-    result = summarise(simulate(scenario, settings, profile))
+    config = point.config
+    result = summarise(simulate(scenario, config, profile))
     result["lp_bound_ttft"] = None
     if point.bound:
-        instances = settings.shape[0]
+        instances = config.shape[0]
         result["lp_bound_ttft"] = lp_bound_ttft(scenario, profile, instances)
         result["clairvoyant_ttft"] = clairvoyant_ttft(scenario, profile, instances)
-        result["drop_reference_tpot"] = drop_reference_tpot(scenario, settings, profile)
+        result["drop_reference_tpot"] = drop_reference_tpot(scenario, config, profile)
     described = asdict(point)
-    flat = described.pop("settings")
-    flat["slack"] = settings.slack._asdict()
+    flat = described.pop("config")
+    flat["slack"] = config.slack._asdict()
     return {"simulated": True, **result, **described, **flat}

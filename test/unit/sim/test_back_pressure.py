@@ -14,7 +14,7 @@ from kairos.sim.summary import summarise
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
 
 
-def test_17_back_pressure_lets_those_on_time_pass_and_keeps_lost_ones_out_of_memory():
+def test_feasible_prompts_get_memory_before_infeasible_ones():
     """Decode memory for ten prompts, held for long. A burst of prompts that are lost already must
     not take it from those that can be on time."""
     n = 40
@@ -40,7 +40,7 @@ def test_17_back_pressure_lets_those_on_time_pass_and_keeps_lost_ones_out_of_mem
     assert on_time["arrival"] < 90.0
 
 
-def test_21_room_of_a_request_with_one_token_goes_to_the_next_though_no_step_follows():
+def test_memory_of_a_request_with_one_token_is_granted_again_without_a_step():
     """Found by test 19: the second one was never prefilled."""
     scenario = poisson(2, 1000.0, 90_000, 1)
     settings = SimConfig("fcfs", "continuous", preallocate=True)
@@ -49,7 +49,7 @@ def test_21_room_of_a_request_with_one_token_goes_to_the_next_though_no_step_fol
     assert np.isfinite(records.last_s).all()
 
 
-def test_28_with_back_pressure_nobody_is_prefilled_without_a_row_on_a_decode_server(monkeypatch):
+def test_no_prompt_is_prefilled_without_a_row_on_a_decode_server(monkeypatch):
     most = 0
     receive = decode_module.DecodeServer.receive
 
@@ -71,7 +71,7 @@ def test_28_with_back_pressure_nobody_is_prefilled_without_a_row_on_a_decode_ser
     assert most > 40
 
 
-def test_29_prefill_begins_when_both_servers_know_of_the_memory():
+def test_prefill_begins_after_the_handshake():
     seen = {}
     for handshake_s in (0.0, 0.5):
         settings = SimConfig("fcfs", "continuous", preallocate=True, handshake_s=handshake_s)

@@ -21,7 +21,7 @@ def burst(requests: int, deadline_s: float) -> Scenario:
     return Scenario(np.zeros(requests), tokens, zeros + 1, zeros, due, due, zeros)
 
 
-def test_1_references_keep_what_fits_before_the_deadline():
+def test_references_keep_requests_that_fit_before_their_deadline():
     profile = flat_profile(1.0)
     scenario = burst(10, 4.5)
     scenario.arrival_s[-1] = 1e-6  # a span
@@ -30,7 +30,7 @@ def test_1_references_keep_what_fits_before_the_deadline():
     assert lp_bound_ttft(scenario, profile) >= 45.0 - 1e-6
 
 
-def test_2_no_simulated_policy_beats_the_bound():
+def test_no_simulated_policy_exceeds_the_bound():
     scenario = poisson(600, 14.0, None, 1, seed=5)
     bound = lp_bound_ttft(scenario, SMALL)
     for policy in ("fcfs", "sjf", "urgency"):
@@ -39,11 +39,11 @@ def test_2_no_simulated_policy_beats_the_bound():
     assert bound < 100.0
 
 
-def test_3_an_idle_server_is_bounded_by_nothing():
+def test_bound_of_an_idle_server_is_complete():
     assert lp_bound_ttft(poisson(20, 0.1, 100, 1), SMALL) == 100.0
 
 
-def test_4_the_drop_reference_gains_by_dropping_and_counts_the_dropped_as_missed():
+def test_drop_reference_gains_by_dropping_and_counts_dropped_requests_as_missed():
     scenario = poisson(300, 20.0, None, 60).at_decode_load(1.3, SMALL)
     settings = SimConfig("fcfs", "continuous", stages="decode")
     own = summarise(simulate(scenario, settings, SMALL))["tpot_attainment"]
@@ -51,7 +51,7 @@ def test_4_the_drop_reference_gains_by_dropping_and_counts_the_dropped_as_missed
     assert own < reference <= 99.0
 
 
-def test_5_a_sweep_keeps_the_order_of_its_points():
+def test_sweep_keeps_the_order_of_its_points():
     assert sweep(_square, [3, 1, 2], workers=2) == [9, 1, 4]
     assert sweep(_square, [5]) == [25]
 

@@ -11,7 +11,7 @@ from kairos.sim.scenario import Scenario
 from kairos.sim.simulation import simulate
 
 
-def test_8_lookahead_makes_an_arrival_wait_for_the_batch_that_is_composed_already():
+def test_arrival_waits_for_the_batch_that_lookahead_has_composed():
     # Three prompts of a batch each at 0 s; a short urgent one during the first batch.
     scenario = Scenario(
         np.array([0.0, 0.0, 0.0, 0.05]),
@@ -32,7 +32,7 @@ def test_8_lookahead_makes_an_arrival_wait_for_the_batch_that_is_composed_alread
 
 
 @pytest.mark.parametrize("policy", ["continuous", "slack"])
-def test_8b_lookahead_makes_a_prompt_wait_for_the_decode_step_that_is_composed_already(policy):
+def test_prompt_waits_for_the_step_that_lookahead_has_composed(policy):
     # The second one arrives during the first one's first step.
     scenario = one_by_one([0.0, 0.05], [10, 3])
     ends = {}
@@ -45,7 +45,7 @@ def test_8b_lookahead_makes_a_prompt_wait_for_the_decode_step_that_is_composed_a
     assert ends[False].last_s[0] == ends[True].last_s[0] == pytest.approx(0.9)
 
 
-def test_8c_lookahead_runs_a_finished_request_once_more_in_vain():
+def test_lookahead_runs_a_finished_request_once_more_without_effect():
     scenario = one_by_one([0.0, 0.9], [3, 2])
     for lookahead, busy_s in ((False, 0.3), (True, 0.5)):
         settings = SimConfig("fcfs", "continuous", stages="decode", lookahead=lookahead)
@@ -55,7 +55,7 @@ def test_8c_lookahead_runs_a_finished_request_once_more_in_vain():
 
 
 @pytest.mark.parametrize("hold", [False, True])
-def test_8e_a_decode_server_sends_first_tokens_in_the_pass_in_which_it_takes_requests_in(hold):
+def test_decode_server_sends_first_tokens_when_it_admits_requests(hold):
     # The second one's KV arrives during the first one's first step.
     scenario = one_by_one([0.0, 0.05], [10, 3])
     settings = SimConfig("fcfs", "continuous", stages="decode", first_token="decode", hold=hold)

@@ -51,19 +51,19 @@ def point(trace: str, **changed) -> SweepPoint:
         "tpot_ms": 30.0,
         "seed": 0,
         "bound": False,
-        "settings": SimConfig(),
+        "config": SimConfig(),
     }
     return SweepPoint(**{**fields, **changed})
 
 
-def test_1_every_promised_figure_is_there_and_serialises(trace):
+def test_every_figure_of_the_contract_is_there_and_serialises(trace):
     result = run(point(trace, bound=True))
     assert result.keys() >= CONTRACT
     assert result["lp_bound_ttft"] >= result["ttft_attainment"] - 1e-9
     assert json.loads(json.dumps(result))["requests"] == 120
 
 
-def test_2_parts_and_first_cut_the_trace(trace):
+def test_part_and_first_cut_the_trace(trace):
     assert run(point(trace, part=(2, 3)))["requests"] == 40
     assert run(point(trace, first=25))["requests"] == 25
     with pytest.raises(InputError, match="parts"):
@@ -72,18 +72,18 @@ def test_2_parts_and_first_cut_the_trace(trace):
 
 @pytest.mark.parametrize("slo", ["L3", "F5", "LC", "tiers"])
 @pytest.mark.parametrize("stages", ["both", "prefill", "decode"])
-def test_3_every_slo_set_and_stage_runs(trace, slo, stages):
-    result = run(point(trace, slo=slo, settings=SimConfig(stages=stages)))
+def test_every_slo_set_and_stage_runs(trace, slo, stages):
+    result = run(point(trace, slo=slo, config=SimConfig(stages=stages)))
     assert 0.0 <= result["e2e_attainment"] <= 100.0
 
 
 @pytest.mark.parametrize("bad", [{"load": float("nan")}, {"slo": "L9"}, {"profile": "none"}])
-def test_4_bad_arguments_are_input_errors(trace, bad):
+def test_bad_values_are_input_errors(trace, bad):
     with pytest.raises(InputError):
         run(point(trace, **bad))
 
 
-def test_5_rates_are_over_the_time_to_the_last_token(trace):
+def test_rates_refer_to_the_time_to_the_last_token(trace):
     """As on an engine. An overloaded server needs longer than the arrivals take."""
     result = run(point(trace, load=3.0))
     with gzip.open(trace, "rt") as file:

@@ -18,7 +18,7 @@ def trace(*requests: tuple[float, int]) -> Trace:
     return Trace("t", "sha", [TraceRequest(at, tokens, 10) for at, tokens in requests])
 
 
-def test_1_prefix_hits_are_whole_leading_blocks() -> None:
+def test_prefix_hits_are_whole_leading_blocks() -> None:
     requests = [
         TraceRequest(0, 1200, 1, (1, 2, 3)),
         TraceRequest(1, 1500, 1, (1, 2, 4)),
@@ -28,7 +28,7 @@ def test_1_prefix_hits_are_whole_leading_blocks() -> None:
     assert expected_cached_tokens(requests) == [0, 1024, 1023, 0]
 
 
-def test_2_prefix_cache_drops_the_least_recently_used_leaves_first() -> None:
+def test_prefix_cache_drops_the_least_recently_used_leaves_first() -> None:
     requests = [
         TraceRequest(0, 1024, 1, (1, 2)),
         TraceRequest(1, 1024, 1, (3, 4)),
@@ -39,7 +39,7 @@ def test_2_prefix_cache_drops_the_least_recently_used_leaves_first() -> None:
     assert expected_cached_tokens(requests, 4 * 512) == [0, 0, 1024]
 
 
-def test_3_load_is_work_over_span_and_instances() -> None:
+def test_load_is_work_over_span_and_instances() -> None:
     source = trace((0, 8192), (3, 8192), (10, 4096))
     work = sum(PROFILE.prefill.remaining_s(0, r.input_tokens, 8192) for r in source.requests)
     for instances in (1, 2):
@@ -51,7 +51,7 @@ def test_3_load_is_work_over_span_and_instances() -> None:
         assert second.input_tokens == 8192
 
 
-def test_4_cached_tokens_are_no_work() -> None:
+def test_cached_tokens_are_no_work() -> None:
     shared = Trace("t", "", [TraceRequest(float(t), 1024, 1, (1, 2)) for t in range(3)])
     assert scale_to_load(shared, 1.0, PROFILE).cached_tokens == [0, 1023, 1023]
     full, rest = (prefill_work_s(shared.requests[0], hit, PROFILE) for hit in (0, 1023))
@@ -59,7 +59,7 @@ def test_4_cached_tokens_are_no_work() -> None:
 
 
 @pytest.mark.parametrize("load", [0.3, 0.9, 1.3])
-def test_5_duration_takes_what_offers_the_load_for_so_long(load: float) -> None:
+def test_duration_takes_the_requests_that_offer_the_load(load: float) -> None:
     source = generate("mooncake-conversation", 3000, seed=1)
     workload = scale_to_load(source, load, PROFILE, duration_s=120, start_s=60)
     requests = workload.trace.requests
@@ -75,7 +75,7 @@ def test_5_duration_takes_what_offers_the_load_for_so_long(load: float) -> None:
     assert requests[0].input_tokens == first.input_tokens
 
 
-def test_6_a_trace_that_ends_first_is_taken_whole() -> None:
+def test_trace_shorter_than_the_duration_is_taken_whole() -> None:
     workload = scale_to_load(trace((0, 100), (1, 100)), 0.5, PROFILE, duration_s=1e6)
     assert len(workload.trace.requests) == 2
 
@@ -94,18 +94,18 @@ def test_6_a_trace_that_ends_first_is_taken_whole() -> None:
         ({"start_s": 5.0}, "0 requests arrive"),
     ],
 )
-def test_7_bad_arguments(change: dict[str, float], says: str) -> None:
+def test_bad_arguments_are_rejected(change: dict[str, float], says: str) -> None:
     arguments = {"load": 1.0} | change
     with pytest.raises(InputError, match=says):
         scale_to_load(trace((0, 10), (2, 10)), profile=PROFILE, **arguments)  # type: ignore[arg-type]
 
 
-def test_8_simultaneous_arrivals_have_no_load() -> None:
+def test_simultaneous_arrivals_have_no_load() -> None:
     with pytest.raises(InputError, match="same instant"):
         scale_to_load(trace((1, 10), (1, 20)), 1.0, PROFILE)
 
 
-def test_9_window() -> None:
+def test_window_counts_times_from_its_start() -> None:
     source = trace((0, 1), (1, 2), (2.5, 3), (4, 4))
     kept = source.window(1, 2).requests
     assert [(r.arrival_s, r.input_tokens) for r in kept] == [(0, 2), (1.5, 3)]
@@ -117,7 +117,7 @@ def test_9_window() -> None:
     st.lists(st.tuples(st.floats(0, 1000), st.integers(1, 200_000)), min_size=2, max_size=30),
     st.floats(0.05, 5),
 )
-def test_10_any_trace_is_scaled_exactly_and_keeps_its_order(
+def test_any_trace_is_scaled_exactly_and_keeps_its_order(
     values: list[tuple[float, int]], load: float
 ) -> None:
     source = trace(*sorted(values))

@@ -58,7 +58,7 @@ def rows(trace: Trace) -> list[tuple[float, int, int, tuple[int, ...]]]:
     ],
     ids=["normalised", "mooncake", "azure", "burstgpt", "blank lines", "byte order mark"],
 )
-def test_1_format_is_recognised_by_content_plain_or_gzipped(
+def test_format_is_recognised_by_content_plain_or_gzipped(
     tmp_path: Path, text: str, expected: list[tuple[float, int, int, tuple[int, ...]]]
 ) -> None:
     assert rows(read_trace(write(tmp_path, text))) == expected
@@ -66,7 +66,7 @@ def test_1_format_is_recognised_by_content_plain_or_gzipped(
     assert rows(read_trace(packed)) == expected
 
 
-def test_2_azure_time_zone_and_whole_seconds(tmp_path: Path) -> None:
+def test_azure_time_zones_and_whole_seconds_are_read(tmp_path: Path) -> None:
     text = (
         "TIMESTAMP,ContextTokens,GeneratedTokens\n"
         "2024-05-10 00:00:00.009930+00:00,2162,5\n"
@@ -75,7 +75,7 @@ def test_2_azure_time_zone_and_whole_seconds(tmp_path: Path) -> None:
     assert read_trace(write(tmp_path, text)).requests[1].arrival_s == pytest.approx(0.99007)
 
 
-def test_3_a_named_format_overrides_recognition(tmp_path: Path) -> None:
+def test_named_format_overrides_recognition(tmp_path: Path) -> None:
     both = json.dumps(
         {"arrival_s": 1, "input_tokens": 2, "output_tokens": 3}
         | {"timestamp": 4000, "input_length": 5, "output_length": 6}
@@ -133,7 +133,7 @@ def changed(field: str, value: str) -> str:
         (b'{"arrival_s": 1}\n\xff\xfe', ["line 2", "not UTF-8"]),
     ],
 )
-def test_4_errors_name_line_field_value_and_what_is_allowed(
+def test_errors_name_line_field_value_and_allowed_values(
     tmp_path: Path, text: str | bytes, says: list[str]
 ) -> None:
     with pytest.raises(InputError) as caught:
@@ -145,7 +145,7 @@ def test_4_errors_name_line_field_value_and_what_is_allowed(
         assert part in message
 
 
-def test_5_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files_are_input_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         read_trace(tmp_path / "missing")
     with pytest.raises(InputError, match="directory"):
@@ -161,7 +161,7 @@ def test_5_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_trace(write(tmp_path, BURSTGPT), "azure")
 
 
-def test_6_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_written_trace_is_read_back(tmp_path: Path) -> None:
     trace = generate("mooncake-conversation", 50, seed=3)
     path = tmp_path / "a.jsonl.gz"
     write_trace(trace, path)
@@ -176,7 +176,7 @@ def test_6_what_is_written_is_read_back(tmp_path: Path) -> None:
 @example(b'{"a":' + b"[" * 100_000)
 @example(b'{"arrival_s": ' + b"9" * 5000 + b"}")
 @given(st.binary(max_size=200))
-def test_7_no_bytes_do_anything_but_read_or_raise_input_error(
+def test_random_bytes_raise_input_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz"
@@ -192,7 +192,7 @@ def test_7_no_bytes_do_anything_but_read_or_raise_input_error(
         max_size=20,
     )
 )
-def test_8_any_valid_trace_survives(
+def test_any_valid_trace_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, values: list[tuple[float, int, int, bool]]
 ) -> None:
     requests = [

@@ -14,7 +14,7 @@ PROFILE = load_profile("minimax-m2.5-tp4-h200")
 REQUESTS = [TraceRequest(0, 8192, 1), TraceRequest(1, 20_000, 1)]
 
 
-def test_1_own_prefill_is_the_lone_latency_in_chunks() -> None:
+def test_own_prefill_is_the_base_latency_in_chunks() -> None:
     # By hand from the profile: fixed + linear + attention of each chunk.
     one = 0.008 + 1.0955e-5 * 8192 + 8.56e-10 * 8192**2 / 2
     assert own_prefill_s(8192, 0, PROFILE) == pytest.approx(one)
@@ -23,7 +23,7 @@ def test_1_own_prefill_is_the_lone_latency_in_chunks() -> None:
     assert own_prefill_s(8292, 8192, PROFILE) == pytest.approx(second)
 
 
-def test_2_own_prefill_of_known_prompts() -> None:
+def test_own_prefill_of_known_prompts() -> None:
     assert own_prefill_s(8192, 0, PROFILE) == pytest.approx(0.13, abs=0.005)
     assert own_prefill_s(87_000, 0, PROFILE) == pytest.approx(4.3, abs=0.05)
 
@@ -37,7 +37,7 @@ def test_2_own_prefill_of_known_prompts() -> None:
         ("LC", [1024, 2500]),
     ],
 )
-def test_3_single_class_sets(slo_set: str, ttft_ms: list[float | None]) -> None:
+def test_sets_of_one_class(slo_set: str, ttft_ms: list[float | None]) -> None:
     slos = assign_slos(REQUESTS, [0, 0], PROFILE, slo_set, tpot=25.0)
     for slo, expected in zip(slos, ttft_ms, strict=True):
         assert slo.tpot_ms == 25.0
@@ -46,16 +46,16 @@ def test_3_single_class_sets(slo_set: str, ttft_ms: list[float | None]) -> None:
             assert slo.ttft_ms == pytest.approx(expected)
 
 
-def test_4_lc_is_at_least_a_second() -> None:
+def test_ttft_of_lc_has_a_minimum() -> None:
     assert assign_slos([TraceRequest(0, 10, 1)], [0], PROFILE, "LC")[0].ttft_ms == 1000
 
 
-def test_5_a_cached_prefix_tightens_l3() -> None:
+def test_cached_prefix_tightens_l3() -> None:
     cold, warm = (assign_slos(REQUESTS, [0, hit], PROFILE, "L3")[1] for hit in (0, 16_384))
     assert warm.ttft_ms < cold.ttft_ms
 
 
-def test_6_tiers() -> None:
+def test_tiers_follow_their_shares_and_the_seed() -> None:
     requests = [TraceRequest(float(i), 8192, 1) for i in range(4000)]
     slos = assign_slos(requests, [0] * 4000, PROFILE, "tiers", seed=5)
     shares = Counter(slo.slo_class for slo in slos)
@@ -69,7 +69,7 @@ def test_6_tiers() -> None:
     assert slos != assign_slos(requests, [0] * 4000, PROFILE, "tiers", seed=6)
 
 
-def test_7_bad_arguments() -> None:
+def test_bad_arguments_are_rejected() -> None:
     with pytest.raises(InputError, match="allowed are L3, F5, F2, LC, tiers"):
         assign_slos(REQUESTS, [0, 0], PROFILE, "L4")
     for tpot in (0.0, -1.0, float("nan"), 1e9):
@@ -77,7 +77,7 @@ def test_7_bad_arguments() -> None:
             assign_slos(REQUESTS, [0, 0], PROFILE, "L3", tpot=tpot)
 
 
-def test_8_sets_in_words() -> None:
+def test_sets_in_words_have_the_assigned_figures() -> None:
     """The figures of `assign_slos` above."""
     words = {slo_set: in_words(slo_set, 30.0) for slo_set in SLO_SETS}
     assert words == {

@@ -22,7 +22,7 @@ def preset(request: pytest.FixtureRequest) -> tuple[str, Trace]:
     return request.param, generate(request.param, COUNT, seed=11)
 
 
-def test_1_lengths_fit(preset: tuple[str, Trace]) -> None:
+def test_lengths_fit_the_public_trace(preset: tuple[str, Trace]) -> None:
     """Mean and median within 4 %, the 99th percentile within 12 %, the maximum not above the
     trace's and at least 60 % of it."""
     name, trace = preset
@@ -36,7 +36,7 @@ def test_1_lengths_fit(preset: tuple[str, Trace]) -> None:
         assert 0.6 * largest <= lengths.max() <= largest, field
 
 
-def test_2_arrivals_fit(preset: tuple[str, Trace]) -> None:
+def test_arrivals_fit_the_public_trace(preset: tuple[str, Trace]) -> None:
     """Rate within 12 % (it drifts on purpose), variation of the gaps within 6 %."""
     name, trace = preset
     _, _, rate, cv = PUBLISHED[name]
@@ -48,7 +48,7 @@ def test_2_arrivals_fit(preset: tuple[str, Trace]) -> None:
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.06)
 
 
-def test_3_prefix_sharing_fits_the_conversation_trace() -> None:
+def test_prefix_sharing_fits_the_conversation_trace() -> None:
     """Public trace: 36 % of its tokens are in earlier prompts, 17.5 % still in a cache of 4 M."""
     trace = generate("mooncake-conversation", 9000, seed=2)
     tokens = sum(r.input_tokens for r in trace.requests)
@@ -58,7 +58,7 @@ def test_3_prefix_sharing_fits_the_conversation_trace() -> None:
     assert recent == pytest.approx(0.175, abs=0.04)
 
 
-def test_4_blocks_cover_the_prompt_and_form_trees() -> None:
+def test_blocks_cover_the_prompt_and_form_trees() -> None:
     trace = generate("mooncake-conversation", 2000, seed=4)
     parent_of: dict[int, int] = {}
     for request in trace.requests:
@@ -67,13 +67,13 @@ def test_4_blocks_cover_the_prompt_and_form_trees() -> None:
             assert parent_of.setdefault(block, parent) == parent
 
 
-def test_5_same_seed_same_trace() -> None:
+def test_same_seed_gives_the_same_trace() -> None:
     one, two, other = (generate("servegen-r1", 500, seed) for seed in (1, 1, 2))
     assert one == two
     assert one.sha256 != other.sha256
 
 
-def test_6_bad_arguments() -> None:
+def test_bad_arguments_are_rejected() -> None:
     with pytest.raises(InputError, match="allowed are mooncake-conversation"):
         generate("mooncake", 10, 0)
     for count, seed in ((0, 0), (-1, 0), (10, -1)):

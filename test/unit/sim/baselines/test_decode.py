@@ -42,7 +42,7 @@ rows_strategy = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(rows_strategy, st.randoms(use_true_random=False))
-def test_1_greedy_empties_no_batch_and_ignores_the_order_of_insertion(residents, random):
+def test_greedy_leaves_no_batch_empty_and_ignores_the_order_of_insertion(residents, random):
     shuffled = list(residents)
     random.shuffle(shuffled)
     tables = held(residents), held(shuffled)
@@ -53,7 +53,7 @@ def test_1_greedy_empties_no_batch_and_ignores_the_order_of_insertion(residents,
     assert steps[0] == pytest.approx(TABLE.step_s(len(context), context.sum(), context.max()))
 
 
-def test_2_greedy_packs_short_contexts_within_the_tightest_slack():
+def test_greedy_packs_short_contexts_within_the_tightest_slack():
     # All due in 30 ms; together they would take longer than that.
     residents = [DecodeResident(i, 20_000 * (i + 1), 0, 0.0, 0.0, TAU) for i in range(12)]
     table = held(residents)
@@ -63,7 +63,7 @@ def test_2_greedy_packs_short_contexts_within_the_tightest_slack():
     assert chosen == set(range(len(chosen)))
 
 
-def test_3_continuous_runs_everybody():
+def test_continuous_runs_every_resident():
     table = held([DecodeResident(i, 50_000, 0, -9.0, -9.0, TAU) for i in range(40)])
     policy = ContinuousPolicy(TABLE, 256)
     assert policy.select(table.rows, 0.0) == pytest.approx(TABLE.step_s(40, 2_000_000))
@@ -71,7 +71,7 @@ def test_3_continuous_runs_everybody():
 
 
 @pytest.mark.parametrize("kind", [ContinuousPolicy, GreedyPolicy])
-def test_4_admission_is_first_come_and_stops_at_the_first_that_does_not_fit(kind):
+def test_admission_is_in_order_of_arrival_and_stops_at_a_request_that_does_not_fit(kind):
     waiting = held(
         [
             DecodeResident(1, 100, 0, 3.0, 3.0, TAU),
@@ -86,7 +86,7 @@ def test_4_admission_is_first_come_and_stops_at_the_first_that_does_not_fit(kind
 
 
 @pytest.mark.parametrize("kind", [ContinuousPolicy, GreedyPolicy])
-def test_5_upstream_retracts_least_output_and_longest_context_first(kind):
+def test_least_output_and_longest_context_are_retracted_first(kind):
     table = held(
         [
             DecodeResident(1, 900, 5, 0.0, 0.0, TAU),
@@ -100,7 +100,7 @@ def test_5_upstream_retracts_least_output_and_longest_context_first(kind):
 
 @settings(max_examples=60, deadline=None)
 @given(rows_strategy, st.integers(-100_000, 100_000))
-def test_6_the_origin_of_the_clock_does_not_matter_to_greedy(residents, shift):
+def test_greedy_does_not_depend_on_the_origin_of_the_clock(residents, shift):
     moved = [
         replace(one, first_token_s=one.first_token_s + shift, last_token_s=one.last_token_s + shift)
         for one in residents

@@ -41,30 +41,30 @@ LOST = PrefillJob(4, 0.0, 1.001, 30_000)
         ("hrrn-np", 1),
     ],
 )
-def test_1_each_baseline_serves_its_own_first(name, expected):
+def test_each_baseline_serves_its_own_first_prompt(name, expected):
     assert first(name, [OLD_LONG, NEW_SHORT, CACHED, LOST]) == expected
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))
-def test_2_only_preemptive_orders_park_a_started_prompt(name):
+def test_only_preemptive_orders_preempt_a_started_prompt(name):
     chosen = first(name, [OLD_LONG, NEW_SHORT, CACHED], started={1: 8_192})
     assert (chosen == 1) == (not BASELINES[name].preemptive)
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))
-def test_3_ties_go_by_id_whatever_the_insertion(name):
+def test_ties_break_by_id(name):
     twins = [PrefillJob(i, 0.0, 5.0, 9_000) for i in (7, 3, 5)]
     assert first(name, twins) == first(name, twins[::-1]) == 3
 
 
-def test_4_an_unknown_baseline_names_those_there_are():
+def test_unknown_baseline_error_lists_the_known_ones():
     with pytest.raises(InputError, match="fcfs"):
         RankedQueue(MODEL, 8_192, "fifo")
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))
 @pytest.mark.parametrize("shift", [-1_024.0, 4_096.0])
-def test_5_the_clock_does_not_matter(name, shift):
+def test_plan_does_not_depend_on_the_origin_of_the_clock(name, shift):
     jobs = [PrefillJob(i, -0.5 * i, 4.0 - 0.25 * i, 1_000 * (i % 7) + 500) for i in range(30)]
     plans = []
     for by in (0.0, shift):
@@ -77,7 +77,7 @@ def test_5_the_clock_does_not_matter(name, shift):
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))
-def test_6_a_plan_fits_its_budget_and_an_empty_queue_plans_nothing(name):
+def test_plan_fits_its_budget_and_is_empty_without_jobs(name):
     queue = RankedQueue(MODEL, 8_192, name)
     assert queue.plan(0.0, 8_192).chunks == []
     for i in range(40):
@@ -87,7 +87,7 @@ def test_6_a_plan_fits_its_budget_and_an_empty_queue_plans_nothing(name):
     assert math.isfinite(plan.batch_s)
 
 
-def test_7_a_job_is_queued_once():
+def test_job_is_queued_once():
     queue = RankedQueue(MODEL, 8_192, "fcfs")
     queue.add(NEW_SHORT)
     with pytest.raises(InputError, match="job 2 is queued already"):
@@ -96,9 +96,7 @@ def test_7_a_job_is_queued_once():
 
 
 @pytest.mark.parametrize(("page", "lead"), [(1, 8_192 - 700), (64, 8_192 - 320 - 448)])
-def test_8_upstreams_shortest_first_leaves_room_for_shorter_ones_beside_a_started_prompt(
-    page, lead
-):
+def test_shortest_first_leaves_budget_for_shorter_prompts_beside_a_started_one(page, lead):
     queue = RankedQueue(MODEL, 8_192, "spf")
     for number, total in ((1, 30_000), (2, 300), (3, 400), (4, 9_000), (5, 40_000)):
         queue.add(PrefillJob(number, 0.0, 60.0, total))
@@ -108,7 +106,7 @@ def test_8_upstreams_shortest_first_leaves_room_for_shorter_ones_beside_a_starte
     assert chunks == [(1, lead), (2, 300), (3, 400)]
 
 
-def test_8_and_begins_the_next_one_where_the_started_prompt_ends():
+def test_shortest_first_fills_the_batch_in_which_the_started_prompt_ends():
     """The simulator once left the rest of such a batch empty, and shortest first looked three
     points better than it is."""
     queue = RankedQueue(MODEL, 8_192, "spf")
@@ -119,7 +117,7 @@ def test_8_and_begins_the_next_one_where_the_started_prompt_ends():
 
 
 @pytest.mark.parametrize("name", ["lpm", "hrrn-np"])
-def test_9_upstream_falls_back_to_arrival_where_too_many_wait_for_a_look_up(name):
+def test_long_queue_is_served_by_arrival(name):
     def first_of(count: int) -> int:
         queue = RankedQueue(MODEL, 8_192, name)
         for number in range(count):
@@ -133,7 +131,7 @@ def test_9_upstream_falls_back_to_arrival_where_too_many_wait_for_a_look_up(name
     assert first_of(129) == 0
 
 
-def test_10_upstreams_hrrn_ages_by_tokens_computed_meanwhile():
+def test_hrrn_ages_by_computed_tokens():
     queue = RankedQueue(MODEL, 8_192, "hrrn-np")
     queue.add(PrefillJob(1, 0.0, 60.0, 8_192))
     queue.add(PrefillJob(2, 0.5, 60.0, 40_000))
