@@ -1,7 +1,8 @@
-"""Hooks into upstream SGLang: one module per upstream module, applied by SGLang's plugin loader.
+"""Hooks into upstream SGLang: one module per hooked upstream module.
 
-`HOOKS` is the whole difference to upstream. `manifest.json` records the source of every upstream
-symbol that Kairos relies on; a server with --kairos refuses to start when one has changed.
+SGLang's plugin loader calls `activate`. `HOOKS` is the whole difference to upstream.
+`manifest.json` records the source of every upstream symbol that Kairos relies on. A server with
+--kairos refuses to start when one has changed.
 """
 
 import importlib
@@ -55,25 +56,29 @@ _installed: set[HookProcess] = set()
 
 
 def symbols(process: HookProcess | None = None) -> list[str]:
-    """Upstream symbols relied on; with `process`, those hooked there."""
+    """Return the upstream symbols that Kairos relies on.
+
+    Args:
+        process: only the symbols hooked in this process; None: all, dependencies included.
+    """
     if process is not None:
         return [hook.symbol for hook in HOOKS if hook.process is process]
     return [*(hook.symbol for hook in HOOKS), *(item.symbol for item in DEPENDENCIES)]
 
 
 def activate() -> None:
-    """Entry point of the plugin group `sglang.srt.plugins`; runs early in every SGLang process.
+    """Apply the hooks of this process, as entry point of the plugin group `sglang.srt.plugins`.
 
-    The launcher gets the flags. A scheduler whose launcher saw --kairos gets its hooks. Every
-    other process is left alone.
+    It runs early in every SGLang process. The launcher gets the flags. A scheduler whose launcher
+    saw --kairos gets its hooks. No other process is changed.
     """
     if multiprocessing.parent_process() is None:
-        # Upstream's own behaviour must survive a drifted upstream: then there is no --kairos.
+        # A drifted upstream must still work as upstream, so --kairos is then not offered.
         if found := drifts(symbols(HookProcess.LAUNCHER), upstream_root()):
             print(f"kairos: not available: {found[0]}", file=sys.stderr)
             return
         install(HookProcess.LAUNCHER)
-    # Unpickling its entry point has imported the scheduler module by now, in that process only.
+    # A scheduler process has imported this module by now, to unpickle its entry point.
     if "sglang.srt.managers.scheduler" not in sys.modules:
         return
     try:
@@ -83,12 +88,12 @@ def activate() -> None:
             verify()
             install(HookProcess.SCHEDULER)
     except Exception as error:
-        # Upstream would log it and serve un-hooked.
+        # Upstream would log the error and serve without hooks.
         _refuse(str(error))
 
 
 def verify() -> None:
-    """Stop the process unless every upstream symbol relied on is as recorded."""
+    """Stop the process unless every upstream symbol that Kairos relies on is as recorded."""
     try:
         found: list[Drift] = drifts(symbols(), upstream_root())
     except (OSError, ValueError, MissingSymbolError) as error:
@@ -104,8 +109,8 @@ def verify() -> None:
 def install(process: HookProcess) -> None:
     """Apply the hooks of `process` now, and stop the process if one does not apply.
 
-    Not by upstream's `HookRegistry.register`: the registry only logs a failure, after which the
-    server would serve un-hooked, and it skips a target that another plugin has hooked already.
+    Upstream's `HookRegistry.register` is not used. It only logs a failure, after which the server
+    would serve without the hook, and it skips a target that another plugin has hooked already.
     """
     if process in _installed:
         return
@@ -116,7 +121,7 @@ def install(process: HookProcess) -> None:
         if hook.process is not process:
             continue
         try:
-            # Upstream resolves names by attribute and would hide why an import failed.
+            # Upstream resolves names by attribute, which would hide the reason of a failed import.
             importlib.import_module(hook.module)
             HookRegistry._apply_target(hook.symbol, [(HookType(hook.kind.value), hook.call, None)])
         except Exception as error:
@@ -124,6 +129,6 @@ def install(process: HookProcess) -> None:
 
 
 def _refuse(reason: str) -> None:
-    # SystemExit, because upstream's plugin loader catches and logs every Exception.
+    # Upstream's plugin loader catches and logs every Exception, but not SystemExit.
     print(f"kairos: error: {reason}", file=sys.stderr, flush=True)
     raise SystemExit(1)

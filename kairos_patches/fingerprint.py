@@ -11,12 +11,12 @@ from pathlib import Path
 
 
 class MissingSymbolError(LookupError):
-    """The symbol, or the file it should be in, does not exist upstream."""
+    """A symbol, or the file that should define it, does not exist upstream."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a symbol is defined.
+    """The definition of a symbol.
 
     Attributes:
         file: path below upstream's package folder.
@@ -30,7 +30,7 @@ class Source:
 
 
 def upstream_root() -> Path:
-    """Folder of the installed `sglang` package; importing it takes seconds, finding it does not.
+    """Return the folder of the installed `sglang` package, without importing it.
 
     Raises:
         MissingSymbolError: sglang is not installed.
@@ -42,13 +42,17 @@ def upstream_root() -> Path:
 
 
 def file_sha256(root: Path, file: str) -> str:
-    """Hash of one upstream file; empty where it does not exist."""
+    """Return the hash of one upstream file; an empty string where it does not exist."""
     path = root / file
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def locate(symbol: str, root: Path) -> Source:
-    """Find the definition of a dotted `symbol` of the package in `root`.
+    """Find the definition of a symbol.
+
+    Args:
+        symbol: dotted name.
+        root: folder of the upstream package.
 
     Raises:
         MissingSymbolError: no such module, class or function.

@@ -1,4 +1,4 @@
-"""What a hook is."""
+"""Hooks and dependencies, as the tables of this package declare them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,10 @@ from typing import Any
 
 
 class HookKind(Enum):
-    """How a hook relates to the upstream function; the values are upstream's `HookType`."""
+    """How a hook relates to the upstream function.
+
+    The values are those of upstream's `HookType`.
+    """
 
     BEFORE = "before"
     AFTER = "after"
@@ -17,7 +20,7 @@ class HookKind(Enum):
 class HookProcess(Enum):
     """The process whose copy of the upstream function is hooked."""
 
-    LAUNCHER = "launcher"  # parses the command line; hooked always, inert without --kairos
+    LAUNCHER = "launcher"  # parses the command line; always hooked, without effect unless --kairos
     HTTP = "http"  # serves requests and tokenizes
     SCHEDULER = "scheduler"  # one per tensor-parallel rank
 
@@ -28,13 +31,13 @@ class Hook:
 
     Attributes:
         module: upstream module.
-        name: function in it, `Class.method` for a method.
-        kind: how `call` relates to it.
-        process: where it is hooked.
-        call: signature as upstream's hook registry documents for `kind`.
-        changes: what is different under --kairos.
-        why: why no smaller seam serves.
-        test: the test that covers it.
+        name: function of the module; `Class.method` for a method.
+        kind: how `call` relates to the function.
+        process: the process whose function is hooked.
+        call: the hook; its signature is as upstream's hook registry documents for `kind`.
+        changes: difference under --kairos.
+        why: reason why no smaller seam suffices.
+        test: path of the test that covers the hook.
     """
 
     module: str
@@ -48,12 +51,18 @@ class Hook:
 
     @property
     def symbol(self) -> str:
+        """Full name of the hooked function."""
         return f"{self.module}.{self.name}"
 
 
 @dataclass(frozen=True)
 class UpstreamDependency:
-    """An upstream symbol that Kairos calls or reads without hooking it."""
+    """An upstream symbol that Kairos calls or reads without hooking it.
+
+    Attributes:
+        symbol: full name.
+        why: the property that Kairos relies on.
+    """
 
     symbol: str
     why: str

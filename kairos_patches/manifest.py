@@ -1,8 +1,10 @@
 """manifest.json: the fingerprint of every upstream symbol that Kairos relies on."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from kairos_patches.fingerprint import MissingSymbolError, file_sha256, locate
 
@@ -10,9 +12,40 @@ UPSTREAM_VERSION = "0.5.23"
 PATH = Path(__file__).with_name("manifest.json")
 
 
+class SymbolRecord(TypedDict):
+    """The recorded source of one symbol.
+
+    Attributes:
+        file: path below upstream's package folder.
+        sha256: of the symbol's source text.
+    """
+
+    file: str
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """Contents of manifest.json.
+
+    Attributes:
+        sglang: upstream's version.
+        files: sha256 by file.
+        symbols: record by symbol.
+    """
+
+    sglang: str
+    files: dict[str, str]
+    symbols: dict[str, SymbolRecord]
+
+
 @dataclass(frozen=True)
 class Drift:
-    """One difference between the manifest and the installed upstream."""
+    """One difference between the manifest and the installed upstream.
+
+    Attributes:
+        symbol: full name.
+        reason: the difference.
+    """
 
     symbol: str
     reason: str
@@ -21,8 +54,8 @@ class Drift:
         return f"{self.symbol}: {self.reason}"
 
 
-def build(symbols: list[str], root: Path) -> dict[str, object]:
-    """The manifest for the upstream package in `root`.
+def build(symbols: Sequence[str], root: Path) -> Manifest:
+    """Return the manifest for the upstream package in `root`.
 
     Raises:
         MissingSymbolError: a symbol does not exist.
@@ -40,23 +73,31 @@ def build(symbols: list[str], root: Path) -> dict[str, object]:
     }
 
 
-def drifts(symbols: list[str], root: Path) -> list[Drift]:
-    """Symbols of `symbols` that are not as recorded in manifest.json."""
-    manifest = json.loads(PATH.read_text(encoding="utf-8"))
+def drifts(symbols: Sequence[str], root: Path) -> list[Drift]:
+    """Return the symbols that are not as recorded in manifest.json.
+
+    Args:
+        symbols: full names.
+        root: folder of the upstream package to compare with.
+
+    Raises:
+        OSError: manifest.json cannot be read.
+        ValueError: manifest.json is not JSON.
+    """
+    manifest: Manifest = json.loads(PATH.read_text(encoding="utf-8"))
     same = {file for file, sha in manifest["files"].items() if file_sha256(root, file) == sha}
     found = []
     for symbol in symbols:
         recorded = manifest["symbols"].get(symbol)
         if recorded is None:
-            found.append(
-                Drift(symbol, "not in manifest.json; run scripts/upstream_diff.py --update")
-            )
+            reason = "not in manifest.json; run `kairos upstream-diff --update`"
+            found.append(Drift(symbol, reason))
         elif recorded["file"] not in same:
             found += _compare(symbol, recorded, root)
     return found
 
 
-def _compare(symbol: str, recorded: dict[str, str], root: Path) -> list[Drift]:
+def _compare(symbol: str, recorded: SymbolRecord, root: Path) -> list[Drift]:
     try:
         source = locate(symbol, root)
     except MissingSymbolError as error:

@@ -1,5 +1,6 @@
-"""UPSTREAM_DIFF.md: what a reviewer of upstream needs to know about every hook."""
+"""UPSTREAM_DIFF.md: a reviewer's description of every hook."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,13 +16,19 @@ _WHEN = {
 
 
 def review(hooks: Sequence[Hook], dependencies: Sequence[UpstreamDependency], root: Path) -> str:
-    """The document as Markdown, for the upstream package in `root`."""
+    """Return the document as Markdown.
+
+    Args:
+        hooks: all hooks.
+        dependencies: symbols that are used without a hook.
+        root: folder of the upstream package.
+    """
     lines = [
         "# Difference to upstream",
         "",
-        f"Kairos runs on SGLang {UPSTREAM_VERSION} as released. No upstream file is copied or "
-        f"edited; {len(hooks)} functions are hooked, and {len(dependencies)} more are relied on. "
-        "Written by `scripts/upstream_diff.py`; edit the table in `kairos_patches/` instead.",
+        f"Kairos runs on SGLang {UPSTREAM_VERSION} as released. No upstream file is copied or",
+        f"edited: {len(hooks)} functions are hooked, and {len(dependencies)} more are relied on.",
+        "This page is written by `scripts/upstream_diff.py` from the tables in `kairos_patches/`.",
     ]
     for process in HookProcess:
         lines += ["", f"## {process.value}", "", _WHEN[process]]
@@ -42,7 +49,14 @@ def _section(hook: Hook, root: Path) -> list[str]:
         "",
         f"- File: `{source.file}:{source.line}`",
         f"- Hook: {hook.kind.value}",
-        f"- Under `--kairos`: {hook.changes}",
-        f"- Why no smaller seam: {hook.why}",
+        *_wrapped(f"- Under `--kairos`: {hook.changes}"),
+        *_wrapped(f"- Why no smaller seam: {hook.why}"),
         f"- Test: `{hook.test}`",
     ]
+
+
+def _wrapped(item: str) -> list[str]:
+    """Lines of a list item, at most 100 columns wide."""
+    return textwrap.wrap(
+        item, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )

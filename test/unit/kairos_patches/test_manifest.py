@@ -1,4 +1,4 @@
-"""Every upstream symbol relied on is recorded, and a drifted upstream is noticed."""
+"""Every upstream symbol that Kairos relies on is recorded, and drift is noticed."""
 
 import json
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import kairos_patches
-from kairos_patches import HOOKS, HookProcess, symbols
+from kairos_patches import HOOKS, HookProcess, cli, symbols
+from kairos_patches.cli import main
 from kairos_patches.fingerprint import MissingSymbolError, locate, upstream_root
 from kairos_patches.manifest import drifts
 
@@ -40,65 +41,64 @@ def test_installed_upstream_is_as_recorded() -> None:
     assert drifts(symbols(), ROOT) == []
 
 
-def test_an_untouched_copy_is_as_recorded(scratch: Path) -> None:
+def test_unchanged_copy_is_as_recorded(scratch: Path) -> None:
     assert drifts(symbols(), scratch) == []
 
 
-def test_a_renamed_target_is_named(scratch: Path) -> None:
+def test_renamed_symbol_is_named(scratch: Path) -> None:
     edit(scratch, "def _create_generation_req(", "def _create_request(")
     assert [drift.symbol for drift in drifts(symbols(), scratch)] == [SEAM]
 
 
-def test_a_changed_body_is_named(scratch: Path) -> None:
+def test_changed_body_is_named(scratch: Path) -> None:
     edit(scratch, "        return Req(*args, **kwargs)\n", "        return Req(*args)\n")
     found = drifts(symbols(), scratch)
     assert [drift.symbol for drift in found] == [SEAM]
     assert "changed since SGLang 0.5.23" in str(found[0])
 
 
-def test_a_change_elsewhere_in_the_file_is_no_drift(scratch: Path) -> None:
+def test_change_elsewhere_in_the_file_is_no_drift(scratch: Path) -> None:
     edit(scratch, "def _make_abort_req(", "def _build_abort_req(")
     assert drifts(symbols(), scratch) == []
 
 
-def test_a_missing_module_is_named(scratch: Path) -> None:
+def test_missing_module_is_named(scratch: Path) -> None:
     (scratch / "srt/managers/schedule_policy.py").unlink()
     assert "sglang.srt.managers.schedule_policy" in str(drifts(symbols(), scratch)[0])
 
 
-def test_an_unrecorded_symbol_is_a_drift() -> None:
+def test_unrecorded_symbol_is_a_drift() -> None:
     unrecorded = "sglang.srt.managers.scheduler.Scheduler.set_internal_state"
     assert "not in manifest.json" in str(drifts([unrecorded], ROOT)[0])
 
 
-def test_locate_refuses_what_is_not_there() -> None:
+def test_locate_refuses_a_missing_symbol() -> None:
     with pytest.raises(MissingSymbolError, match="no_such"):
         locate("sglang.srt.managers.scheduler.Scheduler.no_such", ROOT)
 
 
-def test_every_hook_names_a_test_that_exists() -> None:
+def test_every_hook_names_an_existing_test() -> None:
     for hook in HOOKS:
         assert (REPOSITORY / hook.test).is_file(), hook.symbol
 
 
-def test_no_function_is_hooked_twice() -> None:
+def test_each_function_is_hooked_once() -> None:
     hooked = [hook.symbol for hook in HOOKS]
     assert len(hooked) == len(set(hooked))
 
 
-def test_the_review_names_every_hook_and_is_up_to_date(tmp_path: Path) -> None:
+def test_review_names_every_hook_and_is_up_to_date(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "review.md"
-    script = REPOSITORY / "scripts/upstream_diff.py"
-    done = subprocess.run(
-        [sys.executable, script, "--out", out], capture_output=True, text=True, check=True
-    )
+    assert main(["--out", str(out)]) == 0
     text = out.read_text()
     assert all(hook.symbol in text for hook in HOOKS)
     assert (REPOSITORY / "UPSTREAM_DIFF.md").read_text() == text
-    assert done.stdout.splitlines()[-1].startswith(f"{len(HOOKS)} hooked symbols")
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{len(HOOKS)} hooked symbols")
 
 
-def test_check_summarises_on_its_last_line() -> None:
+def test_check_prints_a_summary_on_its_last_line() -> None:
     script = REPOSITORY / "scripts/upstream_diff.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -106,6 +106,27 @@ def test_check_summarises_on_its_last_line() -> None:
         f"{len(HOOKS)} hooked symbols, {len(symbols())} relied on, "
         f"{len(symbols())} as in SGLang 0.5.23, 0 drifted"
     )
+
+
+def test_check_fails_on_drift_and_names_it(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(scratch, "def _create_generation_req(", "def _create_request(")
+    monkeypatch.setattr(cli, "upstream_root", lambda: scratch)
+    assert main(["--check"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"drifted: {SEAM}")
+    assert lines[-1].endswith("1 drifted")
+
+
+def test_drifted_upstream_is_not_reviewed(
+    scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(scratch, "def _create_generation_req(", "def _create_request(")
+    monkeypatch.setattr(cli, "upstream_root", lambda: scratch)
+    out = tmp_path / "review.md"
+    assert main(["--out", str(out)]) == 1
+    assert not out.exists()
 
 
 RENAMED = """
@@ -119,7 +140,7 @@ print("verified")
 """
 
 
-def test_a_renamed_target_stops_the_process(scratch: Path) -> None:
+def test_renamed_symbol_stops_the_process(scratch: Path) -> None:
     edit(scratch, "def _create_generation_req(", "def _create_request(")
     done = subprocess.run([sys.executable, "-c", RENAMED, scratch], capture_output=True, text=True)
     assert done.returncode == 1
@@ -128,12 +149,12 @@ def test_a_renamed_target_stops_the_process(scratch: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_manifest_lists_nothing_stale() -> None:
+def test_manifest_lists_exactly_the_symbols_in_use() -> None:
     manifest = json.loads((REPOSITORY / "kairos_patches/manifest.json").read_text())
     assert sorted(manifest["symbols"]) == sorted(symbols())
 
 
-def test_scheduler_hooks_are_the_schedulers() -> None:
+def test_scheduler_hooks_are_on_scheduler_modules() -> None:
     homes = ("sglang.srt.managers.", "sglang.srt.disaggregation.")
     assert all(symbol.startswith(homes) for symbol in symbols(HookProcess.SCHEDULER))
 
@@ -153,7 +174,7 @@ def overlay(folder: Path, file: str, old: str, new: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_refuses_to_start_on_a_drifted_upstream(tmp_path: Path) -> None:
+def test_server_refuses_to_start_on_a_drifted_upstream(tmp_path: Path) -> None:
     renamed = ("def _create_generation_req(", "def _create_request(")
     overlay(tmp_path, "srt/managers/scheduler.py", *renamed)
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "SGLANG_PLATFORM": "kairos-cpu"}
@@ -173,7 +194,7 @@ def test_a_server_refuses_to_start_on_a_drifted_upstream(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_drifted_command_line_offers_no_kairos_and_serves_upstream(tmp_path: Path) -> None:
+def test_drifted_command_line_serves_upstream_without_kairos(tmp_path: Path) -> None:
     changed = ("def from_cli_args(cls, args:", "def from_cli_args(cls, args, *_:")
     overlay(tmp_path, "srt/server_args.py", *changed)
     probe = (

@@ -1,5 +1,7 @@
-"""Off is off, and on is exactly the table of hooks: class attributes seen in a process that
-starts as upstream starts its scheduler."""
+"""Class attributes that --kairos changes in a scheduler process: exactly the hooked ones.
+
+The process starts as upstream starts its scheduler.
+"""
 
 import json
 import os
@@ -85,14 +87,14 @@ def changed_attributes(factory: pytest.TempPathFactory, kairos: str) -> list[str
 
 
 @pytest.mark.slow
-def test_without_the_flag_every_attribute_is_upstreams(
+def test_no_attribute_changes_without_the_flag(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     assert changed_attributes(tmp_path_factory, "") == []
 
 
 @pytest.mark.slow
-def test_with_the_flag_exactly_the_hooked_attributes_change(
+def test_exactly_the_hooked_attributes_change_with_the_flag(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     hooked = sorted(hook.symbol for hook in HOOKS if hook.process is HookProcess.SCHEDULER)
@@ -101,7 +103,7 @@ def test_with_the_flag_exactly_the_hooked_attributes_change(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kairos", ["--kairos '", "--kairos-tpot-slo-ms -1"])
-def test_a_scheduler_that_cannot_read_its_flags_does_not_start(
+def test_scheduler_with_unreadable_flags_does_not_start(
     tmp_path_factory: pytest.TempPathFactory, kairos: str
 ) -> None:
     done = scheduler_process(tmp_path_factory, kairos)
@@ -110,7 +112,7 @@ def test_a_scheduler_that_cannot_read_its_flags_does_not_start(
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_cannot_load_kairos_does_not_start(
+def test_scheduler_that_cannot_import_kairos_does_not_start(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path_factory.mktemp("broken")
