@@ -1,7 +1,7 @@
-"""Time the router's scheduling at 1,000 and 10,000 waiting requests.
+"""Measure the router's scheduling at 1,000 and 10,000 waiting requests.
 
-Times are CPU times of the deciding thread, microseconds, per event; `request` is all of them over
-the requests sent.
+The figures are CPU times of the scheduling thread per event, in microseconds. `request` is the sum
+of all events divided by the number of dispatched requests.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import orjson
@@ -25,10 +25,17 @@ PROFILE = load_profile("minimax-m2.5-tp4-h200")
 SIZES = (1_000, 10_000)
 PAIRS = 4
 EVENTS = 600
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def bench(size: int, preemptive: bool) -> dict[str, float]:
-    """p50 and p99 of each event, the queue kept at `size`."""
+    """Return the median and 99th percentile of each event.
+
+    Args:
+        size: number of waiting requests, which is kept.
+        preemptive: whether prefill servers interrupt a prompt between its chunks.
+    """
     draw = random.Random(1)
     params = DispatchParams(
         max_requests=1_000_000, max_sequences=1_000_000, tenant_room=float("inf")
@@ -50,10 +57,10 @@ def bench(size: int, preemptive: bool) -> dict[str, float]:
     taken: dict[str, list[float]] = {"offer": [], "dispatch": [], "done": [], "finished": []}
     spent = 0.0
 
-    def timed(event: str, call: Callable[..., Any], *args: Any) -> Any:
+    def timed(event: str, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         nonlocal spent
         begun = time.thread_time()
-        result = call(*args)
+        result = call(*args, **kwargs)
         took = 1e6 * (time.thread_time() - begun)
         taken[event].append(took)
         spent += took
@@ -82,7 +89,10 @@ def bench(size: int, preemptive: bool) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the figures. Return 0."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     args = parser.parse_args()
     figures: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The GPU profiler on a CPU at toy shapes: what it computes, not how fast."""
+"""The GPU profiler on a CPU with toy shapes: its results, not its speed."""
 
 import importlib.util
 import json
@@ -23,17 +23,21 @@ def script() -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["profile_gpu"] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
     return module
 
 
-def test_1_writes_a_profile_and_its_samples(script: ModuleType, tmp_path: Path) -> None:
+def test_profile_and_samples_are_written(script: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "toy.json"
     flags = ["--device", "cpu", "--toy", "--dtype", "float32", "--repeats", "1", "--name", "toy"]
     assert script.main([*flags, "--out", str(out)]) == 0
     profile = load_profile(out)
     assert (profile.name, profile.provenance.kind) == ("toy", "measured")
-    assert "Toy shapes: the numbers mean nothing" in profile.provenance.source
+    assert "Toy shapes: the figures have no meaning" in profile.provenance.source
     assert profile.kv == load_profile("minimax-m2.5-tp4-h200").kv
     samples = json.loads(out.with_suffix(".samples.json").read_text())
     assert {s["context"] for s in samples["prefill"]} >= {0, 4096}
@@ -41,7 +45,7 @@ def test_1_writes_a_profile_and_its_samples(script: ModuleType, tmp_path: Path) 
     assert all(s["seconds"] > 0 for s in (*samples["prefill"], *samples["decode"]))
 
 
-def test_2_experts_match_a_loop_over_tokens(script: ModuleType) -> None:
+def test_experts_match_a_loop_over_tokens(script: ModuleType) -> None:
     import torch
 
     layer = script.Layer(script.TOY, "cpu", torch.float32)
@@ -52,10 +56,10 @@ def test_2_experts_match_a_loop_over_tokens(script: ModuleType) -> None:
         for w, e in zip(weight[token], chosen[token], strict=True):
             gate, value = (x[token] @ layer.up[e]).chunk(2)
             wanted[token] += w * ((torch.nn.functional.silu(gate) * value) @ layer.down[e])
-    assert torch.allclose(layer._experts(x), wanted, atol=1e-6)
+    assert torch.allclose(layer.experts(x), wanted, atol=1e-6)
 
 
-def test_3_the_true_shapes_are_those_of_the_shipped_profile(script: ModuleType) -> None:
+def test_true_shapes_are_those_of_the_shipped_profile(script: ModuleType) -> None:
     shapes = script.Shapes()
     kv_bytes = 2 * shapes.layers * shapes.kv_heads * shapes.head_dim * 2
     assert kv_bytes == load_profile("minimax-m2.5-tp4-h200").kv.bytes_per_token
@@ -67,12 +71,12 @@ def test_3_the_true_shapes_are_those_of_the_shipped_profile(script: ModuleType) 
     assert experts == pytest.approx(224.7e9, rel=1e-3)
 
 
-def test_4_ranks_must_divide(script: ModuleType) -> None:
+def test_ranks_must_divide_the_shapes(script: ModuleType) -> None:
     with pytest.raises(InputError, match="--ranks 5"):
         script.Shapes(ranks=5)
 
 
-def test_5_without_a_gpu_it_says_so(
+def test_missing_gpu_is_reported(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
@@ -83,7 +87,7 @@ def test_5_without_a_gpu_it_says_so(
     assert "no GPU here" in capsys.readouterr().err
 
 
-def test_6_a_chunk_behind_a_prefix_and_a_batch_can_be_run(script: ModuleType) -> None:
+def test_chunks_behind_a_prefix_and_batches_run(script: ModuleType) -> None:
     import torch
 
     layer = script.Layer(script.TOY, "cpu", torch.float32)
