@@ -2,8 +2,11 @@
 
 import dataclasses
 import importlib
+import json
 import posixpath
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +26,7 @@ from kairos.router.edge.openapi import document
 from kairos.router.request.outcome import Outcome
 from kairos.sim.baselines.prefill import BASELINES
 from kairos.workload.slo_sets import SLO_SETS
+from kairos.workload.synthetic import generate, write_trace
 
 REPOSITORY = Path(kairos_patches.__file__).parent.parent
 DOCS = REPOSITORY / "docs"
@@ -35,6 +39,14 @@ QUESTIONS = [
     path for path in PAGES if path != README and not {"adr", "evaluation"} & set(path.parts)
 ]
 CODE = re.compile(r"^( *)```.*?^\1```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+# Flags of SGLang, pip and systemctl that the documents name.
+OTHER_FLAGS = {
+    *("--all", "--now"),
+    *("--disable-overlap-schedule", "--enable-forward-pass-metrics"),
+    *("--disaggregation-bootstrap-port", "--disaggregation-decode-allocation-policy"),
+    *("--disaggregation-mode", "--enable-lora-overlap-loading", "--enable-metrics"),
+    *("--enable-priority-scheduling", "--max-running-requests", "--model-path", "--tp-size"),
+}
 MAX_COLUMNS = 100
 README_LINES = 150
 
@@ -105,6 +117,28 @@ def test_the_readme_is_short() -> None:
 def test_a_page_says_at_its_top_which_question_it_answers(path: Path) -> None:
     top = path.read_text(encoding="utf-8").splitlines()[:4]
     assert any(re.match(r"This (page|section) answers: ", line) for line in top)
+
+
+@pytest.mark.parametrize("path", QUESTIONS, ids=name_of)
+def test_files_that_a_page_names_exist(path: Path) -> None:
+    named = re.findall(
+        r"`([\w./-]+/[\w.-]*\.(?:py|yaml|json|md))`", path.read_text(encoding="utf-8")
+    )
+    named = [name for name in named if not name.startswith(("/", "out/"))]
+    roots = (REPOSITORY, REPOSITORY / "python", REPOSITORY / "python/kairos_emulation")
+    assert not [name for name in named if not any((root / name).exists() for root in roots)]
+
+
+@pytest.mark.slow
+def test_the_policy_of_the_guide_runs_in_the_simulator(tmp_path: Path) -> None:
+    [program] = re.findall(r"```python\n(.*?)```", text_of("how-to/write-a-policy.md"), re.DOTALL)
+    (tmp_path / "my_policy.py").write_text(program)
+    write_trace(generate("mooncake-conversation", 100, 0), tmp_path / "trace.jsonl.gz")
+    orders = ("--stages", "prefill", "--prefill-policy", "fcfs,density")
+    command = [sys.executable, "my_policy.py", "--trace", "trace.jsonl.gz", "--json", "out.json"]
+    subprocess.run([*command, *orders], cwd=tmp_path, check=True, capture_output=True)
+    runs = json.loads((tmp_path / "out.json").read_text())["runs"]
+    assert [run["prefill_policy"] for run in runs] == ["fcfs", "density"]
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.rglob("*.svg")), ids=name_of)
@@ -203,6 +237,19 @@ def test_the_reference_holds_every_command_flag_and_metric(make_reference: Modul
         assert f"`{re.sub(r'_(bucket|sum|count)$', '', name)}`" in router
     for section in make_reference.SECTIONS.values():
         assert section().startswith(("## ", "### ", "| "))
+
+
+def test_flags_that_a_page_names_exist(make_reference: ModuleType) -> None:
+    flag = re.compile(r"(?<![\w-])--[a-z][\w-]+")
+    parts = ("cli", "engine_flags", "router_config")
+    known = set(flag.findall("".join(make_reference.SECTIONS[part]() for part in parts)))
+    named = {
+        f"{name_of(path)}: {name}"
+        for path in [README, *QUESTIONS]
+        for name in flag.findall(path.read_text(encoding="utf-8"))
+        if name not in known | OTHER_FLAGS
+    }
+    assert not named
 
 
 def test_every_generated_part_is_shown_on_a_page(make_reference: ModuleType) -> None:
