@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 
 class HookKind(Enum):
@@ -44,7 +43,7 @@ class Hook:
     name: str
     kind: HookKind
     process: HookProcess
-    call: Callable[..., Any]
+    call: Callable[..., object]
     changes: str
     why: str
     test: str

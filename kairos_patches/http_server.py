@@ -1,11 +1,20 @@
 """`sglang.srt.entrypoints.http_server`: the native endpoint."""
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
+if TYPE_CHECKING:
+    from fastapi import Request, Response
+    from sglang.srt.kairos.upstream import GenerateReqInput
 
-async def serve_generate_request(original: Any, obj: Any, request: Any) -> Any:
+
+async def serve_generate_request(
+    original: "Callable[[GenerateReqInput, Request], Awaitable[Response]]",
+    obj: "GenerateReqInput",
+    request: "Request",
+) -> "Response":
     """Resolve the request's SLO; answer 400 to a malformed one, streaming or not."""
     from sglang.srt.kairos.http import serve_generate
 

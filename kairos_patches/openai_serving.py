@@ -1,11 +1,21 @@
 """`sglang.srt.entrypoints.openai.serving_base`: the OpenAI endpoints."""
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
+if TYPE_CHECKING:
+    from fastapi import Request
+    from sglang.srt.kairos.upstream import CompletionRequest, OpenAIServingBase
 
-async def handle_request(original: Any, serving: Any, request: Any, raw_request: Any) -> Any:
+
+async def handle_request(
+    original: "Callable[[OpenAIServingBase, CompletionRequest, Request], Awaitable[object]]",
+    serving: "OpenAIServingBase",
+    request: "CompletionRequest",
+    raw_request: "Request",
+) -> object:
     """Resolve the request's SLO; answer 400 to a malformed one."""
     from sglang.srt.kairos.http import serve_openai
 

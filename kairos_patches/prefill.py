@@ -1,25 +1,33 @@
 """`sglang.srt.disaggregation.prefill`: the life of a request on a prefill server."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
+if TYPE_CHECKING:
+    from sglang.srt.kairos.upstream import PrefillBootstrapQueue, ScheduleBatch, Scheduler
 
-def pop_bootstrapped(queue: Any) -> None:
-    """Have the most urgent requests get scarce metadata buffers."""
+
+def pop_bootstrapped(queue: "PrefillBootstrapQueue") -> None:
+    """Give scarce metadata buffers to the most urgent requests."""
     free = queue.req_to_metadata_buffer_idx_allocator.available_size()
     if free < len(queue.queue):
         queue.scheduler.kairos.order_handshakes(queue.queue, queue.scheduler.policy)
 
 
 def process_batch_result_disagg_prefill(
-    original: Any, scheduler: Any, batch: Any, result: Any
+    original: "Callable[[Scheduler, ScheduleBatch, object], None]",
+    scheduler: "Scheduler",
+    batch: "ScheduleBatch",
+    result: object,
 ) -> None:
-    """Do not take a preempted prompt for one that was given up."""
-    if scheduler.kairos.planner is None:
+    """Show upstream a preempted prompt as its started one, so that it is not requeued."""
+    planner = scheduler.kairos.planner
+    if planner is None:
         original(scheduler, batch, result)
     else:
-        scheduler.kairos.planner.process_result(original, scheduler, batch, result)
+        planner.process_result(lambda: original(scheduler, batch, result), scheduler, batch)
 
 
 HOOKS = [

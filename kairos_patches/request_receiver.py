@@ -1,18 +1,26 @@
 """`sglang.srt.managers.scheduler_components.request_receiver`: what all ranks hear."""
 
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
+if TYPE_CHECKING:
+    from sglang.srt.kairos.shared_clock import SharedClock
 
-def recv_requests(original: Any, receiver: Any, local_reqs: Any = None) -> Any:
+
+def recv_requests(
+    original: Callable[[object, Sequence[object] | None], list[object]],
+    receiver: object,
+    local_reqs: Sequence[object] | None = None,
+) -> list[object]:
     """Send the first rank's clock along, take it out again."""
     return _clock().receive(original, receiver, local_reqs)
 
 
 @cache  # an import in every pass takes microseconds
-def _clock() -> Any:
+def _clock() -> "SharedClock":
     from sglang.srt.kairos.shared_clock import installed
 
     return installed()

@@ -1,34 +1,46 @@
 """`sglang.srt.managers.schedule_policy`: order of the waiting queue."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
+if TYPE_CHECKING:
+    from sglang.srt.kairos.state import KairosState
+    from sglang.srt.kairos.upstream import Req, SchedulePolicy
+
 
 def calc_priority(
-    result: None, policy: Any, waiting_queue: list[Any], *args: Any, **kwargs: Any
+    result: None,
+    policy: "SchedulePolicy",
+    waiting_queue: "list[Req]",
+    *args: object,
+    **kwargs: object,
 ) -> None:
     """Reorder the queue that upstream has just ordered, in place. Decode servers keep theirs."""
-    state = getattr(policy, "kairos", None)
+    state: KairosState | None = getattr(policy, "kairos", None)
     if state is not None:
         state.order(waiting_queue, policy)
 
 
 def shortest_prefill_chunk_limit(
-    original: Any, policy: Any, *args: Any, **kwargs: Any
+    original: Callable[..., int | None], policy: "SchedulePolicy", *args: object, **kwargs: object
 ) -> int | None:
-    """Leave room beside the continued prompt for what is planned with it."""
-    state = getattr(policy, "kairos", None)
+    """Leave tokens beside the continued prompt for the prompts that are planned with it."""
+    state: KairosState | None = getattr(policy, "kairos", None)
     if state is not None and state.planner is not None:
-        limit: int | None = state.planner.continued_limit()
-        return limit
-    upstream_limit: int | None = original(policy, *args, **kwargs)
-    return upstream_limit
+        return state.planner.forming.continued_limit()
+    return original(policy, *args, **kwargs)
 
 
 def select_prefill_admission(
-    original: Any, adder: Any, req: Any, *, has_chunked_req: bool = False, **kwargs: Any
-) -> Any:
+    original: Callable[..., object],
+    adder: object,
+    req: "Req",
+    *,
+    has_chunked_req: bool = False,
+    **kwargs: object,
+) -> object:
     """Refuse a second unfinished prompt in a batch, which the scheduler cannot track."""
     from sglang.srt.managers.schedule_policy import AddReqResult
 

@@ -1,11 +1,29 @@
 """`sglang.srt.managers.scheduler`: state of the scheduler and of its requests."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
+if TYPE_CHECKING:
+    from sglang.srt.kairos.batch_forming import FormedBatch
+    from sglang.srt.kairos.upstream import (
+        AbortReq,
+        GetInternalStateReqOutput,
+        Req,
+        ScheduleBatch,
+        Scheduler,
+        ServerArgs,
+    )
 
-def init(result: None, scheduler: Any, server_args: Any, *args: Any, **kwargs: Any) -> None:
+
+def init(
+    result: None,
+    scheduler: "Scheduler",
+    server_args: "ServerArgs",
+    *args: object,
+    **kwargs: object,
+) -> None:
     """Attach Kairos' state; refuse modes that only an `Engine(...)` could still ask for."""
     from sglang.srt.kairos.config import active_config
     from sglang.srt.kairos.state import KairosState
@@ -21,13 +39,15 @@ def init(result: None, scheduler: Any, server_args: Any, *args: Any, **kwargs: A
 
 
 def create_generation_req(
-    req: Any, scheduler: Any, recv_req: Any, *args: Any, **kwargs: Any
+    req: "Req", scheduler: "Scheduler", recv_req: object, *args: object, **kwargs: object
 ) -> None:
     """Attach its SLO to a new request."""
     scheduler.kairos.admit(req)
 
 
-def get_internal_state(output: Any, scheduler: Any, recv_req: Any) -> None:
+def get_internal_state(
+    output: "GetInternalStateReqOutput", scheduler: "Scheduler", recv_req: object
+) -> None:
     """Show Kairos' state in /server_info."""
     telemetry = scheduler.kairos_telemetry
     output.internal_state["kairos"] = {
@@ -36,54 +56,71 @@ def get_internal_state(output: Any, scheduler: Any, recv_req: Any) -> None:
     }
 
 
-def publish_load_snapshot(result: Any, scheduler: Any, force: bool = False) -> None:
-    """Tell routers, too."""
+def publish_load_snapshot(result: object, scheduler: "Scheduler", force: bool = False) -> None:
+    """Publish the load for routers, too."""
     if scheduler.kairos_telemetry is not None:
         scheduler.kairos_telemetry.tick(scheduler)
 
 
-def get_new_batch_prefill_raw(original: Any, scheduler: Any, **kwargs: Any) -> Any:
+def get_new_batch_prefill_raw(
+    original: "Callable[..., FormedBatch]",
+    scheduler: "Scheduler",
+    *,
+    running_batch: object,
+    **kwargs: object,
+) -> "FormedBatch":
     """Plan the batch, then let upstream form it."""
+
+    def form(running: object) -> "FormedBatch":
+        return original(scheduler, running_batch=running, **kwargs)
+
     planner = scheduler.kairos.planner
     if planner is None:
-        return original(scheduler, **kwargs)
-    return planner.next_batch(original, scheduler, **kwargs)
+        return form(running_batch)
+    return planner.next_batch(form, scheduler, running_batch)
 
 
-def should_defer_prefill(deferred: bool, scheduler: Any, running_batch: Any) -> bool:
+def should_defer_prefill(
+    deferred: bool, scheduler: "Scheduler", running_batch: "ScheduleBatch"
+) -> bool:
     """Between prompts, let decode run before it has starved."""
     return deferred or scheduler.kairos.decode_is_due(running_batch, scheduler.last_batch)
 
 
-def abort_request(result: None, scheduler: Any, recv_req: Any) -> None:
+def abort_request(result: None, scheduler: "Scheduler", recv_req: "AbortReq") -> None:
     """Find the request among the preempted prompts too."""
     if scheduler.kairos.planner is not None:
-        scheduler.kairos.planner.abort(recv_req)
+        scheduler.kairos.planner.preempted.abort(recv_req)
 
 
-def process_pending_chunked_abort(original: Any, scheduler: Any) -> None:
+def process_pending_chunked_abort(
+    original: "Callable[[Scheduler], None]", scheduler: "Scheduler"
+) -> None:
     """End aborted preempted prompts where upstream ends its own started one."""
-    if scheduler.kairos.planner is None:
+    planner = scheduler.kairos.planner
+    if planner is None:
         original(scheduler)
     else:
-        scheduler.kairos.planner.process_aborts(original, scheduler)
+        planner.preempted.process_aborts(lambda: original(scheduler), scheduler)
 
 
-def record_step_counters(output: None, scheduler: Any, batch: Any, result: Any) -> None:
+def record_step_counters(
+    output: None, scheduler: "Scheduler", batch: "ScheduleBatch", result: object
+) -> None:
     """Measure the batch whose result has just been processed."""
     scheduler.kairos.measured(batch)
 
 
-def collect_inflight_reqs(found: set[Any], scheduler: Any) -> set[Any]:
+def collect_inflight_reqs(found: "set[Req]", scheduler: "Scheduler") -> "set[Req]":
     """Parked prompts are computed with more than one version of the weights, too."""
     planner = scheduler.kairos.planner
-    return found if planner is None else found | set(planner.preempted)
+    return found if planner is None else found | set(planner.preempted.reqs)
 
 
-def is_fully_idle(idle: bool, scheduler: Any, *args: Any, **kwargs: Any) -> bool:
+def is_fully_idle(idle: bool, scheduler: "Scheduler", *args: object, **kwargs: object) -> bool:
     """A scheduler with a preempted prompt is not idle."""
     planner = scheduler.kairos.planner
-    return idle and not (planner is not None and planner.preempted)
+    return idle and not (planner is not None and planner.preempted.reqs)
 
 
 HOOKS = [

@@ -1,19 +1,28 @@
 """`sglang.srt.server_args`: the command line."""
 
+import argparse
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
+if TYPE_CHECKING:
+    from sglang.srt.kairos.upstream import ServerArgs
 
-def add_cli_args(result: None, parser: Any) -> None:
+
+def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
     """Add the `kairos` flags behind upstream's."""
     from sglang.srt.kairos.config import add_arguments
 
     add_arguments(parser)
 
 
-def from_cli_args(original: Any, cls: type, args: Any) -> Any:
+def from_cli_args(
+    original: "Callable[[type, argparse.Namespace], ServerArgs]",
+    cls: type,
+    args: argparse.Namespace,
+) -> "ServerArgs":
     """Validate the flags, then hook what serves HTTP; the scheduler's process hooks itself."""
     from sglang.srt.kairos.config import activate, active_config, config_from_args
     from sglang.srt.kairos.support import refuse_unsupported

@@ -118,7 +118,7 @@ def test_priority_goes_first_whatever_the_deadlines(cluster: Cluster) -> None:
 
 
 @on(MODES)
-def test_parked_prompts_outlast_a_pause_and_refuse_a_flush(cluster: Cluster) -> None:
+def test_preempted_prompts_outlast_a_pause_and_refuse_a_flush(cluster: Cluster) -> None:
     with ThreadPoolExecutor(2) as pool:
         long = pool.submit(send, cluster, body(LONG, HOPELESS))
         wait_for(lambda: started(cluster))
@@ -138,7 +138,7 @@ def test_parked_prompts_outlast_a_pause_and_refuse_a_flush(cluster: Cluster) -> 
 
 @on(long=(MODES,))
 @pytest.mark.parametrize("paused", [False, True])
-def test_parked_prompts_outlast_an_update_of_weights(cluster: Cluster, paused: bool) -> None:
+def test_preempted_prompts_outlast_an_update_of_weights(cluster: Cluster, paused: bool) -> None:
     """Upstream waits for requests to end before it loads; on a paused server it loads at once and
     says that the cache still holds what the old weights made."""
     info = httpx.get(f"{cluster.prefill[0].url}/model_info", timeout=30).json()
@@ -162,7 +162,7 @@ def test_parked_prompts_outlast_an_update_of_weights(cluster: Cluster, paused: b
 
 
 @on(MODES)
-def test_a_parked_prompt_without_decode_memory_can_be_aborted(cluster: Cluster) -> None:
+def test_a_preempted_prompt_without_decode_memory_can_be_aborted(cluster: Cluster) -> None:
     with Streaming(cluster, LONG, 2, slo=HOPELESS) as long:
         wait_for(lambda: started(cluster))
         with Streaming(cluster, 40_000, 2, slo=URGENT) as urgent:

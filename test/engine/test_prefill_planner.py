@@ -107,7 +107,7 @@ def test_overtaking_nests(cluster: Cluster) -> None:
 
 @on(KAIROS, long=(NO_OVERLAP,))
 @pytest.mark.parametrize("by", ["rid", "disconnect"])
-def test_a_parked_prompt_can_be_aborted(cluster: Cluster, by: str) -> None:
+def test_a_preempted_prompt_can_be_aborted(cluster: Cluster, by: str) -> None:
     with Streaming(cluster, LONG, 2, slo=HOPELESS) as long:
         wait_for(lambda: started(cluster))
         with Streaming(cluster, 40_000, 2, slo=URGENT) as urgent:
@@ -125,7 +125,7 @@ def test_a_parked_prompt_can_be_aborted(cluster: Cluster, by: str) -> None:
 
 
 @on(KAIROS, long=(NO_OVERLAP,))
-def test_a_parked_prompt_ends_when_all_requests_are_aborted(cluster: Cluster) -> None:
+def test_a_preempted_prompt_ends_when_all_requests_are_aborted(cluster: Cluster) -> None:
     with Streaming(cluster, LONG, 2, slo=HOPELESS) as long:
         wait_for(lambda: started(cluster))
         with Streaming(cluster, 40_000, 2, slo=URGENT) as urgent:
@@ -142,7 +142,7 @@ def test_a_parked_prompt_ends_when_all_requests_are_aborted(cluster: Cluster) ->
 
 
 @on(KAIROS)
-def test_a_parked_prompt_outlasts_a_pause_and_an_attempt_to_flush(cluster: Cluster) -> None:
+def test_a_preempted_prompt_outlasts_a_pause_and_an_attempt_to_flush(cluster: Cluster) -> None:
     url = cluster.prefill[0].url
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(send, cluster, body(fresh_prompt(LONG), HOPELESS))]
@@ -215,7 +215,7 @@ def test_tokens_of_overtaken_and_overtaking_are_those_of_an_undisturbed_run(
 
 
 @on(long=(KAIROS_CPU_SMALL,))
-def test_a_parked_prompt_outlasts_the_eviction_of_what_is_cached(cluster: Cluster) -> None:
+def test_a_preempted_prompt_outlasts_the_eviction_of_what_is_cached(cluster: Cluster) -> None:
     random = np.random.default_rng(31)
     old, long = (random.integers(10, 1000, 3000).tolist() for _ in range(2))
     shorts = [random.integers(10, 1000, 700).tolist() for _ in range(3)]

@@ -6,7 +6,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from sglang.srt.kairos.prefill_planner import PrefillPlanner
-from sglang.srt.kairos.prometheus import EngineMetrics, engine_metrics
+from sglang.srt.kairos.prometheus import EngineMetricsExporter, engine_metrics
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import load_profile
@@ -37,7 +37,7 @@ def test_names_are_distinct_and_explained() -> None:
 def test_figures_are_copied_and_counters_only_grow() -> None:
     state: dict[str, Any] = {"invalid_slos": 2, "planner": {"preemptions": 3, "preempted": 1}}
     registry = CollectorRegistry()
-    metrics = EngineMetrics(lambda: state, {"model_name": "m", "tp_rank": 0}, registry)
+    metrics = EngineMetricsExporter(lambda: state, {"model_name": "m", "tp_rank": 0}, registry)
     labels = {"model_name": "m", "tp_rank": "0"}
 
     def value(name: str) -> float | None:

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from sglang.srt.kairos.request_slo import KEY, LONGEST_WAIT_S, of_request
+from sglang.srt.kairos.request_slo import KEY, MAX_WAIT_S, of_request
 
 from kairos.slo import Slo, SloClasses
 
@@ -21,7 +21,7 @@ def test_it_has_run_since_the_first_process() -> None:
 
 
 @pytest.mark.parametrize(
-    "told", [NOW + 1.0, NOW - LONGEST_WAIT_S - 1.0, -1e300, -math.inf, math.nan, "5", None]
+    "told", [NOW + 1.0, NOW - MAX_WAIT_S - 1.0, -1e300, -math.inf, math.nan, "5", None]
 )
 def test_a_clock_that_is_not_this_host_s_counts_for_nothing(told: object) -> None:
     """A time of minus infinity once ended the scheduler."""

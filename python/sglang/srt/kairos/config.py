@@ -5,9 +5,8 @@ import functools
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from kairos.errors import InputError
 from kairos.latency import load_profile
@@ -30,12 +29,12 @@ class KairosConfig:
     """Validated flags.
 
     Attributes:
-        classes: the SLO classes this server offers.
+        classes: the SLO classes that this server offers.
         profile: name or path of the latency profile behind predictions.
-        flags: the flags these values came from, canonical spelling, for child processes.
-        state_dir: where learned latencies are kept between runs; None: nowhere.
-        hold: hold a first token back until its decode slot is ready.
-        telemetry: where a scheduler publishes its load for routers; None: nowhere.
+        flags: the flags of these values, in canonical spelling, for child processes.
+        state_dir: folder of learned latencies between runs; None keeps nothing.
+        hold: first tokens are held back until their decode slot is ready.
+        telemetry: where a scheduler publishes its load for routers; None publishes nothing.
     """
 
     classes: SloClasses
@@ -47,14 +46,17 @@ class KairosConfig:
 
 
 class _Collect(argparse._StoreAction):
-    """A repeatable list option. Not argparse's "extend": SGLang's `--config` accepts a YAML list
-    only for options whose action derives from the plain store action."""
+    """A repeatable list option.
+
+    It is not argparse's "extend", because SGLang's `--config` accepts a YAML list only for options
+    whose action derives from the plain store action.
+    """
 
     def __call__(
         self,
         parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
+        values: str | Sequence[object] | None,
         option_string: str | None = None,
     ) -> None:
         del parser, option_string
@@ -63,8 +65,11 @@ class _Collect(argparse._StoreAction):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the `kairos` group. Values stay strings here: argparse would answer a bad one with
-    SGLang's whole usage text, `config_from_args` answers with one line."""
+    """Add the `kairos` group.
+
+    Values stay strings here: argparse would answer a bad one with SGLang's whole usage text,
+    `config_from_args` answers with one line.
+    """
     group = parser.add_argument_group(
         "kairos",
         "SLO-aware scheduling. Without --kairos the server behaves as upstream's. A request may "
@@ -72,6 +77,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "x-kairos-slo-class) or a `kairos` object in its body.",
     )
     group.add_argument("--kairos", action="store_true", help="Schedule by deadlines.")
+    _add_slo_arguments(group)
+    group.add_argument(
+        "--kairos-profile",
+        metavar="NAME_OR_FILE",
+        help="Latency profile behind predictions: a shipped name "
+        f"({', '.join(builtin_profiles())}) or a JSON file (default: {DEFAULT_PROFILE}).",
+    )
+    group.add_argument(
+        "--kairos-state-dir",
+        metavar="DIR",
+        help="Keep learned latencies in this folder, so that a restart begins with them (default: "
+        "nothing is kept).",
+    )
+    group.add_argument(
+        "--kairos-hold",
+        action="store_true",
+        default=None,
+        help="Decode servers hold a first token back until its decode slot is ready, at most until "
+        "the TTFT deadline. This moves waiting from the TPOT clock to unused TTFT slack.",
+    )
+    group.add_argument(
+        "--kairos-telemetry",
+        metavar="tcp://HOST:PORT",
+        help="Publish load, calibration and slack for routers at this address. Port 0 takes a free "
+        "one, which /server_info shows. Every host that can reach the address can read the "
+        "messages (default: off).",
+    )
+
+
+def _add_slo_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--kairos-ttft-slo-ms",
         metavar="MS",
@@ -92,80 +127,83 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="A named class of objectives that requests may choose, milliseconds; repeatable. "
         "Example: --kairos-slo-class interactive=500,25 --kairos-slo-class batch=20000,150",
     )
-    group.add_argument(
-        "--kairos-profile",
-        metavar="NAME_OR_FILE",
-        help="Latency profile behind predictions: a shipped name "
-        f"({', '.join(builtin_profiles())}) or a JSON file (default: {DEFAULT_PROFILE}).",
-    )
-    group.add_argument(
-        "--kairos-state-dir",
-        metavar="DIR",
-        help="Keep what is learned about latencies in this folder, so that a restart begins with "
-        "it (default: nothing is kept).",
-    )
-    group.add_argument(
-        "--kairos-hold",
-        action="store_true",
-        default=None,
-        help="Decode servers hold a first token back until its decode slot is ready, at most until "
-        "the TTFT deadline. Moves waiting from the TPOT clock to unused TTFT slack.",
-    )
-    group.add_argument(
-        "--kairos-telemetry",
-        metavar="tcp://HOST:PORT",
-        help="Publish load, calibration and slack for routers at this address; port 0 takes a free "
-        "one, which /server_info tells. Anyone who can reach it can read it (default: off).",
-    )
+
+
+@dataclass(frozen=True, slots=True)
+class _GivenFlags:
+    """The Kairos flags of a command line besides --kairos; None where one is absent."""
+
+    ttft_slo_ms: str | None = None
+    tpot_slo_ms: str | None = None
+    slo_class: list[str] | None = None
+    profile: str | None = None
+    state_dir: str | None = None
+    hold: bool | None = None
+    telemetry: str | None = None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "_GivenFlags":
+        """Return the flags in the namespace of a parser that may lack some of them."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: getattr(args, f"kairos_{name}", None) for name in names})
+
+    def words(self) -> list[str]:
+        """Return the command line that gives these flags."""
+        words = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                values = [] if value is True else value if isinstance(value, list) else [value]
+                words += [f"--kairos-{field.name.replace('_', '-')}", *values]
+        return words
 
 
 def config_from_args(args: argparse.Namespace) -> KairosConfig | None:
-    """The configuration that `args` ask for; None without --kairos.
+    """Return the configuration that `args` ask for; None without --kairos.
 
     Raises:
         InputError: a value out of range, a class defined twice, an unreadable profile, or a
             Kairos option without --kairos.
     """
-    given = {
-        flag: value
-        for flag in (
-            *("ttft-slo-ms", "tpot-slo-ms", "slo-class", "profile"),
-            *("state-dir", "hold", "telemetry"),
-        )
-        if (value := getattr(args, f"kairos_{flag.replace('-', '_')}", None)) is not None
-    }
+    given = _GivenFlags.of(args)
     if not getattr(args, "kairos", False):
-        if given:
-            raise InputError(f"--kairos-{next(iter(given))} has no effect without --kairos")
+        if words := given.words():
+            raise InputError(f"{words[0]} has no effect without --kairos; add --kairos")
         return None
-    ttft = given.get("ttft-slo-ms", DEFAULT_TTFT_SLO_MS)
-    tpot = given.get("tpot-slo-ms", DEFAULT_TPOT_SLO_MS)
+    classes = _classes(given)
+    profile = DEFAULT_PROFILE if given.profile is None else given.profile
+    load_profile(profile)  # refuses a bad one here, before the model is loaded
+    if given.state_dir is not None:
+        folder = _writable_folder(given.state_dir, "--kairos-state-dir")
+        given = replace(given, state_dir=folder)
+    if given.telemetry is not None and not is_endpoint(given.telemetry):
+        raise InputError(f"--kairos-telemetry: {given.telemetry!r} is not tcp://HOST:PORT")
+    return KairosConfig(
+        classes,
+        profile,
+        ("--kairos", *given.words()),
+        given.state_dir,
+        bool(given.hold),
+        given.telemetry,
+    )
+
+
+def _classes(given: _GivenFlags) -> SloClasses:
+    """Return the SLO classes that flags define."""
+    ttft = DEFAULT_TTFT_SLO_MS if given.ttft_slo_ms is None else given.ttft_slo_ms
+    tpot = DEFAULT_TPOT_SLO_MS if given.tpot_slo_ms is None else given.tpot_slo_ms
     default = Slo(ttft_ms(ttft, "--kairos-ttft-slo-ms"), tpot_ms(tpot, "--kairos-tpot-slo-ms"))
     named: dict[str, Slo] = {}
-    for text in given.get("slo-class", []):
+    for text in given.slo_class or ():
         slo = parse_class(text, "--kairos-slo-class")
         if slo.slo_class in named:
             raise InputError(f"--kairos-slo-class: {slo.slo_class!r} is defined twice")
         named[slo.slo_class] = slo
-    profile = given.get("profile", DEFAULT_PROFILE)
-    load_profile(profile)  # refuse a bad one here, before the model is loaded
-    state_dir = given.get("state-dir")
-    if state_dir is not None:
-        state_dir = given["state-dir"] = _writable_folder(state_dir, "--kairos-state-dir")
-    telemetry = given.get("telemetry")
-    if telemetry is not None and not is_endpoint(telemetry):
-        raise InputError(f"--kairos-telemetry: {telemetry!r} is not tcp://HOST:PORT")
-    flags = ["--kairos"]
-    for flag, value in given.items():
-        values = [] if value is True else value if isinstance(value, list) else [value]
-        flags += [f"--kairos-{flag}", *values]
-    hold = bool(given.get("hold", False))
-    classes = SloClasses(default, named)
-    return KairosConfig(classes, profile, tuple(flags), state_dir, hold, telemetry)
+    return SloClasses(default, named)
 
 
 def _writable_folder(text: str, flag: str) -> str:
-    """The absolute path of folder `text`, made when missing.
+    """Return the absolute path of folder `text`, which is made when missing.
 
     Raises:
         InputError: it cannot be made or written to.
@@ -181,8 +219,10 @@ def _writable_folder(text: str, flag: str) -> str:
 
 
 def config_from_env() -> KairosConfig | None:
-    """The configuration in the environment: unset, empty or "0" is off, "1" is on with defaults,
-    anything else is read as command-line flags.
+    """Return the configuration in the environment.
+
+    Unset, empty or "0" is off, "1" is on with defaults, other values are read as command-line
+    flags.
 
     Raises:
         InputError: as `config_from_args`, or an unknown flag.
@@ -205,7 +245,7 @@ def config_from_env() -> KairosConfig | None:
 
 @functools.cache
 def active_config() -> KairosConfig | None:
-    """`config_from_env`, read once per process."""
+    """Return `config_from_env`, read once per process."""
     return config_from_env()
 
 

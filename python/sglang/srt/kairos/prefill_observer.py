@@ -1,4 +1,4 @@
-"""What the prefill batches of one server really take."""
+"""Measured durations of the prefill batches of one server."""
 
 import logging
 import math
@@ -8,10 +8,11 @@ import time
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from sglang.srt.kairos.shared_clock import SharedClock
+from sglang.srt.kairos.upstream import PrefillBatch
 
 from kairos.errors import InputError
 from kairos.latency import (
@@ -26,86 +27,114 @@ from kairos.latency import (
 from kairos.latency.prefill_learner import PrefillLearner
 
 _SAVE_EVERY_S = 60.0
-_SHARED = "prefill"  # name among the learned values of the ranks
+_LEARNED_NAME = "prefill"  # among the learned values that the ranks share
+_NOTHING_LEARNED: tuple[float, ...] = ()
 
 _log = logging.getLogger(__name__)
 
 
-class _Flight(NamedTuple):
-    """A formed batch whose result is still to come."""
+class _AnnouncedBatch(NamedTuple):
+    """A formed batch whose result has not arrived.
+
+    Attributes:
+        chunks: its prompts' parts.
+        predicted_s: its predicted duration, seconds.
+    """
 
     chunks: Sequence[Chunk]
     predicted_s: float
 
 
-class PrefillObserver:
-    """Learns from every batch announced with `formed`, and keeps what it learned.
+class _LastResult(NamedTuple):
+    """The result that arrived last.
 
-    Args:
-        profile: what to begin with.
-        overlap: batches are launched while the one before still runs.
-        state_dir: folder of what earlier runs learned; None keeps nothing.
+    Attributes:
+        end_s: monotonic seconds.
+        iteration: upstream's number of the forward pass.
     """
+
+    end_s: float
+    iteration: int
+
+
+class PrefillObserver:
+    """Learns from every batch that was announced with `formed`, and keeps the learned model."""
 
     def __init__(
         self, profile: Profile, clock: SharedClock, overlap: bool, state_dir: str | None
     ) -> None:
-        import scipy.optimize  # noqa: F401  # half a second, which no batch shall wait for
+        """Begin with the profile, or with the model of an earlier run.
+
+        Args:
+            profile: the latency models to begin with.
+            clock: shares learned values between ranks.
+            overlap: a batch is launched while the one before it still runs.
+            state_dir: folder of learned models; None keeps nothing.
+        """
+        import scipy.optimize  # noqa: F401  # half a second, for which no batch must wait
 
         self._profile = profile
         self._clock = clock
         self._overlap = overlap
         self._file = None if state_dir is None else state_file(state_dir, profile.name)
-        earlier = self._earlier()
+        earlier = None if self._file is None else _earlier_model(self._file)
         self._learner = PrefillLearner(profile.prefill, earlier)
         self._warm = earlier is not None
         self._ratio = Calibration()
-        self._flights: dict[int, _Flight] = {}
-        self._last_end_s = 0.0
-        self._last_iteration = -1
+        self._announced: dict[int, _AnnouncedBatch] = {}
+        self._last = _LastResult(0.0, -1)
         self._saved_s = -math.inf
         if self._warm:
             self._publish()
 
     def model(self) -> tuple[PrefillModel, float]:
-        """The model for decisions and the factor on its predictions; the same on every rank."""
-        values = self._clock.learned(_SHARED, None)
-        if values is None:
+        """Return the model for decisions and the factor on its predictions.
+
+        Both are the same on every rank.
+        """
+        values = self._clock.learned(_LEARNED_NAME, _NOTHING_LEARNED)
+        if not values:
             return self._profile.prefill, 1.0
         *coefficients, factor = values
         return PrefillModel(*coefficients), factor
 
     def formed(self, iteration: int, chunks: Sequence[Chunk], predicted_s: float) -> None:
-        """A batch will be launched as upstream's forward `iteration`. Its chunks are taken now:
-        the requests move on before the result is there."""
-        self._flights[iteration] = _Flight(chunks, predicted_s)
+        """Announce a batch.
 
-    def finished(self, batch: Any) -> None:
-        """The result of an upstream `ScheduleBatch` has been processed.
+        Args:
+            iteration: upstream's number of the forward pass that will be launched.
+            chunks: taken now, because the requests move on before the result arrives.
+            predicted_s: the prediction that decisions used, seconds.
+        """
+        self._announced[iteration] = _AnnouncedBatch(chunks, predicted_s)
 
-        Under the overlap schedule a batch waits on the device for the one before, so its time runs
-        from that one's end. Otherwise, and after a pause, it runs from its launch.
+    def finished(self, batch: PrefillBatch) -> None:
+        """Measure a batch whose result has been processed.
+
+        Under the overlap schedule a batch waits on the device for the one before it, so its time
+        runs from that batch's end. Otherwise, and after a pause, its time runs from its launch.
         """
         end_s = time.monotonic()
-        follows = self._last_iteration + 1 == batch.forward_iter and not batch.after_idle_gap
+        last = self._last
+        follows = last.iteration + 1 == batch.forward_iter and not batch.after_idle_gap
         begin_s = batch.launch_ts
         if self._overlap:
-            begin_s = self._last_end_s if follows else max(begin_s, self._last_end_s)
-        self._last_end_s, self._last_iteration = end_s, batch.forward_iter
-        for stale in [n for n in self._flights if n < batch.forward_iter]:
-            del self._flights[stale]
-        flight = self._flights.pop(batch.forward_iter, None)
-        if flight is None:
+            begin_s = last.end_s if follows else max(begin_s, last.end_s)
+        self._last = _LastResult(end_s, batch.forward_iter)
+        for stale in [n for n in self._announced if n < batch.forward_iter]:
+            del self._announced[stale]
+        announced = self._announced.pop(batch.forward_iter, None)
+        if announced is None:
             return
-        self._ratio.observe(flight.predicted_s, end_s - begin_s)
-        refitted = self._learner.observe(flight.chunks, end_s - begin_s)
+        self._ratio.observe(announced.predicted_s, end_s - begin_s)
+        refitted = self._learner.observe(announced.chunks, end_s - begin_s)
         self._publish()
         if refitted and end_s - self._saved_s > _SAVE_EVERY_S:
             self._saved_s = end_s
             self.save()
 
     def save(self) -> None:
-        """Write what is learned for the next run, beside the event loop."""
+        """Write the learned model for the next run, in a thread beside the event loop."""
         if self._file is None:
             return
         model = msgspec.structs.astuple(self._learner.model)
@@ -118,9 +147,11 @@ class PrefillObserver:
         )
         threading.Thread(target=_write, args=(learned, self._file), daemon=True).start()
 
-    def snapshot(self) -> dict[str, Any]:
-        """Figures for /server_info. The ratio is measured / predicted, of the predictions that
-        decisions used."""
+    def snapshot(self) -> dict[str, float]:
+        """Return the figures for /server_info.
+
+        prediction_ratio is measured over predicted time, of the predictions that decisions used.
+        """
         return {
             "batches_measured": self._ratio.samples,
             "prediction_ratio": round(self._ratio.factor, 4),
@@ -132,21 +163,23 @@ class PrefillObserver:
 
     def _publish(self) -> None:
         model = msgspec.structs.astuple(self._learner.model)
-        self._clock.learn(_SHARED, (*model, self._learner.factor))
-
-    def _earlier(self) -> PrefillModel | None:
-        if self._file is None or not self._file.exists():
-            return None
-        try:
-            return load_profile(self._file).prefill
-        except InputError as error:
-            _log.warning("Kairos begins without what it had learned: %s", error)
-            return None
+        self._clock.learn(_LEARNED_NAME, (*model, self._learner.factor))
 
 
 def state_file(state_dir: str, profile_name: str) -> Path:
-    """Where prefill servers keep what they learned about a profile: a profile file again."""
+    """Return where prefill servers keep the model learned from a profile, as a profile file."""
     return Path(state_dir) / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', profile_name)}.prefill.json"
+
+
+def _earlier_model(file: Path) -> PrefillModel | None:
+    """Return the model of an earlier run; None where there is none."""
+    if not file.exists():
+        return None
+    try:
+        return load_profile(file).prefill
+    except InputError as error:
+        _log.warning("Kairos begins without what it had learned: %s", error)
+        return None
 
 
 def _write(profile: Profile, file: Path) -> None:

@@ -2,28 +2,34 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
-from kairos.metrics import ENGINE_METRICS, figure
+from sglang.srt.kairos.upstream import Scheduler
+
+from kairos.metrics import ENGINE_METRICS, EngineMetric, figure
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 _EVERY_S = 1.0
 
 
-class EngineMetrics:
-    """Copies figures of /server_info into Prometheus metrics, once a second at most.
-
-    Args:
-        snapshot: gives the `kairos` object of /server_info.
-        labels: upstream's labels of this scheduler.
-        registry: None is the client library's default one, which upstream serves.
-    """
+class EngineMetricsExporter:
+    """Copies figures of /server_info into Prometheus metrics, once a second at most."""
 
     def __init__(
         self,
-        snapshot: Callable[[], Mapping[str, Any]],
-        labels: Mapping[str, Any],
-        registry: Any = None,
+        snapshot: Callable[[], Mapping[str, object]],
+        labels: Mapping[str, object],
+        registry: "CollectorRegistry | None" = None,
     ) -> None:
+        """Register the metrics of which this server has the figure.
+
+        Args:
+            snapshot: returns the `kairos` object of /server_info.
+            labels: upstream's labels of this scheduler.
+            registry: None is the client library's default one, which upstream serves.
+        """
         # Upstream sets the folder of its multiprocess mode first; the library reads it at import.
         from prometheus_client import REGISTRY, Counter, Gauge
 
@@ -32,7 +38,8 @@ class EngineMetrics:
         state = snapshot()
         values = {name: str(value) for name, value in labels.items()}
         registry = registry or REGISTRY
-        self._gauges, self._counters = [], []
+        self._gauges: list[tuple[EngineMetric, Gauge]] = []
+        self._counters: list[tuple[EngineMetric, Counter]] = []
         for metric in ENGINE_METRICS:
             if figure(state, metric.path) is None:
                 continue
@@ -51,7 +58,11 @@ class EngineMetrics:
         self._counted = dict.fromkeys((metric.name for metric, _ in self._counters), 0.0)
 
     def update(self, force: bool = False) -> None:
-        """Called after every batch; `force` ignores that the last update was just now."""
+        """Copy the figures after a batch, unless that was done less than a second ago.
+
+        Args:
+            force: copy them in any case.
+        """
         now = time.monotonic()
         if now - self._updated_s < _EVERY_S and not force:
             return
@@ -65,7 +76,9 @@ class EngineMetrics:
             self._counted[metric.name] = value
 
 
-def engine_metrics(scheduler: Any, snapshot: Callable[[], Mapping[str, Any]]) -> Any:
-    """The metrics of an upstream `Scheduler`; None where upstream collects none."""
+def engine_metrics(
+    scheduler: Scheduler, snapshot: Callable[[], Mapping[str, object]]
+) -> EngineMetricsExporter | None:
+    """Return the metrics of a scheduler; None where upstream collects none."""
     collector = getattr(scheduler.metrics_reporter, "metrics_collector", None)
-    return None if collector is None else EngineMetrics(snapshot, collector.labels)
+    return None if collector is None else EngineMetricsExporter(snapshot, collector.labels)

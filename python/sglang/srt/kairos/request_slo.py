@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from kairos.errors import InputError
 from kairos.slo import Slo, SloClasses, SloRequest, from_mapping
@@ -10,7 +9,7 @@ from kairos.slo import Slo, SloClasses, SloRequest, from_mapping
 # Key in `custom_params`, the one field of a request that SGLang carries to both servers untouched.
 KEY = "kairos"
 # An arrival further back than this is not of this host's clock, seconds.
-LONGEST_WAIT_S = 3600.0
+MAX_WAIT_S = 3600.0
 
 
 @dataclass(slots=True)
@@ -38,10 +37,11 @@ class RequestSlo:
 
     @property
     def ttft_deadline_s(self) -> float:
+        """When the first token is due, CLOCK_MONOTONIC seconds of this host."""
         return self.arrival_s + self.slo.ttft_s
 
     def wire(self) -> dict[str, float | str]:
-        """Form in custom_params between the processes of one host."""
+        """Return the form in custom_params between the processes of one host."""
         return {
             "ttft_ms": self.slo.ttft_ms,
             "tpot_ms": self.slo.tpot_ms,
@@ -50,13 +50,23 @@ class RequestSlo:
         }
 
 
-def resolve(asked: SloRequest, classes: SloClasses, now: float) -> RequestSlo:
-    """Complete `asked` and start its clock: it has already spent `asked.elapsed_ms`."""
-    return RequestSlo(classes.resolve(asked), now - asked.elapsed_ms / 1e3)
+def resolve(requested: SloRequest, classes: SloClasses, now: float) -> RequestSlo:
+    """Complete a requested SLO and start its clock, `requested.elapsed_ms` ago.
+
+    Args:
+        requested: the fields that the client set.
+        classes: fill in the others.
+        now: CLOCK_MONOTONIC seconds.
+    """
+    return RequestSlo(classes.resolve(requested), now - requested.elapsed_ms / 1e3)
 
 
-def asked_in(custom_params: object, where: str) -> SloRequest:
-    """What the custom_params of a client ask for.
+def requested_in(custom_params: object, where: str) -> SloRequest:
+    """Read the SLO in the custom_params of a client.
+
+    Args:
+        custom_params: as received.
+        where: names the field in messages.
 
     Raises:
         InputError: malformed.
@@ -69,9 +79,16 @@ def asked_in(custom_params: object, where: str) -> SloRequest:
     return SloRequest() if fields is None else from_mapping(fields, f"{where}.{KEY}")
 
 
-def of_request(custom_params: Any, classes: SloClasses, now: float) -> RequestSlo:
-    """The SLO of a request that reached the scheduler. Requests that did not come through the
-    HTTP hooks (health checks, `Engine.generate`) start their clock now.
+def of_request(custom_params: object, classes: SloClasses, now: float) -> RequestSlo:
+    """Read the SLO of a request that reached the scheduler.
+
+    Requests that did not come through the HTTP hooks (health checks, `Engine.generate`) start their
+    clock now.
+
+    Args:
+        custom_params: of the request's sampling parameters.
+        classes: fill in missing fields.
+        now: CLOCK_MONOTONIC seconds.
 
     Raises:
         InputError: malformed, which only `Engine.generate` can produce.
@@ -84,7 +101,7 @@ def of_request(custom_params: Any, classes: SloClasses, now: float) -> RequestSl
     rest = {name: value for name, value in fields.items() if name != "arrival_s"}
     request = resolve(from_mapping(rest, f"custom_params.{KEY}"), classes, now)
     arrival = fields.get("arrival_s")
-    # In the future, long past, or not a number: another host's clock. Then this one's counts.
-    if isinstance(arrival, float) and now - LONGEST_WAIT_S <= arrival <= now:
+    # An arrival in the future, long past, or not a number is of another host's clock.
+    if isinstance(arrival, float) and now - MAX_WAIT_S <= arrival <= now:
         return RequestSlo(request.slo, arrival)
     return request

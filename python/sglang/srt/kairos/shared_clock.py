@@ -1,8 +1,8 @@
 """One time, and one set of learned values, for all ranks that share a waiting queue.
 
 Every tensor-parallel rank runs its own scheduler and must take the same decisions, or the ranks
-wait for each other in different collectives. Clocks of hosts differ, and so does what each rank
-measures. The first rank's reading rides the broadcast of received requests that upstream makes in
+wait for each other in different collectives. Clocks of hosts differ, and so do the measurements of
+ranks. The first rank's reading rides the broadcast of received requests that upstream makes in
 every pass of the event loop; decisions use that reading and nothing local.
 """
 
@@ -10,56 +10,65 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What the first rank sends.
+class ClockReading:
+    """The message of the first rank.
 
     Attributes:
         now_s: its CLOCK_MONOTONIC, seconds.
-        learned: its learned values by name; plain values only, it is pickled in every pass.
+        learned: its learned values by name; plain values only, because it is pickled in every pass.
         decisions: digest of the decisions it has taken so far.
     """
 
     now_s: float
-    learned: dict[str, Any] = field(default_factory=dict)
+    learned: dict[str, object] = field(default_factory=dict)
     decisions: int = 0
 
 
 class RanksDivergedError(RuntimeError):
-    """This rank has decided otherwise than the first one. Going on would hang both."""
+    """This rank has decided otherwise than the first one; continuing would hang both."""
 
 
 class SharedClock:
-    """Args:
-    ranks: tensor-parallel size. With one rank nothing is sent and time is local.
-    local_time: the local clock, monotonic seconds.
+    """The clock of one rank.
+
+    Attributes:
+        shared: several ranks use one time.
     """
 
     def __init__(self, ranks: int, local_time: Callable[[], float] = time.monotonic) -> None:
+        """Begin with the local time.
+
+        Args:
+            ranks: tensor-parallel size. With one rank nothing is sent and time is local.
+            local_time: the local clock, monotonic seconds.
+        """
         self.shared = ranks > 1
         self._local_time = local_time
-        self._local: dict[str, Any] = {}
-        self._reading = Reading(local_time())
+        self._local: dict[str, object] = {}
+        self._reading = ClockReading(local_time())
         self._decisions = 0
 
     def now(self) -> float:
-        """Time for decisions, seconds: with several ranks, that of the latest reading."""
+        """Return the time for decisions, seconds: with several ranks, that of the last reading."""
         return self._reading.now_s if self.shared else self._local_time()
 
-    def learn(self, name: str, value: Any) -> None:
-        """Offer what this rank has learned. The first rank's value counts, from the next pass."""
+    def learn(self, name: str, value: object) -> None:
+        """Offer a value that this rank has learned.
+
+        The first rank's value is used, from the next pass.
+        """
         self._local[name] = value
 
     def learned(self, name: str, default: T) -> T:
-        """The value that counts; `default` until the first rank has learned one."""
+        """Return the value in use; `default` until the first rank has learned one."""
         values = self._reading.learned if self.shared else self._local
-        value: T = values.get(name, default)
-        return value
+        return cast("T", values.get(name, default))
 
     def decided(self, *numbers: int) -> None:
         """Note a decision, so that ranks which diverge stop instead of hanging."""
@@ -71,27 +80,32 @@ class SharedClock:
         return self._decisions
 
     def receive(
-        self, original: Callable[..., list[Any]], receiver: Any, local_reqs: Sequence[Any] | None
-    ) -> list[Any]:
-        """Around `SchedulerRequestReceiver.recv_requests`: upstream sends what this rank adds only
-        if it is the first.
+        self,
+        original: Callable[[object, Sequence[object] | None], list[object]],
+        receiver: object,
+        local_reqs: Sequence[object] | None,
+    ) -> list[object]:
+        """Add this rank's reading to the requests that are sent, and take the first rank's out.
+
+        Around `SchedulerRequestReceiver.recv_requests`. Upstream sends only the first rank's.
 
         Raises:
             RanksDivergedError: the first rank has decided otherwise.
         """
         if not self.shared:
             return original(receiver, local_reqs)
-        reading = Reading(self._local_time(), dict(self._local), self._decisions)
+        reading = ClockReading(self._local_time(), dict(self._local), self._decisions)
         received = original(receiver, [*(local_reqs or []), reading])
-        readings = [item for item in received if isinstance(item, Reading)]
+        readings = [item for item in received if isinstance(item, ClockReading)]
         if not readings:  # a pass in which upstream polled nothing
             return received
         self._reading = readings[-1]
         if self._reading.decisions != self._decisions:
             raise RanksDivergedError(
-                "this tensor-parallel rank has scheduled other batches than the first one"
+                "this tensor-parallel rank has scheduled other batches than the first one; "
+                "restart the server"
             )
-        return [item for item in received if not isinstance(item, Reading)]
+        return [item for item in received if not isinstance(item, ClockReading)]
 
 
 _clock: SharedClock | None = None
@@ -104,6 +118,11 @@ def install(clock: SharedClock) -> None:
 
 
 def installed() -> SharedClock:
-    """The clock of this process's scheduler."""
-    assert _clock is not None, "installed with the scheduler, before it receives anything"
+    """Return the clock of this process's scheduler.
+
+    Raises:
+        RuntimeError: no scheduler has been made.
+    """
+    if _clock is None:
+        raise RuntimeError("no clock is installed; the scheduler installs it before it receives")
     return _clock

@@ -1,17 +1,19 @@
-"""What one scheduler process knows about its requests' SLOs."""
+"""Kairos' side of one scheduler process."""
 
 import logging
 from collections import Counter, deque
-from typing import Any
+from collections.abc import Iterable
 
 from sglang.srt.kairos.config import KairosConfig
 from sglang.srt.kairos.decode_scheduler import DecodeScheduler
 from sglang.srt.kairos.decode_turns import DecodeTurns
-from sglang.srt.kairos.prefill_planner import PrefillPlanner, planning_refusal
+from sglang.srt.kairos.prefill_planner import PrefillPlanner
 from sglang.srt.kairos.prefill_scheduler import PrefillScheduler
 from sglang.srt.kairos.prometheus import engine_metrics
 from sglang.srt.kairos.request_slo import RequestSlo, of_request
 from sglang.srt.kairos.shared_clock import SharedClock, install
+from sglang.srt.kairos.support import planning_refusal
+from sglang.srt.kairos.upstream import Req, ScheduleBatch, SchedulePolicy, Scheduler
 
 from kairos.errors import InputError
 from kairos.latency import load_profile
@@ -26,25 +28,28 @@ _log = logging.getLogger(__name__)
 
 
 class KairosState:
-    """Kairos' side of one upstream `Scheduler`.
+    """Kairos' side of one upstream scheduler.
 
     Attributes:
+        role: `prefill`, `decode` or `null` for a server that does both.
         clock: time and learned values for decisions, the same on every tensor-parallel rank.
         prefill: orders the waiting queue; None on a decode server.
         planner: decides prefill batches; None where only the order is Kairos'.
         decode: decides decode batches and memory; None where there is no decode server.
-        turns: when decode goes before prefill; None on disaggregated servers.
+        turns: decides when decode goes before prefill; None on disaggregated servers.
     """
 
-    def __init__(self, config: KairosConfig, scheduler: Any) -> None:
-        """Args:
-        config: the validated flags.
-        scheduler: the upstream `Scheduler`, just constructed and idle.
+    def __init__(self, config: KairosConfig, scheduler: Scheduler) -> None:
+        """Begin on an idle scheduler.
+
+        Args:
+            config: the validated flags.
+            scheduler: just constructed.
         """
-        self.config = config
         self.role: str = scheduler.disaggregation_mode.value
         self.clock = SharedClock(scheduler.tp_size)
         install(self.clock)
+        self._config = config
         self._rows = scheduler.req_to_token_pool
         self._all_rows = self._rows.available_size()
         profile = load_profile(config.profile)
@@ -61,26 +66,26 @@ class KairosState:
         self.turns = DecodeTurns(scheduler.enable_overlap) if self.role == "null" else None
         if self.turns is not None:
             _log.warning("Kairos leaves decode batches to upstream: not disaggregated")
-        self.classes: Counter[str] = Counter()
-        self.invalid = 0
+        self._by_class: Counter[str] = Counter()
+        self._invalid = 0
         self._received = 0
         self._handshakes_ordered_s = -HANDSHAKE_ORDER_S
-        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+        self._recent: deque[dict[str, object]] = deque(maxlen=RECENT)
         self._metrics = engine_metrics(scheduler, self.snapshot)
 
-    def admit(self, req: Any) -> None:
-        """Attach its SLO to a new upstream `Req` as `req.kairos`."""
+    def admit(self, req: Req) -> None:
+        """Attach its SLO to a new request, as `req.kairos`."""
         now = self.clock.now()
         custom_params = getattr(req.sampling_params, "custom_params", None)
         try:
-            request = of_request(custom_params, self.config.classes, now)
+            request = of_request(custom_params, self._config.classes, now)
         except InputError:
-            self.invalid += 1
-            request = RequestSlo(self.config.classes.default, now)
+            self._invalid += 1
+            request = RequestSlo(self._config.classes.default, now)
         self._received += 1
         request.number = self._received
         req.kairos = request
-        self.classes[request.slo.slo_class] += 1
+        self._by_class[request.slo.slo_class] += 1
         self._recent.append(
             {
                 "rid": req.rid,
@@ -92,18 +97,20 @@ class KairosState:
             }
         )
 
-    def order(self, waiting: list[Any], policy: Any) -> None:
-        """Reorder a waiting queue in place; `policy` is the upstream `SchedulePolicy`."""
-        planned = None if self.planner is None else self.planner.ordered()
+    def order(self, waiting: list[Req], policy: SchedulePolicy) -> None:
+        """Reorder a waiting queue in place."""
+        planned = None if self.planner is None else self.planner.forming.ordered()
         if planned is not None:
             waiting[:] = planned
         elif self.prefill is not None:
             self._admit_all(waiting)
             self.prefill.order(waiting, policy, self.clock.now())
 
-    def order_handshakes(self, queue: list[Any], policy: Any) -> None:
-        """Reorder requests that wait for their handshake in place, now and then: the queue is
-        looked at in every pass of the event loop."""
+    def order_handshakes(self, queue: list[Req], policy: SchedulePolicy) -> None:
+        """Reorder requests that wait for their handshake in place, at intervals.
+
+        Upstream looks at this queue in every pass of the event loop.
+        """
         now = self.clock.now()
         if self.prefill is None or now < self._handshakes_ordered_s + HANDSHAKE_ORDER_S:
             return
@@ -111,50 +118,51 @@ class KairosState:
         self._admit_all(queue)
         self.prefill.order_handshakes(queue, policy, now)
 
-    def decode_is_due(self, running_batch: Any, last_batch: Any) -> bool:
-        """Whether upstream's `ScheduleBatch` of running requests goes before waiting prompts."""
+    def decode_is_due(self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None) -> bool:
+        """Return whether running requests get a step before waiting prompts."""
         return self.turns is not None and self.turns.due(
             running_batch, last_batch, self.clock.now()
         )
 
-    def _admit_all(self, requests: list[Any]) -> None:
-        for req in requests:
-            if not hasattr(req, "kairos"):  # embeddings are made without the hook
-                self.admit(req)
-
-    def measured(self, batch: Any) -> None:
-        """The result of an upstream `ScheduleBatch` has just been processed."""
+    def measured(self, batch: ScheduleBatch) -> None:
+        """Measure a batch whose result has just been processed."""
         if self.planner is not None:
             self.planner.observer.finished(batch)
         if self.turns is not None:
             self.turns.measured(batch, self.clock.now())
         if self._metrics is None:
             return
-        # An idle scheduler shows nothing more, so the end of a burst is shown at once.
+        # An idle scheduler updates nothing, so the end of a burst is shown at once.
         if self.planner is not None:
-            self._metrics.update(force=self.planner.has_nothing())
+            self._metrics.update(force=self.planner.is_idle())
         else:
             self._metrics.update(force=all(req.finished() for req in batch.reqs))
 
-    def _state_dir(self) -> str | None:
-        """Where this rank keeps what it learns: only what the first one learns counts."""
-        from sglang.srt.runtime_context import get_parallel
-
-        first = not self.clock.shared or get_parallel().attn_tp_rank == 0
-        return self.config.state_dir if first else None
-
-    def snapshot(self) -> dict[str, Any]:
-        """For /server_info: plain values only."""
+    def snapshot(self) -> dict[str, object]:
+        """Return the `kairos` object of /server_info: plain values only."""
         return {
             "role": self.role,
             "decisions": self.clock.decisions,
             "rows_in_use": self._all_rows - self._rows.available_size(),
-            "flags": list(self.config.flags),
-            "requests_by_class": dict(self.classes),
-            "invalid_slos": self.invalid,
+            "flags": list(self._config.flags),
+            "requests_by_class": dict(self._by_class),
+            "invalid_slos": self._invalid,
             "prefill": None if self.prefill is None else self.prefill.snapshot(),
             "planner": self._unplanned if self.planner is None else self.planner.snapshot(),
             "decode": None if self.decode is None else self.decode.snapshot(),
             "decode_turns": None if self.turns is None else self.turns.snapshot(),
             "recent": list(self._recent),
         }
+
+    def _admit_all(self, requests: Iterable[Req]) -> None:
+        for req in requests:
+            if not hasattr(req, "kairos"):  # embeddings are made without the hook
+                self.admit(req)
+
+    def _state_dir(self) -> str | None:
+        """Return where this rank keeps what it learns: only the first rank's values are used."""
+        # Here, because importing it takes seconds; a scheduler has it loaded.
+        from sglang.srt.runtime_context import get_parallel
+
+        first = not self.clock.shared or get_parallel().attn_tp_rank == 0
+        return self._config.state_dir if first else None

@@ -1,67 +1,121 @@
-"""Server modes that Kairos does not support yet are refused at start, with the reason."""
+"""Server modes that Kairos refuses at start, and modes in which it plans no prefill batches."""
 
-from typing import Any
+from typing import NamedTuple
 
 from sglang.srt.environ import envs
 from sglang.srt.kairos.config import KairosConfig
+from sglang.srt.kairos.upstream import Scheduler, ServerArgs
 
 from kairos.errors import InputError
 
 
-def refuse_unsupported(server_args: Any, config: KairosConfig) -> None:
-    """Check an upstream `ServerArgs` (raw or resolved).
+class _Refusal(NamedTuple):
+    """A mode that is not supported.
+
+    Attributes:
+        option: the flag or variable that asks for it.
+        value: of that option.
+        applies: the server is in this mode.
+        reason: why Kairos does not support it.
+    """
+
+    option: str
+    value: object
+    applies: bool
+    reason: str
+
+
+def refuse_unsupported(server_args: ServerArgs, config: KairosConfig) -> None:
+    """Check the options of a server, raw or resolved.
 
     Raises:
         InputError: naming the option, its value and the reason.
     """
-    a = server_args
-    if config.hold and a.disaggregation_mode != "decode":
+    mode = server_args.disaggregation_mode
+    if config.hold and mode != "decode":
         raise InputError(
-            "--kairos-hold has no effect with --disaggregation-mode "
-            f"{a.disaggregation_mode}: only decode servers hold first tokens back"
+            f"--kairos-hold has no effect with --disaggregation-mode {mode}: only decode servers "
+            "hold first tokens back. Start this server without it."
         )
-    for option, value, refused, reason in (
-        (
+    for option, value, applies, reason in _refusals(server_args):
+        if applies:
+            raise InputError(f"{option} {value} is not supported with --kairos: {reason}")
+
+
+def _refusals(args: ServerArgs) -> tuple[_Refusal, ...]:
+    no_slo_fields = "the gRPC server has no SLO fields"
+    rust = bool(envs.SGLANG_RUST_SERVER.get())
+    return (
+        _Refusal(
             "--pp-size",
-            a.pp_size,
-            a.pp_size > 1,
+            args.pp_size,
+            args.pp_size > 1,
             "pipeline stages would each order by their own clock",
         ),
-        (
+        _Refusal(
             "--enable-dp-attention",
             True,
-            a.enable_dp_attention,
+            args.enable_dp_attention,
             "the data-parallel ranks of a step must agree on it, and Kairos decides for each alone",
         ),
-        (
+        _Refusal(
             "--tokenizer-worker-num",
-            a.tokenizer_worker_num,
-            a.tokenizer_worker_num > 1,
+            args.tokenizer_worker_num,
+            args.tokenizer_worker_num > 1,
             "SGLang loads no plugins in extra tokenizer workers, so SLO headers would be ignored",
         ),
-        (
+        _Refusal(
             "--speculative-algorithm",
-            a.speculative_algorithm,
-            a.speculative_algorithm is not None and a.disaggregation_mode == "decode",
+            args.speculative_algorithm,
+            args.speculative_algorithm is not None and args.disaggregation_mode == "decode",
             "a step would make several tokens per request, which Kairos' step times and slack do "
             "not count",
         ),
-        ("--grpc-mode", True, a.grpc_mode or a.smg_grpc_mode, "the gRPC server has no SLO fields"),
-        ("--grpc-port", a.grpc_port, a.grpc_port is not None, "the gRPC server has no SLO fields"),
-        (
+        _Refusal("--grpc-mode", True, args.grpc_mode or args.smg_grpc_mode, no_slo_fields),
+        _Refusal("--grpc-port", args.grpc_port, args.grpc_port is not None, no_slo_fields),
+        _Refusal(
             "SGLANG_RUST_SERVER",
             1,
-            envs.SGLANG_RUST_SERVER.get(),
+            rust,
             "the embedded Rust server does not read SLOs from headers or bodies",
         ),
-        ("--encoder-only", True, a.encoder_only, "an encoder has neither prefill nor decode"),
-        (
+        _Refusal(
+            "--encoder-only",
+            True,
+            args.encoder_only,
+            "an encoder has neither prefill nor decode",
+        ),
+        _Refusal(
             "--enable-pd-role-switch",
             True,
-            a.enable_pd_role_switch,
+            args.enable_pd_role_switch,
             "Kairos is set up for the role that a server starts with",
         ),
-        ("--use-ray", True, a.use_ray, "Ray workers are not started with Kairos' environment"),
+        _Refusal(
+            "--use-ray", True, args.use_ray, "Ray workers are not started with Kairos' environment"
+        ),
+    )
+
+
+def planning_refusal(scheduler: Scheduler) -> str | None:
+    """Return why the prefill batches of a scheduler cannot be planned; None if they can."""
+    for reason, present in (
+        ("not a prefill server", scheduler.disaggregation_mode.value != "prefill"),
+        ("chunked prefill is off", not scheduler.chunked_prefill_size),
+        ("an embedding model", not scheduler.is_generation),
+        ("overlapped loading of LoRA adapters", scheduler.enable_lora_overlap_loading),
+        ("hierarchical cache", scheduler.enable_hierarchical_cache),
+        ("hybrid sliding-window attention", scheduler.is_hybrid_swa),
+        ("speculative decoding", not scheduler.spec_algorithm.is_none()),
+        ("mixed chunks", scheduler.is_mixed_chunk),
+        (
+            "deterministic inference with chunks of a fixed size",
+            scheduler.page_size % (scheduler.truncation_align_size or 1) != 0,
+        ),
+        ("a prefill delayer", scheduler.prefill_delayer is not None),
+        ("diffusion model", scheduler.dllm_config is not None),
+        ("a state-space model", hasattr(scheduler.req_to_token_pool, "mamba_allocator")),
     ):
-        if refused:
-            raise InputError(f"{option} {value} is not supported with --kairos: {reason}")
+        if present:
+            return reason
+    return None

@@ -31,7 +31,11 @@ from sglang.srt.kairos.upstream.memory import (
     ReqToMetadataIdxAllocator,
     ReqToTokenPool,
 )
-from sglang.srt.kairos.upstream.queues import PrefillBootstrapQueue
+from sglang.srt.kairos.upstream.prefill import (
+    PlanningScheduler,
+    PrefillBatch,
+    PrefillBootstrapQueue,
+)
 from sglang.srt.kairos.upstream.requests import (
     AbortReq,
     BaseFinishReason,
@@ -58,7 +62,14 @@ from sglang.srt.kairos.upstream.scheduler import (
     SpeculativeAlgorithm,
     TpModelWorker,
 )
-from sglang.srt.kairos.upstream.server import ServerArgs
+from sglang.srt.kairos.upstream.server import (
+    CompletionRequest,
+    GenerateReqInput,
+    GetInternalStateReqOutput,
+    OpenAIServingBase,
+    SamplingFields,
+    ServerArgs,
+)
 
 __all__ = [
     "AbortReq",
@@ -66,6 +77,7 @@ __all__ = [
     "BasePrefixCache",
     "BaseTokenToKVPoolAllocator",
     "BatchedPenalizerOrchestrator",
+    "CompletionRequest",
     "DecodePreallocQueue",
     "DecodeRequest",
     "DecodeTransferQueue",
@@ -73,20 +85,26 @@ __all__ = [
     "DeviceTimer",
     "DisaggregationMode",
     "ForwardMode",
+    "GenerateReqInput",
+    "GetInternalStateReqOutput",
     "HostTensor",
     "LoRAManager",
     "LoadSnapshot",
     "ModelConfig",
     "ModelRunner",
+    "OpenAIServingBase",
     "PenalizerFactory",
+    "PlanningScheduler",
     "PreallocationScheduler",
     "PrebuiltBatch",
+    "PrefillBatch",
     "PrefillBootstrapQueue",
     "Req",
     "ReqToMetadataIdxAllocator",
     "ReqToTokenPool",
     "RetractedRequests",
     "SamplingBatchInfo",
+    "SamplingFields",
     "SamplingParams",
     "ScheduleBatch",
     "SchedulePolicy",

@@ -1,21 +1,16 @@
 """Upstream's scheduler and its parts, as Kairos uses them."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, SupportsInt
 
 from sglang.srt.kairos.upstream.decode import (
     DeviceTimer,
     PreallocationScheduler,
     StepScheduler,
 )
-from sglang.srt.kairos.upstream.memory import (
-    BasePrefixCache,
-    BaseTokenToKVPoolAllocator,
-    ReqToTokenPool,
-)
-from sglang.srt.kairos.upstream.queues import PrefillBootstrapQueue
+from sglang.srt.kairos.upstream.memory import BasePrefixCache, ReqToTokenPool
+from sglang.srt.kairos.upstream.prefill import PlanningScheduler, PrefillBootstrapQueue
 from sglang.srt.kairos.upstream.requests import Req
-from sglang.srt.kairos.upstream.server import ServerArgs
 
 if TYPE_CHECKING:
     from sglang.srt.kairos.state import KairosState
@@ -60,7 +55,7 @@ class LoadSnapshot(Protocol):
     @property
     def max_running_requests(self) -> int: ...
     @property
-    def num_total_tokens(self) -> int: ...
+    def num_total_tokens(self) -> SupportsInt: ...
     @property
     def max_total_num_tokens(self) -> int: ...
 
@@ -120,25 +115,13 @@ class ModelConfig(Protocol):
     def is_encoder_decoder(self) -> bool: ...
 
 
-class Scheduler(StepScheduler, PreallocationScheduler, Protocol):
+class Scheduler(PlanningScheduler, StepScheduler, PreallocationScheduler, Protocol):
     """`sglang.srt.managers.scheduler.Scheduler`: forms the batches of one rank."""
 
     kairos: "KairosState"
     kairos_telemetry: "TelemetryPublisher | None"
 
-    waiting_queue: list[Req]
-
     # Parts.
-    @property
-    def server_args(self) -> ServerArgs: ...
-    @property
-    def policy(self) -> SchedulePolicy: ...
-    @property
-    def tp_worker(self) -> TpModelWorker: ...
-    @property
-    def tree_cache(self) -> BasePrefixCache: ...
-    @property
-    def token_to_kv_pool_allocator(self) -> BaseTokenToKVPoolAllocator: ...
     @property
     def req_to_token_pool(self) -> ReqToTokenPool: ...
     @property
@@ -150,14 +133,6 @@ class Scheduler(StepScheduler, PreallocationScheduler, Protocol):
     def disaggregation_mode(self) -> DisaggregationMode: ...
     @property
     def tp_size(self) -> int: ...
-    @property
-    def page_size(self) -> int: ...
-    @property
-    def max_total_num_tokens(self) -> int: ...
-    @property
-    def enable_overlap(self) -> bool: ...
-    @property
-    def enable_lora(self) -> bool: ...
     @property
     def enable_lora_overlap_loading(self) -> bool: ...
     @property
@@ -178,17 +153,8 @@ class Scheduler(StepScheduler, PreallocationScheduler, Protocol):
     def dllm_config(self) -> object | None: ...
 
     # Prefill servers.
-    chunked_prefill_size: int | None
-    chunked_req: Req | None
-    _pending_chunked_abort_req: Req | None
-
-    @property
-    def forward_ct(self) -> int:
-        """Forward passes launched so far."""
-
     @property
     def disagg_prefill_bootstrap_queue(self) -> PrefillBootstrapQueue: ...
-    def optimistic_release_and_requeue(self, req: Req) -> None: ...
 
     # Decode servers.
     @property

@@ -1,6 +1,9 @@
 """Upstream's server options and HTTP requests, as Kairos uses them."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from fastapi import Response
 
 
 class ServerArgs(Protocol):
@@ -46,3 +49,36 @@ class ServerArgs(Protocol):
     def tokenizer_worker_num(self) -> int: ...
     @property
     def use_ray(self) -> bool: ...
+
+
+SamplingFields = dict[str, object]
+"""The sampling parameters of one request, before they are parsed."""
+
+
+class GenerateReqInput(Protocol):
+    """`sglang.srt.managers.io_struct.GenerateReqInput`: the body of `/generate`."""
+
+    sampling_params: list[SamplingFields] | SamplingFields | None
+
+
+class CompletionRequest(Protocol):
+    """`sglang.srt.entrypoints.openai.protocol.CompletionRequest`,
+    `sglang.srt.entrypoints.openai.protocol.ChatCompletionRequest`: bodies of OpenAI endpoints."""
+
+    custom_params: SamplingFields | None
+
+
+class OpenAIServingBase(Protocol):
+    """`sglang.srt.entrypoints.openai.serving_base.OpenAIServingBase`: an OpenAI endpoint."""
+
+    def create_error_response(
+        self, message: str, err_type: str, status_code: int
+    ) -> "Response": ...
+
+
+class GetInternalStateReqOutput(Protocol):
+    """`sglang.srt.managers.io_struct.GetInternalStateReqOutput`: a scheduler's part of
+    /server_info."""
+
+    @property
+    def internal_state(self) -> dict[str, object]: ...
