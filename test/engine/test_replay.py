@@ -80,7 +80,7 @@ def test_1_prompts_and_prefix_hits_are_as_asked(trace: Path, tmp_path: Path) -> 
     assert "--kairos" in header.servers["prefill"]
     assert "--kairos" in header.servers["decode"]
     assert header.versions["sglang"]
-    assert header.quiet.send_lag_p99_ms is not None
+    assert header.interference.send_lag_p99_ms is not None
     assert header.device is not None
 
     assert [r.outcome for r in records] == [RequestOutcome.OK] * REQUESTS
@@ -98,7 +98,7 @@ def test_1_prompts_and_prefix_hits_are_as_asked(trace: Path, tmp_path: Path) -> 
     arm = report["arms"]["kairos"]
     assert (arm["requests"], arm["failures"], arm["note"]) == (REQUESTS, 0, "")
     assert arm["effective_load"] == pytest.approx(0.15, rel=1e-3)
-    assert "Who was computed when" in (out / "report.html").read_text()
+    assert "Prefill batches over time" in (out / "report.html").read_text()
 
 
 @pytest.mark.long

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from kairos.latency import load_profile
-from kairos.replay.client.record import RequestOutcome, RequestRecord, make_record
+from kairos.replay.client.record import ReceivedTokens, RequestOutcome, RequestRecord, make_record
 from kairos.replay.plan.plan import PlannedRequest
-from kairos.replay.report.results import Arm, RunResult
+from kairos.replay.report.results import ArmResult, RunResult
 from kairos.replay.run.header import RunHeader
 from kairos.slo import Slo
 from kairos.workload.trace import TraceRequest
@@ -58,9 +58,7 @@ def record(
         planned(index, **{"output_tokens": max(1, len(times_s)), **request}),
         f"r-{index:07d}",
         outcome,
-        token_times_s=times_s,
-        send_lag_s=0.001,
-        cached_tokens=0,
+        received=ReceivedTokens(0.001, times_s, cached_tokens=0),
     )
 
 
@@ -69,9 +67,9 @@ def arm(
     records: Sequence[RequestRecord],
     *repeats: Sequence[RequestRecord],
     **changes: object,
-) -> Arm:
+) -> ArmResult:
     runs = [
         RunResult(header(name, repeat=i, position=i, **changes), own)
         for i, own in enumerate((records, *repeats), 1)
     ]
-    return Arm(name, tuple(runs))
+    return ArmResult(name, tuple(runs))

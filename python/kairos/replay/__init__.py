@@ -1,1 +1,1 @@
-"""Replay a trace against running servers and account for its SLOs."""
+"""Replay of a trace against running servers, with an account of its SLOs."""

@@ -49,7 +49,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     loads = [{"load": 4.0, "misses_at": None}, {"load": 0.2, "misses_at": 0.21}]
     goodput = {"fcfs": {"in": "simulator", "loads": loads}}
     loud = InterferenceReport(problems=("lag of emulated devices 9.10 %, allowed are 5",) * 3)
-    arms = [arm("fcfs", slow), arm("kairos", fast, quiet=loud), arm("fcfs", fast, load=0.5)]
+    arms = [arm("fcfs", slow), arm("kairos", fast, interference=loud), arm("fcfs", fast, load=0.5)]
     write_report(arms, folder, Extras({}, {}, goodput))
     return folder / "report.html"
 

@@ -12,11 +12,13 @@ from kairos.cluster import ServerDiedError
 from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.replay.client.api import Api, CompletionsApi, GenerateApi
-from kairos.replay.client.client import ClientConfig
+from kairos.replay.client.job import ClientConfig
 from kairos.replay.client.record import RequestOutcome
+from kairos.replay.client.target import UrlTarget
 from kairos.replay.commands import labels
 from kairos.replay.plan.campaign import runs_of
-from kairos.replay.plan.plan import Plan, make_plan
+from kairos.replay.plan.plan import PlanConfig
+from kairos.replay.plan.plans import Plans
 from kairos.replay.report.results import check_comparable, read_arms
 from kairos.replay.run import resume
 from kairos.replay.run.config import RunConfig
@@ -25,6 +27,7 @@ from kairos.replay.run.interference import InterferenceReport
 from kairos.replay.run.record_file import read_records, write_records
 from kairos.replay.run.resume import finished
 from kairos.replay.run.runner import content_seed, last_check
+from kairos.replay.run.servers import RunServers
 from kairos.workload.synthetic import generate
 from support import replay_fake
 from support.replay import header, record
@@ -46,18 +49,17 @@ def test_1_every_arm_once_before_any_again_and_the_order_turned_round() -> None:
 
 
 @pytest.fixture(scope="module")
-def plan() -> Plan:
-    return make_plan(generate("servegen-r1", 10, 0), load_profile("tiny-fast"), load=0.9)
+def plans() -> Plans:
+    trace = generate("servegen-r1", 10, 0)
+    return Plans(trace, load_profile("tiny-fast"), PlanConfig(load=0.9))
 
 
-def setting(out: Path, **changes: object) -> RunConfig:
+def run_config(out: Path, **changes: object) -> RunConfig:
     fields: dict[str, object] = {
         "instances": "1P1D",
         "profile": load_profile("tiny-fast"),
-        "emulated": True,
         "url": None,
-        "start_s": 0.0,
-        "limits": ClientConfig(),
+        "client": ClientConfig(),
         "out": out,
         "command": (),
         "allow_disturbed": False,
@@ -66,7 +68,8 @@ def setting(out: Path, **changes: object) -> RunConfig:
     return RunConfig(**(fields | changes))
 
 
-def written(out: Path, plan: Plan, **changes: object) -> None:
+def written(out: Path, plans: Plans, **changes: object) -> None:
+    plan = plans.at(0.9)
     workload = plan.workload
     same = {
         "trace_sha256": workload.trace.sha256,
@@ -78,21 +81,21 @@ def written(out: Path, plan: Plan, **changes: object) -> None:
     write_records(out / "requests-fcfs.jsonl", header(**(same | changes)), [record()])
 
 
-def test_2_done_are_runs_of_the_same_plan_that_count(tmp_path: Path, plan: Plan) -> None:
+def test_2_done_are_runs_of_the_same_plan_that_count(tmp_path: Path, plans: Plans) -> None:
     runs = runs_of(["fcfs", "kairos"], [0.9], 1)
-    written(tmp_path, plan)
-    assert list(finished(runs, {0.9: plan}, setting(tmp_path))) == ["fcfs"]
+    written(tmp_path, plans)
+    assert list(finished(runs, plans, run_config(tmp_path))) == ["fcfs"]
 
 
 @pytest.mark.parametrize(
-    "trouble", [{"note": "decode-0 died"}, {"quiet": InterferenceReport(problems=("loud",))}]
+    "trouble", [{"note": "decode-0 died"}, {"interference": InterferenceReport(problems=("loud",))}]
 )
 def test_3_others_are_set_aside_and_done_again(
-    tmp_path: Path, plan: Plan, trouble: dict[str, object]
+    tmp_path: Path, plans: Plans, trouble: dict[str, object]
 ) -> None:
     for _ in range(2):
-        written(tmp_path, plan, **trouble)
-        assert finished(runs_of(["fcfs"], [0.9], 1), {0.9: plan}, setting(tmp_path)) == {}
+        written(tmp_path, plans, **trouble)
+        assert finished(runs_of(["fcfs"], [0.9], 1), plans, run_config(tmp_path)) == {}
     names = ["rejected-fcfs.1.jsonl", "rejected-fcfs.2.jsonl"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
@@ -107,19 +110,19 @@ def test_3_others_are_set_aside_and_done_again(
     ],
 )
 def test_4_records_of_another_replay_are_not_mixed_in(
-    tmp_path: Path, plan: Plan, change: dict[str, object]
+    tmp_path: Path, plans: Plans, change: dict[str, object]
 ) -> None:
-    written(tmp_path, plan, **change)
+    written(tmp_path, plans, **change)
     with pytest.raises(InputError, match=r"--resume: .* is of another replay"):
-        finished(runs_of(["fcfs"], [0.9], 1), {0.9: plan}, setting(tmp_path))
+        finished(runs_of(["fcfs"], [0.9], 1), plans, run_config(tmp_path))
 
 
 def test_4a_nor_are_those_of_another_endpoint_or_model_or_way_to_ask(
-    tmp_path: Path, plan: Plan
+    tmp_path: Path, plans: Plans
 ) -> None:
     def done(url: str, api: Api) -> dict[str, RunHeader]:
-        own = setting(tmp_path, url=url, emulated=False, limits=ClientConfig(api=api))
-        return finished(runs_of(["fcfs"], [0.9], 1), {0.9: plan}, own)
+        own = run_config(tmp_path, url=url, client=ClientConfig(api=api))
+        return finished(runs_of(["fcfs"], [0.9], 1), plans, own)
 
     servers = {
         "client sends to": ["http://h:1"],
@@ -128,7 +131,7 @@ def test_4a_nor_are_those_of_another_endpoint_or_model_or_way_to_ask(
         "SLO headers": ["kairos"],
         "state": ["as found"],
     }
-    written(tmp_path, plan, emulated=False, servers=servers)
+    written(tmp_path, plans, emulated=False, servers=servers)
     assert len(done("http://h:1", CompletionsApi("m"))) == 1
     others: list[tuple[str, Api]] = [
         ("http://h:2", CompletionsApi("m")),
@@ -142,22 +145,23 @@ def test_4a_nor_are_those_of_another_endpoint_or_model_or_way_to_ask(
 
 
 def test_4b_nor_of_another_commit_unless_forced(
-    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, plans: Plans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resume, "git_commit", lambda: "new")
     runs = runs_of(["fcfs"], [0.9], 1)
-    written(tmp_path, plan, git_commit="old")
+    written(tmp_path, plans, git_commit="old")
     with pytest.raises(InputError, match="commit old, this is new; --force"):
-        finished(runs, {0.9: plan}, setting(tmp_path))
-    assert len(finished(runs, {0.9: plan}, setting(tmp_path), force=True)) == 1
+        finished(runs, plans, run_config(tmp_path))
+    assert len(finished(runs, plans, run_config(tmp_path), force=True)) == 1
 
 
 def test_4c_servers_that_keep_their_cache_get_other_prompts_each_run(
-    tmp_path: Path, plan: Plan
+    tmp_path: Path, plans: Plans
 ) -> None:
-    assert content_seed(setting(tmp_path), plan) == plan.seed
-    there = setting(tmp_path, url="http://h:1", emulated=False)
-    assert len({content_seed(there, plan) for _ in range(9)} | {plan.seed}) == 10
+    plan = plans.at(0.9)
+    assert content_seed(run_config(tmp_path), plan) == plan.config.seed
+    there = run_config(tmp_path, url="http://h:1")
+    assert len({content_seed(there, plan) for _ in range(9)} | {plan.config.seed}) == 10
 
 
 def test_4d_a_server_that_dies_with_the_last_request_is_noticed() -> None:
@@ -173,9 +177,13 @@ def test_4d_a_server_that_dies_with_the_last_request_is_noticed() -> None:
         return check
 
     good, broken = record(0), record(1, [], RequestOutcome.CONNECTION_ERROR)
-    assert last_check([good, broken], dying()).startswith("decode-0 died")
-    assert last_check([good], dying()) == ""
-    assert last_check([broken], lambda: None, within_s=0.01) == ""
+    assert last_check([good, broken], servers(dying())).startswith("decode-0 died")
+    assert last_check([good], servers(dying())) == ""
+    assert last_check([broken], servers(lambda: None), within_s=0.01) == ""
+
+
+def servers(check: Callable[[], None]) -> RunServers:
+    return RunServers(UrlTarget("http://h:1"), {}, send_slo=True, check=check)
 
 
 @pytest.fixture
@@ -251,12 +259,12 @@ def test_8_disturbed_runs_are_left_out_where_there_are_others(tmp_path: Path) ->
     good = stored(tmp_path, "fcfs")
     bad = tmp_path / "requests-fcfs.r2.jsonl"
     noisy = msgspec.structs.replace(
-        header("fcfs"), repeat=2, quiet=InterferenceReport(problems=("loud",))
+        header("fcfs"), repeat=2, interference=InterferenceReport(problems=("loud",))
     )
     write_records(bad, noisy, [record()])
     (arm,) = read_arms([good, bad])
     assert (len(arm.runs), arm.counts) == (1, True)
-    assert [h.quiet.problems for h in arm.left_out] == [("loud",)]
+    assert [h.interference.problems for h in arm.left_out] == [("loud",)]
     (alone,) = read_arms([bad])
     assert not alone.counts
     assert alone.summary.note == "loud"
@@ -276,7 +284,7 @@ def test_10_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(
     ("trouble", "code"),
-    [({"note": "decode-0 died"}, 1), ({"quiet": InterferenceReport(problems=("loud",))}, 3)],
+    [({"note": "decode-0 died"}, 1), ({"interference": InterferenceReport(problems=("loud",))}, 3)],
 )
 @pytest.mark.parametrize("name", ["requests-fcfs.r2.jsonl", "rejected-fcfs.1.jsonl"])
 def test_11_runs_left_out_or_made_again_are_reported(

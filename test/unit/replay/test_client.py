@@ -12,7 +12,8 @@ from aiohttp.test_utils import TestServer, unused_port
 
 from kairos.errors import InputError
 from kairos.replay.client.api import CompletionsApi
-from kairos.replay.client.client import ClientConfig, ReplayClient
+from kairos.replay.client.client import ReplayClient
+from kairos.replay.client.job import ClientConfig, WorkerJob
 from kairos.replay.client.record import RequestOutcome, RequestRecord
 from kairos.replay.client.target import Endpoint, PairTarget, Target, UrlTarget
 from kairos.replay.plan.plan import PlannedRequest
@@ -131,8 +132,8 @@ async def engine() -> AsyncIterator[Engine]:
 async def replay(
     requests: list[PlannedRequest], target: Target, **options: object
 ) -> list[RequestRecord]:
-    client = ReplayClient(target, Prompts(1024), ClientConfig(**options), "t")  # type: ignore[arg-type]
-    return await client.run(requests)
+    config = ClientConfig(**options)  # type: ignore[arg-type]
+    return await ReplayClient(WorkerJob(target, Prompts(1024), config, "t", requests)).run()
 
 
 def plan(count: int, gap_s: float = 0.0, output_tokens: int = 3) -> list[PlannedRequest]:
@@ -230,8 +231,9 @@ async def test_7_budget_cuts_what_is_left_sent_or_not(engine: Engine) -> None:
 async def test_8_stop_ends_the_run_and_says_why(engine: Engine) -> None:
     engine.behaviours = {1: first_then_hang}
     requests = [planned(0, 0.0), planned(1, 0.0), planned(2, 60.0)]
-    client = ReplayClient(UrlTarget(engine.url), Prompts(1024), ClientConfig(), "t")
-    running = asyncio.create_task(client.run(requests))
+    target = UrlTarget(engine.url)
+    client = ReplayClient(WorkerJob(target, Prompts(1024), ClientConfig(), "t", requests))
+    running = asyncio.create_task(client.run())
     while client.counts.done < 1 or len(engine.bodies) < 2:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
@@ -318,8 +320,12 @@ async def test_12_a_prefill_leg_that_hangs_does_not_outlive_the_decode_leg(
 
 async def test_13_a_bug_in_the_client_costs_one_request(engine: Engine) -> None:
     class Broken(UrlTarget):
-        def legs(self, index: int) -> tuple[Endpoint, ...]:
-            return (Endpoint("x", f"ftp://{index}"),) if index == 1 else tuple(super().legs(index))
+        def endpoints(self, index: int) -> tuple[Endpoint, ...]:
+            return (
+                (Endpoint("x", f"ftp://{index}"),)
+                if index == 1
+                else tuple(super().endpoints(index))
+            )
 
     records = await replay(plan(3), Broken(engine.url))
     assert [r.outcome for r in records][::2] == [RequestOutcome.OK, RequestOutcome.OK]
@@ -330,7 +336,7 @@ def test_14_pairs_take_turns_and_all_occur() -> None:
     target = PairTarget(
         [Endpoint(f"p{i}", "", False) for i in range(2)], [Endpoint(f"d{i}", "") for i in range(2)]
     )
-    seen = Counter(tuple(leg.name for leg in target.legs(i)) for i in range(8))
+    seen = Counter(tuple(leg.name for leg in target.endpoints(i)) for i in range(8))
     assert seen == {("p0", "d0"): 2, ("p1", "d1"): 2, ("p0", "d1"): 2, ("p1", "d0"): 2}
 
 
@@ -355,7 +361,7 @@ def test_16_bad_limits(value: float) -> None:
 
 
 async def test_17_a_server_that_does_not_stop_costs_its_own_requests_only() -> None:
-    """Five chunks where three tokens were asked for, and no usage: such a run had no records."""
+    """Five chunks where three tokens were requested, and no usage: such a run had no records."""
 
     async def endless(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -372,5 +378,5 @@ async def test_17_a_server_that_does_not_stop_costs_its_own_requests_only() -> N
         requests = [planned(0, output_tokens=3), planned(1, output_tokens=4)]
         records = await replay(requests, target, api=CompletionsApi("m"))
     assert [r.outcome for r in records] == [RequestOutcome.STREAM_ERROR, RequestOutcome.OK]
-    assert records[0].reason == "5 tokens, 3 were asked for"
+    assert records[0].reason == "5 tokens, 3 were requested"
     assert records[0].got_tokens == 3

@@ -113,7 +113,7 @@ def test_10_more_chunks_than_tokens_asked_for_are_an_error_once() -> None:
     stream = CompletionStream(2)
     for now in (1.0, 2.0, 3.0):
         stream.feed(chunk(), now)
-    with pytest.raises(StreamError, match="3 tokens, 2 were asked for"):
+    with pytest.raises(StreamError, match="3 tokens, 2 were requested"):
         stream.close()
     stream.settle()
     assert (stream.times[0], stream.times[-1], len(stream.times)) == (1.0, 3.0, 2)

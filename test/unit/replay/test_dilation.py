@@ -5,9 +5,9 @@ import pytest
 
 from kairos.errors import InputError
 from kairos.latency import load_profile
-from kairos.replay.client.record import RequestOutcome, make_record
+from kairos.replay.client.record import ReceivedTokens, RequestOutcome, make_record
 from kairos.replay.plan.dilation import dilated
-from kairos.replay.plan.plan import make_plan
+from kairos.replay.plan.plan import PlanConfig, make_plan
 from kairos.replay.report.simulated import (
     fidelity,
     scenario_of,
@@ -24,7 +24,7 @@ FACTOR = 2.0  # a power of two stays exact in binary
 
 
 def figures(arm: str, factor: float) -> dict:
-    plan = make_plan(TRACE, PROFILE, load=0.9, dilate=factor)
+    plan = make_plan(TRACE, PROFILE, PlanConfig(load=0.9, dilate=factor))
     records = [make_record(p, f"r{p.index}", "ok") for p in plan.requests]  # type: ignore[arg-type]
     head = header(arm, profile=dilated(PROFILE, factor), dilate=factor)
     found = simulated_figures(head, records)
@@ -56,8 +56,8 @@ def test_3_everything_of_the_profile_takes_longer() -> None:
 
 
 def test_4_arrivals_and_slos_of_the_plan_stretch() -> None:
-    fast = make_plan(TRACE, PROFILE, load=0.9, duration_s=60)
-    slow = make_plan(TRACE, PROFILE, load=0.9, duration_s=60, dilate=FACTOR)
+    fast = make_plan(TRACE, PROFILE, PlanConfig(load=0.9, duration_s=60))
+    slow = make_plan(TRACE, PROFILE, PlanConfig(load=0.9, duration_s=60, dilate=FACTOR))
     assert len(slow.requests) == len(fast.requests)
     for a, b in zip(fast.requests, slow.requests, strict=True):
         assert b.request.arrival_s == FACTOR * a.request.arrival_s
@@ -68,13 +68,13 @@ def test_4_arrivals_and_slos_of_the_plan_stretch() -> None:
 @pytest.mark.parametrize("factor", [0.0, 0.5, 21.0, float("nan")])
 def test_5_bad_factors(factor: float) -> None:
     with pytest.raises(InputError, match="--dilate"):
-        make_plan(TRACE, PROFILE, load=0.9, dilate=factor)
+        make_plan(TRACE, PROFILE, PlanConfig(load=0.9, dilate=factor))
 
 
 def test_6_fidelity_is_simulator_minus_engine() -> None:
-    plan = make_plan(TRACE, PROFILE, load=0.5)
+    plan = make_plan(TRACE, PROFILE, PlanConfig(load=0.5))
     records = [
-        make_record(p, f"r{p.index}", RequestOutcome.OK, token_times_s=[0.001])
+        make_record(p, f"r{p.index}", RequestOutcome.OK, received=ReceivedTokens(times_s=[0.001]))
         for p in plan.requests
     ]
     head = header("fcfs", profile=PROFILE, load=0.5)
@@ -92,10 +92,15 @@ def test_6_fidelity_is_simulator_minus_engine() -> None:
 
 def test_6_prefix_hits_are_those_the_server_reported() -> None:
     """Under lpm a token more is the place in the queue: the simulator was eight points off."""
-    planned = make_plan(TRACE, PROFILE, load=0.5).requests[:3]
+    planned = make_plan(TRACE, PROFILE, PlanConfig(load=0.5)).requests[:3]
     hits = [None, 7, planned[2].request.input_tokens]
     records = [
-        make_record(p, f"r{p.index}", RequestOutcome.OK, token_times_s=[0.001], cached_tokens=hit)
+        make_record(
+            p,
+            f"r{p.index}",
+            RequestOutcome.OK,
+            received=ReceivedTokens(times_s=[0.001], cached_tokens=hit),
+        )
         for p, hit in zip(planned, hits, strict=True)
     ]
     expected = [planned[0].cached_tokens, 7, planned[2].request.input_tokens - 1]
@@ -103,7 +108,7 @@ def test_6_prefix_hits_are_those_the_server_reported() -> None:
 
 
 def test_7_goodput_in_the_simulator_is_of_the_same_requests() -> None:
-    plan = make_plan(TRACE, PROFILE, load=0.9)
+    plan = make_plan(TRACE, PROFILE, PlanConfig(load=0.9))
     records = [make_record(p, f"r{p.index}", "ok") for p in plan.requests]  # type: ignore[arg-type]
     fcfs = simulated_goodput(header("fcfs", profile=PROFILE), records)
     kairos = simulated_goodput(header("kairos", profile=PROFILE), records)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kairos.replay.client.http_connection import HttpConnection, Response, WireError
+from kairos.http_response import HttpResponseError, HttpResponseParser
+from kairos.replay.client.http_connection import HttpConnection, open_connection
 
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
@@ -16,9 +17,9 @@ CHUNKED = (
 )
 
 
-def fed(data: bytes, cuts: list[int]) -> tuple[Response, bytes]:
+def fed(data: bytes, cuts: list[int]) -> tuple[HttpResponseParser, bytes]:
     pieces: list[bytes] = []
-    response = Response(pieces.append)
+    response = HttpResponseParser(pieces.append)
     places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     for start, end in itertools.pairwise(places):
         response.feed(data[start:end])
@@ -48,7 +49,7 @@ def test_2_bodies_with_a_length_and_without() -> None:
 )
 def test_3_an_end_in_the_middle_is_an_error(data: bytes) -> None:
     response, _ = fed(data, [])
-    with pytest.raises(WireError, match="in the middle"):
+    with pytest.raises(HttpResponseError, match="in the middle"):
         response.end()
 
 
@@ -57,13 +58,13 @@ def test_3_an_end_in_the_middle_is_an_error(data: bytes) -> None:
     [
         (b"SSH-2.0-OpenSSH\r\n\r\n", "not an HTTP/1.1 response"),
         (b"HTTP/1.1 abc\r\n\r\n", "not an HTTP/1.1 response"),
-        (CHUNKED.replace(b"5\r\n", b"zz\r\n"), "not a chunk size"),
-        (b"x" * 70_000, "without an end"),
-        (CHUNKED.partition(b"5\r\n")[0] + b"5" * 2000, "without an end"),
+        (CHUNKED.replace(b"5\r\n", b"zz\r\n"), "malformed response body"),
+        (b"HTTP/1.1 200 OK\r\nx: " + b"x" * 70_000, "without an end"),
+        (CHUNKED.partition(b"5\r\n")[0] + b"5" * 2000, "malformed response body"),
     ],
 )
 def test_4_other_bytes_are_an_error(data: bytes, says: str) -> None:
-    with pytest.raises(WireError, match=says):
+    with pytest.raises(HttpResponseError, match=says):
         fed(data, [])
 
 
@@ -74,10 +75,10 @@ async def exchange(handler: Handler) -> tuple[HttpConnection, list[bytes]]:
     server = await asyncio.start_server(handler, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     pieces: list[bytes] = []
-    connection = HttpConnection(lambda data, _: pieces.append(data))
     async with server:
-        loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: connection, "127.0.0.1", port)
+        connection = await open_connection(
+            f"http://127.0.0.1:{port}", lambda _status, piece, _now: pieces.append(piece)
+        )
         connection.send(b"POST / HTTP/1.1\r\n\r\n", memoryview(b"body"))
         try:
             await asyncio.wait_for(asyncio.shield(connection.ended), 30)
@@ -102,5 +103,5 @@ async def test_6_a_hang_up_without_an_answer() -> None:
         await reader.readuntil(b"body")
         writer.close()
 
-    with pytest.raises(WireError, match="in the middle"):
+    with pytest.raises(HttpResponseError, match="in the middle"):
         await exchange(handler)

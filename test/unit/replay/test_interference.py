@@ -46,6 +46,6 @@ def test_3_a_watch_measures_this_machine() -> None:
 def test_4_disturbed_runs_count_only_when_that_was_asked_for() -> None:
     noisy = InterferenceReport(problems=("too loud",))
     assert header().counts
-    assert not header(quiet=noisy).counts
-    assert header(quiet=noisy, allow_disturbed=True).counts
+    assert not header(interference=noisy).counts
+    assert header(interference=noisy, allow_disturbed=True).counts
     assert not header(note="decode-0 died", allow_disturbed=True).counts

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kairos.errors import InputError
-from kairos.replay.client.record import RequestOutcome, RequestRecord, make_record
+from kairos.replay.client.record import ReceivedTokens, RequestOutcome, RequestRecord, make_record
 from kairos.replay.run.header import RunHeader
 from kairos.replay.run.record_file import read_records, write_records
 from support.replay import header, planned
@@ -22,7 +22,7 @@ def record(
     tpot_ms: float = 25,
 ) -> RequestRecord:
     request = planned(output_tokens=max(1, len(times)), ttft_ms=ttft_ms, tpot_ms=tpot_ms)
-    return make_record(request, "r", outcome, token_times_s=times, send_lag_s=0.002)
+    return make_record(request, "r", outcome, received=ReceivedTokens(0.002, times))
 
 
 def test_1_timeline() -> None:
@@ -112,7 +112,7 @@ def test_9_bad_files(tmp_path: Path) -> None:
 def test_10_header_knows_what_is_needed_to_repeat() -> None:
     assert {
         "git_commit",
-        "quiet",
+        "interference",
         "warm_up",
         "cache_tokens",
         "seed",

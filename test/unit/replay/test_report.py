@@ -13,7 +13,7 @@ from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.replay.client.record import RequestOutcome
 from kairos.replay.report.model import ROWS, Extras, subtitle
-from kairos.replay.report.results import Arm, RunResult, check_comparable
+from kairos.replay.report.results import ArmResult, RunResult, check_comparable
 from kairos.replay.report.writer import terminal_table, write_report
 from support.replay import arm, header, record
 
@@ -161,8 +161,8 @@ def test_11_repeats_of_an_arm_have_the_same_server_flags() -> None:
     ]
     assert check_comparable([one]) == []
     with pytest.raises(InputError, match="servers, all: '--a' and '--b'"):
-        check_comparable([Arm("fcfs", tuple(runs))])
-    assert len(check_comparable([Arm("fcfs", tuple(runs))], force=True)) == 1
+        check_comparable([ArmResult("fcfs", tuple(runs))])
+    assert len(check_comparable([ArmResult("fcfs", tuple(runs))], force=True)) == 1
 
 
 def test_12_runs_of_unlike_length_are_no_arm_whatever_is_forced() -> None:
@@ -172,7 +172,7 @@ def test_12_runs_of_unlike_length_are_no_arm_whatever_is_forced() -> None:
 
 def test_13_runs_left_out_are_in_the_quiet_table(tmp_path: Path) -> None:
     lost = header(repeat=2, note="decode-0 died")
-    kept = Arm("fcfs", arm("fcfs", SLOW).runs, (lost,))
+    kept = ArmResult("fcfs", arm("fcfs", SLOW).runs, (lost,))
     write_report([kept], tmp_path)
     words = Page((tmp_path / "report.html").read_text()).words
     assert "fcfs, load 0.9, run 2" in words
@@ -186,7 +186,7 @@ def test_14_the_page_says_what_slos_and_goodput_mean(tmp_path: Path) -> None:
     goodput = {"fcfs": {"in": "simulator", "loads": loads}}
     write_report([arm("fcfs", SLOW)], tmp_path, Extras({}, {}, goodput))
     words = Page((tmp_path / "report.html").read_text()).words
-    assert "SLO set L3 means TTFT 0.5 s + 3 x own prefill, TPOT 30 ms;" in words
+    assert "SLO set L3 means TTFT 0.5 s + 3 x own prefill, TPOT 30 ms." in words
     assert "4.00 or more" in words
     assert "below 0.05" in words
     assert re.search(r"send lag\s+of at most 5 ms", words)

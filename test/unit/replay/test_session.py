@@ -1,6 +1,5 @@
 """The goodput search on an engine: what of its runs is used."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -9,13 +8,14 @@ from rich.console import Console
 
 from kairos.errors import InputError
 from kairos.replay import cli, commands
-from kairos.replay.client.record import make_record
+from kairos.replay.client.record import ReceivedTokens, make_record
 from kairos.replay.plan.campaign import ReplayRun
 from kairos.replay.plan.plan import Plan
 from kairos.replay.report.engine_goodput import EngineGoodput
 from kairos.replay.run import session
 from kairos.replay.run.config import RunConfig
 from kairos.replay.run.header import RunHeader
+from kairos.replay.run.options import ReplayOptions
 from kairos.replay.run.record_file import write_records
 from kairos.replay.run.session import ReplaySession
 from support.replay import header
@@ -35,23 +35,25 @@ class Engine:
         self.made: list[str] = []
         self.dies: dict[str, int] = {}
 
-    def __call__(self, setting: RunConfig, run: ReplayRun, plan: Plan, *_: object) -> RunHeader:
+    def __call__(self, config: RunConfig, run: ReplayRun, plan: Plan, *_: object) -> RunHeader:
         self.made.append(run.stem)
         workload = plan.workload
         dead = self.made.count(run.stem) <= self.dies.get(run.stem, 0)
         head = header(
             run.arm, repeat=run.repeat, position=run.position, load=run.load,
             trace_sha256=workload.trace.sha256, time_scale=workload.time_scale,
-            requests=len(plan.requests), profile=setting.profile,
-            timeout_s=setting.limits.timeout_s, budget_s=setting.limits.budget_s,
+            requests=len(plan.requests), profile=config.profile,
+            timeout_s=config.client.timeout_s, budget_s=config.client.budget_s,
             note="decode-0 died" if dead else "",
         )  # fmt: skip
         late = dead or run.load > EDGE or run.stem.endswith(".r2")
         records = [
-            make_record(p, f"r{p.index}", "ok", token_times_s=[99.0 if late else 0.001])
+            make_record(
+                p, f"r{p.index}", "ok", received=ReceivedTokens(times_s=[99.0 if late else 0.001])
+            )
             for p in plan.requests
         ]
-        write_records(run.records(setting.out), head, records)
+        write_records(run.records(config.out), head, records)
         return head
 
 
@@ -73,8 +75,8 @@ def begun(out: Path, *flags: str) -> ReplaySession:
     return ReplaySession(options, (), lambda _: None, Console())
 
 
-def parsed(out: Path, *flags: str) -> argparse.Namespace:
-    return cli.parser().parse_args(
+def parsed(out: Path, *flags: str) -> ReplayOptions:
+    return cli.parse_options(
         [
             "--trace",
             str(out / "trace.jsonl"),
@@ -93,7 +95,7 @@ def searched(out: Path, *flags: str) -> dict:
     one = begun(out, *flags)
     for run in one.todo():
         one.run(run)
-    return EngineGoodput(one, Console()).search()["fcfs"]
+    return EngineGoodput(one).results()["fcfs"]
 
 
 def test_1_probes_that_do_not_count_are_made_again(tmp_path: Path, engine: Engine) -> None:
@@ -147,16 +149,16 @@ def test_6_a_bad_limit_of_runs_costs_no_records(tmp_path: Path, engine: Engine) 
 def test_6b_a_limit_of_runs_holds_for_probes_too(tmp_path: Path, engine: Engine) -> None:
     one = begun(tmp_path)
     one.run(*one.todo())
-    search = EngineGoodput(one, Console(), max_probes=1)
-    assert search.search()["fcfs"]["loads"] is None
+    search = EngineGoodput(one, max_probes=1)
+    assert search.results()["fcfs"]["loads"] is None
     assert (len(engine.made), search.cut_short) == (2, True)
-    again = EngineGoodput(begun(tmp_path, "--resume"), Console(), max_probes=99)
-    assert again.search()["fcfs"]["loads"][0]["load"] == pytest.approx(EDGE, rel=0.06)
+    again = EngineGoodput(begun(tmp_path, "--resume"), max_probes=99)
+    assert again.results()["fcfs"]["loads"][0]["load"] == pytest.approx(EDGE, rel=0.06)
     assert again.cut_short is False
     assert engine.made.count("fcfs@1.8") == 1
 
 
 def test_7_with_dilation_a_budget_is_as_much_longer(tmp_path: Path) -> None:
     one = begun(tmp_path, "--budget-s", "100", "--timeout-s", "50", "--dilate", "2")
-    assert one.config.limits.budget_s == 200.0
-    assert one.config.limits.timeout_s == 100.0
+    assert one.config.client.budget_s == 200.0
+    assert one.config.client.timeout_s == 100.0

@@ -70,7 +70,7 @@ def test_4_any_cut_gives_the_same_tokens(cuts: list[int]) -> None:
         (b'data: {"meta_info": {"completion_tokens": "x", "finish_reason": null}}\n\n', "not a"),
         (b'data: {"error": {"message": "no room"}}\n\n', "error event.*no room"),
         (event(1, cached_tokens="many"), "not a token event"),
-        (event(9), "9 tokens, 3 were asked for"),
+        (event(9), "9 tokens, 3 were requested"),
     ],
 )
 def test_5_anything_else_is_an_error(data: bytes, says: str) -> None:

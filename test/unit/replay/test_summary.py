@@ -6,12 +6,15 @@ import pytest
 
 from kairos.errors import InputError
 from kairos.replay.client.record import RequestOutcome, RequestRecord
-from kairos.replay.report.summary import Summary, jain, summarise
+from kairos.replay.report.metrics import jain
+from kairos.replay.report.summary import ArmSummary, summarise
 from kairos.replay.run.percentile import percentile
 from support.replay import header, record
 
 
-def of(records: list[RequestRecord], *repeats: list[RequestRecord], **changes: object) -> Summary:
+def of(
+    records: list[RequestRecord], *repeats: list[RequestRecord], **changes: object
+) -> ArmSummary:
     return summarise([(header(**changes), own) for own in (records, *repeats)])
 
 

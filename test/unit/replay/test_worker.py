@@ -8,10 +8,10 @@ from threading import Thread
 import psutil
 import pytest
 
-from kairos.replay.client.client import ClientConfig
-from kairos.replay.client.record import RequestOutcome, RequestRecord
+from kairos.replay.client.job import ClientConfig, WorkerJob
+from kairos.replay.client.record import RequestOutcome
 from kairos.replay.client.target import UrlTarget
-from kairos.replay.client.worker import Worker, WorkerDiedError, WorkerJob
+from kairos.replay.client.worker import Worker, WorkerDiedError, WorkerResult
 from kairos.replay.plan.prompts import Prompts
 from support.fake_engine import event
 from support.replay import planned
@@ -51,19 +51,20 @@ def job(url: str, *lengths: int) -> WorkerJob:
     return WorkerJob(UrlTarget(url), Prompts(1024), ClientConfig(timeout_s=30), "t", requests)
 
 
-def ended(worker: Worker) -> list[RequestRecord]:
+def ended(worker: Worker) -> WorkerResult:
     while True:
-        records = worker.poll(1.0)
-        if records is not None:
-            return records
+        result = worker.poll(1.0)
+        if result is not None:
+            return result
 
 
 def test_1_records_come_back(url: str) -> None:
     with Worker(job(url, 10, 10, 10)) as worker:
         assert worker.poll(0.05) is None  # not before it is told to
         worker.start()
-        records = ended(worker)
-        assert worker.start_s > 0.0
+        result = ended(worker)
+        records = result.records
+        assert result.start_s > 0.0
         assert worker.priority in ("real-time", "nice -10", "normal")
     assert [r.outcome for r in records] == [RequestOutcome.OK] * 3
 
@@ -74,7 +75,7 @@ def test_2_stopped_the_rest_is_cut(url: str) -> None:
         while worker.counts.sent < 3 or worker.counts.done < 1:
             assert worker.poll(0.1) is None
         worker.stop("decode-0 died")
-        records = ended(worker)
+        records = ended(worker).records
     assert [r.outcome for r in records] == [
         RequestOutcome.OK,
         RequestOutcome.CUT,
@@ -109,6 +110,6 @@ def test_5_many_records_come_back(url: str) -> None:
     work = WorkerJob(UrlTarget(url), Prompts(1024), ClientConfig(budget_s=0.1), "t", requests)
     with Worker(work) as worker:
         worker.start()
-        records = ended(worker)
+        records = ended(worker).records
     assert len(records) == 5000
     assert {r.outcome for r in records} == {RequestOutcome.CUT}

@@ -1,1 +1,1 @@
-"""The open-loop client: sends planned requests when they are due and records the answers."""
+"""The open-loop client: it sends planned requests when they are due and records the responses."""

@@ -1,4 +1,4 @@
-"""Two ways to ask for tokens: SGLang's own endpoint, and the OpenAI one that most servers have."""
+"""Request formats: SGLang's own endpoint, and the OpenAI endpoint that most servers have."""
 
 import secrets
 from collections.abc import Sequence
@@ -17,32 +17,40 @@ SLO_HEADERS = {
     "llm-d": ("x-llm-d-slo-ttft-ms", "x-llm-d-slo-tpot-ms"),
     "none": (),
 }
-"""How the SLO of a request is named on an OpenAI endpoint."""
+"""Names of the SLO headers of an OpenAI endpoint: TTFT, then TPOT."""
 SloNames = Literal["kairos", "x-slo", "llm-d", "none"]
 
 
 class Api(Protocol):
-    """Writes requests and reads their answers."""
+    """Writes requests and reads their responses."""
 
     @property
     def path(self) -> str:
-        """Of the endpoint."""
+        """Path of the endpoint."""
 
     def body(
         self,
         planned: PlannedRequest,
         rid: str,
         prompt: bytes,
-        legs: Sequence[Endpoint],
+        endpoints: Sequence[Endpoint],
         send_slo: bool,
     ) -> bytes:
-        """JSON body; `prompt` is the list of token ids as JSON."""
+        """Return the JSON body.
+
+        Args:
+            planned: lengths and SLO of the request.
+            rid: id of the request.
+            prompt: list of token ids, as JSON.
+            endpoints: servers that receive this body.
+            send_slo: whether the body carries the SLO.
+        """
 
     def headers(self, planned: PlannedRequest, send_slo: bool) -> dict[str, str]:
-        """Headers on top of those every request has."""
+        """Return the headers on top of those that every request has."""
 
     def stream(self, limit: int) -> TokenStream:
-        """Reader of an answer of `limit` tokens."""
+        """Return a reader for a response of `limit` tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ class GenerateApi:
         planned: PlannedRequest,
         rid: str,
         prompt: bytes,
-        legs: Sequence[Endpoint],
+        endpoints: Sequence[Endpoint],
         send_slo: bool,
     ) -> bytes:
         sampling: dict[str, Any] = {
@@ -70,14 +78,14 @@ class GenerateApi:
                 "kairos": {
                     "ttft_ms": slo.ttft_ms,
                     "tpot_ms": slo.tpot_ms,
-                    "elapsed_ms": 0.0,  # it leaves when it is due
+                    "elapsed_ms": 0.0,  # the request is sent when it is due
                     "class": slo.slo_class,
                 }
             }
         fields: dict[str, Any] = {"rid": rid, "stream": True, "sampling_params": sampling}
-        if len(legs) > 1:
-            fields["bootstrap_host"] = legs[0].bootstrap_host
-            fields["bootstrap_port"] = legs[0].bootstrap_port
+        if len(endpoints) > 1:
+            fields["bootstrap_host"] = endpoints[0].bootstrap_host
+            fields["bootstrap_port"] = endpoints[0].bootstrap_port
             fields["bootstrap_room"] = secrets.randbits(63)
         return b"".join((orjson.dumps(fields)[:-1], b',"input_ids":', prompt, b"}"))
 
@@ -90,12 +98,13 @@ class GenerateApi:
 
 @dataclass(frozen=True, slots=True)
 class CompletionsApi:
-    """`/v1/completions` with token ids as prompt. The SLO travels in headers.
+    """`/v1/completions` with token ids as the prompt. The SLO travels in headers.
 
     Attributes:
-        model: its name at the server.
+        model: name of the model at the server.
         slo_headers: key of SLO_HEADERS.
-        key: sent as bearer token; empty: none.
+        key: bearer token; empty sends none.
+        path: path of the endpoint.
     """
 
     model: str
@@ -108,7 +117,7 @@ class CompletionsApi:
         planned: PlannedRequest,
         rid: str,
         prompt: bytes,
-        legs: Sequence[Endpoint],
+        endpoints: Sequence[Endpoint],
         send_slo: bool,
     ) -> bytes:
         fields = {
@@ -117,8 +126,8 @@ class CompletionsApi:
             "ignore_eos": True,
             "temperature": 0,
             "stream": True,
-            # The second tells how many tokens each chunk has; servers that do not know it send
-            # the first at the end.
+            # The second option asks for the token count of each chunk. Servers that do not know it
+            # report usage once, at the end.
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
         return b"".join((orjson.dumps(fields)[:-1], b',"prompt":', prompt, b"}"))

@@ -1,78 +1,84 @@
-"""One request on the wire: its connections, its stream, its end."""
+"""One request on the wire: its connections, its token stream and its outcome."""
 
 import asyncio
-import ssl
 import time
 from collections.abc import Sequence
-from functools import cache
 from urllib.parse import urlsplit
 
+from kairos.http_response import HttpResponseError
 from kairos.replay.client.api import Api
-from kairos.replay.client.http_connection import HttpConnection, WireError
-from kairos.replay.client.record import RequestOutcome, RequestRecord, make_record
+from kairos.replay.client.http_connection import HttpConnection, OnBody, open_connection
+from kairos.replay.client.record import ReceivedTokens, RequestOutcome, RequestRecord, make_record
 from kairos.replay.client.stream import StreamError, TokenStream
 from kairos.replay.client.target import Endpoint
 from kairos.replay.plan.plan import PlannedRequest
 
 _SHOWN_BYTES = 400
-_INSTANCE_HEADERS = ("x-kairos-prefill", "x-kairos-decode")
+_SERVER_HEADERS = ("x-kairos-prefill", "x-kairos-decode")
 
 
 class Exchange:
-    """Posts a request to its legs and stamps what comes back.
+    """Posts a request to its endpoints and stamps the tokens of the response.
 
     Attributes:
         rid: id of the request.
-        due: monotonic time at which it has to leave; all its times count from there.
+        due_s: monotonic time at which the request must leave; its record counts from there.
     """
 
     def __init__(
-        self, planned: PlannedRequest, rid: str, due: float, legs: Sequence[Endpoint], api: Api
+        self,
+        planned: PlannedRequest,
+        rid: str,
+        due_s: float,
+        endpoints: Sequence[Endpoint],
+        api: Api,
     ) -> None:
         self.rid = rid
-        self.due = due
+        self.due_s = due_s
         self._planned = planned
-        self._legs = legs
+        self._endpoints = endpoints
         self._api = api
-        self._sent: float | None = None
+        self._sent_s: float | None = None
         self._connections: list[HttpConnection] = []
         self._stream = api.stream(planned.request.output_tokens)
         self._error_body = b""
 
     @property
     def sent_s(self) -> float:
-        """Monotonic time at which it left; when it was due, if it did not."""
-        return self.due if self._sent is None else self._sent
+        """Monotonic time at which the request left; `due_s` if it has not left."""
+        return self.due_s if self._sent_s is None else self._sent_s
 
     @property
     def stream(self) -> TokenStream:
-        """What has been received so far."""
+        """The tokens received so far."""
         return self._stream
 
     async def dial(self) -> None:
-        """Connect to every leg. Requests leave on connections that are open already: dialling
-        takes a millisecond, and keeping them from request to request loses requests when the
-        server closes an idle one.
+        """Connect to every endpoint.
+
+        Requests leave on connections that are open already, because dialling takes a millisecond.
+        Every request has its own: a server that closes a kept connection would lose a request.
 
         Raises:
-            OSError: nothing listens.
+            OSError: an endpoint refuses the connection.
         """
-        for leg in self._legs:
-            self._connections.append(await _connect(leg, self._receiver(leg)))
+        for endpoint in self._endpoints:
+            connection = await open_connection(endpoint.url, self._receiver(endpoint))
+            self._connections.append(connection)
 
     def send(self, body: bytes | memoryview, send_slo: bool) -> None:
-        """Write the request to every leg, now.
+        """Write the request to every endpoint at once.
 
         Raises:
-            OSError: a connection is gone already.
+            OSError: a connection is closed already.
         """
         headers = self._api.headers(self._planned, send_slo)
-        for leg, connection in zip(self._legs, self._connections, strict=True):
-            connection.send(_head(leg, self._api.path, headers, len(body)), body)
-        self._sent = time.monotonic()
+        for endpoint, connection in zip(self._endpoints, self._connections, strict=True):
+            connection.send(_head(endpoint, self._api.path, headers, len(body)), body)
+        self._sent_s = time.monotonic()
 
     async def answer(self) -> tuple[RequestOutcome, str]:
-        """Wait until the streaming leg has ended: how it ended and why."""
+        """Wait for the end of the token stream and return the outcome with its reason."""
         try:
             await self._first_end()
             self._stream.close()
@@ -80,108 +86,89 @@ class Exchange:
             return RequestOutcome.STREAM_ERROR, str(error)
         except _HttpError as error:
             return RequestOutcome.HTTP_ERROR, str(error)
-        except (OSError, WireError) as error:
+        except (OSError, HttpResponseError) as error:
             return RequestOutcome.CONNECTION_ERROR, named(error)
-        return self._verdict()
+        return self._outcome()
 
     def close(self) -> None:
-        """Hang up, which makes the servers abort what is left of the request."""
+        """Close the connections, which makes the servers abort an unfinished request."""
         for connection in self._connections:
             connection.close()
 
     def record(self, outcome: RequestOutcome, reason: str) -> RequestRecord:
-        """Account for what has been seen."""
-        self._stream.settle()
-        return make_record(
-            self._planned,
-            self.rid,
-            outcome,
-            reason=reason,
-            send_lag_s=None if self._sent is None else self._sent - self.due,
-            token_times_s=[t - self.due for t in self._stream.times],
-            prompt_tokens=self._stream.prompt_tokens,
-            cached_tokens=self._stream.cached_tokens,
+        """Return the record of the tokens received so far."""
+        stream = self._stream
+        stream.settle()
+        received = ReceivedTokens(
+            send_lag_s=None if self._sent_s is None else self._sent_s - self.due_s,
+            times_s=[t - self.due_s for t in stream.times],
+            prompt_tokens=stream.prompt_tokens,
+            cached_tokens=stream.cached_tokens,
             instance=self._instance(),
         )
+        return make_record(self._planned, self.rid, outcome, reason, received)
 
-    def _receiver(self, leg: Endpoint) -> HttpConnection:
-        def on_body(data: bytes, now: float) -> None:
-            if connection.response.status != 200:
-                self._error_body = (self._error_body + data)[:_SHOWN_BYTES]
-            elif leg.streams:
-                self._stream.feed(data, now)
+    def _receiver(self, endpoint: Endpoint) -> OnBody:
+        def on_body(status: int, piece: bytes, now: float) -> None:
+            if status != 200:
+                self._error_body = (self._error_body + piece)[:_SHOWN_BYTES]
+            elif endpoint.streams:
+                self._stream.feed(piece, now)
 
-        connection = HttpConnection(on_body)
-        return connection
+        return on_body
 
     async def _first_end(self) -> None:
-        """Return when the streaming leg has ended, raise when any leg has failed: with one leg of
-        a pair gone, the other would wait for minutes."""
+        """Return when the streaming endpoint has ended; raise when any endpoint has failed.
+
+        If one server of a pair fails, the other would wait for minutes.
+        """
         pending = {connection.ended for connection in self._connections}
         while True:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             streaming_done = False
-            for leg, connection in zip(self._legs, self._connections, strict=True):
+            for endpoint, connection in zip(self._endpoints, self._connections, strict=True):
                 if connection.ended not in done:
                     continue
                 connection.ended.result()
                 status = connection.response.status
                 if status != 200:
                     text = self._error_body.decode("utf-8", "replace").strip()
-                    raise _HttpError(f"{leg.name}: status {status}: {text}")
-                streaming_done = streaming_done or leg.streams
+                    raise _HttpError(f"{endpoint.name}: status {status}: {text}")
+                streaming_done = streaming_done or endpoint.streams
             if streaming_done:
                 return
 
-    def _verdict(self) -> tuple[RequestOutcome, str]:
-        """Judge a stream that ended without an error."""
+    def _outcome(self) -> tuple[RequestOutcome, str]:
+        """Return the outcome of a stream that ended without an error."""
         self._stream.settle()
         finish = self._stream.finish
-        asked, got = self._planned.request.output_tokens, len(self._stream.times)
+        expected, received = self._planned.request.output_tokens, len(self._stream.times)
         if finish is not None and finish.get("type") == "abort":
             return RequestOutcome.ABORTED, str(finish.get("message") or "no message")
-        if got < asked:
-            return RequestOutcome.INCOMPLETE, f"{got} of {asked} tokens, finish reason {finish}"
+        if received < expected:
+            reason = f"{received} of {expected} tokens, finish reason {finish}"
+            return RequestOutcome.INCOMPLETE, reason
         return RequestOutcome.OK, ""
 
     def _instance(self) -> str:
-        """Who served it: the legs it was sent to, or what a router says in its headers."""
-        if len(self._legs) > 1:
-            return ">".join(leg.name for leg in self._legs)
+        """Return the servers: the endpoints of a pair, or those in a router's headers."""
+        if len(self._endpoints) > 1:
+            return ">".join(endpoint.name for endpoint in self._endpoints)
         headers = self._connections[0].response.headers if self._connections else {}
-        return ">".join(headers[name] for name in _INSTANCE_HEADERS if name in headers)
+        return ">".join(headers[name] for name in _SERVER_HEADERS if name in headers)
 
 
 class _HttpError(Exception):
-    pass
+    """A response with a status other than 200."""
 
 
 def named(error: Exception) -> str:
-    """Type and text of an error, for a record."""
+    """Return type and text of an error, for a record."""
     return f"{type(error).__name__}: {error}"
 
 
-async def _connect(leg: Endpoint, connection: HttpConnection) -> HttpConnection:
-    parts = urlsplit(leg.url)
-    if parts.scheme not in ("http", "https"):
-        raise ValueError(f"{leg.url}: not an HTTP URL")
-    secure = parts.scheme == "https"
-    await asyncio.get_running_loop().create_connection(
-        lambda: connection,
-        parts.hostname or "",
-        parts.port or (443 if secure else 80),
-        ssl=_tls() if secure else None,
-    )
-    return connection
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()  # takes tens of milliseconds
-
-
-def _head(leg: Endpoint, path: str, headers: dict[str, str], length: int) -> bytes:
-    parts = urlsplit(leg.url)
+def _head(endpoint: Endpoint, path: str, headers: dict[str, str], length: int) -> bytes:
+    parts = urlsplit(endpoint.url)
     lines = [
         f"POST {parts.path}{path} HTTP/1.1",
         f"host: {parts.netloc.rpartition('@')[2]}",

@@ -1,4 +1,4 @@
-"""Request bodies, made before the replay starts."""
+"""Request bodies, written before the replay starts."""
 
 import mmap
 import tempfile
@@ -9,12 +9,13 @@ from collections.abc import Iterable
 class Spool:
     """Byte strings in an unnamed temporary file, mapped into memory.
 
-    A prompt of 100,000 tokens takes milliseconds to write as JSON and half a megabyte to keep. Made
-    when it is due, it would delay the others; kept in memory, an hour of traffic would not fit.
+    A prompt of 100,000 tokens takes milliseconds to encode as JSON and half a megabyte to keep.
+    Encoded when it is due, it would delay other requests; kept on the heap, an hour of traffic
+    would not fit.
     """
 
     def __init__(self, bodies: Iterable[bytes]) -> None:
-        """Consumes `bodies`."""
+        """Write all of `bodies`."""
         self._ends = array("Q", [0])
         with tempfile.TemporaryFile(prefix="kairos-replay-") as file:
             for body in bodies:

@@ -1,4 +1,4 @@
-"""Token times from an event stream: SGLang's own, or an OpenAI completion's."""
+"""Token times from an event stream: SGLang's own, or that of an OpenAI completion."""
 
 from array import array
 from typing import Any
@@ -12,28 +12,30 @@ _MAX_EVENT_BYTES = 64 * 1024 * 1024
 
 
 class StreamError(Exception):
-    """The server answered with something that is not a token stream, or with an error event."""
+    """The response is no token stream, or an error event came in it."""
 
 
 class TokenStream:
-    """Feeds on the bytes of SGLang's `/generate` as they arrive and stamps every token.
+    """Reads the event stream of SGLang's `/generate` and stamps every token.
 
-    Events carry the number of tokens so far, so it does not matter whether the server sends all
-    ids each time or only the new ones (`--incremental-streaming-output`, which costs less).
-    Several tokens in one event get the same time: the client could not have them earlier.
-
-    Args:
-        limit: tokens asked for; a server that reports more is in error.
+    Events carry the number of tokens so far. The server may therefore send all ids each time, or
+    only the new ones (`--incremental-streaming-output`, which costs less). All tokens of one event
+    get the same time, because the client could not have received them earlier.
 
     Attributes:
-        times: clock readings, one per token.
-        prompt_tokens: length of the prompt as the server reports it, None while it does not.
-        cached_tokens: prefix hit the server reports, None while it does not.
-        finish: the server's finish reason, None until the stream ended with one.
-        done: the closing event was seen.
+        times: monotonic arrival times in seconds, one per token.
+        prompt_tokens: prompt length that the server reports; None until it reports one.
+        cached_tokens: prefix hit that the server reports; None until it reports one.
+        finish: finish reason of the server; None until the stream ended with one.
+        done: whether the closing event has arrived.
     """
 
     def __init__(self, limit: int) -> None:
+        """Create a reader.
+
+        Args:
+            limit: tokens requested; a server that reports more is in error.
+        """
         self._limit = limit
         self.times = array("d")
         self.prompt_tokens: int | None = None
@@ -43,7 +45,7 @@ class TokenStream:
         self._pending = b""
 
     def feed(self, data: bytes, now: float) -> None:
-        """Take `data` that arrived at `now`, in any cut. Lines may end with CR LF.
+        """Read `data` that arrived at `now`, cut anywhere. Lines may end with CR LF.
 
         Raises:
             StreamError: malformed or error event.
@@ -55,8 +57,8 @@ class TokenStream:
             data = data.removesuffix(b"\r").replace(b"\r\n", b"\n") + half
             start = 0
         elif self._pending:
-            # Searching from the last byte finds a separator that the cut went through, and never
-            # looks at an unfinished event twice.
+            # The search begins at the last byte: it finds a separator that was cut in two, and
+            # scans an unfinished event only once.
             start = len(self._pending) - 1
             data = self._pending + data
         else:
@@ -73,18 +75,20 @@ class TokenStream:
                 self._event(event, now)
 
     def close(self) -> None:
-        """The connection ended.
+        """Check the stream at the end of the connection.
 
         Raises:
-            StreamError: bytes are left that are no complete event, for example an error body; or
-                there were more tokens than asked for.
+            StreamError: the remaining bytes are no complete event, for example an error body, or
+                more tokens arrived than were requested.
         """
         if self._pending.strip():
             raise StreamError(f"stream ended with {_shown(self._pending)}")
 
     def settle(self) -> None:
-        """Nothing more comes: make `times` complete, whatever came. Never raises, because records
-        are written after the run, when an error would cost all of them."""
+        """Complete `times` after the last byte.
+
+        It raises nothing: records are written after the run, when an error would lose all of them.
+        """
 
     def _event(self, event: bytes, now: float) -> None:
         if not event.startswith(_PREFIX):
@@ -126,22 +130,22 @@ class TokenStream:
 
     def _check(self, count: int) -> None:
         if count > self._limit:
-            raise StreamError(f"{count} tokens, {self._limit} were asked for")
+            raise StreamError(f"{count} tokens, {self._limit} were requested")
 
 
 class CompletionStream(TokenStream):
-    """The same of `/v1/completions`.
+    """Reads the event stream of `/v1/completions`.
 
-    A chunk holds one token or several. Servers that send usage with every chunk say how many. Of
-    others each chunk with text is a token until the usage at the end, in a chunk of its own or in
-    the last one, says otherwise; then the tokens are spread evenly over the chunks, which keeps the
-    first and the last time exact.
+    A chunk holds one token or several. Some servers send usage, and with it the token count, in
+    every chunk. For other servers each chunk with text counts as one token, until usage arrives at
+    the end of the stream. The tokens are then spread evenly over the chunks, which keeps the first
+    and the last time exact.
     """
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
         self._chunks = array("d")
-        self._told = False
+        self._has_counts = False
 
     def _take(self, fields: Any, now: float) -> None:
         choices = fields["choices"]
@@ -151,20 +155,20 @@ class CompletionStream(TokenStream):
         details = usage.get("prompt_tokens_details") or {}
         if details.get("cached_tokens") is not None:
             self.cached_tokens = int(details["cached_tokens"])
-        told = usage.get("completion_tokens")
+        count = usage.get("completion_tokens")
         if choices:
             choice = choices[0]
             if choice.get("finish_reason"):
                 self.finish = {"type": str(choice["finish_reason"])}
-            if told is not None and not self._chunks:
-                self._told = True
-                self._count(int(told), now)
+            if count is not None and not self._chunks:
+                self._has_counts = True
+                self._count(int(count), now)
                 return
             if choice.get("text"):
                 self._chunks.append(now)
-        if told is not None and not self._told:
-            self._check(int(told))
-            self._spread(int(told))
+        if count is not None and not self._has_counts:
+            self._check(int(count))
+            self._spread(int(count))
 
     def close(self) -> None:
         super().close()
@@ -176,6 +180,7 @@ class CompletionStream(TokenStream):
             self._spread(min(len(self._chunks), self._limit))
 
     def _spread(self, tokens: int) -> None:
+        """Spread `tokens` over the arrival times of the chunks."""
         chunks = len(self._chunks)
         if not chunks:
             return

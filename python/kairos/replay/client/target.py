@@ -10,13 +10,14 @@ from kairos.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One server that gets the request.
+    """A server that receives the request.
 
     Attributes:
-        name: for messages.
+        name: name of the server in messages.
         url: base URL without a slash at the end.
-        streams: whether the tokens of the request come from here.
-        bootstrap_host, bootstrap_port: where the decode server finds a prefill server's KV.
+        streams: whether the tokens of the request come from this server.
+        bootstrap_host: host from which the decode server fetches this prefill server's KV.
+        bootstrap_port: port of the same.
     """
 
     name: str
@@ -27,19 +28,19 @@ class Endpoint:
 
 
 class Target(Protocol):
-    """Chooses the legs of each request: one, or prefill first and decode second.
+    """Chooses the endpoints of each request: one, or a prefill and then a decode server.
 
     Attributes:
-        pairs: different choices there are.
+        pairs: number of different choices.
     """
 
     pairs: int
 
-    def legs(self, index: int) -> Sequence[Endpoint]:
-        """Legs for the request at `index` of the replay."""
+    def endpoints(self, index: int) -> Sequence[Endpoint]:
+        """Return the endpoints of the request at `index` of the replay."""
 
     def describe(self) -> list[str]:
-        """For the record's header."""
+        """Return the URLs for the header of the record file."""
 
 
 class UrlTarget:
@@ -54,23 +55,28 @@ class UrlTarget:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         try:
-            known = parts.hostname and parts.port != 0
-        except ValueError:  # a port that is none
-            known = False
-        if parts.scheme not in ("http", "https") or not known or parts.query:
+            has_address = parts.hostname and parts.port != 0
+        except ValueError:  # the port is no number, or out of range
+            has_address = False
+        if parts.scheme not in ("http", "https") or not has_address or parts.query:
             raise InputError(f"--url: {url!r} is not allowed; it must look like http://HOST:PORT")
-        self._leg = Endpoint("server", url.rstrip("/"))
+        self._endpoint = Endpoint("server", url.rstrip("/"))
 
-    def legs(self, index: int) -> Sequence[Endpoint]:
-        return (self._leg,)
+    def endpoints(self, index: int) -> Sequence[Endpoint]:
+        return (self._endpoint,)
 
     def describe(self) -> list[str]:
-        return [self._leg.url]
+        return [self._endpoint.url]
 
 
 class PairTarget:
-    """Prefill and decode servers without a router between: each request goes to both legs of a
-    pair, pairs taking turns. Takes a router's delays and CPU time out of the measurement."""
+    """Prefill and decode servers without a router; each request goes to both servers of a pair.
+
+    Pairs take turns. The measurement is free of a router's delays and CPU time.
+
+    Raises:
+        InputError: one of the two roles has no server.
+    """
 
     def __init__(self, prefill: Sequence[Endpoint], decode: Sequence[Endpoint]) -> None:
         if not prefill or not decode:
@@ -79,11 +85,12 @@ class PairTarget:
         self._decode = tuple(decode)
         self.pairs = len(prefill) * len(decode)
 
-    def legs(self, index: int) -> Sequence[Endpoint]:
+    def endpoints(self, index: int) -> Sequence[Endpoint]:
         prefill = self._prefill[index % len(self._prefill)]
-        # Shifted each time the prefill servers were gone through, so that all pairs occur.
+        # The decode servers shift by one after each turn of the prefill servers, so that every
+        # pair occurs.
         shift = index + index // len(self._prefill)
         return (prefill, self._decode[shift % len(self._decode)])
 
     def describe(self) -> list[str]:
-        return [leg.url for leg in (*self._prefill, *self._decode)]
+        return [endpoint.url for endpoint in (*self._prefill, *self._decode)]

@@ -11,15 +11,15 @@ from kairos.workload.slo_sets import TIERS
 
 Router = Literal["sglang", "kairos"]
 
-# Upstream's orders of the prefill waiting queue by the name of the arm: its flag's value, and the
-# simulator's name of it. Upstream always finishes the prompt that it has started.
+# Upstream's orders of the prefill waiting queue, by arm: the value of the server flag, and the
+# simulator's name of the order. Upstream always finishes the prompt that it has started.
 _UPSTREAM = {
     "fcfs": ("fcfs", "fcfs"),
     "lpm": ("lpm", "lpm"),
     "hrrn": ("hrrn", "hrrn-np"),
     "sjf": ("shortest-prefill-first", "spf"),
 }
-# Routers that choose the servers of a request as it arrives: which one, and its flags.
+# Routers that choose the servers of a request on arrival: the router and its flags, by arm.
 _ROUTED: dict[str, tuple[Router, tuple[str, ...]]] = {
     "router-round-robin": ("kairos", ("--binding", "round-robin", "--show-servers")),
     "router-least-loaded": ("kairos", ("--binding", "least-loaded", "--show-servers")),
@@ -27,17 +27,17 @@ _ROUTED: dict[str, tuple[Router, tuple[str, ...]]] = {
 }
 _CAP = re.compile(r"(.+)-cap([1-9][0-9]{0,3})")
 
-# Cumulative streaming sends all ids of a request again with every token, which costs server and
-# client time that grows with the square of its length. Upstream's own flag, the same on all arms.
+# Upstream's own flag, set on all arms. Without it every token event repeats all earlier ids of the
+# request, which costs server and client time that grows with the square of the output length.
 _COMMON = ("--incremental-streaming-output",)
 
-# Upstream's flag, the same on both roles.
+# Upstream's flag, set on both roles.
 _AFTER_PREFILL = ("--disaggregation-decode-allocation-policy", "prefill_complete")
 
-# How emulated servers differ from an ideal engine: batches are composed one ahead, a prompt waits
-# for memory on its decode server first, and until both know of it (20 ms from an arrival to the
-# batch of an idle prefill server), transfers of a prefill server share its link, and the decode
-# server sends the first token.
+# How emulated servers differ from an ideal engine. Batches are composed one ahead. A prompt first
+# waits for decode memory and for the handshake of both servers, which takes 20 ms from an arrival
+# to the batch of an idle prefill server. The transfers of a prefill server share its link. The
+# decode server sends the first token.
 _ENGINE = SimConfig(
     lookahead=True, preallocate=True, handshake_s=0.02, contention=True, first_token="decode"
 )
@@ -45,16 +45,20 @@ _ENGINE = SimConfig(
 
 @dataclass(frozen=True, slots=True)
 class ArmSpec:
-    """Attributes:
-    name: as in the report.
-    about: one line for people.
-    args: server flags, the same on prefill and decode servers.
-    prefill_args, decode_args: flags of one role. A decode server has no prefix cache, without
-        which some of upstream's orders refuse to start.
-    send_slo: whether requests carry their SLO.
-    router, router_args: what they go through, and its flags; None: straight to both servers.
-    simulated: the simulator's settings for the same, but for what depends on the profile, see
-        `settings`; None: it has no model of it.
+    """Server configuration of an arm.
+
+    Attributes:
+        name: name in the report.
+        about: description in one line.
+        args: server flags of both roles.
+        prefill_args: flags of prefill servers only. A decode server has no prefix cache, and some
+            of upstream's orders refuse to start without one.
+        decode_args: flags of decode servers only.
+        send_slo: whether requests carry their SLO.
+        router: router that requests pass through; None sends them to both servers directly.
+        router_args: flags of the router.
+        simulated: the simulator's configuration of the same arm, without the part that depends on
+            the profile; None if the simulator has no model of the arm.
     """
 
     name: str
@@ -68,10 +72,10 @@ class ArmSpec:
     simulated: SimConfig | None = field(default=None, compare=False)
 
     def settings(self, transfer_s: float) -> SimConfig | None:
-        """The simulator's settings.
+        """Return the simulator's configuration; None if the simulator has no model of the arm.
 
         Args:
-            transfer_s: of the KV of a full chunk in the profile.
+            transfer_s: KV transfer of a full chunk under the profile, seconds.
         """
         if self.simulated is None:
             return None
@@ -80,7 +84,17 @@ class ArmSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Which parts of Kairos an arm has, and flags of its servers."""
+    """The parts of Kairos that an arm enables, and further flags of its servers.
+
+    Attributes:
+        about: description in one line.
+        prefill: whether prefill servers schedule by urgency.
+        decode: whether decode servers schedule by slack.
+        hold: whether decode servers hold tokens back.
+        router: whether requests pass through Kairos' router.
+        overlap: whether prefill servers use the overlap schedule.
+        args: further flags of both roles.
+    """
 
     about: str
     prefill: bool = False
@@ -101,29 +115,33 @@ _KAIROS = {
         overlap=False,
     ),
     "kairos-prefill-complete": _Parts(
-        f"kairos, decode memory given after prefill ({' '.join(_AFTER_PREFILL)})",
+        f"kairos, decode memory allocated after prefill ({' '.join(_AFTER_PREFILL)})",
         prefill=True,
         decode=True,
         args=_AFTER_PREFILL,
     ),
-    "kairos-urgency": _Parts("urgency only, decode servers are upstream's", prefill=True),
-    "kairos-slack": _Parts("slack only, prefill servers are upstream's fcfs", decode=True),
-    "kairos-router": _Parts("Kairos' router only, all servers are upstream's fcfs", router=True),
+    "kairos-urgency": _Parts("urgency only, upstream's decode scheduler", prefill=True),
+    "kairos-slack": _Parts("slack only, upstream's fcfs on prefill servers", decode=True),
+    "kairos-router": _Parts("Kairos' router only, upstream's fcfs on all servers", router=True),
     "kairos-routed": _Parts("router, urgency and slack", prefill=True, decode=True, router=True),
     "kairos-all": _Parts(
         "router, urgency, slack and hold", prefill=True, decode=True, hold=True, router=True
     ),
 }
 ARMS = (*_UPSTREAM, *_ROUTED, *_KAIROS)
-ALLOWED = f"{', '.join(ARMS)}; upstream's with -capN (fcfs-cap32) limit the decode batch to N"
+ALLOWED = (
+    f"{', '.join(ARMS)}; the suffix -capN on upstream's orders (fcfs-cap32) limits the decode "
+    "batch to N"
+)
 
 
 def arm_spec(name: str, profile: str, slo_set: str = "L3") -> ArmSpec:
-    """The configuration called `name`.
+    """Return the configuration of the arm `name`.
 
     Args:
-        profile: what Kairos predicts with, shipped name or path.
-        slo_set: decides which classes the servers have to know.
+        name: one of ARMS, or an order of upstream with the suffix -capN.
+        profile: latency profile for predictions, shipped name or path.
+        slo_set: SLO set, which decides the classes that servers must know.
 
     Raises:
         InputError: unknown name.
@@ -134,7 +152,7 @@ def arm_spec(name: str, profile: str, slo_set: str = "L3") -> ArmSpec:
         router, router_args = _ROUTED[name]
         return ArmSpec(
             name,
-            f"{router} router with {' '.join(router_args)}, all servers are upstream's fcfs",
+            f"{router} router with {' '.join(router_args)}, upstream's fcfs on all servers",
             prefill_args=("--schedule-policy", "fcfs"),
             router=router,
             router_args=router_args,
@@ -164,7 +182,7 @@ def _kairos(name: str, parts: _Parts, profile: str, slo_set: str) -> ArmSpec:
     flags = ["--kairos", "--kairos-profile", profile]
     router_flags = ["--profile", profile, "--show-servers"]
     if slo_set == "tiers":
-        # Requests carry their own objectives; the servers only have to know the class names.
+        # Requests carry their own objectives; servers only need the class names.
         for tier in TIERS:
             value = f"{tier.name}={1e3 * tier.base_s:g},{tier.tpot_ms:g}"
             flags += ["--kairos-slo-class", value]
@@ -188,14 +206,14 @@ def _kairos(name: str, parts: _Parts, profile: str, slo_set: str) -> ArmSpec:
         send_slo=True,
         router="kairos" if parts.router else None,
         router_args=tuple(router_flags) if parts.router else (),
-        # The simulator has no router in front of servers that order by themselves, no look-ahead
-        # on decode servers only, and no handshake after prefill.
+        # The simulator has no model of a router in front of servers that schedule by themselves,
+        # of look-ahead on decode servers only, or of a handshake after prefill.
         simulated=settings if parts.overlap and not parts.router and not parts.args else None,
     )
 
 
 def parse_arms(text: str) -> list[str]:
-    """Names in `--arms`.
+    """Return the names in the value of `--arms`.
 
     Raises:
         InputError: unknown or repeated name, or none.

@@ -15,8 +15,8 @@ class ReplayRun:
     Attributes:
         arm: server configuration; "url" for servers that run already.
         load: offered prefill load.
-        repeat: which run of this arm and load, from 1.
-        position: which of all, from 1.
+        repeat: number of the run among those of this arm and load, from 1.
+        position: number of the run among all, from 1.
         stem: name of its files: requests-STEM.jsonl, forwards-STEM.jsonl, logs/STEM.
     """
 
@@ -27,15 +27,23 @@ class ReplayRun:
     stem: str
 
     def records(self, out: Path) -> Path:
+        """Return the path of its record file in the folder `out`."""
         return out / f"requests-{self.stem}.jsonl"
 
     def forwards(self, out: Path) -> Path:
+        """Return the path of its device trace in the folder `out`."""
         return out / f"forwards-{self.stem}.jsonl"
 
 
 def runs_of(arms: Sequence[str], loads: Sequence[float], repeats: int) -> list[ReplayRun]:
-    """All runs in the order in which they are made: every arm once before any comes again, and the
-    order of arms turned round each time, so that a machine that drifts favours none."""
+    """Return all runs in the order in which they are made.
+
+    Every arm runs once before any arm runs again, and the order of arms is reversed each time, so
+    that a machine that drifts favours no arm.
+
+    Raises:
+        InputError: `repeats` is out of range.
+    """
     if not 1 <= repeats <= 1000:
         raise InputError(f"--repeats: {repeats} is out of range, allowed are 1 to 1000")
     rounds = itertools.product(range(1, repeats + 1), loads)

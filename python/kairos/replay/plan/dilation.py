@@ -1,8 +1,8 @@
-"""Slower time: profile, arrivals and SLOs stretched together, so that attainment stays.
+"""Slower time: profile, arrivals and SLOs are stretched together, so that attainment stays.
 
-For machines whose cores cannot keep up with emulated servers at full speed. What does not stretch
-is what the host itself computes, so that its share of every step shrinks by the factor, and the
-seconds that policies have as constants (slices, starvation limits).
+This serves machines whose cores cannot keep up with emulated servers at full speed. The work of
+the host itself does not stretch, so its share of every step shrinks by the factor. Policy constants
+in seconds (slices, starvation limits) do not stretch either.
 """
 
 import msgspec
@@ -10,17 +10,21 @@ import msgspec
 from kairos.errors import InputError
 from kairos.latency import Profile
 
-LARGEST = 20.0
+MAX_FACTOR = 20.0
 
 
 def check_factor(factor: float) -> None:
-    """Raises: InputError: not a factor from 1 to LARGEST."""
-    if not 1.0 <= factor <= LARGEST:
-        raise InputError(f"--dilate: {factor!r} is out of range, allowed are 1 to {LARGEST:g}")
+    """Raise `InputError` if `factor` is not from 1 to MAX_FACTOR."""
+    if not 1.0 <= factor <= MAX_FACTOR:
+        raise InputError(f"--dilate: {factor!r} is out of range, allowed are 1 to {MAX_FACTOR:g}")
 
 
 def dilated(profile: Profile, factor: float) -> Profile:
-    """The profile of an engine that takes `factor` times as long for everything."""
+    """Return the profile of an engine that takes `factor` times as long for every operation.
+
+    Raises:
+        InputError: `factor` is out of range.
+    """
     check_factor(factor)
     if factor == 1.0:
         return profile

@@ -1,4 +1,4 @@
-"""What a replay will send: every request with its time, lengths and SLO, fixed beforehand."""
+"""What a replay will send: every request with its time, lengths and SLO, fixed in advance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +17,13 @@ from kairos.workload.trace import Trace, TraceRequest
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """Attributes:
-    index: position in order of arrival.
-    request: arrival from the start of the replay, and lengths.
-    cached_tokens: prefix hit the load calculation expects.
-    slo: what it has to meet.
+    """One request of a plan.
+
+    Attributes:
+        index: position in order of arrival.
+        request: lengths, and arrival from the start of the replay.
+        cached_tokens: prefix hit that the load calculation expects.
+        slo: objectives of the request.
     """
 
     index: int
@@ -31,71 +33,93 @@ class PlannedRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A workload with SLOs. Equal arguments give equal plans, so every arm gets the same one.
+class PlanConfig:
+    """How a plan is made from a trace and a profile. Times are those before dilation.
 
     Attributes:
-        tpot_ms: before dilation, as asked for.
-        dilate: factor by which arrivals and SLOs are slowed down; servers need a profile that is,
-            too.
+        load: prefill load to offer.
+        duration_s: seconds of arrivals; None takes the whole trace.
+        start_s: where in the trace the plan begins, seconds.
+        instances: number of prefill servers that share the load.
+        slo_set: name of the SLO set.
+        tpot_ms: TPOT objective; the tiers set has its own.
+        seed: seed of prompts, classes and generated traces.
+        cache_tokens: prefix cache that the load assumes.
+        dilate: factor by which arrivals and SLOs are slowed down. Servers need a profile that is
+            slowed down by the same factor.
     """
 
-    workload: Workload
-    slo_set: str
-    tpot_ms: float
-    seed: int
-    requests: Sequence[PlannedRequest]
+    load: float
+    duration_s: float | None = None
+    start_s: float = 0.0
+    instances: int = 1
+    slo_set: str = "L3"
+    tpot_ms: float = DEFAULT_TPOT_MS
+    seed: int = 0
+    cache_tokens: int = CACHE_TOKENS
     dilate: float = 1.0
 
 
-def make_plan(
-    trace: Trace,
-    profile: Profile,
-    *,
-    load: float,
-    duration_s: float | None = None,
-    start_s: float = 0.0,
-    instances: int = 1,
-    slo_set: str = "L3",
-    tpot_ms: float = DEFAULT_TPOT_MS,
-    seed: int = 0,
-    cache_tokens: int = CACHE_TOKENS,
-    dilate: float = 1.0,
-) -> Plan:
-    """Scale a trace to a load and give each request its SLO; see `load` and `slo_sets`.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A workload with SLOs. Equal arguments give equal plans, so every arm gets the same plan."""
+
+    config: PlanConfig
+    workload: Workload
+    requests: Sequence[PlannedRequest]
+
+
+def make_plan(trace: Trace, profile: Profile, config: PlanConfig) -> Plan:
+    """Scale a trace to a load and assign an SLO to each request.
 
     Args:
-        profile: not dilated.
-        duration_s: of arrivals, before dilation.
+        trace: source of arrivals and lengths.
+        profile: latency profile, not dilated.
+        config: load, SLOs and the part of the trace.
 
     Raises:
-        InputError: an argument is out of range, or the trace has too little at that place.
+        InputError: a value is out of range, or that part of the trace has too few requests.
     """
-    if not 0 <= seed < 2**63:
-        raise InputError(f"seed: {seed} is out of range, allowed are 0 to 2^63 - 1")
-    check_factor(dilate)
+    if not 0 <= config.seed < 2**63:
+        raise InputError(f"seed: {config.seed} is out of range, allowed are 0 to 2^63 - 1")
+    check_factor(config.dilate)
     workload = scale_to_load(
         trace,
-        load,
+        config.load,
         profile,
-        instances=instances,
-        start_s=start_s,
-        duration_s=duration_s,
-        cache_tokens=cache_tokens,
+        instances=config.instances,
+        start_s=config.start_s,
+        duration_s=config.duration_s,
+        cache_tokens=config.cache_tokens,
     )
-    requests = workload.trace.requests
-    slos = assign_slos(requests, workload.cached_tokens, profile, slo_set, tpot=tpot_ms, seed=seed)
-    if dilate != 1.0:
-        requests = [msgspec.structs.replace(r, arrival_s=r.arrival_s * dilate) for r in requests]
-        slos = [
-            replace(slo, ttft_ms=slo.ttft_ms * dilate, tpot_ms=slo.tpot_ms * dilate) for slo in slos
-        ]
-        slowed = Trace(workload.trace.name, workload.trace.sha256, requests)
-        workload = replace(workload, trace=slowed, time_scale=workload.time_scale * dilate)
+    slos = assign_slos(
+        workload.trace.requests,
+        workload.cached_tokens,
+        profile,
+        config.slo_set,
+        tpot=config.tpot_ms,
+        seed=config.seed,
+    )
+    if config.dilate != 1.0:
+        workload, slos = _slowed_down(workload, slos, config.dilate)
+    hits = workload.cached_tokens
     planned = [
         PlannedRequest(i, request, hit, slo)
         for i, (request, hit, slo) in enumerate(
-            zip(requests, workload.cached_tokens, slos, strict=True)
+            zip(workload.trace.requests, hits, slos, strict=True)
         )
     ]
-    return Plan(workload, slo_set, tpot_ms, seed, planned, dilate)
+    return Plan(config, workload, planned)
+
+
+def _slowed_down(
+    workload: Workload, slos: Sequence[Slo], factor: float
+) -> tuple[Workload, list[Slo]]:
+    """Stretch arrivals and SLOs by `factor`."""
+    trace = workload.trace
+    requests = [msgspec.structs.replace(r, arrival_s=r.arrival_s * factor) for r in trace.requests]
+    slowed = Trace(trace.name, trace.sha256, requests)
+    slos = [
+        replace(slo, ttft_ms=slo.ttft_ms * factor, tpot_ms=slo.tpot_ms * factor) for slo in slos
+    ]
+    return replace(workload, trace=slowed, time_scale=workload.time_scale * factor), slos

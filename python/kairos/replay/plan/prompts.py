@@ -1,4 +1,4 @@
-"""Prompts as token ids: exact lengths, and equal leading blocks where the trace says so."""
+"""Prompts as token ids: exact lengths, and equal leading blocks where the trace has equal ones."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,16 @@ _PRIVATE = np.uint64(1 << 63)  # keeps blocks of unshared prompts apart from any
 class Prompts:
     """Token ids as a pure function of (seed, block id, position in the block).
 
-    Nothing is stored and no generator state is kept: any prompt can be made at any time, and a
-    prompt of 100,000 tokens takes about a millisecond.
+    No state is kept: any prompt can be made at any time. A prompt of 100,000 tokens takes about a
+    millisecond.
 
     Attributes:
-        vocab_size: ids are in [reserved, vocab_size).
-        seed: another seed gives other ids everywhere.
-        reserved: low ids left out, where tokenizers keep their special tokens.
+        vocab_size: upper end of the ids, which are in [reserved, vocab_size).
+        seed: another seed gives other ids at every position.
+        reserved: number of low ids left out, where tokenizers keep their special tokens.
+
+    Raises:
+        InputError: `vocab_size` is out of range.
     """
 
     vocab_size: int
@@ -38,9 +41,9 @@ class Prompts:
             )
 
     def token_ids(self, request: TraceRequest, index: int) -> NDArray[np.int64]:
-        """The prompt of the request at `index` of the replay, shape [input_tokens].
+        """Return the prompt of the request at `index` of the replay, shape [input_tokens].
 
-        Blocks beyond the request's `hash_ids` belong to this request alone.
+        Blocks beyond the request's `hash_ids` are unique to this request.
         """
         length = request.input_tokens
         blocks = -(-length // BLOCK_TOKENS)
@@ -49,7 +52,7 @@ class Prompts:
         keys[:shared] = request.hash_ids[:shared]
         keys[shared:] = _PRIVATE | (np.uint64(index) << np.uint64(32))
         keys[shared:] += np.arange(shared, blocks, dtype=np.uint64)
-        # Two rounds: without the first, neighbouring block ids would give overlapping sequences.
+        # Two rounds of mixing: after one, neighbouring block ids would give overlapping sequences.
         starts = _mix(_mix(keys) ^ np.uint64(self.seed))
         places = starts[:, None] + np.arange(BLOCK_TOKENS, dtype=np.uint64)
         mixed = _mix(places.astype(np.uint64, copy=False).ravel()[:length])

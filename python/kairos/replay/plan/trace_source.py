@@ -5,14 +5,19 @@ from kairos.workload.synthetic import generate
 from kairos.workload.trace import Trace
 
 SYNTHETIC = "synthetic:"
-_SYNTHETIC_REQUESTS = 20_000  # more than a load of 2 over half an hour takes of any preset
+_SYNTHETIC_REQUESTS = 20_000  # more than half an hour at a load of 2 takes, of any preset
 
 
 def load_trace(source: str, format_name: str | None, seed: int) -> Trace:
-    """Read a file, or generate `synthetic:PRESET`.
+    """Read a trace file, or generate the trace `synthetic:PRESET`.
+
+    Args:
+        source: path of the file, or the preset.
+        format_name: format of the file; None recognises it by content.
+        seed: seed of a generated trace.
 
     Raises:
-        InputError: see `read_trace` and `generate`.
+        InputError: the file cannot be read, or the preset is unknown.
     """
     if source.startswith(SYNTHETIC):
         return generate(source.removeprefix(SYNTHETIC), _SYNTHETIC_REQUESTS, seed)

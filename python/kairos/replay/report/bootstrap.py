@@ -1,8 +1,8 @@
 """Confidence intervals of means over the requests of a replay.
 
-Requests that arrive together wait in the same queue, so their outcomes hang together; drawing them
-one by one would claim more certainty than there is. Whole blocks of neighbours are drawn instead:
-the circular block bootstrap (Politis and Romano, 1992).
+Requests that arrive together wait in the same queue, so their outcomes are correlated. Resampling
+single requests would claim more certainty than there is. Therefore whole blocks of neighbours are
+resampled, in the circular block bootstrap (Politis and Romano, 1992).
 """
 
 import math
@@ -17,13 +17,15 @@ LEVEL_PERCENT = 95.0
 
 
 def block_means(values: Floats, seed: int = 0, draws: int = DRAWS) -> Floats:
-    """Means of `draws` resamples, shape [draws, columns].
+    """Return the means of resamples, shape [draws, columns].
 
-    Arrays of as many rows get the same blocks, so the differences of two results are those of
-    paired resamples.
+    Arrays with the same number of rows get the same blocks, so the differences of two results are
+    those of paired resamples.
 
     Args:
-        values: [requests in order of arrival, columns].
+        values: shape [requests in order of arrival, columns].
+        seed: seed of the blocks.
+        draws: number of resamples.
     """
     n = len(values)
     length = block_length(n)
@@ -36,20 +38,20 @@ def block_means(values: Floats, seed: int = 0, draws: int = DRAWS) -> Floats:
 
 
 def block_length(n: int) -> int:
-    """Neighbours drawn together: the square root of the number of requests."""
+    """Return the number of neighbours in a block: the square root of the number of requests."""
     return max(1, round(math.sqrt(n)))
 
 
 def percent_interval(values: Floats, lowest: float = 0.0) -> tuple[float, float]:
-    """Interval of a mean of percents, or of their differences.
+    """Return the interval of a mean of percents, or of their differences.
 
-    Resamples of values that are all the same have no width, although there is doubt left. There it
-    is Clopper and Pearson's bound of an event that never happened, for as many trials as there are
+    Resamples of equal values have no width, although doubt is left. For them the interval is
+    Clopper and Pearson's bound of an event that never happened, with as many trials as there are
     independent blocks.
 
     Args:
         values: per request in order of arrival.
-        lowest: that a value can be: 0, or -100 for differences.
+        lowest: least possible value: 0, or -100 for differences.
     """
     if np.any(values != values[0]):
         return interval(block_means(values[:, None])[:, 0])
@@ -60,7 +62,7 @@ def percent_interval(values: Floats, lowest: float = 0.0) -> tuple[float, float]
 
 
 def interval(samples: Floats) -> tuple[float, float]:
-    """The middle LEVEL_PERCENT of resampled means."""
+    """Return the middle LEVEL_PERCENT of resampled means."""
     tail = (100.0 - LEVEL_PERCENT) / 2
     low, high = np.percentile(samples, [tail, 100.0 - tail])
     return float(low), float(high)

@@ -1,10 +1,14 @@
-"""What all pictures of a report share: colours, style, PNG."""
+"""Colours, style and PNG encoding that all plots of a report share."""
 
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# Okabe and Ito's palette: told apart with every kind of colour vision. The first arm is the
+import numpy as np
+
+from kairos.replay.bench_extra import bench_extra
+
+# Okabe and Ito's palette, which readers with any colour vision can tell apart. The first arm is the
 # baseline, in grey.
 _COLOURS = ("#7f7f7f", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
@@ -24,12 +28,12 @@ _STYLE: Any = {
 
 
 def colour(i: int) -> str:
-    """Of the i-th arm."""
+    """Return the colour of the i-th arm."""
     return _COLOURS[i % len(_COLOURS)]
 
 
 def dashes(i: int) -> str:
-    """Line style of the i-th arm: changes when the colours are used up."""
+    """Return the line style of the i-th arm; it changes when the colours repeat."""
     return _DASHES[i // len(_COLOURS) % len(_DASHES)]
 
 
@@ -40,12 +44,27 @@ def png(
     draw: Callable[[Any], None],
     share_x: bool = False,
 ) -> bytes:
-    """A picture of `shape` rows and columns of axes, which `draw` fills, [rows, columns]."""
-    import matplotlib as mpl
+    """Draw a plot.
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    Args:
+        shape: rows and columns of axes.
+        size: width and height in inches.
+        title: text above all axes.
+        draw: fills the axes, an array of `shape`.
+        share_x: whether all axes share their x axis.
+
+    Returns:
+        The plot as PNG.
+
+    Raises:
+        InputError: the bench extra is not installed.
+    """
+    with bench_extra("a plot"):
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from matplotlib import pyplot as plt
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.04)
     with mpl.rc_context(_STYLE):
@@ -61,7 +80,7 @@ def png(
 
 
 def legend_below(axes: Any, distance: float, columns: int = 6) -> None:
-    """Outside of the axes, where it can hide no point."""
+    """Add a legend below the axes, where it hides no point."""
     axes.legend(
         loc="upper left", bbox_to_anchor=(-0.02, -distance), ncols=columns, handlelength=1.6,
         columnspacing=1.2, markerscale=1.5,
@@ -69,7 +88,7 @@ def legend_below(axes: Any, distance: float, columns: int = 6) -> None:
 
 
 def slo_line(axes: Any, at: float) -> None:
-    """A dashed vertical line."""
+    """Add a dashed vertical line at the SLO."""
     axes.axvline(at, color=SLO_COLOUR, linewidth=1, linestyle="--")
     axes.annotate(
         "SLO", (at, 0.0), (4, 4), ha="left", va="bottom", fontsize=10,
@@ -78,8 +97,10 @@ def slo_line(axes: Any, at: float) -> None:
 
 
 def cumulative(axes: Any, values: Sequence[float], total: int, **line: Any) -> None:
-    """Cumulative share of `total`; what is infinite never happened, so the curve ends below 100."""
-    import numpy as np
+    """Add the cumulative share of `total`.
+
+    Infinite values stand for requests that failed, so with them the curve ends below 100 %.
+    """
 
     ordered = np.sort(np.asarray([value for value in values if np.isfinite(value)]))
     share = 100 * np.arange(1, len(ordered) + 1) / max(total, 1)

@@ -1,9 +1,8 @@
-"""Goodput of the engine: further runs at the loads that a search needs."""
+"""Goodput of the engine, searched with further runs."""
 
 from typing import Any
 
 import msgspec
-from rich.console import Console
 
 from kairos.replay.plan.campaign import ReplayRun
 from kairos.replay.report.goodput import TARGETS, Goodput, largest_load
@@ -21,23 +20,22 @@ class EngineGoodput:
         cut_short: whether a search ended because no more runs were allowed.
     """
 
-    def __init__(self, session: ReplaySession, console: Console, max_probes: int | None = None):
+    def __init__(self, session: ReplaySession, max_probes: int | None = None) -> None:
         """Prepare a search.
 
         Args:
-            session: makes the runs.
-            console: gets a line for each arm without a result.
-            max_probes: runs that may be made; None is no limit.
+            session: makes the runs; its console gets a line for each arm without a result.
+            max_probes: number of runs that may be made; None sets no limit.
         """
         self.cut_short = False
         self._session = session
-        self._console = console
         self._probes_left = max_probes
 
-    def search(self) -> dict[str, Any]:
-        """The goodput of every arm, as report.json has it.
+    def results(self) -> dict[str, Any]:
+        """Search the goodput of every arm and return it as in report.json.
 
-        An arm has no loads if one of its probes never counted or no further probe was allowed.
+        The loads of an arm are None if one of its probes never counted or no further probe was
+        allowed.
         """
         found: dict[str, Any] = {}
         for arm in dict.fromkeys(run.arm for run in self._session.runs):
@@ -45,7 +43,7 @@ class EngineGoodput:
             try:
                 loads = self._searched(arm)
             except _NeverCountedError as error:
-                self._console.print(f"{arm}: no goodput: {error}", style="red")
+                self._session.config.console.print(f"{arm}: no goodput: {error}", style="red")
             except _NoProbesLeftError:
                 self.cut_short = True
             found[arm] = {"in": "engine", "loads": msgspec.to_builtins(loads)}
@@ -77,9 +75,7 @@ class EngineGoodput:
         run = ReplayRun(arm, load, 1, len(session.runs) + 1, f"{arm}@{load:g}")
         session.runs.append(run)
         for tries in range(_PROBE_TRIES + 1):
-            if session.counts(run):
-                value = self._attainment(arm, load)
-                assert value is not None
+            if session.counts(run) and (value := self._attainment(arm, load)) is not None:
                 return value
             if self._probes_left == 0:
                 raise _NoProbesLeftError
@@ -89,7 +85,7 @@ class EngineGoodput:
         raise _NeverCountedError(f"{_PROBE_TRIES} runs at load {load:g} did not count")
 
     def _attainment(self, arm: str, load: float) -> float | None:
-        """Of all runs of an arm at a load that count, taken together; None without one."""
+        """Return the attainment over all runs of an arm at a load that count; None without one."""
         paths = self._session.record_files(arm, load)
         if not paths:
             return None

@@ -1,16 +1,14 @@
-"""Data behind the pictures: plain arrays, no drawing."""
+"""Data behind the plots: plain arrays, no drawing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from kairos.replay.client.record import RequestRecord
+from kairos.replay.report.bootstrap import Floats
 from kairos.replay.report.results import RunResult
 from kairos.replay.run.forwards import Forward
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +16,11 @@ class Bar:
     """A stretch of prefill work in a Gantt chart.
 
     Attributes:
+        rid: request that was computed.
         lane: row, from 0; requests in order of their first work.
-        start_s, end_s: from the start of the replay.
-        share: of the batch's new tokens that are this request's.
+        start_s: begin, seconds from the start of the replay.
+        end_s: end, seconds from the start of the replay.
+        share: share of the batch's new tokens that belong to this request.
     """
 
     rid: str
@@ -31,15 +31,24 @@ class Bar:
 
 
 def waiting_over_time(records: Sequence[RequestRecord]) -> tuple[Floats, Floats]:
-    """Requests that are due and have no first token, as steps: (time in seconds, count). One that
-    never got any waits for ever."""
+    """Return the number of requests that are due and have no first token.
+
+    A request without any token waits to the end.
+
+    Returns:
+        Times of the steps in seconds, and the number from each of them on.
+    """
     due = [(r.arrival_s, 1) for r in records]
     served = [(r.arrival_s + r.ttft_ms / 1e3, -1) for r in records if r.ttft_ms is not None]
     return _steps(due + served)
 
 
 def decoding_over_time(run: RunResult) -> tuple[Floats, Floats]:
-    """Requests in the decode steps, as steps; those that stream, where there is no device trace."""
+    """Return the number of requests in decode steps; without a device trace, those that stream.
+
+    Returns:
+        Times of the steps in seconds, and the number from each of them on.
+    """
     steps = [f for f in run.forwards if f.kind == "decode"]
     if not steps:
         changes = []
@@ -55,7 +64,7 @@ def decoding_over_time(run: RunResult) -> tuple[Floats, Floats]:
 
 
 def prefill_bars(run: RunResult, begin_s: float, end_s: float) -> list[Bar]:
-    """Work of the first prefill server between two times."""
+    """Return the work of the first prefill server between two times."""
     batches = _first_server(run.forwards)
     start = run.header.start_monotonic_s
     lanes: dict[str, int] = {}
@@ -71,8 +80,11 @@ def prefill_bars(run: RunResult, begin_s: float, end_s: float) -> list[Bar]:
 
 
 def overtakes(forwards: Sequence[Forward]) -> list[tuple[float, str]]:
-    """(monotonic time, rid) of each batch in which a started, unfinished prompt of the first
-    prefill server sat out while others were computed."""
+    """Return the batches of the first prefill server that a started, unfinished prompt sat out.
+
+    Returns:
+        Monotonic time of the batch and rid of the prompt.
+    """
     batches = _first_server(forwards)
     last = {rid: i for i, f in enumerate(batches) for rid in f.rids}
     started: dict[str, None] = {}
@@ -89,15 +101,23 @@ def overtakes(forwards: Sequence[Forward]) -> list[tuple[float, str]]:
 
 
 def busiest_window(times_s: Sequence[float], width_s: float) -> tuple[float, float]:
-    """The window of `width_s` with the most of `times_s`, ascending; (0, width) for none."""
-    best, at = 0, 0.0
+    """Return the window with the most events.
+
+    Args:
+        times_s: times of the events, ascending.
+        width_s: width of the window, seconds.
+
+    Returns:
+        Begin and end of the window; (0, width_s) without events.
+    """
+    most, begin = 0, 0.0
     low = 0
     for high, time in enumerate(times_s):
         while times_s[low] < time - width_s:
             low += 1
-        if high - low + 1 > best:
-            best, at = high - low + 1, times_s[low]
-    return at, at + width_s
+        if high - low + 1 > most:
+            most, begin = high - low + 1, times_s[low]
+    return begin, begin + width_s
 
 
 def _first_server(forwards: Sequence[Forward]) -> list[Forward]:

@@ -1,19 +1,24 @@
-"""A stretch of one prefill server's work: who was computed when, and who was overtaken."""
+"""Gantt chart of one prefill server: the batches of each prompt, and the overtaken prompts."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from kairos.replay.report.drawing import png
 from kairos.replay.report.figures import Bar, busiest_window, overtakes, prefill_bars
-from kairos.replay.report.results import Arm
+from kairos.replay.report.results import ArmResult
 
 _WINDOW_S = 12.0
-_MOST_LANES = 60
+_MAX_LANES = 60
 
 
-def gantt(arms: Sequence[Arm]) -> bytes | None:
-    """The same seconds of every arm that has a device trace: those in which the arm that overtakes
-    most does so most. None without a trace."""
+def gantt(arms: Sequence[ArmResult]) -> bytes | None:
+    """Draw the same seconds of every arm that has a device trace.
+
+    The window is the one with the most overtaking in the arm that overtakes most.
+
+    Returns:
+        The chart as PNG; None without a trace.
+    """
     traced = [arm for arm in arms if any(f.rids for f in arm.runs[0].forwards)]
     if not traced:
         return None
@@ -31,16 +36,16 @@ def gantt(arms: Sequence[Arm]) -> bytes | None:
             bars = [
                 bar
                 for bar in prefill_bars(arm.runs[0], begin, end)
-                if bar.lane < _MOST_LANES and bar.rid in tokens
+                if bar.lane < _MAX_LANES and bar.rid in tokens
             ]
             _lanes(axis, bars, tokens)
             axis.set_xlim(begin, end)
             axis.set_title(
-                f"{arm.name}: {len(marks[arm.name])} times in the whole run a started prompt sat "
-                "out a batch"
+                f"{arm.name}: in the whole run, started prompts sat out "
+                f"{len(marks[arm.name])} batches"
             )
         axes[-1, 0].set_xlabel(
-            "seconds from the first arrival; a lane per request, dark: prompt of many tokens"
+            "seconds from the first arrival; one lane per request, darker for longer prompts"
         )
 
     return png((len(traced), 1), (14, 3.4 * len(traced) + 0.6), "One prefill server", draw)
@@ -56,7 +61,7 @@ def _lanes(axis: Any, bars: Sequence[Bar], tokens: dict[str, int]) -> None:
     for lane, (low, high) in spans.items():
         axis.hlines(lane, low, high, color="#c8c8c8", linewidth=1, zorder=1)
     for bar in bars:
-        # Log scale from 500 to 128,000 tokens: lengths differ by that much.
+        # Shades are on a log scale from 500 to 128,000 tokens, the range of the lengths.
         shade = min(1.0, max(0.0, (len(bin(tokens[bar.rid])) - 11) / 8))
         axis.barh(
             bar.lane,

@@ -14,11 +14,13 @@ TOLERANCE = 0.02
 
 
 class Goodput(msgspec.Struct, frozen=True, kw_only=True):
-    """Attributes:
-    target: percent of requests that have to meet both SLOs.
-    load: largest load found that reaches it; 0 if not even LOWEST does.
-    misses_at: smallest load found that does not; None if even HIGHEST does.
-    probes: e2e attainment by load, all that was tried or known.
+    """Result of a search.
+
+    Attributes:
+        target: percent of requests that must meet both SLOs.
+        load: largest load found that reaches the target; 0 if LOWEST does not reach it.
+        misses_at: smallest load found that misses the target; None if HIGHEST reaches it.
+        probes: end-to-end attainment by load, of all loads tried or known.
     """
 
     target: float
@@ -33,14 +35,19 @@ def largest_load(
     known: Mapping[float, float] | None = None,
     tolerance: float = TOLERANCE,
 ) -> Goodput:
-    """Bisect the load, taking attainment as falling with it.
+    """Bisect the load, assuming that attainment falls with it.
 
-    Where it does not fall evenly, the result is one crossing of several.
+    If attainment does not fall monotonically, the result is one of several crossings.
 
     Args:
-        attainment: percent of requests that meet both SLOs at a load; minutes, on an engine.
-        known: results that need not be measured again.
-        tolerance: relative width at which the search ends.
+        attainment: returns the percent of requests that meet both SLOs at a load; an engine takes
+            minutes for it.
+        target: percent of requests that must meet both SLOs.
+        known: attainment by load that need not be measured again.
+        tolerance: relative width of the bracket at which the search ends.
+
+    Raises:
+        InputError: `target` is out of range.
     """
     if not 0.0 < target <= 100.0:
         raise InputError(f"goodput target: {target!r} is out of range, allowed are 0 to 100")
@@ -51,7 +58,7 @@ def largest_load(
             probes[load] = attainment(load)
         return probes[load] >= target
 
-    # The lowest miss that is known, and the highest hit below it.
+    # The lowest known miss, and the highest hit below it.
     high = min((load for load, value in probes.items() if value < target), default=None)
     low = max(
         (x for x, value in probes.items() if value >= target and (high is None or x < high)),
@@ -83,7 +90,7 @@ def largest_load(
 
 
 def in_report(found: Mapping[str, Any]) -> str:
-    """The load of a Goodput in report.json; says where the search came to its end."""
+    """Return the load of a Goodput of report.json, and whether the search ended at its bounds."""
     if not found["load"]:
         return f"below {LOWEST:g}"
     return f"{found['load']:.2f}" + " or more" * (found["misses_at"] is None)

@@ -3,32 +3,30 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from kairos.replay.report.results import Arm
-from kairos.replay.report.summary import BOOTSTRAPPED, Summary, interval_of, per_request
-
-if TYPE_CHECKING:
-    pass
+from kairos.replay.report.intervals import BOOTSTRAPPED, interval_of, per_request
+from kairos.replay.report.results import ArmResult
+from kairos.replay.report.summary import ArmSummary
 
 SCHEMA = 2
 HEADLINE_LOAD = 0.9
-_MISSING = "–"
+MISSING = "–"
 
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
-        label: what it shows.
-        field: attribute of Summary.
+        label: text in the first column.
+        field: attribute of ArmSummary.
         digits: decimals.
         better: 1 if more is better, -1 if less is, 0 if neither.
-        unit: written after each value.
+        unit: text behind each value.
     """
 
     label: str
@@ -37,14 +35,15 @@ class ReportRow:
     better: int = 0
     unit: str = ""
 
-    def text(self, summary: Summary) -> str:
+    def text(self, summary: ArmSummary) -> str:
+        """Return the value of an arm as shown."""
         value = getattr(summary, self.field)
         if value is None:
-            return _MISSING
+            return MISSING
         return f"{value:,.{self.digits}f}{self.unit}" if value < math.inf else "never"
 
-    def interval(self, summary: Summary) -> str:
-        """Its confidence interval, empty where there is none."""
+    def interval(self, summary: ArmSummary) -> str:
+        """Return the confidence interval of an arm; empty where there is none."""
         if self.field not in summary.intervals:
             return ""
         low, high = summary.intervals[self.field]
@@ -69,7 +68,7 @@ ROWS = (
     ReportRow("tokens/s that met both SLOs", "goodput_tokens_per_s", 0, 1),
     ReportRow("tokens/s", "tokens_per_s", 0, 1),
     ReportRow("tokens per second of decode time", "decode_tokens_per_busy_s", 0, 1),
-    ReportRow("load asked for", "load", 2),
+    ReportRow("requested load", "load", 2),
     ReportRow("load with the servers' prefix hits", "effective_load", 3),
     ReportRow("prompt tokens from prefix cache", "prefix_hit_percent", 1, 0, " %"),
     ReportRow("prefix hits that the load assumes", "expected_prefix_hit_percent", 1, 0, " %"),
@@ -82,26 +81,24 @@ ROWS = (
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What is computed beside the runs.
+    """Figures that are computed beside the runs.
 
     Attributes:
-        simulated: figures of the simulator per load and arm.
-        fidelity: simulator minus engine per load and arm; None where it has no model of an arm.
-        goodput: per arm, load at which a share of requests still meets both SLOs.
-        differences: what was overlooked by --force.
+        simulated: figures of the simulator by load and arm.
+        fidelity: simulator minus engine by load and arm; None where the simulator has no model.
+        goodput: per arm, largest loads at which a share of requests still meets both SLOs.
     """
 
     simulated: Mapping[float, Mapping[str, dict[str, Any] | None]]
     fidelity: Mapping[float, Mapping[str, dict[str, float | None] | None]]
     goodput: Mapping[str, Any]
-    differences: Sequence[str] = ()
 
 
 NO_EXTRAS = Extras({}, {}, {})
 
 
-def subtitle(arms: Sequence[Arm]) -> str:
-    """The workload in one line."""
+def subtitle(arms: Sequence[ArmResult]) -> str:
+    """Return the workload in one line."""
     h = arms[0].header
     tpot = "TPOT 25/50/150 ms" if h.slo_set == "tiers" else f"TPOT {h.tpot_ms:g} ms"
     clock = f"emulated with profile {h.profile.name}" if h.emulated else f"profile {h.profile.name}"
@@ -112,13 +109,18 @@ def subtitle(arms: Sequence[Arm]) -> str:
     )
 
 
-def gains(arms: Sequence[Arm]) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Per arm after the first and figure of BOOTSTRAPPED: difference to the first arm, and the
-    ends of its 95 % interval. Both had the same requests, so the resamples are paired."""
-    base = per_request([(run.header, run.records) for run in arms[0].runs])
+def gains(arms: Sequence[ArmResult]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Return the differences of each arm to the first arm.
+
+    All arms had the same requests, so the resamples are paired.
+
+    Returns:
+        By arm and figure of BOOTSTRAPPED: the difference and the ends of its 95 % interval.
+    """
+    base = per_request([run.records for run in arms[0].runs])
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
     for arm in arms[1:]:
-        own = per_request([(run.header, run.records) for run in arm.runs])
+        own = per_request([run.records for run in arm.runs])
         found[arm.name] = {}
         for name in BOOTSTRAPPED:
             if len(own[name]) != len(base[name]):
@@ -129,8 +131,8 @@ def gains(arms: Sequence[Arm]) -> dict[str, dict[str, tuple[float, float, float]
     return found
 
 
-def best_of(row: ReportRow, arms: Sequence[Arm]) -> set[int]:
-    """Columns that share the best value as shown; none when all do."""
+def best_of(row: ReportRow, arms: Sequence[ArmResult]) -> set[int]:
+    """Return the columns that share the best value as shown; empty if all columns do."""
     values = [getattr(arm.summary, row.field) for arm in arms]
     if not row.better or len(arms) < 2 or None in values:
         return set()
@@ -139,18 +141,26 @@ def best_of(row: ReportRow, arms: Sequence[Arm]) -> set[int]:
     return best if len(best) < len(arms) else set()
 
 
-def headline(groups: Mapping[float, Sequence[Arm]]) -> float:
-    """The load that a report is about: of those with the most arms the one nearest to 0.9."""
+def headline(groups: Mapping[float, Sequence[ArmResult]]) -> float:
+    """Return the load that a report is about: of those with the most arms, the nearest to 0.9."""
     most = max(len(arms) for arms in groups.values())
     candidates = [load for load, arms in groups.items() if len(arms) == most]
     return min(candidates, key=lambda load: (abs(load - HEADLINE_LOAD), load))
 
 
 def document(
-    groups: Mapping[float, Sequence[Arm]], extras: Extras, overlooked: Sequence[str] = ()
+    groups: Mapping[float, Sequence[ArmResult]], extras: Extras, overlooked: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """report.json: `arms`, `headers`, `gains` and `fidelity` are those of the headline load; all
-    loads are below `loads` where there are several."""
+    """Return report.json.
+
+    The keys `arms`, `headers`, `gains` and `fidelity` are those of the headline load. If there are
+    several loads, all are below `loads`.
+
+    Args:
+        groups: arms by load.
+        extras: figures beside the runs.
+        overlooked: differences between runs that --force lets pass.
+    """
     loads = {f"{load:g}": _of_load(load, arms, extras) for load, arms in groups.items()}
     main = headline(groups)
     return {
@@ -164,7 +174,7 @@ def document(
     }
 
 
-def _of_load(load: float, arms: Sequence[Arm], extras: Extras) -> dict[str, Any]:
+def _of_load(load: float, arms: Sequence[ArmResult], extras: Extras) -> dict[str, Any]:
     return {
         "arms": {arm.name: msgspec.to_builtins(arm.summary) for arm in arms},
         "gains_over": arms[0].name,

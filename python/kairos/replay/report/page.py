@@ -1,36 +1,51 @@
-"""report.html: one page that needs neither network nor script."""
+"""report.html: one page that needs neither a network nor scripts."""
 
 import base64
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from kairos.replay.bench_extra import bench_extra
 from kairos.replay.report.bootstrap import DRAWS, block_length
 from kairos.replay.report.goodput import TARGETS, in_report
-from kairos.replay.report.model import ROWS, Extras, ReportRow, best_of, gains, headline, subtitle
-from kairos.replay.report.results import Arm
-from kairos.replay.report.summary import BOOTSTRAPPED
+from kairos.replay.report.intervals import BOOTSTRAPPED
+from kairos.replay.report.model import (
+    MISSING,
+    ROWS,
+    Extras,
+    ReportRow,
+    best_of,
+    gains,
+    headline,
+    subtitle,
+)
+from kairos.replay.report.results import ArmResult
 from kairos.replay.run import interference
 from kairos.replay.run.header import RunHeader
 from kairos.workload.slo_sets import in_words
 
-_MISSING = "–"
 _LABELS = {row.field: row for row in ROWS}
 
 
 def page(
-    groups: Mapping[float, Sequence[Arm]],
+    groups: Mapping[float, Sequence[ArmResult]],
     extras: Extras,
     images: Mapping[str, bytes],
     overlooked: Sequence[str],
 ) -> str:
-    """The whole report as HTML.
+    """Return the whole report as HTML.
 
     Args:
-        images: PNGs by name, "report", "deciles" and "timeline" at least.
-        overlooked: differences between runs that are compared all the same.
+        groups: arms by load.
+        extras: figures beside the runs.
+        images: PNGs by name, at least "report", "deciles" and "timeline".
+        overlooked: differences between runs that --force lets pass.
+
+    Raises:
+        InputError: the bench extra is not installed.
     """
-    import jinja2
+    with bench_extra("the report page"):
+        import jinja2
 
     load = headline(groups)
     arms = groups[load]
@@ -57,22 +72,13 @@ def page(
         classes=sorted({name for arm in arms for name in arm.summary.classes}),
         **_fidelity(extras, load),
         limits=interference,
-        quiet=[
-            _quiet(arm.name, header, left_out)
-            for group in groups.values()
-            for arm in group
-            for headers, left_out in (
-                ([run.header for run in arm.runs], False),
-                (arm.left_out, True),
-            )
-            for header in headers
-        ],
+        interference=_interference(groups),
         outcomes=[row for arm in arms for row in _outcomes(arm)],
         differences=overlooked,
     )
 
 
-def _row(row: ReportRow, arms: Sequence[Arm]) -> dict[str, Any]:
+def _row(row: ReportRow, arms: Sequence[ArmResult]) -> dict[str, Any]:
     best = best_of(row, arms)
     return {
         "label": row.label,
@@ -90,7 +96,7 @@ def _gain_row(
     cells = []
     for gain in won.values():
         if name not in gain:
-            cells.append((_MISSING, "", False))
+            cells.append((MISSING, "", False))
             continue
         value, low, high = gain[name]
         interval = f"{low:+,.{row.digits}f} to {high:+,.{row.digits}f}"
@@ -98,12 +104,12 @@ def _gain_row(
     return {"label": row.label, "cells": cells}
 
 
-def _loads(groups: Mapping[float, Sequence[Arm]]) -> dict[str, Any]:
+def _loads(groups: Mapping[float, Sequence[ArmResult]]) -> dict[str, Any]:
     names = list(dict.fromkeys(arm.name for group in groups.values() for arm in group))
     rows = []
     for load, group in sorted(groups.items()):
         found = {arm.name: arm.summary.e2e_attainment for arm in group}
-        rows.append((load, [f"{found[n]:.1f}" if n in found else _MISSING for n in names]))
+        rows.append((load, [f"{found[n]:.1f}" if n in found else MISSING for n in names]))
     return {"load_names": names, "load_rows": rows}
 
 
@@ -116,7 +122,7 @@ def _goodput(extras: Extras) -> list[tuple[str, str, list[str]]]:
     return rows
 
 
-def _deciles(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
+def _deciles(arms: Sequence[ArmResult]) -> list[tuple[str, list[str]]]:
     rows = []
     for i, first in enumerate(arms[0].summary.deciles):
         cells = []
@@ -127,7 +133,7 @@ def _deciles(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
                 if i < len(own)
                 else ()
             )
-            cells.append(" / ".join(f"{value:.0f}" for value in figures) or _MISSING)
+            cells.append(" / ".join(f"{value:.0f}" for value in figures) or MISSING)
         rows.append((f"{first.shortest_tokens:,} – {first.longest_tokens:,}", cells))
     return rows
 
@@ -140,16 +146,24 @@ def _fidelity(extras: Extras, load: float) -> dict[str, Any]:
     rows = []
     for name in fields:
         values = [(own or {}).get(name) for own in found.values()]
-        cells = [_MISSING if value is None else f"{value:+.2f}" for value in values]
+        cells = [MISSING if value is None else f"{value:+.2f}" for value in values]
         rows.append((_LABELS[name].label, cells))
     return {"fidelity": rows, "fidelity_names": list(found)}
 
 
-def _quiet(name: str, header: RunHeader, left_out: bool) -> list[str]:
-    found, device = header.quiet, header.device
+def _interference(groups: Mapping[float, Sequence[ArmResult]]) -> list[list[str]]:
+    rows = []
+    for arm in (arm for group in groups.values() for arm in group):
+        rows += [_interference_row(arm.name, run.header, left_out=False) for run in arm.runs]
+        rows += [_interference_row(arm.name, header, left_out=True) for header in arm.left_out]
+    return rows
+
+
+def _interference_row(name: str, header: RunHeader, left_out: bool) -> list[str]:
+    found, device = header.interference, header.device
 
     def shown(value: float | None, unit: str, digits: int = 1) -> str:
-        return _MISSING if value is None else f"{value:.{digits}f}{unit}"
+        return MISSING if value is None else f"{value:.{digits}f}{unit}"
 
     verdict = "disturbed" if header.counts else "NOT VALID"
     if left_out:
@@ -163,11 +177,11 @@ def _quiet(name: str, header: RunHeader, left_out: bool) -> list[str]:
         shown(found.device_lag_percent, " %"),
         shown(None if device is None else device.prefill_busy_percent, " %"),
         shown(None if device is None else device.decode_busy_percent, " %"),
-        "; ".join((verdict, *header.troubles)) if header.troubles else "valid",
+        "; ".join((verdict, *header.problems)) if header.problems else "valid",
     ]
 
 
-def _outcomes(arm: Arm) -> list[tuple[str, str, int, str]]:
+def _outcomes(arm: ArmResult) -> list[tuple[str, str, int, str]]:
     reasons: dict[str, str] = {}
     for record in arm.records:
         reasons.setdefault(record.outcome.value, record.reason)

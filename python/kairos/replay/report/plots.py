@@ -1,4 +1,4 @@
-"""The pictures of a report."""
+"""The plots of a report."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,16 @@ from kairos.replay.report.drawing import (
 )
 from kairos.replay.report.figures import decoding_over_time, waiting_over_time
 from kairos.replay.report.gantt import gantt
+from kairos.replay.report.metrics import length_deciles, tpot_ms, ttft_ms
 from kairos.replay.report.model import Extras, headline, subtitle
-from kairos.replay.report.results import Arm
-from kairos.replay.report.summary import length_deciles, tpot_ms, ttft_ms
+from kairos.replay.report.results import ArmResult
 
 _PANEL_COLUMNS = 4
-"""Of legends below half the width of a picture: a wider one would squeeze its panel."""
+"""Columns of a legend below a half-width panel; a wider legend would squeeze the panel."""
 
 
-def pictures(groups: Mapping[float, Sequence[Arm]], extras: Extras) -> dict[str, bytes]:
-    """PNGs by file name without its ending, in the order in which the page shows them."""
+def plots(groups: Mapping[float, Sequence[ArmResult]], extras: Extras) -> dict[str, bytes]:
+    """Return PNGs by file name without the ending, in the order of the page."""
     arms = groups[headline(groups)]
     images = {
         "report": overview(arms),
@@ -41,8 +41,8 @@ def pictures(groups: Mapping[float, Sequence[Arm]], extras: Extras) -> dict[str,
     return images
 
 
-def overview(arms: Sequence[Arm]) -> bytes:
-    """Attainment, TTFT against its SLO, TTFT over prompt length and TPOT."""
+def overview(arms: Sequence[ArmResult]) -> bytes:
+    """Draw attainment, TTFT against its SLO, TTFT over prompt length and TPOT."""
 
     def draw(axes: Any) -> None:
         _attainment(axes[0, 0], arms)
@@ -53,8 +53,8 @@ def overview(arms: Sequence[Arm]) -> bytes:
     return png((2, 2), (14, 9.6), subtitle(arms), draw)
 
 
-def deciles(arms: Sequence[Arm]) -> bytes:
-    """CDFs of TTFT and TPOT for each tenth of the requests by prompt length, an arm per row."""
+def deciles(arms: Sequence[ArmResult]) -> bytes:
+    """Draw CDFs of TTFT and TPOT by tenths of prompt length, one arm per row."""
 
     def draw(axes: Any) -> None:
         for row, arm in zip(axes, arms, strict=True):
@@ -66,15 +66,15 @@ def deciles(arms: Sequence[Arm]) -> bytes:
                 cumulative(row[0], ttft, len(part), color=shade, label=label)
                 several = sum(1 for r in part if r.output_tokens > 1)
                 cumulative(row[1], tpot, several, color=shade, label=label)
-            for axis, what in zip(row, ("TTFT", "TPOT"), strict=True):
+            for axis, figure in zip(row, ("TTFT", "TPOT"), strict=True):
                 slo_line(axis, 1.0)
-                axis.set_title(f"{arm.name}: {what} / its SLO by prompt length")
+                axis.set_title(f"{arm.name}: {figure} / its SLO by prompt length")
                 axis.set_ylim(0, 101)
                 axis.set_ylabel("% of the tenth")
             row[0].set_xscale("log")
             row[0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             row[1].set_xlim(0, 3)
-        # Of the figure: one of a panel would squeeze that.
+        # The legend belongs to the figure: within a panel it would squeeze the panel.
         axes[-1][0].figure.legend(
             *axes[-1][0].get_legend_handles_labels(),
             title="prompt tokens", loc="outside lower left", ncols=5,
@@ -83,8 +83,8 @@ def deciles(arms: Sequence[Arm]) -> bytes:
     return png((len(arms), 2), (14, 3.6 * len(arms) + 0.8), subtitle(arms), draw)
 
 
-def timeline(arms: Sequence[Arm]) -> bytes:
-    """Queue and decode batch over time, first run of each arm."""
+def timeline(arms: Sequence[ArmResult]) -> bytes:
+    """Draw queue and decode batch over time, of the first run of each arm."""
 
     def draw(axes: Any) -> None:
         queue, batch = axes[0, 0], axes[1, 0]
@@ -94,7 +94,7 @@ def timeline(arms: Sequence[Arm]) -> bytes:
             }  # fmt: skip
             queue.step(*waiting_over_time(arm.runs[0].records), where="post", **style)
             batch.step(*decoding_over_time(arm.runs[0]), where="post", **style)
-        queue.set_title("Requests that wait for their first token")
+        queue.set_title("Requests waiting for their first token")
         batch.set_title("Requests in a decode step")
         for axis in (queue, batch):
             axis.set_ylim(bottom=0)
@@ -105,8 +105,8 @@ def timeline(arms: Sequence[Arm]) -> bytes:
     return png((2, 1), (14, 7.2), subtitle(arms), draw, share_x=True)
 
 
-def over_load(groups: Mapping[float, Sequence[Arm]], extras: Extras) -> bytes:
-    """Attainment against load, with 95 % intervals; the simulator's as thin dotted lines."""
+def over_load(groups: Mapping[float, Sequence[ArmResult]], extras: Extras) -> bytes:
+    """Draw attainment against load with 95 % intervals, and the simulator's as dotted lines."""
     names = list(dict.fromkeys(arm.name for group in groups.values() for arm in group))
     fields = ("e2e_attainment", "ttft_attainment", "tpot_attainment")
 
@@ -155,7 +155,7 @@ def _shade(i: int) -> Any:
     return colormaps["viridis_r"](0.08 + 0.92 * i / 9)
 
 
-def _attainment(axes: Any, arms: Sequence[Arm]) -> None:
+def _attainment(axes: Any, arms: Sequence[ArmResult]) -> None:
     groups = (
         ("TTFT", "ttft_attainment"),
         ("TPOT", "tpot_attainment"),
@@ -183,7 +183,7 @@ def _attainment(axes: Any, arms: Sequence[Arm]) -> None:
     legend_below(axes, 0.09, _PANEL_COLUMNS)
 
 
-def _ttft_cdf(axes: Any, arms: Sequence[Arm]) -> None:
+def _ttft_cdf(axes: Any, arms: Sequence[ArmResult]) -> None:
     for i, arm in enumerate(arms):
         ratios = [ttft_ms(r) / r.slo_ttft_ms for r in arm.records]
         cumulative(
@@ -196,11 +196,11 @@ def _ttft_cdf(axes: Any, arms: Sequence[Arm]) -> None:
     _cdf_axes(axes, "Time to first token against the request's SLO")
 
 
-def _tpot_cdf(axes: Any, arms: Sequence[Arm]) -> None:
+def _tpot_cdf(axes: Any, arms: Sequence[ArmResult]) -> None:
     tiers = len({r.slo_tpot_ms for arm in arms for r in arm.records}) > 1
     longest = 0.0
     for i, arm in enumerate(arms):
-        # Requests of one token have no TPOT: they are no part of this distribution.
+        # Requests of one token have no TPOT and are left out of this distribution.
         several = [r for r in arm.records if r.output_tokens > 1]
         values = [tpot_ms(r) / (r.slo_tpot_ms if tiers else 1.0) for r in several]
         cumulative(axes, values, len(several), color=colour(i), linestyle=dashes(i), label=arm.name)
@@ -219,7 +219,7 @@ def _cdf_axes(axes: Any, title: str) -> None:
     legend_below(axes, 0.14, _PANEL_COLUMNS)
 
 
-def _ttft_over_length(axes: Any, arms: Sequence[Arm]) -> None:
+def _ttft_over_length(axes: Any, arms: Sequence[ArmResult]) -> None:
     top = max(
         (r.ttft_ms for arm in arms for r in arm.records if r.ttft_ms is not None), default=1e3
     )
@@ -228,16 +228,21 @@ def _ttft_over_length(axes: Any, arms: Sequence[Arm]) -> None:
         if points:
             x, y = zip(*points, strict=True)
             axes.scatter(x, y, s=14, color=colour(i), alpha=0.5, linewidths=0, label=arm.name)
-        lost = [r.input_tokens for r in arm.records if r.ttft_ms is None]
-        if lost:
+        failed = [r.input_tokens for r in arm.records if r.ttft_ms is None]
+        if failed:
             label = f"{arm.name}: no first token"
             axes.scatter(
-                lost, [1.6 * top / 1e3] * len(lost), s=26, marker="x", color=colour(i), label=label
+                failed,
+                [1.6 * top / 1e3] * len(failed),
+                s=26,
+                marker="x",
+                color=colour(i),
+                label=label,
             )
     slos = sorted({(r.input_tokens, r.slo_ttft_ms / 1e3) for r in arms[0].records})
     axes.scatter(*zip(*slos, strict=True), s=5, color=SLO_COLOUR, marker="_", label="SLO")
     axes.set(xscale="log", yscale="log", xlabel="prompt tokens", ylabel="TTFT, s")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_title("Who waits: time to first token over prompt length")
+    axes.set_title("Time to first token over prompt length")
     legend_below(axes, 0.14, _PANEL_COLUMNS)

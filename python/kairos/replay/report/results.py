@@ -1,25 +1,29 @@
 """Runs read back from their record files, arm by arm."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from kairos.errors import InputError
 from kairos.replay.client.record import RequestRecord
-from kairos.replay.report.summary import Summary, summarise
+from kairos.replay.report.summary import ArmSummary, summarise
 from kairos.replay.run.comparison import differences, server_differences
 from kairos.replay.run.forwards import Forward, read_forwards
 from kairos.replay.run.header import RunHeader
 from kairos.replay.run.record_file import read_records
 
+_Key = tuple[float, str]  # load and arm
+
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run's records.
+    """Records of one run.
 
     Attributes:
-        forwards_path: where its device trace is, if there is one.
+        header: header of the record file.
+        records: one record per request.
+        forwards_path: path of the device trace; None without one.
     """
 
     header: RunHeader
@@ -28,7 +32,7 @@ class RunResult:
 
     @cached_property
     def forwards(self) -> list[Forward]:
-        """What the devices did, warm-up excluded; empty without a trace."""
+        """Device trace of the run without its warm-up; empty without a trace."""
         if self.forwards_path is None:
             return []
         start = self.header.start_monotonic_s
@@ -36,13 +40,13 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmResult:
     """The runs of one server configuration at one load.
 
     Attributes:
-        name: as shown; differs from the header's where two folders have the same arm.
-        runs: at least one. Those that do not count are left out where there are others.
-        left_out: headers of the runs left out, those that were made again included.
+        name: name as shown; differs from the header's where two folders have the same arm.
+        runs: at least one run. Runs that do not count are left out if others count.
+        left_out: headers of the runs left out, including those that were made again.
     """
 
     name: str
@@ -51,71 +55,87 @@ class Arm:
 
     @property
     def header(self) -> RunHeader:
+        """Header of the first run."""
         return self.runs[0].header
 
     @property
     def counts(self) -> bool:
-        """Whether it may be used as evidence."""
+        """Whether the arm may be used as evidence."""
         return all(run.header.counts for run in self.runs)
 
     @cached_property
     def records(self) -> list[RequestRecord]:
-        """Of all runs."""
+        """Records of all runs."""
         return [r for run in self.runs for r in run.records]
 
     @cached_property
-    def summary(self) -> Summary:
+    def summary(self) -> ArmSummary:
+        """Figures over all runs."""
         return summarise([(run.header, run.records) for run in self.runs])
 
 
-def read_arms(paths: Sequence[Path], label: str = "", rejected: Sequence[Path] = ()) -> list[Arm]:
-    """Arms of record files, loads ascending. Each load has its arms in the same order, that of
-    their first runs at any load, so that the first arm is the baseline of every load.
+def read_arms(
+    paths: Sequence[Path], label: str = "", rejected: Sequence[Path] = ()
+) -> list[ArmResult]:
+    """Read record files into arms, loads ascending.
+
+    Every load has its arms in the order of their first runs at any load, so that the first arm is
+    the baseline of every load.
 
     Args:
-        label: put in front of every name.
-        rejected: record files of runs that were set aside to be made again. Only where that has
-            not happened yet are they shown as runs of their own.
+        paths: record files.
+        label: prefix of every name.
+        rejected: record files of runs that were set aside to be made again. Until that has
+            happened, they are shown as runs of their own.
 
     Raises:
-        InputError: see `read_records`.
+        InputError: a file cannot be read, or a line is no header or record.
     """
-    groups: dict[tuple[float, str], list[RunResult]] = {}
-    for path in paths:
-        header, records = read_records(path)
-        forwards = path.with_name(path.name.replace("requests-", "forwards-", 1))
-        result = RunResult(header, records, forwards if forwards.exists() else None)
-        groups.setdefault((header.load, header.arm), []).append(result)
-    set_aside: dict[tuple[float, str], list[RunResult]] = {}
-    for path in rejected:
-        result = RunResult(*read_records(path))
-        set_aside.setdefault((result.header.load, result.header.arm), []).append(result)
+    groups = _grouped(_read(path) for path in paths)
+    set_aside = _grouped(RunResult(*read_records(path)) for path in rejected)
     everyone = set_aside | groups
-    began: dict[str, int] = {}
+    first: dict[str, int] = {}
     for (_, name), runs in everyone.items():
         for run in runs:
-            began[name] = min(began.get(name, run.header.position), run.header.position)
+            first[name] = min(first.get(name, run.header.position), run.header.position)
     arms = []
-    for (load, name), runs in sorted(everyone.items(), key=lambda g: (g[0][0], began[g[0][1]])):
+    for (load, name), runs in sorted(everyone.items(), key=lambda g: (g[0][0], first[g[0][1]])):
         runs.sort(key=lambda run: run.header.repeat)
         good = [run for run in runs if run.header.counts] or runs
         left_out = [run.header for run in runs if good is not runs and not run.header.counts]
         if (load, name) in groups:
             left_out += [run.header for run in set_aside.get((load, name), ())]
-        arms.append(Arm(f"{label}{name}", tuple(good), tuple(left_out)))
+        arms.append(ArmResult(f"{label}{name}", tuple(good), tuple(left_out)))
     return arms
 
 
-def check_comparable(arms: Sequence[Arm], force: bool = False) -> list[str]:
-    """Arms of one table must have been given the same work by the same software.
+def _read(path: Path) -> RunResult:
+    header, records = read_records(path)
+    forwards = path.with_name(path.name.replace("requests-", "forwards-", 1))
+    return RunResult(header, records, forwards if forwards.exists() else None)
+
+
+def _grouped(results: Iterable[RunResult]) -> dict[_Key, list[RunResult]]:
+    groups: dict[_Key, list[RunResult]] = {}
+    for result in results:
+        groups.setdefault((result.header.load, result.header.arm), []).append(result)
+    return groups
+
+
+def check_comparable(arms: Sequence[ArmResult], force: bool = False) -> list[str]:
+    """Check that the arms of one table had the same work and the same software.
+
+    Args:
+        arms: arms of one load.
+        force: return differences instead of refusing them.
 
     Returns:
-        What differs, where `force` lets it pass.
+        The differences that `force` lets pass.
 
     Raises:
-        InputError: no arm; headers that differ in trace, load, SLOs, seed, profile, versions or
-            commit; runs of an arm whose servers had other flags, or, `force` or not, that have
-            unlike numbers of records, which cannot be taken together.
+        InputError: no arms, or headers that differ in work or software, or runs of an arm whose
+            servers had other flags. Runs of an arm with unlike numbers of records cannot be taken
+            together and are always refused.
     """
     if not arms:
         raise InputError("a report needs at least one arm")
@@ -134,14 +154,14 @@ def check_comparable(arms: Sequence[Arm], force: bool = False) -> list[str]:
             ):
                 text = f"{first.name} and {arm.name} cannot be compared: {difference}"
                 if not force:
-                    raise InputError(f"{text}; --force compares them all the same")
+                    raise InputError(f"{text}; --force compares them and names the difference")
                 found.append(text.replace("cannot be compared", "are compared although"))
     return list(dict.fromkeys(found))
 
 
-def by_load(arms: Sequence[Arm]) -> dict[float, list[Arm]]:
-    """Arms of each load, in the order given."""
-    groups: dict[float, list[Arm]] = {}
+def by_load(arms: Sequence[ArmResult]) -> dict[float, list[ArmResult]]:
+    """Return the arms of each load, in the order given."""
+    groups: dict[float, list[ArmResult]] = {}
     for arm in arms:
         groups.setdefault(arm.header.load, []).append(arm)
     return groups

@@ -1,6 +1,6 @@
-"""The same requests in the simulator: fidelity of each arm, and goodput without hours of running.
+"""The same requests in the simulator: fidelity of each arm, and goodput without hours of runs.
 
-The requests come from the records, so that a report can be made from them alone.
+The requests come from the records, so that a report can be made from records alone.
 """
 
 import math
@@ -15,7 +15,7 @@ from kairos.latency import Profile
 from kairos.replay.client.record import RequestRecord
 from kairos.replay.plan.arms import arm_spec
 from kairos.replay.report.goodput import TARGETS, Goodput, largest_load
-from kairos.replay.report.summary import Summary
+from kairos.replay.report.summary import ArmSummary
 from kairos.replay.run.header import RunHeader
 from kairos.sim.config import SimConfig
 from kairos.sim.scenario import Scenario
@@ -31,14 +31,16 @@ COMPARED = (
     "ttft_p50_s",
     "ttft_p99_s",
 )
-"""Figures that are subtracted."""
+"""Figures whose difference is the fidelity."""
 
 
 def scenario_of(records: Sequence[RequestRecord]) -> Scenario:
-    """The requests of one run as the simulator takes them, with the prefix hits that the server
-    reported, else those that the load assumes. A token more is the place in the queue under lpm: a
-    prompt whose next token is by chance that of another one goes before all that end their hit
-    where the trace does."""
+    """Return the requests of one run in the simulator's form.
+
+    Prefix hits are those that the server reported, else those that the load assumes. A reported hit
+    may be one token longer than the trace's, if the next token of two prompts is equal by chance.
+    Under lpm that prompt then precedes all prompts whose hit ends where the trace's does.
+    """
     names = sorted({r.slo_class for r in records})
     return Scenario(
         np.array([r.arrival_s for r in records], np.float64),
@@ -52,22 +54,22 @@ def scenario_of(records: Sequence[RequestRecord]) -> Scenario:
 
 
 def settings_of(header: RunHeader) -> SimConfig | None:
-    """What the simulator runs for the arm of `header`; None if it has no model of it."""
+    """Return the simulator's configuration of a run; None if the simulator has no model of it."""
     try:
         arm = arm_spec(header.arm, header.profile.name)
-    except InputError:  # servers of somebody else
+    except InputError:  # servers that the replay did not start
         return None
     profile = header.profile
     settings = arm.settings(profile.kv.transfer_s(profile.limits.chunk_tokens))
     if settings is None:
         return None
-    # A handshake waits for passes of a decode server, which take as much longer.
+    # A handshake waits for passes of a decode server, which dilation makes longer.
     handshake_s = settings.handshake_s * header.dilate
     return replace(settings, instances=header.instances, handshake_s=handshake_s)
 
 
 def simulated_figures(header: RunHeader, records: Sequence[RequestRecord]) -> dict[str, Any] | None:
-    """`kairos.sim.summary.summarise` of the run's simulation; None without a model."""
+    """Simulate a run and return the simulator's figures; None without a model."""
     settings = settings_of(header)
     if settings is None:
         return None
@@ -75,8 +77,13 @@ def simulated_figures(header: RunHeader, records: Sequence[RequestRecord]) -> di
 
 
 def simulated_goodput(header: RunHeader, records: Sequence[RequestRecord]) -> list[Goodput] | None:
-    """Goodput of the arm for each of TARGETS: the run's requests, arrivals rescaled to each load.
-    None without a model."""
+    """Search the goodput of an arm for each of TARGETS in the simulator.
+
+    The requests are those of the run, with arrivals rescaled to each load.
+
+    Returns:
+        One result per target; None without a model.
+    """
     settings = settings_of(header)
     if settings is None:
         return None
@@ -91,8 +98,10 @@ def simulated_goodput(header: RunHeader, records: Sequence[RequestRecord]) -> li
     return [largest_load(attainment, target, dict(known)) for target in TARGETS]
 
 
-def fidelity(simulated: dict[str, Any] | None, measured: Summary) -> dict[str, float | None] | None:
-    """Simulator minus engine: percentage points of attainments, seconds of times."""
+def fidelity(
+    simulated: dict[str, Any] | None, measured: ArmSummary
+) -> dict[str, float | None] | None:
+    """Return simulator minus engine, in points and seconds; None without a model."""
     if simulated is None:
         return None
     differences: dict[str, float | None] = {}

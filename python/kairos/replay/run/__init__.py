@@ -1,1 +1,1 @@
-"""Runs of a plan against servers: start, warm-up, interference checks and record files."""
+"""Runs of a plan against servers: start, warm-up, measurement, interference and record files."""

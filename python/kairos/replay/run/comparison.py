@@ -1,4 +1,4 @@
-"""How the work of two runs differs."""
+"""Differences of runs that forbid to compare them."""
 
 from kairos.latency import Profile
 from kairos.replay.run.header import RunHeader
@@ -12,7 +12,7 @@ SAME_WORK = (
 
 
 def differences(one: RunHeader, other: RunHeader) -> list[str]:
-    """How the work of two runs, or the software that did it, differs, a line per field."""
+    """Return how the work of two runs or their software differs, one line per field."""
     found = []
     for name in SAME_WORK:
         a, b = getattr(one, name), getattr(other, name)
@@ -24,14 +24,14 @@ def differences(one: RunHeader, other: RunHeader) -> list[str]:
         a, b = one.versions.get(name), other.versions.get(name)
         if a != b:
             found.append(f"version of {name} is {a} and {b}")
-    # Outside of a checkout the commit is unknown; then the versions have to do.
+    # Outside of a checkout the commit is unknown, and only versions can be compared.
     if one.git_commit and other.git_commit and one.git_commit != other.git_commit:
         found.append(f"commit is {one.git_commit} and {other.git_commit}")
     return found
 
 
 def server_differences(one: RunHeader, other: RunHeader) -> list[str]:
-    """How the servers of two runs of one arm differ, a line per role."""
+    """Return how the servers of two runs of one arm differ, one line per role."""
     # Servers that a run starts itself have other ports each time.
     varies = {"client", "client sends to"} if one.emulated else {"client"}
     found = []

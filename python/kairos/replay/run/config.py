@@ -1,4 +1,4 @@
-"""What all runs of a replay have in common."""
+"""The configuration that all runs of a replay share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,52 +6,53 @@ from typing import TYPE_CHECKING
 
 from kairos.latency import Profile
 from kairos.replay.client.api import CompletionsApi
-from kairos.replay.client.client import ClientConfig
+from kairos.replay.client.job import ClientConfig
 from kairos.replay.client.target import UrlTarget
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 DRAIN_S = 300.0
-"""Seconds that a run may take beyond its arrivals, before dilation."""
+"""Seconds that a run may last beyond its arrivals, before dilation."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """What all runs of a replay have in common.
+    """The configuration that all runs of a replay share.
 
     Attributes:
-        instances: such as "1P1D".
+        instances: number of prefill and decode servers, such as "1P1D".
         profile: latency profile of predictions, dilated if the run is.
-        emulated: whether it also drives the servers' clock.
-        url: of servers that run already; None where each run starts its own.
-        start_s: where in the trace the plan begins, seconds.
-        limits: of a request and of an arm.
+        url: address of servers that run already; None if each run starts its own.
+        client: limits and request format.
         out: folder of records and logs.
         command: the command line.
-        allow_disturbed: count runs that were not quiet.
-        mini_lb: arms without a router are sent through upstream's.
+        allow_disturbed: whether disturbed runs count.
+        console: terminal output.
+        mini_lb: whether requests of arms without a router pass through upstream's.
     """
 
     instances: str
     profile: Profile
-    emulated: bool
     url: str | None
-    start_s: float
-    limits: ClientConfig
+    client: ClientConfig
     out: Path
     command: tuple[str, ...]
     allow_disturbed: bool
     console: "Console"
     mini_lb: bool = False
 
+    @property
+    def emulated(self) -> bool:
+        """Whether the profile drives the servers' clock."""
+        return self.url is None
 
-def reached(config: RunConfig) -> dict[str, list[str]]:
-    """What the header says of servers that run already; empty where a run starts its own."""
-    if config.url is None:
-        return {}
-    api = config.limits.api
-    found = {"client sends to": UrlTarget(config.url).describe(), "API": [api.path]}
-    if isinstance(api, CompletionsApi):
-        found |= {"model": [api.model], "SLO headers": [api.slo_headers]}
-    return found
+    def url_servers(self) -> dict[str, list[str]]:
+        """Return the header's description of servers that run already; empty for own servers."""
+        if self.url is None:
+            return {}
+        api = self.client.api
+        found = {"client sends to": UrlTarget(self.url).describe(), "API": [api.path]}
+        if isinstance(api, CompletionsApi):
+            found |= {"model": [api.model], "SLO headers": [api.slo_headers]}
+        return found

@@ -1,23 +1,24 @@
-"""What emulated devices did during a run, read from their trace."""
+"""Use of emulated devices during a run, read from their trace."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-LAG_LIMIT_S = 0.02
-"""A longer pause before a step of new requests only is taken for having had nothing to do."""
+IDLE_GAP_S = 0.02
+"""A pause of at least this many seconds before a step of new requests only counts as idle time."""
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What emulated devices did during a run.
+    """Use of the emulated devices during a run.
 
     Attributes:
-        prefill_busy_percent, decode_busy_percent: of the time from the first arrival to the end,
+        prefill_busy_percent: busy share of prefill devices, from the first arrival to the end,
             mean over servers.
+        decode_busy_percent: the same of decode devices.
         decode_tokens_per_busy_s: tokens per second of decode time.
-        decode_batch_mean: requests in a decode step.
-        prefill_batches: how many.
+        decode_batch_mean: mean number of requests in a decode step, weighted by time.
+        prefill_batches: number of prefill batches.
     """
 
     prefill_busy_percent: float
@@ -28,7 +29,23 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Forward(msgspec.Struct, frozen=True, gc=False):
-    """One forward or KV transfer, a `DeviceRecord` of the emulation. Monotonic seconds."""
+    """One forward pass or KV transfer: a `DeviceRecord` of the emulation. Times are monotonic seconds.
+
+    Attributes:
+        role: role of the server.
+        pid: process id of the server.
+        kind: "prefill", "decode" or a transfer.
+        batch: number of requests.
+        tokens: number of new tokens.
+        launch_s: time at which the host launched it.
+        duration_s: time for which the device computed.
+        end_s: time at which the device finished.
+        bubble_s: time for which the device waited before it.
+        rids: requests of a prefill batch.
+        new: new tokens of each of `rids`.
+        joined: requests that joined the decode batch in this step.
+        left: requests that left the decode batch before this step.
+    """
 
     role: str
     pid: int
@@ -46,13 +63,17 @@ class Forward(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def start_s(self) -> float:
-        """When the device began with it."""
+        """Time at which the device began."""
         return self.end_s - self.duration_s
 
 
 def read_forwards(path: Path) -> tuple[list[Forward], int]:
-    """All forwards of a trace in order of their start, and how many of its lines are damaged, as a
-    killed server or a full disk leaves them; none where there is no file."""
+    """Read a device trace.
+
+    Returns:
+        All forwards in order of their start, and the number of damaged lines, as a killed server or
+        a full disk leaves them. Both are empty without a file.
+    """
     if not path.exists():
         return [], 0
     decoder = msgspec.json.Decoder(Forward)
@@ -68,11 +89,13 @@ def read_forwards(path: Path) -> tuple[list[Forward], int]:
 
 
 def decode_lag_percent(forwards: Sequence[Forward], dilate: float = 1.0) -> float | None:
-    """Time that decode devices waited for their host between steps, in percent of the time they
-    computed; of the worst server. None without decode steps.
+    """Return the time that decode devices waited for their host between steps.
 
-    A pause counts however long it was where the step carries on requests of the one before: the
+    A pause counts in full where the step continues requests of the previous step, because the
     device had work then.
+
+    Returns:
+        Percent of the computing time, of the worst server; None without decode steps.
     """
     waited: dict[int, float] = {}
     computed: dict[int, float] = {}
@@ -80,7 +103,7 @@ def decode_lag_percent(forwards: Sequence[Forward], dilate: float = 1.0) -> floa
         if f.kind != "decode":
             continue
         computed[f.pid] = computed.get(f.pid, 0.0) + f.duration_s
-        if f.bubble_s < LAG_LIMIT_S * dilate or f.batch > len(f.joined):
+        if f.bubble_s < IDLE_GAP_S * dilate or f.batch > len(f.joined):
             waited[f.pid] = waited.get(f.pid, 0.0) + f.bubble_s
     return max((100.0 * waited.get(pid, 0.0) / computed[pid] for pid in computed), default=None)
 
@@ -88,12 +111,14 @@ def decode_lag_percent(forwards: Sequence[Forward], dilate: float = 1.0) -> floa
 def engine_tpot_ms(
     forwards: Sequence[Forward], output_tokens: Mapping[str, int]
 ) -> dict[str, float]:
-    """TPOT on the engine's clock: from the start of a request's first decode step to the end of
-    the one that made its last token, per token. Requests that were not decoded to their end, or
-    have one token, are left out.
+    """Return the TPOT of requests on the engine's clock, in ms by rid.
+
+    It is the time from the start of a request's first decode step to the end of the step of its
+    last token, per token. Requests of one token, or not decoded to their end, are left out.
 
     Args:
-        output_tokens: per rid, the first one included, which prefill makes.
+        forwards: device trace in order of start.
+        output_tokens: output length by rid, including the first token, which prefill computes.
     """
     running: dict[int, set[str]] = {}
     steps: dict[str, int] = {}
@@ -110,14 +135,14 @@ def engine_tpot_ms(
             count = steps[rid] = steps.get(rid, 0) + 1
             if count == 1:
                 first[rid] = f.start_s
-            # Upstream may run a request once more than needed before it notices its end.
+            # Upstream may run a request for one step more before it notices the end.
             if count == wanted:
                 result[rid] = 1e3 * (f.end_s - first[rid]) / wanted
     return result
 
 
 def device_use(forwards: Sequence[Forward], seconds: float) -> DeviceReport | None:
-    """Use of the devices over a run of `seconds`; None without a forward of either kind."""
+    """Return the use of the devices over a run of `seconds`; None if a role has no forward."""
     prefill = [f for f in forwards if f.kind == "prefill"]
     decode = [f for f in forwards if f.kind == "decode"]
     if not prefill or not decode or seconds <= 0.0:

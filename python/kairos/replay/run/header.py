@@ -1,4 +1,4 @@
-"""The header of a record file: what is needed to repeat a run or to refuse a comparison."""
+"""The header of a record file: the facts to repeat a run, or to refuse a comparison."""
 
 import msgspec
 
@@ -10,39 +10,44 @@ SCHEMA = 2
 
 
 class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """First line of a record file: all that is needed to repeat the run, or to refuse to compare
-    it with another.
+    """First line of a record file.
 
     Attributes:
+        schema: version of the format.
         arm: name of the server configuration.
-        repeat: which run of this arm and load, from 1.
-        position: which run of the replay it was, from 1.
-        servers: flags per role, and how the client reached them.
-        trace, trace_sha256: name and hash of the trace.
-        load: offered prefill load; `time_scale` is what arrivals were multiplied by for it.
-        cache_tokens: prefix cache that the load assumes, and emulated prefill servers have.
-        dilate: profile, SLOs and arrivals were slowed down by this factor.
+        repeat: number of the run among those of this arm and load, from 1.
+        position: number of the run in the replay, from 1.
+        servers: flags per role, and how the client reached the servers.
+        trace: name of the trace.
+        trace_sha256: hash of the trace.
+        load: offered prefill load.
+        cache_tokens: prefix cache that the load assumes and emulated prefill servers have.
+        dilate: factor by which profile, SLOs and arrivals were slowed down.
+        instances: number of prefill and decode servers, such as "1P1D".
+        time_scale: factor by which arrivals were multiplied to offer the load.
         start_s: where in the trace the replay begins, seconds.
         span_s: seconds from the first to the last arrival as sent.
-        requests: how many the plan has.
-        slo_set, tpot_ms: the SLO map, before dilation.
-        content_seed: of the prompts' token ids, where it is not `seed`.
-        profile: the latency profile, as emulated or predicted with; dilated if the run was.
-        emulated: whether it drove the servers' clock.
-        warm_up: what was sent before and is not in the records.
-        quiet: how undisturbed the run was.
-        device: what emulated devices did; None without their trace.
-        allow_disturbed: the run counts even if it was not quiet.
-        note: what went wrong as a whole; a server that died, for example.
-        versions: packages and Python.
-        git_commit: of the checkout, with a hash of changes where it had any; empty if unknown.
-        timeout_s: limit of a request.
-        budget_s: limit of the run, from the first arrival.
-        mini_lb: requests of arms without a router went through upstream's.
+        requests: number of requests in the plan.
+        slo_set: name of the SLO set.
+        tpot_ms: TPOT objective before dilation.
+        seed: seed of the plan.
+        content_seed: seed of the prompts' token ids.
+        profile: latency profile of emulation or predictions, dilated if the run was.
+        emulated: whether the profile drove the servers' clock.
+        warm_up: requests that were sent before the run and are not in the records.
+        interference: how undisturbed the run was. Its name in the file is "quiet".
+        device: use of emulated devices; None without their trace.
+        allow_disturbed: whether the run counts even if it was disturbed.
+        note: what went wrong with the run as a whole, such as a server that died.
+        versions: versions of Python and of packages.
+        git_commit: commit of the checkout, with a hash of its changes; empty if unknown.
+        timeout_s: limit of a request, seconds.
+        budget_s: limit of the run from the first arrival, seconds.
+        mini_lb: whether requests of arms without a router passed through upstream's.
         machine: cores and memory.
         command: the command line.
         started: ISO date and time in UTC.
-        start_monotonic_s: clock reading that arrivals count from, for the device trace.
+        start_monotonic_s: clock reading from which arrivals count, for the device trace.
     """
 
     schema: int = SCHEMA
@@ -67,7 +72,7 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
     profile: Profile
     emulated: bool
     warm_up: str = "none"
-    quiet: InterferenceReport = InterferenceReport()
+    interference: InterferenceReport = msgspec.field(default=InterferenceReport(), name="quiet")
     device: DeviceReport | None = None
     allow_disturbed: bool = False
     note: str = ""
@@ -82,11 +87,11 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
     start_monotonic_s: float = 0.0
 
     @property
-    def troubles(self) -> list[str]:
-        """What went wrong, as a whole and with the quiet; empty if nothing is known."""
-        return [text for text in (self.note, *self.quiet.problems) if text]
+    def problems(self) -> list[str]:
+        """What went wrong with the run as a whole, and what disturbed it."""
+        return [text for text in (self.note, *self.interference.problems) if text]
 
     @property
     def counts(self) -> bool:
         """Whether the run may be used as evidence."""
-        return not self.note and (self.allow_disturbed or not self.quiet.problems)
+        return not self.note and (self.allow_disturbed or not self.interference.problems)

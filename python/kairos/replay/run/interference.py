@@ -1,8 +1,9 @@
-"""Whether a run was left alone: what else the machine did, and how late host and client were."""
+"""Interference with a run: other work on the machine, and delays of host and client."""
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import psutil
@@ -12,27 +13,26 @@ from kairos.replay.run.forwards import Forward, decode_lag_percent
 from kairos.replay.run.percentile import percentile
 
 SEND_LAG_LIMIT_MS = 5.0
-"""99th percentile; more, and arrivals were not those of the trace."""
+"""Limit of the 99th percentile; beyond it, arrivals were not those of the trace."""
 OTHERS_LIMIT_CORES = 0.25
 PRESSURE_LIMIT_PERCENT = 40.0
-"""Emulated servers and the client wait for cores now and then even with the machine to
-themselves."""
+"""Emulated servers and the client sometimes wait for cores even on an otherwise idle machine."""
 DEVICE_LAG_LIMIT_PERCENT = 5.0
 
 _PRESSURE = Path("/proc/pressure/cpu")
 
 
 class InterferenceReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How undisturbed a run was. None where it could not be measured.
+    """How undisturbed a run was. A figure is None where it could not be measured.
 
     Attributes:
         cpu_pressure_percent: share of the run in which some task waited for a core.
         others_cores: cores that processes outside of the run kept busy.
         run_cores: cores that the run's own servers and client kept busy.
-        device_lag_percent: time an emulated device waited for its host between two steps of a
-            running batch, relative to the time it computed; worst device.
-        send_lag_p99_ms: lag of the client's sends.
-        problems: why the run must not be counted; empty when it may.
+        device_lag_percent: time that an emulated device waited for its host between two steps of a
+            running batch, relative to its computing time; worst device.
+        send_lag_p99_ms: 99th percentile of the client's send lag.
+        problems: why the run must not be counted; empty if it may be.
     """
 
     cpu_pressure_percent: float | None = None
@@ -43,14 +43,31 @@ class InterferenceReport(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...] = ()
 
 
+class _Usage(NamedTuple):
+    """Counters of the machine at one time.
+
+    Attributes:
+        time_s: monotonic time.
+        pressure_s: seconds since boot in which some task waited for a core; None if not counted.
+        machine_s: core seconds of all processes since boot; None if not counted.
+        tree_s: core seconds of this process and its descendants.
+    """
+
+    time_s: float
+    pressure_s: float | None
+    machine_s: float | None
+    tree_s: float
+
+    @classmethod
+    def now(cls) -> "_Usage":
+        return cls(time.monotonic(), _pressure_s(), _machine_s(), _tree_s())
+
+
 class InterferenceMonitor:
-    """Measures between its construction and `result`, on the machine of the client."""
+    """Measures on the client's machine, from its construction to `result`."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._pressure = _pressure_s()
-        self._machine = _busy_s()
-        self._own = _tree_s()
+        self._began = _Usage.now()
 
     def result(
         self,
@@ -60,33 +77,37 @@ class InterferenceMonitor:
         emulated: bool,
         dilate: float = 1.0,
     ) -> InterferenceReport:
-        """What was found, and what of it is too much.
+        """Return the measurements with the problems that they show.
 
         Args:
-            emulated: the servers' time is made here, so the machine has to be quiet; other servers
-                only ask for a client in time.
+            records: records of the run.
+            forwards: device trace of the run.
+            emulated: whether this machine makes the servers' time, so that it must be quiet. For
+                other servers only the client's send lag counts.
+            dilate: factor by which the run was slowed down.
         """
-        seconds = max(1e-9, time.monotonic() - self._began)
+        began, ended = self._began, _Usage.now()
+        seconds = max(1e-9, ended.time_s - began.time_s)
         pressure = machine = own = None
-        if self._pressure is not None and (now := _pressure_s()) is not None:
-            pressure = round(100.0 * (now - self._pressure) / seconds, 2)
-        if self._machine is not None and (busy := _busy_s()) is not None:
-            own = (_tree_s() - self._own) / seconds
-            machine = (busy - self._machine) / seconds
+        if began.pressure_s is not None and ended.pressure_s is not None:
+            pressure = round(100.0 * (ended.pressure_s - began.pressure_s) / seconds, 2)
+        if began.machine_s is not None and ended.machine_s is not None:
+            own = (ended.tree_s - began.tree_s) / seconds
+            machine = (ended.machine_s - began.machine_s) / seconds
         lags = sorted(r.send_lag_ms for r in records if r.send_lag_ms is not None)
-        lag = decode_lag_percent(forwards, dilate)
+        device_lag = decode_lag_percent(forwards, dilate)
         found = InterferenceReport(
             cpu_pressure_percent=pressure,
             others_cores=None if machine is None or own is None else round(machine - own, 3),
             run_cores=None if own is None else round(own, 3),
-            device_lag_percent=None if lag is None else round(lag, 2),
+            device_lag_percent=None if device_lag is None else round(device_lag, 2),
             send_lag_p99_ms=percentile(lags, 99),
         )
         return judged(found, emulated=emulated, dilate=dilate)
 
 
 def judged(found: InterferenceReport, *, emulated: bool, dilate: float = 1.0) -> InterferenceReport:
-    """`found` with its problems named."""
+    """Return `found` with its problems; for the arguments see `InterferenceMonitor.result`."""
     limits = [("client's send lag p99", found.send_lag_p99_ms, SEND_LAG_LIMIT_MS * dilate, "ms")]
     if emulated:
         limits += [
@@ -95,22 +116,15 @@ def judged(found: InterferenceReport, *, emulated: bool, dilate: float = 1.0) ->
             ("lag of emulated devices", found.device_lag_percent, DEVICE_LAG_LIMIT_PERCENT, "%"),
         ]
     problems = tuple(
-        f"{what} {value:.2f} {unit}".strip() + f", allowed are {limit:g}"
-        for what, value, limit, unit in limits
+        f"{name} {value:.2f} {unit}".strip() + f", allowed are {limit:g}"
+        for name, value, limit, unit in limits
         if value is not None and value > limit
     )
-    return InterferenceReport(
-        cpu_pressure_percent=found.cpu_pressure_percent,
-        others_cores=found.others_cores,
-        run_cores=found.run_cores,
-        device_lag_percent=found.device_lag_percent,
-        send_lag_p99_ms=found.send_lag_p99_ms,
-        problems=problems,
-    )
+    return msgspec.structs.replace(found, problems=problems)
 
 
 def _pressure_s() -> float | None:
-    """Seconds in which some task waited for a core, since boot."""
+    """Return the seconds since boot in which some task waited for a core."""
     try:
         some = _PRESSURE.read_text().splitlines()[0]
         return int(some.rpartition("total=")[2]) / 1e6
@@ -118,8 +132,12 @@ def _pressure_s() -> float | None:
         return None
 
 
-def _busy_s() -> float | None:
-    """Core seconds of all processes since boot; None where the counters are another machine's."""
+def _machine_s() -> float | None:
+    """Return the core seconds of all processes since boot.
+
+    They are None in a container that has only a part of the cores, where the counters are those of
+    the whole machine.
+    """
     if psutil.cpu_count() != len(psutil.Process().cpu_affinity() or ()):
         return None
     times = psutil.cpu_times()
@@ -127,7 +145,7 @@ def _busy_s() -> float | None:
 
 
 def _tree_s() -> float:
-    """Core seconds of this process and everything below it, the ended ones included."""
+    """Return the core seconds of this process and its descendants, ended ones included."""
     total = 0.0
     me = psutil.Process()
     for process in [me, *me.children(recursive=True)]:

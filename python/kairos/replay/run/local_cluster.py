@@ -9,14 +9,17 @@ from kairos.replay.plan.arms import ArmSpec
 
 @dataclass(frozen=True, slots=True)
 class LocalCluster:
-    """What the caller needs to describe the servers of an arm.
+    """The facts from which a caller describes the servers of an arm.
 
     Attributes:
-        prefill, decode: number of servers.
+        arm: server configuration.
+        prefill: number of prefill servers.
+        decode: number of decode servers.
         profile: latency profile, shipped name or path; dilated if the run is.
-        mini_lb: whether requests go through upstream's router instead of straight to both servers.
+        mini_lb: whether requests pass through upstream's router if the arm has no router.
         cache_tokens: prefix cache of a prefill server.
-        kv_tokens: what else of its KV prompts in work may need.
+        kv_tokens: KV memory of an instance of the profile, from which prompts in work get a share
+            beside the prefix cache.
     """
 
     arm: ArmSpec
@@ -29,3 +32,4 @@ class LocalCluster:
 
 
 ClusterOf = Callable[[LocalCluster], ClusterSpec]
+"""Describes the servers of an arm."""

@@ -1,16 +1,27 @@
 """Progress bar of a run."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from kairos.replay.bench_extra import bench_extra
+from kairos.replay.client.worker import Worker
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
 
-def progress_bar(console: "Console") -> "Progress":
-    from rich import progress
+@contextmanager
+def progress_bar(console: "Console", label: str, total: int) -> Iterator[Callable[[Worker], None]]:
+    """Show a bar of `total` requests; yield the function that updates it from a worker.
 
-    return progress.Progress(
+    Raises:
+        InputError: the bench extra is not installed.
+    """
+    with bench_extra("the progress bar"):
+        from rich import progress
+
+    bar = progress.Progress(
         progress.TextColumn("{task.description:>8}"),
         progress.BarColumn(),
         progress.TextColumn(
@@ -21,3 +32,12 @@ def progress_bar(console: "Console") -> "Progress":
         console=console,
         auto_refresh=False,
     )
+    with bar:
+        line = bar.add_task(label, total=total, sent=0, failed=0)
+
+        def show(worker: Worker) -> None:
+            counts = worker.counts
+            bar.update(line, completed=counts.done, sent=counts.sent, failed=counts.failed)
+            bar.refresh()
+
+        yield show

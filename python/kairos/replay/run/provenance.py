@@ -1,4 +1,4 @@
-"""What a run was made with: commit, versions, machine."""
+"""Provenance of a run: commit, versions and machine."""
 
 import hashlib
 import platform
@@ -14,8 +14,10 @@ _CODE = ("python", "kairos_patches", "scripts")  # folders whose new files count
 
 
 def git_commit() -> str:
-    """Commit of the checkout this file is in, with a hash of what was changed in it since; empty
-    outside of a checkout."""
+    """Return the commit of this file's checkout, with a hash of the changes since.
+
+    The commit is empty outside of a checkout.
+    """
     try:
         root = Path(_git(Path(__file__).parent, "rev-parse", "--show-toplevel").decode().strip())
         commit = _git(root, "rev-parse", "HEAD").decode().strip()
@@ -34,11 +36,13 @@ def _git(folder: Path, *args: str) -> bytes:
 
 
 def machine() -> str:
+    """Return cores, memory, architecture and system of this machine."""
     memory = psutil.virtual_memory().total / 2**30
     return f"{psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}, {sys.platform}"
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that affect a run."""
     found = {"python": platform.python_version()}
     for package in ("kairos-sglang", "sglang", "numpy", "uvloop"):
         with suppress(metadata.PackageNotFoundError):

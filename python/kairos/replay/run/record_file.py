@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def write_records(path: Path, header: RunHeader, records: Sequence[RequestRecord]) -> None:
-    """Write DIR/requests-ARM.jsonl in one go, through a temporary file beside it."""
+    """Write a record file at once, through a temporary file beside it."""
     encoder = msgspec.json.Encoder()
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
@@ -26,10 +26,10 @@ def write_records(path: Path, header: RunHeader, records: Sequence[RequestRecord
 
 
 def read_records(path: Path) -> tuple[RunHeader, list[RequestRecord]]:
-    """Read what `write_records` wrote.
+    """Read a file that `write_records` wrote.
 
     Raises:
-        InputError: unreadable, or a line that is no header or record.
+        InputError: the file cannot be read, or a line is no header or record.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -60,28 +60,29 @@ def _decode(line: bytes, kind: type[T], where: str) -> T:
 
 
 def rejected_path(out: Path, stem: str) -> Path:
-    """The first name that is free."""
+    """Return the first free path for the records of a run that does not count."""
     names = (out / f"rejected-{stem}.{i}.jsonl" for i in itertools.count(1))
     return next(path for path in names if not path.exists())
 
 
 def rejected_in(folder: Path, stems: Sequence[str] = ("",)) -> list[Path]:
-    """Record files of runs that did not count and were set aside, by name.
+    """Return the record files of runs that did not count and were set aside, by name.
 
     Args:
-        stems: what follows "rejected-".
+        folder: folder of the records.
+        stems: beginnings of the file names behind "rejected-".
     """
     starts = tuple(f"rejected-{stem}" for stem in stems)
     return [p for p in sorted(folder.glob("rejected-*.jsonl")) if p.name.startswith(starts)]
 
 
 def probes_in(folder: Path, arms: Sequence[str]) -> list[Path]:
-    """Record files of single loads of `arms`, which are those that a goodput search leaves."""
+    """Return the record files of single loads of `arms`, as a goodput search leaves them."""
     return [path for arm in arms for path in sorted(folder.glob(f"requests-{arm}@*.jsonl"))]
 
 
 def records_in(folder: Path) -> list[Path]:
-    """Record files of a folder, by name.
+    """Return the record files of a folder, by name.
 
     Raises:
         InputError: there are none.
@@ -93,17 +94,17 @@ def records_in(folder: Path) -> list[Path]:
 
 
 def writable(path: Path) -> Path:
-    """The folder `path`, made when missing.
+    """Return the folder `path`, created if missing.
 
     Raises:
-        InputError: it cannot be written to.
+        InputError: the folder cannot be written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / "report.json"
-        probe.open("ab").close()
-        if not probe.stat().st_size:
-            probe.unlink()
+        report = path / "report.json"
+        report.open("ab").close()
+        if not report.stat().st_size:
+            report.unlink()
     except OSError as error:
         raise InputError(f"--out: cannot write to {path}: {error.strerror}") from error
     return path
