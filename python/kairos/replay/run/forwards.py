@@ -29,7 +29,9 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Forward(msgspec.Struct, frozen=True, gc=False):
-    """One forward pass or KV transfer: a `DeviceRecord` of the emulation. Times are monotonic seconds.
+    """One forward pass or KV transfer, a `DeviceRecord` of the emulation.
+
+    Times are monotonic seconds.
 
     Attributes:
         role: role of the server.
