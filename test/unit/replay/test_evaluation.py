@@ -193,6 +193,13 @@ def test_keep_refuses_a_file_that_is_no_report(
     assert not (copy / "records" / "engine-15-mine.json").exists()
 
 
+def test_keep_names_the_folder_that_lacks_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["keep", str(tmp_path), "--name", "15-mine"], tmp_path) == 2
+    assert "report.json is missing; give the folder that replay.py" in capsys.readouterr().err
+
+
 def test_gains_goodput_and_fidelity_of_an_engine_record(tmp_path: Path) -> None:
     fast = [record(i, [0.1, 0.12]) for i in range(10)]
     half = [record(i, [0.1 if i % 2 else 0.9, 0.12 if i % 2 else 0.92]) for i in range(10)]

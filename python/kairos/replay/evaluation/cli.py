@@ -79,6 +79,8 @@ def _simulate(options: argparse.Namespace, folder: Path) -> None:
 
 def _keep(folder: Path, record: Path) -> None:
     report = folder / "report.json"
+    if not report.is_file():
+        raise InputError(f"{report} is missing; give the folder that replay.py --out wrote")
     data = report.read_bytes()
     engine_record(str(report), data)
     _write(record, msgspec.json.encode(without_repetition(msgspec.json.decode(data))))
@@ -106,28 +108,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser(
-        "simulate",
-        help="simulate all arms on a trace, keep the figures and render",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    one.add_argument("--trace", required=True, metavar="FILE", help="any format of replay.py")
-    one.add_argument(
-        "--name", required=True, help="of the record file, such as 1-mooncake; its number sorts it"
+        "simulate", help="simulate all arms on a trace, keep the figures and render"
     )
     one.add_argument(
-        "--label", help="name of the trace in headings; the record's name if not given"
+        "--trace", required=True, metavar="FILE", help="trace in any format that replay.py reads"
     )
     one.add_argument(
-        "--requests", type=int, default=2000, help="requests to take from the start of the trace"
+        "--name",
+        required=True,
+        help="name of the record, such as 1-mooncake; records are shown by their number",
     )
-    one.add_argument("--slo", default="L3", help="rule that gives each request its SLOs")
-    one.add_argument("--tpot-ms", type=float, default=30.0, help="TPOT objective, milliseconds")
-    one.add_argument("--profile", default="minimax-m2.5-tp4-h200", help="latency profile")
+    one.add_argument(
+        "--label", help="name of the trace in headings (default: the name of the record)"
+    )
+    one.add_argument(
+        "--requests",
+        type=int,
+        default=2000,
+        help="requests to take from the start of the trace (default %(default)s)",
+    )
+    one.add_argument("--slo", default="L3", help="SLO set of the requests (default %(default)s)")
+    one.add_argument(
+        "--tpot-ms", type=float, default=30.0, help="TPOT objective (default %(default)s)"
+    )
+    one.add_argument(
+        "--profile", default="minimax-m2.5-tp4-h200", help="latency profile (default %(default)s)"
+    )
     two = commands.add_parser("keep", help="keep the report of a replay and render")
     two.add_argument(
         "folder", type=Path, metavar="DIR", help="what replay.py --out wrote; has report.json"
     )
-    two.add_argument("--name", required=True, help="of the record file, such as 6-headline")
+    two.add_argument("--name", required=True, help="name of the record, such as 6-headline")
     three = commands.add_parser("render", help="write all tables and plots from the records")
     three.add_argument(
         "--check", action="store_true", help="write nothing; exit with 1 if a file is out of date"
