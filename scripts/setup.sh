@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Create .venv with everything Kairos needs on a machine without a GPU. Re-runs install nothing
-# unless the requirements have changed.
+# Create .venv with all that Kairos needs on a machine without a GPU. A repeated run installs
+# nothing unless the requirements have changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,7 +8,7 @@ PYTHON=${PYTHON:-python3.11}
 LIBRARIES=(libibverbs1 librdmacm1 libnuma1) # the Mooncake transfer engine links against them
 fail() { echo "setup: error: $*" >&2; exit 1; }
 
-# With the variable set, no .pyc files are written and every server process compiles SGLang anew.
+# With this variable set, no .pyc files are written and every server process compiles SGLang again.
 unset PYTHONDONTWRITEBYTECODE
 
 missing_libraries() {

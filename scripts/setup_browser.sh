@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Chromium for the tests that open a report. Those skip without one, so a machine on which nothing
-# may be installed passes, too.
+# Install Chromium for the tests that open a report. Without it they are skipped, so that a machine
+# without the right to install packages passes, too.
 set -euo pipefail
 
 for name in chromium chromium-browser google-chrome; do
@@ -11,4 +11,4 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   apt-get update -q >/dev/null &&
     apt-get install -y -q --no-install-recommends chromium >/dev/null && exit 0
 fi
-echo "browser: no chromium, so tests that open a report skip; to have them: sudo apt-get install chromium"
+echo "browser: no chromium, so tests that open a report are skipped; to run them: sudo apt-get install chromium"

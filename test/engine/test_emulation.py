@@ -1,7 +1,7 @@
-"""The emulated accelerator under real SGLang: its clock, its tokens, and that it fails loudly.
+"""The emulated accelerator under real SGLang: its clock, its tokens and its failures at start.
 
-Times are compared with each other and with the profile from below only: a busy machine makes
-everything later, nothing may be earlier.
+Times are compared with each other and with lower bounds from the profile: a busy machine makes
+events later, and no event may be earlier.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def _no_trace_left() -> Iterator[None]:
 
 
 def prompt(length: int) -> list[int]:
-    """Fresh every time, so that no prefix is cached. Upstream reports the last id as 0."""
+    """Return fresh ids, so that no prefix is cached. Upstream reports the last id as 0."""
     return np.random.default_rng().integers(10, VOCABULARY - 1, size=length).tolist()
 
 
@@ -53,7 +53,7 @@ def generate(cluster: Cluster, request: dict) -> dict:
 
 
 def traced(cluster: Cluster, *requests: dict) -> dict[str, list[DeviceRecord]]:
-    """What the accelerators did for these requests, sent together, by kind."""
+    """Return the records of these requests, which are sent together, by kind."""
     before = len(read_device_trace(TRACE))
     with ThreadPoolExecutor(len(requests)) as pool:
         list(pool.map(lambda request: generate(cluster, request), requests))
@@ -90,7 +90,7 @@ def test_without_overlap_a_step_is_launched_after_the_last_one_ended(cluster):
 
 
 @on(OFF, long=(BLOCKING,))
-def test_a_long_prompt_is_prefilled_in_chunks_that_know_their_context(cluster):
+def test_long_prompt_is_prefilled_in_chunks_that_cost_their_context(cluster):
     batches = traced(cluster, body(prompt(2 * CHUNK + 500), 1))["prefill"]
     assert [(batch.context, batch.tokens) for batch in batches] == [
         (0, CHUNK),
@@ -108,7 +108,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_that_know_their_context(cluster):
 def test_the_whole_kv_cache_crosses_the_link_between_prefill_and_decode(cluster):
     length = 2 * CHUNK + 500
     wait_idle(cluster)
-    # By chance its first token is that of a cached prompt, which leaves on its own.
+    # Its first token may be that of a cached prompt by chance, and would be sent by itself.
     httpx.post(f"{cluster.prefill[0].url}/flush_cache").raise_for_status()
     records = traced(cluster, body(prompt(length), 3))
     transfers = records["transfer"]
@@ -117,7 +117,7 @@ def test_the_whole_kv_cache_crosses_the_link_between_prefill_and_decode(cluster)
         assert transfer.duration_s == pytest.approx(PROFILE.kv.wire_s(transfer.tokens))
     for earlier, later in pairwise(transfers):
         assert later.end_s - earlier.end_s >= later.duration_s - ROUNDING_S
-    # Chunks leave once they are computed; the last one after the last batch, before any decode.
+    # A chunk is sent once it is computed, and the last one before the first decode step.
     for batch, transfer in zip(records["prefill"], transfers, strict=True):
         assert transfer.launch_s >= batch.end_s - WAKE_UP_S
     assert records["decode"][0].launch_s >= transfers[-1].end_s - WAKE_UP_S
@@ -173,11 +173,9 @@ def test_logprobs_of_input_tokens_are_answered(cluster):
 
 
 def ask(cluster: Cluster, request: dict) -> dict:
-    """One answer, of a pair or a single server."""
+    """Return one answer, of a pair or a single server."""
     if cluster.decode:
         return generate(cluster, request)
-    import httpx
-
     answer = httpx.post(f"{cluster.url}/generate", json=request, timeout=120)
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -193,7 +191,7 @@ def test_a_bad_profile_stops_the_server_at_its_start(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("hooks", ["COMMON", "EMULATED"])
-def test_a_hook_whose_target_is_gone_stops_the_server_at_its_start(tmp_path, hooks):
+def test_missing_hook_target_stops_the_server_at_its_start(tmp_path, hooks):
     (tmp_path / "sitecustomize.py").write_text(
         "from kairos_emulation import hooks\n"
         f"renamed = [h._replace(target=h.target + '_renamed') for h in hooks.{hooks}]\n"
@@ -204,7 +202,7 @@ def test_a_hook_whose_target_is_gone_stops_the_server_at_its_start(tmp_path, hoo
 
 
 def started(folder: Path, env: dict[str, str]) -> None:
-    """Start a single emulated server of its own, and stop it."""
+    """Start a single emulated server for this test, and stop it."""
     spec = SINGLE.spec(folder / "models")
     with Cluster(replace(spec, env={**spec.env, **env}), folder / "logs"):
         pass

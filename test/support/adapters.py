@@ -11,7 +11,7 @@ from kairos.cluster import Cluster
 RANK = 4
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
-# Of servers that adapters can be loaded into.
+# Flags of servers that load adapters.
 LORA = (
     "--enable-lora",
     *("--lora-backend", "torch_native"),
@@ -21,8 +21,10 @@ LORA = (
 
 
 def write_adapter(folder: Path, model: Path, seed: int) -> Path:
-    """Write an adapter of random weights for the Llama in `model`, strong enough that every seed
-    gives tokens of its own. Returns `folder`."""
+    """Write an adapter of random weights for the Llama in `model`, and return `folder`.
+
+    The weights are large enough that every seed gives different tokens.
+    """
     from safetensors.numpy import save_file
 
     random = np.random.default_rng(seed)
@@ -55,8 +57,7 @@ def write_adapter(folder: Path, model: Path, seed: int) -> Path:
 
 
 def load_adapter(cluster: Cluster, name: str, folder: Path) -> None:
-    """Have every server of `cluster` serve the adapter in `folder` as `name`; requests ask for it
-    with `lora_path`."""
+    """Load the adapter in `folder` into every server as `name`; requests name it in `lora_path`."""
     for server in (*cluster.prefill, *cluster.decode):
         body = {"lora_name": name, "lora_path": str(folder)}
         loaded = httpx.post(f"{server.url}/load_lora_adapter", json=body, timeout=60)

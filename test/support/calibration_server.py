@@ -1,4 +1,4 @@
-"""A single SGLang server for tests of `scripts/calibrate.py`, in threads of this process."""
+"""A single fake SGLang server for tests of calibration, in threads of this process."""
 
 import copy
 import json
@@ -23,14 +23,17 @@ INFO: dict[str, Any] = {
 }
 
 
-class Fake:
-    """Attributes:
-    info: answer to /server_info; None: there is none.
-    mode: "stream"; "whole" answers without a stream, "burst" with all tokens at once, "refuse" with
-        status 400.
-    stop_after: generations, the next ones are refused; None: never.
-    gap_s: between two tokens.
-    bodies: of generations.
+class FakeServer:
+    """State of the server, which tests change.
+
+    Attributes:
+        info: answer to /server_info; None answers 404.
+        mode: "stream"; "whole" answers without a stream, "burst" with all tokens at once, "refuse"
+            with status 400.
+        stop_after: number of generations after which the next ones are refused; None for never.
+        gap_s: seconds between two tokens.
+        bodies: bodies of the generations.
+        url: base URL.
     """
 
     def __init__(self) -> None:
@@ -43,15 +46,16 @@ class Fake:
 
 
 def event(i: int, count: int) -> str:
+    """Return the event of token `i` of `count`."""
     finish = {"type": "length", "length": count} if i == count else None
     meta = {"completion_tokens": i, "finish_reason": finish, "cached_tokens": 0}
     return f"data: {json.dumps({'meta_info': meta})}\n\n"
 
 
 @contextmanager
-def serving() -> Iterator[Fake]:
-    """A server on a free port of the loopback interface."""
-    fake = Fake()
+def serving() -> Iterator[FakeServer]:
+    """Run a server on a free port of the loopback interface."""
+    fake = FakeServer()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -83,7 +87,7 @@ def serving() -> Iterator[Fake]:
                     self.wfile.write(one.encode())
                 self.wfile.write(b"data: [DONE]\n\n")
             except OSError:
-                pass  # the client has hung up
+                pass  # the client has disconnected
 
         def _answer(self, status: int, body: bytes) -> None:
             self.send_response(status)

@@ -5,7 +5,7 @@
 
     @on(EMULATED_PAIR, SINGLE)        # once on each
     def test_y(cluster, clusters):
-        with clusters.beside(OTHER) as other: ...   # a second one, for this test only
+        with clusters.beside(OTHER) as other: ...   # a second cluster, for this test only
 
 Tests are reordered so that each configuration starts once; one cluster is alive at a time.
 """
@@ -27,7 +27,12 @@ class Config:
     """A cluster that tests can share; equal configurations are the same cluster.
 
     Attributes:
-        profile: for the emulated platform.
+        platform: "emulated" or "cpu".
+        profile: latency profile of the emulated platform; None is its default.
+        prefill, decode: number of servers; 0 of both is a single server.
+        kairos: whether servers schedule by SLO.
+        args: flags of every server.
+        prefill_args, decode_args: flags of one role.
         env: (name, value) pairs.
     """
 
@@ -48,12 +53,12 @@ class Config:
         return " ".join(filter(None, [self.platform, shape, arm, flags]))
 
     def spec(self, models: Path) -> ClusterSpec:
-        """The specification, its model written below `models` when missing."""
+        """Return the specification; write its model below `models` when it is missing."""
         spec = ClusterSpec(
             model=platform_model(self.platform, models),
             prefill=self.prefill,
             decode=self.decode,
-            router=None,  # its start takes as long as a server's; tests speak to both legs
+            router=None,  # it starts as slowly as a server; tests send to both servers instead
             kairos=self.kairos,
             args=self.args,
             prefill_args=self.prefill_args,
@@ -68,14 +73,18 @@ CPU_PAIR = Config(platform="cpu")
 
 
 def on(*configs: Config, long: tuple[Config, ...] = ()) -> pytest.MarkDecorator:
-    """Runs a test with the fixture `cluster` on each configuration; on those of `long` only where
-    tests marked so run."""
+    """Run a test with the fixture `cluster` on each configuration.
+
+    Args:
+        configs: of clusters.
+        long: configurations on which only a run of tests marked `long` runs it.
+    """
     extra = [pytest.param(config, marks=pytest.mark.long) for config in long]
     return pytest.mark.parametrize("cluster", [*configs, *extra], indirect=True, ids=str)
 
 
 class ClusterPool:
-    """Starts clusters when asked for; keeps the last one running."""
+    """Starts clusters on demand, and keeps the last one running."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -85,9 +94,9 @@ class ClusterPool:
         self._failed: dict[Config, ClusterError] = {}
 
     def get(self, config: Config) -> Cluster:
-        """The running cluster of this configuration; stops that of another."""
+        """Return the running cluster of this configuration; stop a cluster of another one."""
         if config in self._failed:
-            raise self._failed[config]  # every further try would cost its tests a minute each
+            raise self._failed[config]  # a further attempt would cost each test a minute
         if self._cluster is None or self._config != config:
             self.stop()
             cluster = self._new(config)
@@ -101,12 +110,12 @@ class ClusterPool:
 
     @contextmanager
     def beside(self, config: Config) -> Iterator[Cluster]:
-        """One more cluster, of its own, while the shared one keeps running."""
+        """Start another cluster while the shared one keeps running."""
         with self._new(config) as cluster:
             yield cluster
 
     def stop(self) -> None:
-        """Stops the shared cluster."""
+        """Stop the shared cluster."""
         cluster, self._cluster = self._cluster, None
         if cluster is not None:
             cluster.stop()
@@ -119,13 +128,13 @@ class ClusterPool:
 
 
 def grouped(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Tests without a shared cluster as they were, then those of one configuration together."""
+    """Return tests without a shared cluster in their order, then the others by configuration."""
     order: dict[Config | None, int] = {None: 0}
     ranks = {item: order.setdefault(config_of(item), len(order)) for item in items}
     return sorted(items, key=ranks.__getitem__)
 
 
 def config_of(item: pytest.Item) -> Config | None:
-    """Configuration that a test runs on."""
+    """Return the configuration that a test runs on; None if it has no shared cluster."""
     callspec = getattr(item, "callspec", None)
     return callspec.params.get("cluster") if callspec else None

@@ -1,4 +1,4 @@
-"""Configurations that several test modules share, so that each starts once."""
+"""Configurations that several test modules share; each starts once."""
 
 import os
 import tempfile
@@ -9,10 +9,10 @@ from support.clusters import EMULATED_PAIR, Config
 
 SUPPORT = Path(__file__).parent
 
-# What the emulated devices of `OFF` did.
+# Trace of the emulated devices of `OFF`.
 TRACE = Path(tempfile.gettempdir()) / f"kairos-emulation-{os.getpid()}.jsonl"
 OFF = replace(EMULATED_PAIR, env=(("KAIROS_EMULATION_TRACE", str(TRACE)),))
-# Predictions from the profile that the emulation follows.
+# Kairos predicts with the profile that the emulation follows.
 KAIROS = replace(
     EMULATED_PAIR,
     kairos=True,

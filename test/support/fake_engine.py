@@ -1,7 +1,7 @@
 """Stands in for an SGLang server in tests of the replay: starts in 0.1 s and streams tokens.
 
-Takes the launcher's command line and ignores what it does not know. Flags with --fake- choose
-what goes wrong.
+It accepts the launcher's command line and ignores unknown flags. Flags with --fake- choose a
+fault.
 """
 
 import argparse
@@ -15,8 +15,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
-    parser.add_argument("--fake-die-after", type=int, help="generations, then exit with code 3")
-    parser.add_argument("--fake-gap-s", type=float, default=0.0, help="between two tokens")
+    parser.add_argument(
+        "--fake-die-after", type=int, help="exit with code 3 after this number of generations"
+    )
+    parser.add_argument("--fake-gap-s", type=float, default=0.0, help="seconds between two tokens")
     args, _ = parser.parse_known_args()
     streamed = 0
 
@@ -61,7 +63,8 @@ def main() -> None:
     ThreadingHTTPServer((args.host, args.port), Handler).serve_forever()
 
 
-def event(i: int, count: int) -> dict:
+def event(i: int, count: int) -> dict[str, object]:
+    """Return the event of token `i` of `count`."""
     finish = {"type": "length", "length": count} if i == count else None
     return {"meta_info": {"completion_tokens": i, "finish_reason": finish, "cached_tokens": 0}}
 

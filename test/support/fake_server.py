@@ -1,7 +1,7 @@
 """Stands in for an SGLang server or the router in tests of the launcher: starts in 0.1 s.
 
-Takes the launcher's command line, ignores what it does not know, answers POST /generate and
-prints the bootstrap room of each. Flags with --fake- choose what goes wrong.
+It accepts the launcher's command line, ignores unknown flags, answers POST /generate and prints
+the bootstrap room of each. Flags with --fake- choose a fault.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--fake-ignore-term", action="store_true")
     parser.add_argument("--fake-status", type=int, default=200)
     parser.add_argument("--fake-hang", action="store_true", help="never answer a generation")
-    parser.add_argument("--fake-port-taken-once", type=Path, help="file that says it happened")
+    parser.add_argument("--fake-port-taken-once", type=Path, help="file that records the fault")
     args, _ = parser.parse_known_args()
 
     if args.fake_ignore_term:

@@ -1,4 +1,4 @@
-"""A launcher that tests can kill: a cluster of fake servers, "ready" on stdout, then waits.
+"""A launcher that tests can kill: it starts fake servers, prints "ready" and waits.
 
 launch_fake.py LOG_DIR MARK [SERVER FLAG...]
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kairos.cluster import Cluster, ClusterSpec
 
-# No Mooncake: the machine that runs unit tests need not have its libraries.
+# Unit tests run on machines without Mooncake's libraries.
 NO_MOONCAKE = ("--disaggregation-transfer-backend", "fake")
 SERVER = (sys.executable, "-S", str(Path(__file__).with_name("fake_server.py")))
 

@@ -1,4 +1,4 @@
-"""Find and await processes by a mark in their environment, whoever their parent is."""
+"""Search for processes by a mark in their environment, independent of their parents."""
 
 import time
 import uuid
@@ -8,12 +8,12 @@ MARK = "KAIROS_TEST_MARK"
 
 
 def new_mark() -> str:
-    """Value for the environment variable `MARK`."""
+    """Return a new value for the environment variable `MARK`."""
     return uuid.uuid4().hex
 
 
 def marked(mark: str) -> dict[int, str]:
-    """Live processes (no zombies) with the mark: pid -> command line."""
+    """Return live processes with the mark, without zombies: command line by pid."""
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -30,7 +30,7 @@ def marked(mark: str) -> dict[int, str]:
 
 
 def wait_none(mark: str, limit_s: float = 30.0) -> dict[int, str]:
-    """Waits until no process has the mark; returns those left at the limit."""
+    """Wait until no process has the mark; return those left at the limit."""
     deadline = time.monotonic() + limit_s
     while (left := marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -38,7 +38,7 @@ def wait_none(mark: str, limit_s: float = 30.0) -> dict[int, str]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         stat = Path("/proc", str(pid), "stat").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""The command line against a server that streams, one that does not, and none."""
+"""The command line of calibration against a fake server."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from kairos.calibrate.servers import describe_servers
 from kairos.cluster import ClusterSpec
 from kairos.errors import InputError
 from kairos.latency import InstanceLimits, load_profile
-from support.calibration_server import Fake, serving
+from support.calibration_server import FakeServer, serving
 
 pytestmark = pytest.mark.alone
 
@@ -27,7 +27,7 @@ GRID = [
 
 
 @pytest.fixture
-def fake() -> Iterator[Fake]:
+def fake() -> Iterator[FakeServer]:
     with serving() as server:
         yield server
 
@@ -36,7 +36,7 @@ def no_cluster(_profile: str) -> ClusterSpec:
     raise AssertionError("no cluster was asked for")
 
 
-def run(fake: Fake, out: Path, *flags: str) -> int:
+def run(fake: FakeServer, out: Path, *flags: str) -> int:
     return main(
         ["--url", fake.url, "--out", str(out), *GRID, "--prefixes", "0", *flags], no_cluster
     )
@@ -50,7 +50,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_calibration_writes_profile_samples_and_picture(
-    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "own.json"
     assert run(fake, out, "--name", "own", "--model", "fake") == 0
@@ -75,7 +75,7 @@ def test_calibration_writes_profile_samples_and_picture(
     assert not any("custom_params" in body["sampling_params"] for body in fake.bodies)
 
 
-def test_kairos_servers_receive_the_loosest_slo(fake: Fake, tmp_path: Path) -> None:
+def test_kairos_servers_receive_the_loosest_slo(fake: FakeServer, tmp_path: Path) -> None:
     assert fake.info is not None
     fake.info["internal_states"][0] |= {"kairos": {}}
     fake.stop_after = 1
@@ -99,7 +99,7 @@ def test_unreachable_server_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     ],
 )
 def test_answers_without_a_stream_of_tokens_are_refused(
-    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, says: str
+    fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str, says: str
 ) -> None:
     fake.mode = mode
     assert run(fake, tmp_path / "own.json") == 2
@@ -107,7 +107,7 @@ def test_answers_without_a_stream_of_tokens_are_refused(
 
 
 def test_other_models_roles_and_routers_are_refused(
-    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fake.info is not None
     out = tmp_path / "own.json"
@@ -124,7 +124,7 @@ def test_other_models_roles_and_routers_are_refused(
     assert "name the servers behind it" in one_line(capsys)
 
 
-def test_pair_is_recognised_by_its_roles(fake: Fake) -> None:
+def test_pair_is_recognised_by_its_roles(fake: FakeServer) -> None:
     with serving() as other:
         assert fake.info is not None
         assert other.info is not None
@@ -146,7 +146,7 @@ def test_pair_is_recognised_by_its_roles(fake: Fake) -> None:
 
 
 def test_servers_that_fail_during_the_sweep_leave_samples_and_no_profile(
-    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.stop_after = 3
     out = tmp_path / "own.json"
@@ -156,7 +156,7 @@ def test_servers_that_fail_during_the_sweep_leave_samples_and_no_profile(
     assert not out.exists()
 
 
-def test_interrupt_writes_the_samples_measured_so_far(fake: Fake, tmp_path: Path) -> None:
+def test_interrupt_writes_the_samples_measured_so_far(fake: FakeServer, tmp_path: Path) -> None:
     def interrupt() -> None:
         while len(fake.bodies) < 20:
             time.sleep(0.005)
