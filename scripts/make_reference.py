@@ -48,10 +48,7 @@ def cli() -> str:
     parts = []
     for name, command in COMMANDS.items():
         module, _, function = command.main.partition(":")
-        try:
-            main = getattr(importlib.import_module(module), function)
-        except ModuleNotFoundError:  # TODO: kairos.sim.cli and kairos_patches.cli are to come
-            continue
+        main = getattr(importlib.import_module(module), function)
         for words in ((), *((word,) for word in SUBCOMMANDS.get(name, ()))):
             parser = built_parser(main, words)
             title = " ".join(("kairos", name, *words))
