@@ -108,7 +108,7 @@ def goodput(records: Records) -> bytes:
         left, right = axes
         labels = [record.label for record in records.simulated.values()]
         _dots(left, labels, [record.goodput for record in records.simulated.values()])
-        left.set_xlabel("largest load of the busier stage with 90 % of requests in both SLOs")
+        left.set_xlabel("largest load of the busier stage with 90 % e2e")
         left.set_title("Simulated")
         _dots(right, [scenario.label for scenario in SCENARIOS], found)
         right.set_xlabel("tokens/s of requests that meet both SLOs")
