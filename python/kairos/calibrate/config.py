@@ -5,6 +5,9 @@ from pathlib import Path
 
 from kairos.calibrate.grid import GridAxes
 from kairos.errors import InputError
+from kairos.validation import Range, check_range
+
+_BUDGET_S = Range(1.0, 1e6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,7 @@ class CalibrationConfig:
     axes: GridAxes
 
     def __post_init__(self) -> None:
-        if not 1.0 <= self.budget_s <= 1e6:
-            raise InputError(f"--budget-s: {self.budget_s!r} is out of range, allowed are 1 to 1e6")
+        check_range("--budget-s", self.budget_s, _BUDGET_S)
 
     @property
     def samples(self) -> Path:

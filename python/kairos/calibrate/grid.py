@@ -9,6 +9,7 @@ import msgspec
 from kairos.errors import InputError
 from kairos.latency import InstanceLimits, Profile
 from kairos.latency.first_token import prefill_s, single_request_chunks
+from kairos.validation import Range, check_range
 
 STEPS = 64
 """Decode steps that a point measures."""
@@ -25,6 +26,7 @@ _PER_TOKEN_S = 2e-6
 _LARGEST_CONTEXT = 65_536
 _SIZES = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 3, 4, 8)
 _SMALLEST = 16
+_MAX_VALUE = 10_000_000
 
 
 class DecodePoint(msgspec.Struct, frozen=True, tag="decode"):
@@ -80,8 +82,7 @@ class GridAxes:
     def __post_init__(self) -> None:
         for flag, low in (("batches", 1), ("contexts", TAIL + 1), ("new", 1), ("prefixes", 0)):
             for value in getattr(self, flag) or ():
-                if not low <= value <= 10_000_000:
-                    raise InputError(f"--{flag}: {value} is out of range, allowed are {low} to 1e7")
+                check_range(f"--{flag}", value, Range(low, _MAX_VALUE))
 
 
 class Grid(NamedTuple):

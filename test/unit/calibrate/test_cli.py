@@ -135,7 +135,7 @@ def test_pair_is_recognised_by_its_roles(fake: FakeServer) -> None:
             "max_total_num_tokens": 10_000,
         }
         servers = describe_servers([fake.url, other.url])
-        assert [leg.url for leg in servers.endpoints] == [other.url, fake.url]
+        assert [endpoint.url for endpoint in servers.endpoints] == [other.url, fake.url]
         assert (servers.endpoints[0].bootstrap_host, servers.endpoints[0].bootstrap_port) == (
             "127.0.0.1",
             8998,
