@@ -1,4 +1,4 @@
-"""`scripts/replay.py` on real servers: what is sent, what is recorded, and a server that dies."""
+"""`scripts/replay.py` on real servers: requests, records, and a server that dies."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ WHOLE = 16  # this one is nothing but its family's prefix
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """Families take turns; the members of each share their first two blocks."""
+    """Write a trace whose requests belong to families in turn, each with two shared blocks."""
     path = tmp_path / "trace.jsonl"
     lines = []
     for i in range(REQUESTS):
@@ -44,7 +44,7 @@ def trace(tmp_path: Path) -> Path:
 
 
 def started(trace: Path, out: Path, arm: str, load: float) -> subprocess.Popen[str]:
-    """A replay of four seconds at load 0.15; attainment is not what the tests are about."""
+    """Start a replay; these tests do not look at attainment."""
     return subprocess.Popen(
         [
             *(sys.executable, str(SCRIPT), "--trace", str(trace), "--load", str(load)),
@@ -58,14 +58,14 @@ def started(trace: Path, out: Path, arm: str, load: float) -> subprocess.Popen[s
 
 
 def computed(forwards: list[Forward]) -> Counter[str]:
-    """Prompt tokens that the prefill device computed, per request."""
+    """Return the prompt tokens that the prefill device computed, per request."""
     found: Counter[str] = Counter()
     for forward in forwards:
         found.update(dict(zip(forward.rids, forward.new, strict=True)))
     return found
 
 
-def test_1_prompts_and_prefix_hits_are_as_asked(trace: Path, tmp_path: Path) -> None:
+def test_prompts_and_prefix_hits_match_the_trace(trace: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     replay = started(trace, out, "kairos", 0.15)
     shown, errors = replay.communicate(timeout=LIMIT_S)
@@ -102,8 +102,8 @@ def test_1_prompts_and_prefix_hits_are_as_asked(trace: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.long
-def test_2_a_server_killed_in_mid_run_is_in_the_report(trace: Path, tmp_path: Path) -> None:
-    """It takes seconds to end after its scheduler; the requests left by then are cut."""
+def test_server_killed_during_a_run_is_in_the_report(trace: Path, tmp_path: Path) -> None:
+    """The server ends seconds after its scheduler; the requests left by then are cut."""
     out = tmp_path / "out"
     replay = started(trace, out, "fcfs", 0.05)
 

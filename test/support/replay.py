@@ -1,12 +1,18 @@
 """Requests, headers and arms for tests of the replay."""
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
 
 from kairos.latency import load_profile
+from kairos.replay.client.job import ClientConfig
 from kairos.replay.client.record import ReceivedTokens, RequestOutcome, RequestRecord, make_record
 from kairos.replay.plan.plan import PlannedRequest
 from kairos.replay.report.results import ArmResult, RunResult
+from kairos.replay.run.config import RunConfig
 from kairos.replay.run.header import RunHeader
+from kairos.replay.run.record_file import write_records
 from kairos.slo import Slo
 from kairos.workload.trace import TraceRequest
 
@@ -53,7 +59,7 @@ def record(
     outcome: RequestOutcome = RequestOutcome.OK,
     **request,
 ) -> RequestRecord:
-    """A record with tokens at `times_s` after it was due."""
+    """Return a record with tokens at `times_s` after the request was due."""
     return make_record(
         planned(index, **{"output_tokens": max(1, len(times_s)), **request}),
         f"r-{index:07d}",
@@ -73,3 +79,25 @@ def arm(
         for i, own in enumerate((records, *repeats), 1)
     ]
     return ArmResult(name, tuple(runs))
+
+
+def stored(folder: Path, arm: str, **changes: object) -> Path:
+    """Write the records of an arm that met all its SLOs."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"requests-{arm}.jsonl"
+    write_records(path, header(arm, **changes), [record(i) for i in range(10)])
+    return path
+
+
+def run_config(out: Path, **changes: object) -> RunConfig:
+    fields: dict[str, object] = {
+        "instances": "1P1D",
+        "profile": load_profile("tiny-fast"),
+        "url": None,
+        "client": ClientConfig(),
+        "out": out,
+        "command": (),
+        "allow_disturbed": False,
+        "console": Console(),
+    }
+    return RunConfig(**(fields | changes))

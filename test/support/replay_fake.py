@@ -1,4 +1,4 @@
-"""`scripts/replay.py` on fake servers: replay_fake.py MARK SERVER_FLAGS REPLAY_FLAG..."""
+"""`kairos replay` on fake servers: replay_fake.py MARK SERVER_FLAGS REPLAY_FLAG..."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ from kairos.replay.client.api import GenerateApi
 from kairos.replay.plan.plan import PlannedRequest
 from kairos.replay.run.local_cluster import LocalCluster
 
-# No Mooncake: the machine that runs unit tests need not have its libraries.
+# The fake backend needs none of Mooncake's libraries, which unit tests do not require.
 _NO_MOONCAKE = ("--disaggregation-transfer-backend", "fake")
 _SERVER = (sys.executable, "-S", str(Path(__file__).with_name("fake_engine.py")))
 
@@ -20,8 +20,10 @@ LATE_S = 0.02
 
 
 class LateApi(GenerateApi):
-    """Holds every request back when it should leave. Here, because the client's process has to
-    find it."""
+    """Delays every request when it should leave.
+
+    It is defined in this module because the client's process must be able to import it.
+    """
 
     def headers(self, planned: PlannedRequest, send_slo: bool) -> dict[str, str]:
         time.sleep(LATE_S)

@@ -1,4 +1,4 @@
-"""The command line of a replay on fake servers: files, exit codes, nothing left running."""
+"""The command line of a replay on fake servers: files, exit codes and processes."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def trace(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_1_two_arms_end_to_end(
+def test_two_arms_run_end_to_end(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, mark = tmp_path / "out", new_mark()
@@ -63,7 +63,7 @@ def test_1_two_arms_end_to_end(
 
 
 @pytest.mark.slow
-def test_2_a_server_that_dies_is_reported_and_the_rest_is_cut(
+def test_death_of_a_server_is_reported_and_cuts_the_rest(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mark = new_mark()
@@ -90,8 +90,10 @@ def test_2_a_server_that_dies_is_reported_and_the_rest_is_cut(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_3_interrupted_in_mid_run(tmp_path: Path, number: signal.Signals) -> None:
-    """With the event loop busy: an exit raised between its steps once got lost."""
+def test_interruption_during_a_run_leaves_no_process(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """The event loop is busy, so that the signal arrives between its steps."""
     mark, trace = new_mark(), tmp_path / "busy.jsonl"
     trace.write_text(TRACE.replace('"output_tokens": 4', '"output_tokens": 5000'))
     process = subprocess.Popen(
@@ -145,7 +147,7 @@ def test_3_interrupted_in_mid_run(tmp_path: Path, number: signal.Signals) -> Non
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
-def test_4_bad_input_is_one_line_and_code_2(
+def test_bad_input_gives_one_line_and_exit_code_two(
     flags: list[str], says: str, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = replay_fake.replay(["--trace", str(trace), "--out", str(tmp_path / "o"), *flags])
@@ -157,13 +159,13 @@ def test_4_bad_input_is_one_line_and_code_2(
 
 
 @pytest.mark.slow
-def test_5_a_client_that_sent_late_does_not_count(
+def test_run_of_a_late_client_does_not_count(
     trace: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Not even after its run was made again by one in time."""
+    """The exit code and the report still show it after the run was made again."""
     flags = ["--trace", str(trace), "--load", "0.5", "--arms", "fcfs", "--goodput", "none"]
     flags += ["--out", str(tmp_path)]
     with monkeypatch.context() as late:

@@ -1,4 +1,4 @@
-"""The server configurations that a replay compares, and what the simulator runs for each."""
+"""The server configurations that a replay compares, and the simulator's equivalents."""
 
 import re
 from dataclasses import dataclass, field, replace

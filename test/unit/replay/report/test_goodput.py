@@ -15,7 +15,7 @@ def constant(percent: float) -> Callable[[float], float]:
 
 
 @given(st.floats(LOWEST * 1.05, HIGHEST * 0.95), st.lists(st.floats(0.06, 3.9), max_size=3))
-def test_1_finds_the_edge_within_tolerance(edge: float, known: list[float]) -> None:
+def test_search_finds_the_edge_within_tolerance(edge: float, known: list[float]) -> None:
     asked: list[float] = []
 
     def attainment(load: float) -> float:
@@ -31,20 +31,20 @@ def test_1_finds_the_edge_within_tolerance(edge: float, known: list[float]) -> N
     assert not set(asked) & set(before)
 
 
-def test_2_always_and_never() -> None:
+def test_search_ends_at_its_bounds() -> None:
     assert largest_load(constant(100.0), 99.0).load == HIGHEST
     assert largest_load(constant(100.0), 99.0).misses_at is None
     never = largest_load(constant(10.0), 90.0)
     assert (never.load, never.misses_at) == (0.0, LOWEST)
 
 
-def test_3_known_results_are_used() -> None:
+def test_known_results_are_used() -> None:
     found = largest_load(lambda load: 95.0 if load < 0.97 else 80.0, 90.0, {0.9: 92.0, 1.0: 70.0})
     assert "0.9" in found.probes
     assert 0.93 < found.load < 0.97
 
 
 @pytest.mark.parametrize("target", [0.0, 101.0, float("nan")])
-def test_4_bad_targets(target: float) -> None:
+def test_bad_targets_are_refused(target: float) -> None:
     with pytest.raises(InputError, match="goodput target"):
         largest_load(constant(1.0), target)

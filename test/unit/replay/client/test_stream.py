@@ -1,4 +1,4 @@
-"""Token times from event streams, however the bytes are cut."""
+"""Token times from event streams, cut anywhere."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ LENGTH = {"type": "length", "length": 3}
 DONE = b"data: [DONE]\n\n"
 
 
-def test_1_each_token_gets_the_time_of_its_event() -> None:
+def test_each_token_gets_the_time_of_its_event() -> None:
     stream = TokenStream(4)
     for at, data in ((1.0, event(1)), (1.5, event(2)), (2.5, event(4, LENGTH) + DONE)):
         stream.feed(data, at)
@@ -31,7 +31,7 @@ def test_1_each_token_gets_the_time_of_its_event() -> None:
     assert stream.done
 
 
-def test_2_cumulative_and_incremental_streams_are_the_same() -> None:
+def test_cumulative_and_incremental_streams_are_equal() -> None:
     times = []
     for cumulative in (False, True):
         stream = TokenStream(3)
@@ -41,14 +41,14 @@ def test_2_cumulative_and_incremental_streams_are_the_same() -> None:
     assert times[0] == times[1] == [1.0, 2.0, 3.0]
 
 
-def test_3_an_event_without_a_new_token_adds_none() -> None:
+def test_event_without_a_new_token_adds_none() -> None:
     stream = TokenStream(3)
     stream.feed(event(1) + event(1), 1.0)
     assert list(stream.times) == [1.0]
 
 
 @given(st.lists(st.integers(0, 400), max_size=8))
-def test_4_any_cut_gives_the_same_tokens(cuts: list[int]) -> None:
+def test_any_cut_gives_the_same_tokens(cuts: list[int]) -> None:
     data = event(1) + event(2, note="a\n\u00e9") + event(3, LENGTH) + DONE
     stream = TokenStream(3)
     places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
@@ -73,12 +73,12 @@ def test_4_any_cut_gives_the_same_tokens(cuts: list[int]) -> None:
         (event(9), "9 tokens, 3 were requested"),
     ],
 )
-def test_5_anything_else_is_an_error(data: bytes, says: str) -> None:
+def test_malformed_events_are_errors(data: bytes, says: str) -> None:
     with pytest.raises(StreamError, match=says):
         TokenStream(3).feed(data, 0.0)
 
 
-def test_6_a_torn_event_is_an_error_at_the_end() -> None:
+def test_incomplete_event_is_an_error_at_the_end() -> None:
     stream = TokenStream(3)
     stream.feed(event(1) + b'data: {"meta', 0.0)
     with pytest.raises(StreamError, match="stream ended with"):
@@ -86,7 +86,7 @@ def test_6_a_torn_event_is_an_error_at_the_end() -> None:
     assert len(stream.times) == 1
 
 
-def test_7_error_text_is_short_and_escaped() -> None:
+def test_error_text_is_short_and_escaped() -> None:
     with pytest.raises(StreamError) as caught:
         TokenStream(3).feed(b"\x1b[31m" + b"x" * 1000 + b"\n\n", 0.0)
     assert "\x1b" not in str(caught.value)

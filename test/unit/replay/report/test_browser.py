@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing on the console, nothing asked of the network."""
+"""The report page in a real browser: no console error, no network request."""
 
 import os
 import re
@@ -54,7 +54,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report.html"
 
 
-def test_1_no_console_error_and_no_request(page: Path) -> None:
+def test_page_logs_nothing_and_loads_nothing(page: Path) -> None:
     done = browse(page, "--dump-dom")
     assert "<h1>SLO attainment: fcfs, kairos</h1>" in done.stdout
     assert [line for line in done.stderr.splitlines() if CONSOLE.search(line)] == []
@@ -62,20 +62,20 @@ def test_1_no_console_error_and_no_request(page: Path) -> None:
     assert "https://" not in done.stdout
 
 
-def test_2_the_check_itself_sees_console_errors(tmp_path: Path) -> None:
+def test_check_detects_console_errors(tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text("<script>console.error('oops')</script><img src='missing.png'>")
     done = browse(bad, "--dump-dom")
     assert [line for line in done.stderr.splitlines() if CONSOLE.search(line)]
 
 
-def test_3_it_prints(page: Path) -> None:
+def test_page_can_be_printed(page: Path) -> None:
     pdf = page.with_suffix(".pdf")
     browse(page, f"--print-to-pdf={pdf}", "--no-pdf-header-footer")
     assert pdf.read_bytes().startswith(b"%PDF")
 
 
-def test_4_no_table_is_wider_than_the_page(page: Path) -> None:
+def test_no_table_is_wider_than_the_page(page: Path) -> None:
     probe = page.with_name("probe.html")
     script = """<script>for (const box of document.querySelectorAll(".scroll, body"))
         if (box.scrollWidth > box.clientWidth) console.error(box.innerText)</script>"""

@@ -1,4 +1,4 @@
-"""Slower time leaves attainment as it is."""
+"""Dilation leaves attainment unchanged; the simulator on the same requests."""
 
 import msgspec
 import pytest
@@ -33,7 +33,7 @@ def figures(arm: str, factor: float) -> dict:
 
 
 @pytest.mark.parametrize("arm", ["fcfs", "hrrn", "sjf-cap32"])
-def test_1_attainment_is_the_same_in_slow_motion(arm: str) -> None:
+def test_attainment_is_the_same_under_dilation(arm: str) -> None:
     fast, slow = figures(arm, 1.0), figures(arm, FACTOR)
     for name in ("ttft_attainment", "tpot_attainment", "e2e_attainment"):
         assert slow[name] == fast[name]
@@ -42,12 +42,12 @@ def test_1_attainment_is_the_same_in_slow_motion(arm: str) -> None:
 
 
 @pytest.mark.parametrize("arm", ["kairos-urgency", "kairos", "kairos-hold"])
-def test_2_nearly_so_where_policies_have_seconds_as_constants(arm: str) -> None:
+def test_attainment_is_nearly_the_same_with_constants_in_seconds(arm: str) -> None:
     fast, slow = figures(arm, 1.0), figures(arm, FACTOR)
     assert slow["e2e_attainment"] == pytest.approx(fast["e2e_attainment"], abs=1.0)
 
 
-def test_3_everything_of_the_profile_takes_longer() -> None:
+def test_dilated_profile_takes_longer_for_everything() -> None:
     slow = dilated(PROFILE, FACTOR)
     assert slow.decode.step_s(32, 400_000) == FACTOR * PROFILE.decode.step_s(32, 400_000)
     assert slow.kv.transfer_s(9000) == FACTOR * PROFILE.kv.transfer_s(9000)
@@ -55,7 +55,7 @@ def test_3_everything_of_the_profile_takes_longer() -> None:
     assert dilated(PROFILE, 1.0) is PROFILE
 
 
-def test_4_arrivals_and_slos_of_the_plan_stretch() -> None:
+def test_arrivals_and_slos_of_the_plan_stretch() -> None:
     fast = make_plan(TRACE, PROFILE, PlanConfig(load=0.9, duration_s=60))
     slow = make_plan(TRACE, PROFILE, PlanConfig(load=0.9, duration_s=60, dilate=FACTOR))
     assert len(slow.requests) == len(fast.requests)
@@ -66,12 +66,12 @@ def test_4_arrivals_and_slos_of_the_plan_stretch() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5, 21.0, float("nan")])
-def test_5_bad_factors(factor: float) -> None:
+def test_bad_factors_are_refused(factor: float) -> None:
     with pytest.raises(InputError, match="--dilate"):
         make_plan(TRACE, PROFILE, PlanConfig(load=0.9, dilate=factor))
 
 
-def test_6_fidelity_is_simulator_minus_engine() -> None:
+def test_fidelity_is_simulator_minus_engine() -> None:
     plan = make_plan(TRACE, PROFILE, PlanConfig(load=0.5))
     records = [
         make_record(p, f"r{p.index}", RequestOutcome.OK, received=ReceivedTokens(times_s=[0.001]))
@@ -90,8 +90,8 @@ def test_6_fidelity_is_simulator_minus_engine() -> None:
     assert len(scenario_of(records)) == len(records)
 
 
-def test_6_prefix_hits_are_those_the_server_reported() -> None:
-    """Under lpm a token more is the place in the queue: the simulator was eight points off."""
+def test_simulated_prefix_hits_are_those_the_server_reported() -> None:
+    """Under lpm one token of prefix hit can change the order of the queue."""
     planned = make_plan(TRACE, PROFILE, PlanConfig(load=0.5)).requests[:3]
     hits = [None, 7, planned[2].request.input_tokens]
     records = [
@@ -107,7 +107,7 @@ def test_6_prefix_hits_are_those_the_server_reported() -> None:
     assert scenario_of(records).cached_tokens.tolist() == expected
 
 
-def test_7_goodput_in_the_simulator_is_of_the_same_requests() -> None:
+def test_simulated_goodput_uses_the_same_requests() -> None:
     plan = make_plan(TRACE, PROFILE, PlanConfig(load=0.9))
     records = [make_record(p, f"r{p.index}", "ok") for p in plan.requests]  # type: ignore[arg-type]
     fcfs = simulated_goodput(header("fcfs", profile=PROFILE), records)

@@ -18,7 +18,7 @@ def of(
     return summarise([(header(**changes), own) for own in (records, *repeats)])
 
 
-def test_1_attainment_counts_every_request_sent() -> None:
+def test_attainment_counts_every_request_sent() -> None:
     records = [
         record(0, [0.1, 0.12]),  # meets both
         record(1, [0.9, 0.92]),  # misses TTFT
@@ -30,8 +30,8 @@ def test_1_attainment_counts_every_request_sent() -> None:
     assert (s.requests, s.failures, s.outcomes) == (4, 1, {"aborted": 1, "ok": 3})
 
 
-def test_2_percentiles_count_who_failed_as_never_served() -> None:
-    """An arm that refused its slowest requests once looked the faster for it."""
+def test_failed_requests_count_as_infinite_in_percentiles() -> None:
+    """An arm must not look faster because it refuses its slowest requests."""
     records = [record(i, [0.001 * (i + 1), 0.001 * (i + 1) + 0.02]) for i in range(100)]
     records.append(record(100, [], RequestOutcome.CONNECTION_ERROR))
     s = of(records)
@@ -47,7 +47,7 @@ def test_2_percentiles_count_who_failed_as_never_served() -> None:
     ("values", "expected"),
     [([1.0, 1.0], 1.0), ([1.0, 0.0, 0.0], 1 / 3), ([0.0, 0.0], 0.0), ([1.0, 0.5], 0.9)],
 )
-def test_2b_jain(values: list[float], expected: float) -> None:
+def test_jain_index_is_that_of_the_definition(values: list[float], expected: float) -> None:
     assert jain(values) == pytest.approx(expected)
 
 
@@ -55,11 +55,13 @@ def test_2b_jain(values: list[float], expected: float) -> None:
     ("values", "percent", "expected"),
     [([], 50, None), ([3.0], 99, 3.0), ([1.0, 2.0], 50, 1.0), ([1.0, 2.0], 51, 2.0)],
 )
-def test_3_percentile(values: list[float], percent: float, expected: float | None) -> None:
+def test_percentile_is_taken_by_rank(
+    values: list[float], percent: float, expected: float | None
+) -> None:
     assert percentile(values, percent) == expected
 
 
-def test_4_longest_tenth_by_prompt() -> None:
+def test_longest_tenth_is_taken_by_prompt_length() -> None:
     late, early = [2.0, 2.02], [0.1, 0.12]
     records = [record(i, late if i >= 15 else early, input_tokens=100 + i) for i in range(20)]
     assert of(records).longest10_ttft_attainment == 0.0
@@ -70,7 +72,7 @@ def test_4_longest_tenth_by_prompt() -> None:
     assert of(few).longest10_ttft_attainment == 50.0
 
 
-def test_5_throughput_and_stall() -> None:
+def test_throughput_and_stall_are_measured() -> None:
     records = [
         record(0, [0.1, 0.12], arrival_s=0.0),
         record(1, [0.5, 1.0], arrival_s=1.0),  # ends at 2.0 s, TPOT missed
@@ -82,14 +84,14 @@ def test_5_throughput_and_stall() -> None:
     assert s.max_stall_s == pytest.approx(0.5)
 
 
-def test_6_nothing_arrived() -> None:
+def test_run_without_tokens_has_a_summary() -> None:
     s = of([record(0, [], RequestOutcome.TIMEOUT, output_tokens=2)], note="prefill-0 died")
     assert (s.ttft_p50_s, s.tpot_p99_ms, s.max_stall_s) == (math.inf, math.inf, None)
     assert s.jain_index == 0.0
     assert (s.e2e_attainment, s.tokens_per_s, s.note) == (0.0, 0.0, "prefill-0 died")
 
 
-def test_7_classes_only_where_there_are_several() -> None:
+def test_classes_appear_only_if_there_are_several() -> None:
     one = [record(0), record(1, [9.0, 9.02])]
     assert of(one).classes == {}
     two = [*one, record(2, slo_class="batch")]
@@ -103,7 +105,7 @@ def test_7_classes_only_where_there_are_several() -> None:
     }
 
 
-def test_8_contract_keys() -> None:
+def test_summary_has_the_contract_keys() -> None:
     """Names that tools rely on."""
     keys = set(of([record()]).__struct_fields__)
     assert keys >= {
@@ -120,6 +122,6 @@ def test_8_contract_keys() -> None:
     }
 
 
-def test_9_no_records() -> None:
+def test_arm_without_records_is_refused() -> None:
     with pytest.raises(InputError, match="no records"):
         of([])

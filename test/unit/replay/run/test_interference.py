@@ -1,4 +1,4 @@
-"""What makes a run not count."""
+"""Limits of interference, beyond which a run does not count."""
 
 import pytest
 
@@ -23,7 +23,9 @@ from support.replay import header, record
         ),
     ],
 )
-def test_1_limits(found: InterferenceReport, emulated: bool, problem: str | None) -> None:
+def test_figures_beyond_their_limits_are_problems(
+    found: InterferenceReport, emulated: bool, problem: str | None
+) -> None:
     problems = judged(found, emulated=emulated).problems
     assert len(problems) == (problem is not None)
     if problem:
@@ -31,21 +33,21 @@ def test_1_limits(found: InterferenceReport, emulated: bool, problem: str | None
         assert "allowed are" in problems[0]
 
 
-def test_2_slowed_down_the_lag_may_be_longer() -> None:
+def test_dilation_allows_a_longer_send_lag() -> None:
     assert judged(InterferenceReport(send_lag_p99_ms=9.0), emulated=True, dilate=2.0).problems == ()
 
 
-def test_3_a_watch_measures_this_machine() -> None:
-    watch = InterferenceMonitor()
+def test_monitor_measures_this_machine() -> None:
+    monitor = InterferenceMonitor()
     sum(i * i for i in range(3_000_000))
-    quiet = watch.result([record(i) for i in range(9)], [], emulated=True)
-    assert quiet.send_lag_p99_ms == pytest.approx(1.0)
-    assert quiet.run_cores is None or quiet.run_cores > 0.0
+    found = monitor.result([record(i) for i in range(9)], [], emulated=True)
+    assert found.send_lag_p99_ms == pytest.approx(1.0)
+    assert found.run_cores is None or found.run_cores > 0.0
 
 
-def test_4_disturbed_runs_count_only_when_that_was_asked_for() -> None:
-    noisy = InterferenceReport(problems=("too loud",))
+def test_disturbed_runs_count_only_if_allowed() -> None:
+    disturbed = InterferenceReport(problems=("too loud",))
     assert header().counts
-    assert not header(interference=noisy).counts
-    assert header(interference=noisy, allow_disturbed=True).counts
+    assert not header(interference=disturbed).counts
+    assert header(interference=disturbed, allow_disturbed=True).counts
     assert not header(note="decode-0 died", allow_disturbed=True).counts

@@ -10,8 +10,8 @@ from kairos.replay.report.simulated import settings_of
 from support.replay import header
 
 
-def test_1_upstreams_orders_go_to_prefill_servers_only() -> None:
-    """Decode servers have no prefix cache, and refuse to start with some of them."""
+def test_upstream_orders_apply_to_prefill_servers_only() -> None:
+    """Decode servers have no prefix cache and refuse to start with some of the orders."""
     arm = arm_spec("sjf", "tiny-fast")
     assert arm.prefill_args == ("--schedule-policy", "shortest-prefill-first")
     assert "--schedule-policy" not in (*arm.args, *arm.decode_args)
@@ -19,7 +19,7 @@ def test_1_upstreams_orders_go_to_prefill_servers_only() -> None:
     assert "--kairos" not in (*arm.args, *arm.prefill_args, *arm.decode_args)
 
 
-def test_2_a_cap_limits_the_decode_batch_only() -> None:
+def test_cap_limits_the_decode_batch_only() -> None:
     arm = arm_spec("hrrn-cap32", "tiny-fast")
     assert arm.prefill_args == ("--schedule-policy", "hrrn")
     assert arm.decode_args == ("--max-running-requests", "32")
@@ -40,7 +40,7 @@ def test_2_a_cap_limits_the_decode_batch_only() -> None:
         ("kairos-all", True, True, "kairos"),
     ],
 )
-def test_3_parts_of_kairos_are_switched_off_by_role(
+def test_parts_of_kairos_are_disabled_by_role(
     name: str, prefill: bool, decode: bool, router: str | None
 ) -> None:
     arm = arm_spec(name, "tiny-fast")
@@ -56,7 +56,7 @@ def test_3_parts_of_kairos_are_switched_off_by_role(
         assert arm.simulated.grants == ("deadline" if decode else "arrival")
 
 
-def test_4_kairos_knows_the_classes_of_the_tiers() -> None:
+def test_kairos_servers_know_the_classes_of_the_tiers_set() -> None:
     arm = arm_spec("kairos", "tiny-fast", "tiers")
     assert "interactive=1000,25" in arm.prefill_args
     assert "interactive=1000,25" in arm.decode_args
@@ -74,20 +74,20 @@ def test_4_kairos_knows_the_classes_of_the_tiers() -> None:
         and name not in ("kairos-all", "kairos-no-overlap", "kairos-prefill-complete")
     ],
 )
-def test_5_what_the_simulator_runs_has_an_engine_s_properties(name: str) -> None:
+def test_simulated_arms_have_the_properties_of_an_engine(name: str) -> None:
     settings = arm_spec(name, "tiny-fast").simulated
     assert settings is not None
     assert (settings.lookahead, settings.preallocate, settings.contention) == (True, True, True)
 
 
 @pytest.mark.parametrize("text", ["", "magic", "fcfs,fcfs", "fcfs-cap0", "kairos-cap8", "fcfs-cap"])
-def test_6_other_names_are_refused(text: str) -> None:
+def test_unknown_arm_names_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="--arms"):
         parse_arms(text)
 
 
 @pytest.mark.parametrize("profile", ["tiny-fast", "minimax-m2.5-tp4-h200"])
-def test_7_what_follows_prefill_is_the_profile_s(profile: str) -> None:
+def test_post_prefill_time_comes_from_the_profile(profile: str) -> None:
     transfer_s = load_profile(profile).kv.fixed_s
     settings = arm_spec("kairos", profile).settings(transfer_s)
     assert settings is not None
@@ -95,7 +95,7 @@ def test_7_what_follows_prefill_is_the_profile_s(profile: str) -> None:
     assert arm_spec("kairos-all", profile).settings(transfer_s) is None
 
 
-def test_8_in_slow_motion_the_hand_over_stays_the_engine_s_constant() -> None:
+def test_dilation_leaves_the_hand_over_constant() -> None:
     base = load_profile("tiny-fast")
     transfer_s = base.kv.transfer_s(base.limits.chunk_tokens)
     settings = settings_of(header("kairos", profile=dilated(base, 2.0), dilate=2.0))
@@ -104,7 +104,7 @@ def test_8_in_slow_motion_the_hand_over_stays_the_engine_s_constant() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ARMS if name.startswith("router-")])
-def test_9_other_routers_stand_before_servers_without_kairos(name: str) -> None:
+def test_other_routers_use_servers_without_kairos(name: str) -> None:
     arm = arm_spec(name, "tiny-fast")
     assert arm.router == ("sglang" if name == "router-upstream" else "kairos")
     assert "urgency" not in arm.router_args

@@ -1,4 +1,4 @@
-"""The device trace: engine clock, lag, use, and who overtook whom."""
+"""The device trace: engine clock, lag, use, and overtaken prompts."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def prefill(start: float, **tokens: int) -> Forward:
     )  # fmt: skip
 
 
-def test_1_engine_clock_counts_from_the_first_step_to_the_one_of_the_last_token() -> None:
+def test_engine_clock_runs_from_the_first_step_to_that_of_the_last_token() -> None:
     steps = [
         step(1.00, 1, joined=["a"]),
         step(1.02, 2, joined=["b"]),
@@ -49,7 +49,7 @@ def test_1_engine_clock_counts_from_the_first_step_to_the_one_of_the_last_token(
     assert engine_tpot_ms(steps, {"a": 9}) == {}  # not decoded to its end
 
 
-def test_2_lag_is_short_pauses_of_a_busy_device() -> None:
+def test_lag_counts_short_pauses_of_a_busy_device() -> None:
     new = {"joined": ["b"]}
     steps = [step(1.0, 1), step(1.021, 1, bubble=0.001), step(5.0, 1, bubble=3.9, **new)]
     assert decode_lag_percent(steps) == pytest.approx(100 * 0.001 / 0.06)
@@ -59,7 +59,7 @@ def test_2_lag_is_short_pauses_of_a_busy_device() -> None:
     assert decode_lag_percent(slow, dilate=2.0) == pytest.approx(150.0)
 
 
-def test_3_use_of_the_devices() -> None:
+def test_device_use_is_computed_per_role() -> None:
     use = device_use([prefill(0.0, a=10), step(0.1, 4), step(0.2, 8, seconds=0.06)], 1.0)
     assert use is not None
     assert (use.prefill_busy_percent, use.decode_busy_percent) == (10.0, 8.0)
@@ -68,7 +68,7 @@ def test_3_use_of_the_devices() -> None:
     assert device_use([step(0.1, 4)], 1.0) is None
 
 
-def test_4_a_started_prompt_that_sits_out_is_overtaken() -> None:
+def test_started_prompt_that_sits_out_a_batch_is_overtaken() -> None:
     batches = [
         prefill(0.0, long=100),
         prefill(0.1, short=10),  # long waits
@@ -85,12 +85,12 @@ def test_4_a_started_prompt_that_sits_out_is_overtaken() -> None:
     assert bars[2].share == pytest.approx(100 / 105)
 
 
-def test_5_the_window_with_most_of_it() -> None:
+def test_busiest_window_has_the_most_events() -> None:
     assert busiest_window([1.0, 10.0, 10.5, 11.0, 30.0], 2.0) == (10.0, 12.0)
     assert busiest_window([], 2.0) == (0.0, 2.0)
 
 
-def test_6_reading(tmp_path: Path) -> None:
+def test_trace_is_read_in_order_of_start(tmp_path: Path) -> None:
     path = tmp_path / "forwards.jsonl"
     assert read_forwards(path) == ([], 0)
     late, early = step(2.0, 1), step(1.0, 1)
@@ -98,7 +98,7 @@ def test_6_reading(tmp_path: Path) -> None:
     assert read_forwards(path) == ([early, late], 0)
 
 
-def test_6b_a_line_that_a_killed_server_left_half_written_costs_no_more_than_that(
+def test_damaged_line_of_a_trace_is_counted_and_skipped(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "forwards.jsonl"
@@ -107,7 +107,7 @@ def test_6b_a_line_that_a_killed_server_left_half_written_costs_no_more_than_tha
     assert read_forwards(path) == ([step(1.0, 1)] * 2, 2)
 
 
-def test_7_waiting_counts_who_is_due_and_unserved() -> None:
+def test_waiting_counts_requests_due_without_a_token() -> None:
     records = [
         record(0, [1.0, 1.1], arrival_s=0.0),
         record(1, [0.5], arrival_s=0.2),
@@ -118,7 +118,7 @@ def test_7_waiting_counts_who_is_due_and_unserved() -> None:
     assert waiting.tolist() == [1, 2, 3, 2, 1]
 
 
-def test_8_a_long_pause_counts_where_the_device_had_work() -> None:
-    """A host that hangs for a second between two steps of a batch was once taken for idleness."""
+def test_long_pause_counts_if_the_device_had_work() -> None:
+    """A host that hangs for a second between two steps of a batch is not idle."""
     hung = [step(1.0, 1, joined=["a"]), step(2.02, 2, bubble=1.0, joined=["b"])]
     assert decode_lag_percent(hung) == pytest.approx(100 * 1.0 / 0.04)

@@ -1,4 +1,4 @@
-"""The client against a server that misbehaves in every way: one outcome per request, no lag."""
+"""The client against misbehaving servers: one outcome per request, and no send lag."""
 
 import asyncio
 import json
@@ -24,11 +24,11 @@ Behaviour = Callable[["Engine", web.Request, web.StreamResponse, dict], Awaitabl
 
 
 class Engine:
-    """Answers /generate; what it does depends on `behaviours`, by index of the request.
+    """Answers /generate with the behaviour of each request's index.
 
     Attributes:
-        bodies: what was received, in order.
-        gone: indexes of requests whose client hung up.
+        bodies: bodies received, in order.
+        gone: indexes of requests whose client closed the connection.
     """
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ def plan(count: int, gap_s: float = 0.0, output_tokens: int = 3) -> list[Planned
     return [planned(i, i * gap_s, output_tokens=output_tokens) for i in range(count)]
 
 
-async def test_1_a_good_stream(engine: Engine) -> None:
+async def test_good_stream_is_recorded(engine: Engine) -> None:
     (record,) = await replay([planned(0, input_tokens=700, output_tokens=5)], UrlTarget(engine.url))
     assert (record.outcome, record.got_tokens, record.cached_tokens) == (RequestOutcome.OK, 5, 2)
     assert record.ttft_ms is not None
@@ -155,7 +155,7 @@ async def test_1_a_good_stream(engine: Engine) -> None:
     assert "bootstrap_room" not in body
 
 
-async def test_2_slo_travels_when_asked_for(engine: Engine) -> None:
+async def test_slo_is_sent_only_when_configured(engine: Engine) -> None:
     request = planned(0, ttft_ms=750, tpot_ms=40, slo_class="batch")
     await replay([request], UrlTarget(engine.url), send_slo=True)
     await replay([request], UrlTarget(engine.url), send_slo=False)
@@ -176,7 +176,7 @@ FAILURES: list[tuple[Behaviour, RequestOutcome, str, int]] = [
 ]
 
 
-async def test_3_every_failure_has_its_outcome_and_reason_and_spares_the_others(
+async def test_every_failure_has_its_outcome_and_spares_other_requests(
     engine: Engine,
 ) -> None:
     engine.behaviours = {2 * i + 1: behaviour for i, (behaviour, *_) in enumerate(FAILURES)}
@@ -189,14 +189,14 @@ async def test_3_every_failure_has_its_outcome_and_reason_and_spares_the_others(
     assert len({r.rid for r in records}) == len(records)
 
 
-async def test_4_nothing_listens() -> None:
+async def test_refused_connection_is_a_connection_error() -> None:
     records = await replay(plan(3), UrlTarget(f"http://127.0.0.1:{unused_port()}"))
     assert [r.outcome for r in records] == [RequestOutcome.CONNECTION_ERROR] * 3
     assert all(r.send_lag_ms is None for r in records)
     assert "Connect" in records[0].reason
 
 
-async def test_5_a_server_that_never_answers_delays_no_send(engine: Engine) -> None:
+async def test_server_that_never_answers_delays_no_send(engine: Engine) -> None:
     """60 requests, 5 ms apart, none ever answered: a client with a connection limit or any
     back-pressure would still be sending when the first times out."""
     engine.behaviours = dict.fromkeys(range(60), hang)
@@ -208,13 +208,13 @@ async def test_5_a_server_that_never_answers_delays_no_send(engine: Engine) -> N
     assert lags[30] < 300  # of a second of silence; generous for a busy machine
 
 
-async def test_6_requests_leave_in_order_and_not_before_they_are_due(engine: Engine) -> None:
+async def test_requests_leave_in_order_and_not_before_they_are_due(engine: Engine) -> None:
     records = await replay(plan(20, gap_s=0.004), UrlTarget(engine.url))
     assert [r.arrival_s for r in records] == pytest.approx([0.004 * i for i in range(20)])
     assert all(r.send_lag_ms is not None and r.send_lag_ms >= 0 for r in records)
 
 
-async def test_7_budget_cuts_what_is_left_sent_or_not(engine: Engine) -> None:
+async def test_budget_cuts_requests_in_flight_and_unsent(engine: Engine) -> None:
     engine.behaviours = {0: hang}
     requests = [planned(0, 0.0), planned(1, 0.1), planned(2, 30.0)]
     records = await replay(requests, UrlTarget(engine.url), budget_s=0.5)
@@ -228,7 +228,7 @@ async def test_7_budget_cuts_what_is_left_sent_or_not(engine: Engine) -> None:
     assert records[2].send_lag_ms is None
 
 
-async def test_8_stop_ends_the_run_and_says_why(engine: Engine) -> None:
+async def test_stop_ends_the_run_with_its_first_reason(engine: Engine) -> None:
     engine.behaviours = {1: first_then_hang}
     requests = [planned(0, 0.0), planned(1, 0.0), planned(2, 60.0)]
     target = UrlTarget(engine.url)
@@ -250,8 +250,8 @@ async def test_8_stop_ends_the_run_and_says_why(engine: Engine) -> None:
     assert (client.counts.sent, client.counts.done, client.counts.failed) == (2, 2, 1)
 
 
-async def test_9_giving_up_hangs_up(engine: Engine) -> None:
-    """The server must see the disconnect, or it would generate on for nobody."""
+async def test_timeout_closes_the_connection(engine: Engine) -> None:
+    """The server must see the disconnect, or it would generate tokens without a reader."""
     engine.behaviours = {0: hang}
     await replay(plan(1), UrlTarget(engine.url), timeout_s=0.2)
     for _ in range(100):
@@ -278,7 +278,7 @@ async def other(engine: Engine) -> AsyncIterator[Engine]:
     await server.close()
 
 
-async def test_10_both_legs_of_a_pair_get_the_same_body(engine: Engine, other: Engine) -> None:
+async def test_both_endpoints_of_a_pair_get_the_same_body(engine: Engine, other: Engine) -> None:
     records = await replay(plan(3), pair(engine, other))
     assert [r.outcome for r in records] == [RequestOutcome.OK] * 3
     assert [r.got_tokens for r in records] == [3] * 3  # decode's tokens, counted once
@@ -292,7 +292,7 @@ async def test_10_both_legs_of_a_pair_get_the_same_body(engine: Engine, other: E
     }
 
 
-async def test_11_a_failed_prefill_leg_ends_the_pair(engine: Engine, other: Engine) -> None:
+async def test_failed_prefill_endpoint_ends_the_pair(engine: Engine, other: Engine) -> None:
     engine.behaviours = {0: refuse, 1: break_off}
     other.behaviours = {0: hang, 1: hang}
     records = await replay(plan(3), pair(engine, other), timeout_s=30.0)
@@ -310,7 +310,7 @@ async def test_11_a_failed_prefill_leg_ends_the_pair(engine: Engine, other: Engi
     assert other.gone == {0, 1}
 
 
-async def test_12_a_prefill_leg_that_hangs_does_not_outlive_the_decode_leg(
+async def test_hanging_prefill_endpoint_does_not_outlive_the_decode_stream(
     engine: Engine, other: Engine
 ) -> None:
     engine.behaviours = {0: hang}
@@ -318,7 +318,7 @@ async def test_12_a_prefill_leg_that_hangs_does_not_outlive_the_decode_leg(
     assert record.outcome is RequestOutcome.OK
 
 
-async def test_13_a_bug_in_the_client_costs_one_request(engine: Engine) -> None:
+async def test_bug_in_the_client_costs_one_request(engine: Engine) -> None:
     class Broken(UrlTarget):
         def endpoints(self, index: int) -> tuple[Endpoint, ...]:
             return (
@@ -332,7 +332,7 @@ async def test_13_a_bug_in_the_client_costs_one_request(engine: Engine) -> None:
     assert records[1].outcome is not RequestOutcome.OK
 
 
-def test_14_pairs_take_turns_and_all_occur() -> None:
+def test_pairs_take_turns_and_all_occur() -> None:
     target = PairTarget(
         [Endpoint(f"p{i}", "", False) for i in range(2)], [Endpoint(f"d{i}", "") for i in range(2)]
     )
@@ -347,21 +347,21 @@ def test_14_pairs_take_turns_and_all_occur() -> None:
         *("http://h:abc", "http://h:99999", "http://h:0"),
     ],
 )
-def test_15_bad_urls(url: str) -> None:
+def test_bad_urls_are_refused(url: str) -> None:
     with pytest.raises(InputError, match="--url"):
         UrlTarget(url)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_16_bad_limits(value: float) -> None:
+def test_bad_limits_are_refused(value: float) -> None:
     with pytest.raises(InputError, match="--timeout-s"):
         ClientConfig(timeout_s=value)
     with pytest.raises(InputError, match="--budget-s"):
         ClientConfig(budget_s=value)
 
 
-async def test_17_a_server_that_does_not_stop_costs_its_own_requests_only() -> None:
-    """Five chunks where three tokens were requested, and no usage: such a run had no records."""
+async def test_server_that_does_not_stop_costs_only_its_own_request() -> None:
+    """The server sends five chunks for three requested tokens, and no usage."""
 
     async def endless(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()

@@ -58,7 +58,7 @@ def ended(worker: Worker) -> WorkerResult:
             return result
 
 
-def test_1_records_come_back(url: str) -> None:
+def test_records_come_back(url: str) -> None:
     with Worker(job(url, 10, 10, 10)) as worker:
         assert worker.poll(0.05) is None  # not before it is told to
         worker.start()
@@ -69,7 +69,7 @@ def test_1_records_come_back(url: str) -> None:
     assert [r.outcome for r in records] == [RequestOutcome.OK] * 3
 
 
-def test_2_stopped_the_rest_is_cut(url: str) -> None:
+def test_stop_cuts_the_rest(url: str) -> None:
     with Worker(job(url, 10, 99, 99)) as worker:
         worker.start()
         while worker.counts.sent < 3 or worker.counts.done < 1:
@@ -84,7 +84,7 @@ def test_2_stopped_the_rest_is_cut(url: str) -> None:
     assert records[2].reason == "decode-0 died"
 
 
-def test_3_leaving_ends_the_process(url: str) -> None:
+def test_leaving_the_context_ends_the_process(url: str) -> None:
     before = {p.pid for p in psutil.Process().children()}
     with Worker(job(url, 99)) as worker:
         worker.start()
@@ -93,7 +93,7 @@ def test_3_leaving_ends_the_process(url: str) -> None:
     assert after <= before
 
 
-def test_4_a_client_that_dies_is_an_error(url: str) -> None:
+def test_death_of_the_client_is_an_error(url: str) -> None:
     with Worker(job(url, 99)) as worker:
         worker.start()
         living = (p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE)
@@ -104,8 +104,8 @@ def test_4_a_client_that_dies_is_an_error(url: str) -> None:
             ended(worker)
 
 
-def test_5_many_records_come_back(url: str) -> None:
-    """More than a pipe holds at once; they were lost while its end did not block."""
+def test_records_larger_than_the_pipe_come_back(url: str) -> None:
+    """The records are larger than the pipe, whose end must block while they are sent."""
     requests = [planned(i, 100.0, input_tokens=10) for i in range(5000)]
     work = WorkerJob(UrlTarget(url), Prompts(1024), ClientConfig(budget_s=0.1), "t", requests)
     with Worker(work) as worker:

@@ -1,4 +1,4 @@
-"""The goodput search on an engine: what of its runs is used."""
+"""The goodput search on an engine: its probes, and the runs that it uses."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     return engine
 
 
-def begun(out: Path, *flags: str) -> ReplaySession:
+def session_in(out: Path, *flags: str) -> ReplaySession:
     trace = out / "trace.jsonl"
     lines = [
         json.dumps({"arrival_s": 0.5 * i, "input_tokens": 900 + i, "output_tokens": 1})
@@ -92,13 +92,13 @@ def parsed(out: Path, *flags: str) -> ReplayOptions:
 
 
 def searched(out: Path, *flags: str) -> dict:
-    one = begun(out, *flags)
+    one = session_in(out, *flags)
     for run in one.todo():
         one.run(run)
     return EngineGoodput(one).results()["fcfs"]
 
 
-def test_1_probes_that_do_not_count_are_made_again(tmp_path: Path, engine: Engine) -> None:
+def test_probes_that_do_not_count_are_made_again(tmp_path: Path, engine: Engine) -> None:
     engine.dies = {"fcfs@1.8": 1}
     found = searched(tmp_path)
     assert engine.made[:3] == ["fcfs", "fcfs@1.8", "fcfs@1.8"]
@@ -106,38 +106,38 @@ def test_1_probes_that_do_not_count_are_made_again(tmp_path: Path, engine: Engin
     assert [path.name for path in tmp_path.glob("rejected-*")] == ["rejected-fcfs@1.8.1.jsonl"]
 
 
-def test_2_a_probe_that_never_counts_leaves_no_result(tmp_path: Path, engine: Engine) -> None:
+def test_probe_that_never_counts_leaves_no_result(tmp_path: Path, engine: Engine) -> None:
     engine.dies = {"fcfs@1.8": 99}
     assert searched(tmp_path)["loads"] is None
     assert engine.made == ["fcfs", *["fcfs@1.8"] * 3]
 
 
-def test_3_a_known_load_that_did_not_count_is_not_used(tmp_path: Path, engine: Engine) -> None:
+def test_known_load_that_did_not_count_is_not_used(tmp_path: Path, engine: Engine) -> None:
     engine.dies = {"fcfs": 1}
     found = searched(tmp_path)
     assert found["loads"][0]["load"] == pytest.approx(EDGE, rel=0.06)
 
 
-def test_4_repeats_are_taken_together(tmp_path: Path, engine: Engine) -> None:
-    """The first meets everything, the second nothing."""
+def test_repeats_are_pooled(tmp_path: Path, engine: Engine) -> None:
+    """All requests of the first run meet their SLOs, and none of the second."""
     found = searched(tmp_path, "--repeats", "2")
     assert found["loads"][0]["probes"]["0.9"] == 50.0
 
 
-def test_5_old_probes_are_replaced_or_refused(tmp_path: Path, engine: Engine) -> None:
+def test_old_probes_are_replaced_or_refused(tmp_path: Path, engine: Engine) -> None:
     searched(tmp_path)
     made = list(engine.made)
     (tmp_path / "requests-fcfs.jsonl").unlink()
     with pytest.raises(InputError, match="--overwrite replaces"):
-        begun(tmp_path).todo()
-    begun(tmp_path, "--overwrite").todo()
+        session_in(tmp_path).todo()
+    session_in(tmp_path, "--overwrite").todo()
     assert list(tmp_path.glob("requests-*")) == []
     engine.made.clear()
     searched(tmp_path, "--overwrite")
     assert engine.made == made
 
 
-def test_6_a_bad_limit_of_runs_costs_no_records(tmp_path: Path, engine: Engine) -> None:
+def test_bad_limit_of_runs_deletes_no_records(tmp_path: Path, engine: Engine) -> None:
     searched(tmp_path)
     records = sorted(tmp_path.glob("requests-*"))
     options = parsed(tmp_path, "--overwrite", "--max-runs", "0")
@@ -146,19 +146,19 @@ def test_6_a_bad_limit_of_runs_costs_no_records(tmp_path: Path, engine: Engine) 
     assert sorted(tmp_path.glob("requests-*")) == records
 
 
-def test_6b_a_limit_of_runs_holds_for_probes_too(tmp_path: Path, engine: Engine) -> None:
-    one = begun(tmp_path)
+def test_limit_of_runs_holds_for_probes(tmp_path: Path, engine: Engine) -> None:
+    one = session_in(tmp_path)
     one.run(*one.todo())
     search = EngineGoodput(one, max_probes=1)
     assert search.results()["fcfs"]["loads"] is None
     assert (len(engine.made), search.cut_short) == (2, True)
-    again = EngineGoodput(begun(tmp_path, "--resume"), max_probes=99)
+    again = EngineGoodput(session_in(tmp_path, "--resume"), max_probes=99)
     assert again.results()["fcfs"]["loads"][0]["load"] == pytest.approx(EDGE, rel=0.06)
     assert again.cut_short is False
     assert engine.made.count("fcfs@1.8") == 1
 
 
-def test_7_with_dilation_a_budget_is_as_much_longer(tmp_path: Path) -> None:
-    one = begun(tmp_path, "--budget-s", "100", "--timeout-s", "50", "--dilate", "2")
+def test_dilation_stretches_budget_and_timeout(tmp_path: Path) -> None:
+    one = session_in(tmp_path, "--budget-s", "100", "--timeout-s", "50", "--dilate", "2")
     assert one.config.client.budget_s == 200.0
     assert one.config.client.timeout_s == 100.0

@@ -1,17 +1,11 @@
-"""Accounting of one request on a hand-made token timeline, and the record file."""
+"""The record of one request on a hand-made token timeline."""
 
-from pathlib import Path
-
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kairos.errors import InputError
 from kairos.replay.client.record import ReceivedTokens, RequestOutcome, RequestRecord, make_record
-from kairos.replay.run.header import RunHeader
-from kairos.replay.run.record_file import read_records, write_records
-from support.replay import header, planned
+from support.replay import planned
 
 
 def record(
@@ -25,7 +19,7 @@ def record(
     return make_record(request, "r", outcome, received=ReceivedTokens(0.002, times))
 
 
-def test_1_timeline() -> None:
+def test_figures_follow_the_token_times() -> None:
     """Tokens at 0.4, 0.42, 0.5 and 0.52 s after the request was due."""
     r = record([0.4, 0.42, 0.5, 0.52], tpot_ms=40)
     assert r.ttft_ms == pytest.approx(400)
@@ -37,21 +31,21 @@ def test_1_timeline() -> None:
     assert (r.ttft_met, r.tpot_met, r.met) == (True, True, True)
 
 
-def test_2_objectives_are_met_up_to_and_including_their_value() -> None:
+def test_objectives_are_met_up_to_and_including_their_value() -> None:
     times = [0.5, 0.75]  # exact in binary
     assert record(times, ttft_ms=500, tpot_ms=250).met
     assert not record(times, ttft_ms=499.999, tpot_ms=250).ttft_met
     assert not record(times, ttft_ms=500, tpot_ms=249.999).tpot_met
 
 
-def test_3_tpot_counts_the_wait_after_the_first_token() -> None:
+def test_tpot_counts_the_wait_after_the_first_token() -> None:
     """Nineteen fast tokens do not hide a pause before the second one."""
     times = [0.1, 1.1, *(1.1 + 0.01 * i for i in range(1, 19))]
     assert record(times).tpot_ms == pytest.approx(1e3 * (times[-1] - 0.1) / 19)
     assert not record(times).tpot_met
 
 
-def test_4_a_single_token_has_no_tpot_and_cannot_miss_it() -> None:
+def test_single_token_has_no_tpot_and_cannot_miss_it() -> None:
     r = record([0.1])
     assert r.tpot_ms is None
     assert r.worst_gap_ms is None
@@ -59,19 +53,19 @@ def test_4_a_single_token_has_no_tpot_and_cannot_miss_it() -> None:
 
 
 @pytest.mark.parametrize("outcome", [o for o in RequestOutcome if o is not RequestOutcome.OK])
-def test_5_a_failure_misses_both_however_fast_it_was(outcome: RequestOutcome) -> None:
+def test_failure_misses_both_objectives_however_fast_it_was(outcome: RequestOutcome) -> None:
     r = record([0.1, 0.11], outcome=outcome)
     assert r.ttft_ms is not None
     assert (r.ttft_met, r.tpot_met, r.met) == (False, False, False)
 
 
-def test_6_no_token() -> None:
+def test_record_without_tokens_has_no_latencies() -> None:
     r = record([], outcome=RequestOutcome.TIMEOUT)
     assert (r.ttft_ms, r.tpot_ms, r.worst_gap_ms, r.got_tokens) == (None, None, None, 0)
 
 
 @given(st.lists(st.floats(0, 10), min_size=2, max_size=60))
-def test_7_gaps_add_up_to_the_decode_time(gaps: list[float]) -> None:
+def test_gaps_add_up_to_the_decode_time(gaps: list[float]) -> None:
     times = [1.0]
     for gap in gaps:
         times.append(times[-1] + gap)
@@ -80,46 +74,3 @@ def test_7_gaps_add_up_to_the_decode_time(gaps: list[float]) -> None:
     assert r.tpot_ms * len(gaps) == pytest.approx(1e3 * sum(gaps), abs=1e-6)
     assert sum(r.token_gaps_ms) == pytest.approx(1e3 * sum(gaps), abs=0.051 * len(gaps))
     assert r.worst_gap_ms == pytest.approx(1e3 * max(gaps), abs=1e-6)
-
-
-def test_8_file_round_trip(tmp_path: Path) -> None:
-    records = [record([0.4, 0.42]), record([], outcome=RequestOutcome.CONNECTION_ERROR)]
-    path = tmp_path / "requests-fcfs.jsonl"
-    write_records(path, header(), records)
-    assert read_records(path) == (header(), records)
-    assert [p.name for p in tmp_path.iterdir()] == ["requests-fcfs.jsonl"]
-
-
-def test_9_bad_files(tmp_path: Path) -> None:
-    path = tmp_path / "r"
-    head = msgspec.json.encode(header()).decode()
-    other = msgspec.json.encode(msgspec.structs.replace(header(), schema=9)).decode()
-    good = msgspec.json.encode(record([0.1])).decode()
-    for text, says in (
-        ("", "empty"),
-        ("{}\n", "line 1.*missing required field"),
-        (f"{other}\n", "line 1, field schema: 9, allowed is 2"),
-        (f"{head}\n{good}\n{{oops\n", "line 3"),
-        (f'{head}\n{{"rid": 1}}\n', "line 2"),
-    ):
-        path.write_text(text)
-        with pytest.raises(InputError, match=says):
-            read_records(path)
-    with pytest.raises(InputError, match="No such file"):
-        read_records(tmp_path / "missing")
-
-
-def test_10_header_knows_what_is_needed_to_repeat() -> None:
-    assert {
-        "git_commit",
-        "interference",
-        "warm_up",
-        "cache_tokens",
-        "seed",
-        "trace_sha256",
-        "time_scale",
-        "slo_set",
-        "profile",
-        "versions",
-        "servers",
-    } <= {f.name for f in msgspec.structs.fields(RunHeader)}

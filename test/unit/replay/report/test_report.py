@@ -1,4 +1,4 @@
-"""The report: what is shown, what is refused, and that the page stands alone."""
+"""The report: its contents, refused comparisons, and a page without dependencies."""
 
 import io
 import json
@@ -22,7 +22,7 @@ FAST = [record(i, [0.1 + 0.05 * i, 0.12 + 0.05 * i]) for i in range(10)]
 
 
 class Page(HTMLParser):
-    """Collects what the page would load, and its text."""
+    """Collects the addresses that the page would load, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def table(arms: list) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_1_table_has_both_arms_and_every_row() -> None:
+def test_table_has_both_arms_and_every_row() -> None:
     text = table([arm("fcfs", SLOW), arm("kairos", FAST)])
     assert "fcfs" in text
     assert "kairos" in text
@@ -70,13 +70,13 @@ def test_1_table_has_both_arms_and_every_row() -> None:
     assert "90.0 %" in ttft
 
 
-def test_2_missing_figures_are_a_dash_not_a_zero_and_who_was_not_served_waits_for_ever() -> None:
+def test_missing_figures_are_a_dash_and_infinite_ones_never() -> None:
     text = table([arm("fcfs", [record(0, [], RequestOutcome.TIMEOUT)])])
     assert re.search(r"longest pause between tokens +│ +– ", text)
     assert re.search(r"TTFT p99 +│ +never ", text)
 
 
-def test_3_json_has_the_contract_keys_per_arm(folder: Path) -> None:
+def test_json_has_the_contract_keys_per_arm(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text())
     assert list(report["arms"]) == ["fcfs", "kairos"]
     assert report["arms"]["fcfs"]["requests"] == 11
@@ -87,7 +87,7 @@ def test_3_json_has_the_contract_keys_per_arm(folder: Path) -> None:
     assert report["headers"]["kairos"][0]["seed"] == 0
 
 
-def test_4_page_stands_alone(folder: Path) -> None:
+def test_page_loads_nothing(folder: Path) -> None:
     page = Page((folder / "report.html").read_text())
     assert "script" not in page.tags
     assert all(value.startswith("data:") for value in page.loads)
@@ -98,13 +98,13 @@ def test_4_page_stands_alone(folder: Path) -> None:
     assert "Per class" in page.words
 
 
-def test_5_picture_is_a_png(folder: Path) -> None:
+def test_plot_is_a_png(folder: Path) -> None:
     data = (folder / "report.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     assert len(data) > 20_000
 
 
-def test_6_runs_without_a_single_first_token_can_be_reported(tmp_path: Path) -> None:
+def test_runs_without_a_first_token_can_be_reported(tmp_path: Path) -> None:
     dead = [record(i, [], RequestOutcome.CONNECTION_ERROR) for i in range(3)]
     one_token = [record(0, [0.1])]
     write_report([arm("fcfs", dead), arm("kairos", one_token)], tmp_path)
@@ -126,7 +126,7 @@ def test_6_runs_without_a_single_first_token_can_be_reported(tmp_path: Path) -> 
         {"start_s": 5.0},
     ],
 )
-def test_7_arms_with_other_work_are_not_compared(change: dict[str, object]) -> None:
+def test_arms_with_other_work_are_refused(change: dict[str, object]) -> None:
     arms = [arm("fcfs", SLOW), arm("kairos", FAST, **change)]
     with pytest.raises(InputError, match=next(iter(change)).removesuffix("s")):
         check_comparable(arms)
@@ -134,18 +134,18 @@ def test_7_arms_with_other_work_are_not_compared(change: dict[str, object]) -> N
     assert "are compared although" in said
 
 
-def test_8_no_arms() -> None:
+def test_report_without_arms_is_refused() -> None:
     with pytest.raises(InputError, match="at least one arm"):
         check_comparable([])
 
 
-def test_9_subtitle_says_what_was_emulated() -> None:
+def test_subtitle_says_if_servers_were_emulated() -> None:
     assert "emulated with profile tiny-fast" in subtitle([arm("fcfs", SLOW)])
     assert "emulated" not in subtitle([arm("fcfs", SLOW, emulated=False)])
     assert "25/50/150" in subtitle([arm("fcfs", SLOW, slo_set="tiers")])
 
 
-def test_10_arms_of_two_commits_are_not_compared() -> None:
+def test_arms_of_two_commits_are_refused() -> None:
     arms = [arm("fcfs", SLOW, git_commit="a"), arm("kairos", FAST, git_commit="b")]
     with pytest.raises(InputError, match="commit is a and b"):
         check_comparable(arms)
@@ -153,7 +153,7 @@ def test_10_arms_of_two_commits_are_not_compared() -> None:
     assert check_comparable([arms[0], arm("kairos", FAST)]) == []  # unknown
 
 
-def test_11_repeats_of_an_arm_have_the_same_server_flags() -> None:
+def test_repeats_of_an_arm_need_the_same_server_flags() -> None:
     one = arm("fcfs", SLOW, SLOW)
     runs = [
         RunResult(header(repeat=i, servers={"all": flags, "client sends to": [f"http://h:{i}"]}), r)
@@ -165,12 +165,12 @@ def test_11_repeats_of_an_arm_have_the_same_server_flags() -> None:
     assert len(check_comparable([ArmResult("fcfs", tuple(runs))], force=True)) == 1
 
 
-def test_12_runs_of_unlike_length_are_no_arm_whatever_is_forced() -> None:
+def test_unlike_numbers_of_records_are_refused_even_by_force() -> None:
     with pytest.raises(InputError, match="runs of fcfs have 10 and 9 records"):
         check_comparable([arm("fcfs", SLOW, SLOW[:9])], force=True)
 
 
-def test_13_runs_left_out_are_in_the_quiet_table(tmp_path: Path) -> None:
+def test_runs_left_out_are_in_the_interference_table(tmp_path: Path) -> None:
     lost = header(repeat=2, note="decode-0 died")
     kept = ArmResult("fcfs", arm("fcfs", SLOW).runs, (lost,))
     write_report([kept], tmp_path)
@@ -181,7 +181,7 @@ def test_13_runs_left_out_are_in_the_quiet_table(tmp_path: Path) -> None:
     assert report["left_out"]["fcfs"][0]["note"] == "decode-0 died"
 
 
-def test_14_the_page_says_what_slos_and_goodput_mean(tmp_path: Path) -> None:
+def test_page_explains_slos_and_goodput(tmp_path: Path) -> None:
     loads = [{"load": 4.0, "misses_at": None}, {"load": 0.0, "misses_at": 0.05}]
     goodput = {"fcfs": {"in": "simulator", "loads": loads}}
     write_report([arm("fcfs", SLOW)], tmp_path, Extras({}, {}, goodput))
@@ -192,7 +192,7 @@ def test_14_the_page_says_what_slos_and_goodput_mean(tmp_path: Path) -> None:
     assert re.search(r"send lag of at most\s+5 ms", words)
 
 
-def test_15_only_gains_that_are_sure_are_marked(tmp_path: Path) -> None:
+def test_only_gains_whose_interval_excludes_zero_are_marked(tmp_path: Path) -> None:
     """The arms differ in TTFT; no request of either misses its TPOT."""
     slow = [record(i, [0.6, 0.61], input_tokens=9 + i) for i in range(40)]
     fast = [record(i, [0.1, 0.11], input_tokens=9 + i) for i in range(40)]

@@ -1,4 +1,4 @@
-"""The OpenAI endpoint: what is sent, and token times of servers that tell more or less."""
+"""The OpenAI endpoint: its requests, and token times with and without usage."""
 
 import json
 
@@ -35,7 +35,7 @@ def times(*events: tuple[float, bytes], limit: int = 8) -> tuple[list[float], Co
     return list(stream.times), stream
 
 
-def test_1_a_token_per_chunk() -> None:
+def test_chunk_without_usage_is_one_token() -> None:
     got, stream = times(
         (1.0, chunk()), (2.0, chunk()), (3.0, chunk("x", "length")), (3.1, last(3, 2)), (3.1, DONE)
     )
@@ -44,7 +44,7 @@ def test_1_a_token_per_chunk() -> None:
     assert (stream.finish, stream.done) == ({"type": "length"}, True)
 
 
-def test_2_chunks_that_say_how_many_tokens_they_have() -> None:
+def test_usage_in_every_chunk_gives_its_tokens() -> None:
     got, _ = times(
         (1.0, chunk(usage={"completion_tokens": 1})),
         (2.0, chunk(usage={"completion_tokens": 4})),
@@ -54,8 +54,8 @@ def test_2_chunks_that_say_how_many_tokens_they_have() -> None:
     assert got == [1.0, 2.0, 2.0, 2.0, 3.0]
 
 
-def test_3_chunks_of_several_tokens_that_do_not_say_so() -> None:
-    """Ten tokens in four chunks: spread evenly, first and last time exact."""
+def test_usage_at_the_end_spreads_tokens_over_chunks() -> None:
+    """Ten tokens in four chunks are spread evenly; the first and the last time are exact."""
     got, _ = times(*((float(i), chunk()) for i in range(1, 5)), (4.1, last(10)), limit=10)
     assert len(got) == 10
     assert (got[0], got[-1]) == (1.0, 4.0)
@@ -63,12 +63,12 @@ def test_3_chunks_of_several_tokens_that_do_not_say_so() -> None:
     assert {got.count(float(i)) for i in range(1, 5)} <= {2, 3}
 
 
-def test_4_no_usage_at_all() -> None:
+def test_stream_without_usage_counts_chunks() -> None:
     got, _ = times((1.0, chunk("")), (2.0, chunk()), (3.0, chunk("x", "length")), (3.0, DONE))
     assert got == [2.0, 3.0]
 
 
-def test_5_cut_off_before_the_usage_what_came_counts() -> None:
+def test_stream_cut_before_its_usage_counts_chunks() -> None:
     stream = CompletionStream(8)
     stream.feed(chunk(), 1.0)
     stream.feed(chunk(), 2.0)
@@ -76,25 +76,25 @@ def test_5_cut_off_before_the_usage_what_came_counts() -> None:
     assert list(stream.times) == [1.0, 2.0]
 
 
-def test_6_fewer_tokens_than_chunks() -> None:
+def test_fewer_tokens_than_chunks_keep_first_and_last_time() -> None:
     got, _ = times((1.0, chunk()), (2.0, chunk()), (3.0, chunk()), (3.1, last(2)))
     assert got == [1.0, 3.0]
 
 
 @pytest.mark.parametrize("data", [b"data: {}\n\n", b'data: {"choices": 3}\n\n', last(9)])
-def test_7_nonsense(data: bytes) -> None:
+def test_malformed_chunks_are_errors(data: bytes) -> None:
     stream = CompletionStream(8)
     stream.feed(chunk(), 0.0)
     with pytest.raises(StreamError):
         stream.feed(data, 1.0)
 
 
-def test_8_keep_alive_comments_are_no_tokens() -> None:
+def test_keep_alive_comments_are_no_tokens() -> None:
     assert times((0.5, b": ping\n\n"), (1.0, chunk()))[0] == [1.0]
 
 
 @pytest.mark.parametrize("names", list(SLO_HEADERS))
-def test_9_what_is_sent(names: str) -> None:
+def test_body_and_headers_have_the_openai_form(names: str) -> None:
     api = CompletionsApi("m", names, "secret")  # type: ignore[arg-type]
     request = planned(0, output_tokens=7, ttft_ms=750, tpot_ms=40)
     body = json.loads(api.body(request, "r", b"[1,2,3]", [], True))
@@ -108,8 +108,8 @@ def test_9_what_is_sent(names: str) -> None:
     assert set(api.headers(request, False)) == {"authorization"}
 
 
-def test_10_more_chunks_than_tokens_asked_for_are_an_error_once() -> None:
-    """Without usage only the end tells; the record is written after that, and must be."""
+def test_excess_chunks_are_an_error_and_the_record_survives() -> None:
+    """Without usage, only the end of the stream shows the excess."""
     stream = CompletionStream(2)
     for now in (1.0, 2.0, 3.0):
         stream.feed(chunk(), now)
@@ -122,12 +122,12 @@ def test_10_more_chunks_than_tokens_asked_for_are_an_error_once() -> None:
 @pytest.mark.parametrize(
     "data", [b'data: {"choices": ["x"]}\n\n', b'data: {"choices": [], "usage": [1]}\n\n']
 )
-def test_11_fields_of_another_shape(data: bytes) -> None:
+def test_fields_of_another_shape_are_errors(data: bytes) -> None:
     with pytest.raises(StreamError, match="not a token event"):
         CompletionStream(8).feed(data, 1.0)
 
 
-def test_12_the_last_chunk_with_text_or_none_may_tell_for_all() -> None:
+def test_last_chunk_may_carry_usage_with_or_without_text() -> None:
     chunks = [(float(i), chunk()) for i in range(1, 6)]
     end = chunk("", "length", usage={"completion_tokens": 5})
     assert times(*chunks, (6.0, end))[0] == [1.0, 2.0, 3.0, 4.0, 5.0]
@@ -136,7 +136,7 @@ def test_12_the_last_chunk_with_text_or_none_may_tell_for_all() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
-def test_13_lines_may_end_with_cr_lf_and_events_have_names(size: int) -> None:
+def test_crlf_lines_and_named_events_are_read(size: int) -> None:
     events = b": hello\n\n" + b"event: message\nid: 1\n" + chunk() + chunk() + last(2) + DONE
     data = events.replace(b"\n", b"\r\n")
     cuts = [data[i : i + size] for i in range(0, len(data), size)]
