@@ -1,11 +1,11 @@
-"""What Kairos adds to a pass of a decode server's event loop, on the emulated accelerator.
+"""Measure what Kairos adds to a pass of a decode server's event loop, on the emulated accelerator.
 
     python scripts/bench_decode_passes.py
 
-Scheduler CPU per decode step with 8, 64 and 256 requests running, upstream's and Kairos': a whole
-pass of the event loop without the launch, and the part of it that is in Kairos' hooks. Whole passes
-of two servers differ by more than that part. All requests have time to spare, so nobody is parked;
-what parking costs is measured by bench_decode.py. Run on a quiet machine.
+Prints the scheduler's CPU time per decode step with 8, 64 and 256 running requests, upstream's and
+Kairos': a whole pass of the event loop without the launch, and the part of it in Kairos' hooks.
+Whole passes of two servers differ by more than that part. All requests have time to spare, so none
+is skipped; bench_decode.py measures the cost of skipping. Run it on a quiet machine.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import secrets
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
@@ -34,8 +34,18 @@ LOOSE_SLO = {"kairos": {"ttft_ms": 60_000, "tpot_ms": 1_000}}
 
 @dataclass(frozen=True)
 class Cost:
-    """Scheduler CPU of passes that launched a decode step: whole ones in milliseconds, hooks in
-    microseconds."""
+    """CPU time of the scheduler in passes that launched a decode step.
+
+    Attributes:
+        arm: "upstream" or "kairos".
+        running: requests that ran.
+        passes: measured passes.
+        median_ms: median of whole passes.
+        p99_ms: 99th percentile of whole passes.
+        hooks_mean_us: mean of the part in hooks.
+        hooks_median_us: median of the part in hooks.
+        hooks_p99_us: 99th percentile of the part in hooks.
+    """
 
     arm: str
     running: int
@@ -48,6 +58,7 @@ class Cost:
 
 
 def started(arm: str, folder: str, log: Path) -> Cluster:
+    """Return the cluster of one arm; its decode server writes passes to `log`."""
     spec = ClusterSpec(
         model=platform_model("emulated", Path(folder) / "models"),
         router=None,
@@ -66,22 +77,22 @@ def started(arm: str, folder: str, log: Path) -> Cluster:
 
 
 async def run(cluster: Cluster, running: int, steps: int) -> None:
-    """Have `running` requests decode together for about `steps` steps."""
+    """Let `running` requests decode together for about `steps` steps."""
     timeout = aiohttp.ClientTimeout(total=600)
-    legs = [cluster.prefill[0].url, cluster.decode[0].url]
+    endpoints = [cluster.prefill[0].url, cluster.decode[0].url]
 
     async with aiohttp.ClientSession(
         timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True)
     ) as session:
 
-        async def leg(url: str, body: dict[str, Any]) -> None:
+        async def post(url: str, body: dict[str, object]) -> None:
             async with session.post(f"{url}/generate", json=body) as response:
                 answer = await response.text()
                 if response.status != 200:
                     raise InputError(f"{url}: status {response.status}: {answer[:200]}")
 
         async def one() -> None:
-            body: dict[str, Any] = {
+            body: dict[str, object] = {
                 "input_ids": [20 + secrets.randbelow(60) for _ in range(PROMPT)],
                 "sampling_params": {
                     "max_new_tokens": steps,
@@ -92,15 +103,25 @@ async def run(cluster: Cluster, running: int, steps: int) -> None:
                 "bootstrap_port": cluster.prefill[0].bootstrap_port,
                 "bootstrap_room": secrets.randbits(62),
             }
-            await asyncio.gather(*(leg(url, body) for url in legs))
+            await asyncio.gather(*(post(url, body) for url in endpoints))
 
         await asyncio.gather(*(one() for _ in range(running)))
 
 
-def cost(arm: str, running: int, rows: list[tuple[int, float, float]]) -> Cost:
+def cost(arm: str, running: int, rows: Sequence[tuple[int, float, float]]) -> Cost:
+    """Return the cost of passes with `running` requests.
+
+    Args:
+        rows: (requests, milliseconds, milliseconds in hooks) of each pass.
+
+    Raises:
+        InputError: too few such passes.
+    """
     found = [(ms, 1e3 * hooks_ms) for requests, ms, hooks_ms in rows if requests == running]
     if len(found) < 100:
-        raise InputError(f"{arm}, {running} running: only {len(found)} passes; raise --steps")
+        raise InputError(
+            f"{arm}, {running} running: only {len(found)} passes, 100 are needed; raise --steps"
+        )
     whole, hooks = zip(*found, strict=True)
     (median, p99), (hooks_median, hooks_p99) = (
         statistics.quantiles(column, n=100)[49:99:49] for column in (whole, hooks)
@@ -114,9 +135,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--running", type=int, nargs="+", default=[8, 64, 256])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--steps", type=int, default=600, help="decode steps of each (%(default)s)")
+    parser.add_argument(
+        "--running",
+        type=int,
+        nargs="+",
+        default=[8, 64, 256],
+        help="running requests (%(default)s)",
+    )
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=ARMS,
+        default=list(ARMS),
+        help="servers to measure (%(default)s)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=600, help="decode steps of each arm (%(default)s)"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the figures here")
     args = parser.parse_args()
     figures: list[Cost] = []

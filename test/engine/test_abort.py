@@ -1,4 +1,4 @@
-"""Aborts leave nothing behind on either server: tokens, rows and queues return to idle."""
+"""Aborts release all tokens, rows and queue entries of both servers."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ def idle(cluster: Cluster) -> Iterator[None]:
 
 
 def in_prefill(cluster: Cluster) -> None:
-    """Both servers hold the request: KV and a row each, and the figures are live."""
+    """Wait until both servers hold KV and a row for the request."""
     for server in (cluster.prefill[0], cluster.decode[0]):
         for figure in ("num_used_tokens", "rows_in_use"):
             wait_for(
@@ -39,7 +39,7 @@ def end(request: Streaming, by: str) -> None:
 
 @on(KAIROS)
 @pytest.mark.parametrize("by", ["rid", "disconnect"])
-def test_in_mid_prefill(cluster: Cluster, by: str) -> None:
+def test_abort_during_prefill_releases_everything(cluster: Cluster, by: str) -> None:
     with Streaming(cluster, LONG_PROMPT, 10) as request:
         in_prefill(cluster)
         assert request.events == 0, "still in prefill"
@@ -49,7 +49,7 @@ def test_in_mid_prefill(cluster: Cluster, by: str) -> None:
 
 @on(KAIROS)
 @pytest.mark.parametrize("by", ["rid", "disconnect"])
-def test_in_mid_decode(cluster: Cluster, by: str) -> None:
+def test_abort_during_decode_releases_everything(cluster: Cluster, by: str) -> None:
     with Streaming(cluster, 100, LONG_OUTPUT) as request:
         wait_for(lambda: request.events > 5, "tokens")
         wait_for(lambda: occupancy(cluster.decode[0])["num_running_reqs"] == 1)
@@ -59,7 +59,7 @@ def test_in_mid_decode(cluster: Cluster, by: str) -> None:
 
 @on(KAIROS)
 @pytest.mark.parametrize("by", ["rid", "disconnect"])
-def test_while_waiting_behind_a_long_prompt(cluster: Cluster, by: str) -> None:
+def test_abort_in_the_waiting_queue_releases_everything(cluster: Cluster, by: str) -> None:
     with Streaming(cluster, LONG_PROMPT, 2, slo={"ttft_ms": 60_000}) as ahead:
         in_prefill(cluster)
         with Streaming(cluster, 3000, 10, slo={"ttft_ms": 600_000}) as waiting:
@@ -74,7 +74,7 @@ def test_while_waiting_behind_a_long_prompt(cluster: Cluster, by: str) -> None:
 
 
 @on(KAIROS)
-def test_servers_serve_on_after_aborts(cluster: Cluster) -> None:
+def test_servers_keep_serving_after_aborts(cluster: Cluster) -> None:
     for _ in range(4):
         with Streaming(cluster, 20_000, 10):
             in_prefill(cluster)

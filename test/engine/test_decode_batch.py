@@ -1,4 +1,4 @@
-"""Parking decode requests changes when a token is computed, never which one, and loses nothing."""
+"""Skipping requests in decode steps changes the time of a token, not the token."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +40,7 @@ def decode(cluster: Cluster) -> dict[str, Any]:
 
 
 def bodies() -> list[dict[str, Any]]:
-    """Requests that use what a batch carries along: logprobs, grammar, logit bias."""
+    """Requests with logprobs, grammars and logit biases, which a batch carries along."""
     random = np.random.default_rng(23)
     made = []
     for i in range(REQUESTS):
@@ -77,8 +77,10 @@ def answer(cluster: Cluster, body: dict[str, Any]) -> Answer:
 
 @pytest.fixture(scope="session")
 def alone() -> list[Answer]:
-    """The answers to `bodies`, one after the other, once they are known. A lone request is never
-    parked."""
+    """Answers to `bodies`, sent one after the other, once they are known.
+
+    A request that runs alone is never skipped.
+    """
     return []
 
 
@@ -86,17 +88,17 @@ def alone() -> list[Answer]:
 def test_tokens_and_logprobs_are_those_of_requests_served_alone(
     cluster: Cluster, alone: list[Answer]
 ) -> None:
-    asked = bodies()
+    requests = bodies()
     if not alone:
-        alone += [answer(cluster, body) for body in asked]
+        alone += [answer(cluster, body) for body in requests]
     before = decode(cluster)
     with ExitStack() as stack, ThreadPoolExecutor(REQUESTS) as pool:
-        answers = [pool.submit(answer, cluster, body) for body in asked]
-        doomed = [stack.enter_context(Streaming(cluster, 50, 300)) for _ in range(5)]
-        wait_for(lambda: all(one.events >= 2 for one in doomed), "their first tokens", 60)
-        for one in doomed[:3]:
+        answers = [pool.submit(answer, cluster, body) for body in requests]
+        ended = [stack.enter_context(Streaming(cluster, 50, 300)) for _ in range(5)]
+        wait_for(lambda: all(one.events >= 2 for one in ended), "their first tokens", 60)
+        for one in ended[:3]:
             one.abort()
-        for one in doomed[3:]:
+        for one in ended[3:]:
             one.disconnect()
         together = [future.result() for future in answers]
     for at, ((tokens, logprobs), (tokens_alone, logprobs_alone)) in enumerate(
@@ -113,12 +115,12 @@ def test_tokens_and_logprobs_are_those_of_requests_served_alone(
 
 
 @on(long=(ADAPTERS,))
-def test_parked_requests_keep_their_adapter(cluster: Cluster, tmp_path: Path) -> None:
+def test_skipped_requests_keep_their_adapter(cluster: Cluster, tmp_path: Path) -> None:
     for seed, name in enumerate(("one", "other")):
         adapter = write_adapter(tmp_path / name, Path(cluster.spec.model), seed)
         load_adapter(cluster, name, adapter)
     prompts = [body["input_ids"] for body in bodies()[:8]]
-    asked = [
+    requests = [
         {
             "input_ids": prompt,
             "sampling_params": {"temperature": 0, "max_new_tokens": 30, "ignore_eos": True},
@@ -127,20 +129,20 @@ def test_parked_requests_keep_their_adapter(cluster: Cluster, tmp_path: Path) ->
         for prompt in prompts
         for name in (None, "one", "other")
     ]
-    alone = [answer(cluster, body) for body in asked]
+    alone = [answer(cluster, body) for body in requests]
     before = decode(cluster)["skips"]
-    with ThreadPoolExecutor(len(asked)) as pool:
-        assert list(pool.map(lambda body: answer(cluster, body), asked)) == alone
-    assert len({tuple(tokens) for tokens, _ in alone}) == len(asked), "adapters change nothing"
-    assert decode(cluster)["skips"] > before + len(asked)
+    with ThreadPoolExecutor(len(requests)) as pool:
+        assert list(pool.map(lambda body: answer(cluster, body), requests)) == alone
+    assert len({tuple(tokens) for tokens, _ in alone}) == len(requests), "adapters change nothing"
+    assert decode(cluster)["skips"] > before + len(requests)
     wait_idle(cluster)
 
 
-# Not where requests are retracted: upstream forgets then what a request was penalised for.
+# Not where requests are retracted: upstream then loses the tokens that a penalty counts.
 @on(RANDOM_SELECTION)
-def test_nobody_is_parked_beside_a_request_with_penalties(cluster: Cluster) -> None:
+def test_no_request_is_skipped_beside_one_with_penalties(cluster: Cluster) -> None:
     random = np.random.default_rng(5)
-    asked = [
+    requests = [
         {
             "input_ids": random.integers(10, 1000, 40).tolist(),
             "sampling_params": {
@@ -152,17 +154,17 @@ def test_nobody_is_parked_beside_a_request_with_penalties(cluster: Cluster) -> N
         }
         for i in range(12)
     ]
-    alone = [answer(cluster, body) for body in asked]
+    alone = [answer(cluster, body) for body in requests]
     before = decode(cluster)["steps_skipping_was_off"].get("penalties", 0)
-    with ThreadPoolExecutor(len(asked)) as pool:
-        assert list(pool.map(lambda body: answer(cluster, body), asked)) == alone
+    with ThreadPoolExecutor(len(requests)) as pool:
+        assert list(pool.map(lambda body: answer(cluster, body), requests)) == alone
     assert decode(cluster)["steps_skipping_was_off"]["penalties"] > before
     wait_idle(cluster)
 
 
 @on(RETRACTING, long=(RANDOM_SELECTION,))
 @pytest.mark.parametrize("mode", ["in_place", "retract"])
-def test_a_pause_loses_no_parked_request(cluster: Cluster, mode: str) -> None:
+def test_pause_loses_no_skipped_request(cluster: Cluster, mode: str) -> None:
     url = cluster.decode[0].url
     body = bodies()[1]
     body["sampling_params"]["max_new_tokens"] = 150
@@ -170,7 +172,7 @@ def test_a_pause_loses_no_parked_request(cluster: Cluster, mode: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(answer, cluster, body) for _ in range(8)]
         try:
-            wait_for(lambda: decode(cluster)["skipped"] > 0, "a parked request")
+            wait_for(lambda: decode(cluster)["skipped"] > 0, "a skipped request")
             httpx.post(f"{url}/pause_generation", json={"mode": mode}).raise_for_status()
         finally:
             httpx.post(f"{url}/continue_generation", json={}).raise_for_status()
@@ -179,20 +181,20 @@ def test_a_pause_loses_no_parked_request(cluster: Cluster, mode: str) -> None:
 
 
 @on(RETRACTING, long=(RANDOM_SELECTION,))
-def test_parked_requests_outlast_an_attempt_to_flush_and_end_when_all_are_aborted(
+def test_skipped_requests_survive_a_flush_attempt_and_end_by_an_abort(
     cluster: Cluster,
 ) -> None:
     url = cluster.decode[0].url
     with ExitStack() as stack:
         open_ones = [stack.enter_context(Streaming(cluster, 50, 2_000)) for _ in range(8)]
-        wait_for(lambda: decode(cluster)["skipped"] > 0, "a parked request")
+        wait_for(lambda: decode(cluster)["skipped"] > 0, "a skipped request")
         assert httpx.post(f"{url}/flush_cache").status_code == 400, "their KV is in use"
         seen = [one.made for one in open_ones]
         wait_for(
             lambda: all(one.made > was for one, was in zip(open_ones, seen, strict=True)),
             "a token for each",
         )
-        wait_for(lambda: decode(cluster)["skipped"] > 0, "a parked request")
+        wait_for(lambda: decode(cluster)["skipped"] > 0, "a skipped request")
         everything = {"rid": "", "abort_all": True}
         httpx.post(f"{url}/abort_request", json=everything).raise_for_status()
         for one in open_ones:
@@ -204,21 +206,23 @@ def test_parked_requests_outlast_an_attempt_to_flush_and_end_when_all_are_aborte
 
 @on(long=(RANDOM_SELECTION,))
 @pytest.mark.parametrize("paused", [False, True])
-def test_parked_requests_outlast_an_update_of_weights(cluster: Cluster, paused: bool) -> None:
-    """Upstream waits for requests to end before it loads; on a paused server it loads at once and
-    says that the cache still holds what the old weights made."""
+def test_skipped_requests_survive_an_update_of_weights(cluster: Cluster, paused: bool) -> None:
+    """Upstream loads weights when all requests have ended, and at once on a paused server.
+
+    On the paused server it answers that the cache still holds values of the old weights.
+    """
 
     def post(path: str, fields: dict[str, Any]) -> httpx.Response:
         return httpx.post(f"{cluster.decode[0].url}/{path}", json=fields, timeout=60)
 
     info = httpx.get(f"{cluster.decode[0].url}/model_info").json()
     update = {"model_path": info["model_path"]}
-    asked = bodies()[1]
-    asked["sampling_params"]["max_new_tokens"] = 150
-    alone = answer(cluster, asked)
+    body = bodies()[1]
+    body["sampling_params"]["max_new_tokens"] = 150
+    alone = answer(cluster, body)
     with ThreadPoolExecutor(9) as pool:
-        answers = [pool.submit(answer, cluster, asked) for _ in range(8)]
-        wait_for(lambda: decode(cluster)["skipped"] > 0, "a parked request")
+        answers = [pool.submit(answer, cluster, body) for _ in range(8)]
+        wait_for(lambda: decode(cluster)["skipped"] > 0, "a skipped request")
         if paused:
             post("pause_generation", {"mode": "in_place"}).raise_for_status()
         updated = pool.submit(post, "update_weights_from_disk", update)
@@ -228,7 +232,7 @@ def test_parked_requests_outlast_an_update_of_weights(cluster: Cluster, paused: 
         assert [one.result() for one in answers] == [alone] * 8
         assert paused or updated.result().json()["success"], updated.result().text
     wait_idle(cluster)
-    assert answer(cluster, asked) == alone
+    assert answer(cluster, body) == alone
 
 
 def streams(cluster: Cluster, stack: ExitStack, count: int, tpot_ms: float) -> list[Streaming]:
@@ -237,33 +241,38 @@ def streams(cluster: Cluster, stack: ExitStack, count: int, tpot_ms: float) -> l
 
 
 @on(KAIROS)
-def test_those_with_time_to_spare_sit_out_for_those_without(cluster: Cluster) -> None:
-    # A step of all takes about 8.8 ms, one of the hurried 8.2: those at ease bank time first.
+def test_requests_with_time_to_spare_are_skipped_for_urgent_ones(cluster: Cluster) -> None:
+    # A step of all takes about 8.8 ms, and one of the urgent requests 8.2 ms. The relaxed requests
+    # bank time first.
     before = decode(cluster)
     with ExitStack() as stack:
-        selection_skipped = streams(cluster, stack, 30, 200.0)
-        wait_for(lambda: all(one.events > 40 for one in selection_skipped), "banked time", 60)
-        hurried = streams(cluster, stack, 4, 8.4)
-        wait_for(lambda: decode(cluster)["skips"] > before["skips"], "parking", 30)
-        for one in [*hurried, *selection_skipped]:
+        relaxed = streams(cluster, stack, 30, 200.0)
+        wait_for(lambda: all(one.events > 40 for one in relaxed), "banked time", 60)
+        urgent = streams(cluster, stack, 4, 8.4)
+        wait_for(lambda: decode(cluster)["skips"] > before["skips"], "skipping", 30)
+        for one in [*urgent, *relaxed]:
             one.wait_finished()
     assert decode(cluster)["steps_with_skips"] > before["steps_with_skips"]
     wait_idle(cluster)
 
 
 @on(KAIROS)
-def test_who_has_missed_its_pace_still_gets_tokens(cluster: Cluster) -> None:
-    # 0.1 ms per token is out of reach: victims, which get what the others leave, and the others
-    # leave nothing. The starvation bound is five seconds.
+def test_infeasible_requests_still_get_tokens(cluster: Cluster) -> None:
+    # No step takes 0.1 ms, so these requests are infeasible and get only the time that the others
+    # leave, which is none. The starvation bound is five seconds.
     before = decode(cluster)["steps_with_skips"]
     with ExitStack() as stack:
         infeasible = streams(cluster, stack, 2, 0.1)
         others = streams(cluster, stack, 30, 8.9)
-        wait_for(lambda: all(one.events > 1 for one in infeasible), "the victims' first tokens", 60)
+        wait_for(
+            lambda: all(one.events > 1 for one in infeasible),
+            "the first tokens of infeasible requests",
+            60,
+        )
         seen = [one.events for one in infeasible]
         time.sleep(6.5)
         assert all(one.events > was for one, was in zip(infeasible, seen, strict=True))
-        assert decode(cluster)["steps_with_skips"] > before, "they were never parked"
+        assert decode(cluster)["steps_with_skips"] > before, "they were never skipped"
         for one in [*others, *infeasible]:
             one.abort()
             one.wait_finished()
@@ -271,7 +280,7 @@ def test_who_has_missed_its_pace_still_gets_tokens(cluster: Cluster) -> None:
 
 
 def decode_steps(cluster: Cluster, count: int) -> dict[str, Any]:
-    """The server's figures after some `count` steps more, more than 60 of them measured."""
+    """The server's figures after about `count` further steps, of which many are measured."""
     body = {
         "input_ids": fresh_prompt(500),
         "sampling_params": {"max_new_tokens": count, "ignore_eos": True},
@@ -287,7 +296,7 @@ def decode_steps(cluster: Cluster, count: int) -> dict[str, Any]:
 
 @on(KAIROS, long=(DEVICE_TIMED,))
 def test_steps_are_measured(cluster: Cluster) -> None:
-    # All of them have time to spare, so that one step of sixteen is learned from.
+    # All requests have time to spare, so one step in sixteen is learned from.
     state = decode_steps(cluster, 1_200)
     # The emulated accelerator follows the profile that predictions start from.
     assert 0.8 < state["measured_over_predicted"]["p50"] < 1.25
@@ -296,5 +305,5 @@ def test_steps_are_measured(cluster: Cluster) -> None:
 
 @on(RETRACTING, long=(RANDOM_SELECTION,))
 def test_steps_are_learned(cluster: Cluster) -> None:
-    # The profile says 0.1 s, and the model takes a small part of it.
+    # The profile predicts 0.1 s, and the model takes a small part of it.
     assert 0.6 < decode_steps(cluster, 300)["measured_over_predicted"]["p50"] < 1.6

@@ -1,4 +1,4 @@
-"""First tokens held back until a decode slot is ready: late ones never, and none is lost."""
+"""First tokens that are held until a decode slot is ready: none is late and none is lost."""
 
 import time
 from contextlib import ExitStack
@@ -20,20 +20,20 @@ def hold(cluster: Cluster) -> dict[str, Any]:
 def test_held_tokens_are_released_with_a_slot_or_at_the_deadline(cluster: Cluster) -> None:
     before = hold(cluster)["held_ever"]
     with ExitStack() as stack:
-        # Steps of 16 requests take 8.3 ms: no room for more without missing 8.35 ms.
-        hurried = [
+        # A step of 16 requests takes 8.3 ms, so a larger one would miss 8.35 ms.
+        urgent = [
             stack.enter_context(
                 Streaming(cluster, 200, 500, slo={"ttft_ms": 30_000.0, "tpot_ms": 8.35})
             )
             for _ in range(16)
         ]
-        wait_for(lambda: all(one.events > 10 for one in hurried), "a full batch", 60)
+        wait_for(lambda: all(one.events > 10 for one in urgent), "a full batch", 60)
         begin = time.monotonic()
         slo = {"ttft_ms": 1_500.0, "tpot_ms": 100.0}
         joining = [stack.enter_context(Streaming(cluster, 400, 20, slo=slo)) for _ in range(8)]
         wait_for(lambda: all(one.events > 0 for one in joining), "first tokens", 10)
         assert time.monotonic() - begin < 5.0
-        for one in [*joining, *hurried]:
+        for one in [*joining, *urgent]:
             one.wait_finished()
         assert all(one.events > 10 for one in joining)
     after = hold(cluster)
@@ -43,11 +43,11 @@ def test_held_tokens_are_released_with_a_slot_or_at_the_deadline(cluster: Cluste
 
 
 @on(KAIROS_TIGHT)
-def test_a_held_request_can_be_aborted(cluster: Cluster) -> None:
+def test_held_request_can_be_aborted(cluster: Cluster) -> None:
     with ExitStack() as stack:
         slo = {"ttft_ms": 20_000.0, "tpot_ms": 8.4}
-        asked = [stack.enter_context(Streaming(cluster, 300, 400, slo=slo)) for _ in range(24)]
-        for one in asked:
+        requests = [stack.enter_context(Streaming(cluster, 300, 400, slo=slo)) for _ in range(24)]
+        for one in requests:
             one.abort()
             one.wait_finished()
     assert hold(cluster)["held"] == 0

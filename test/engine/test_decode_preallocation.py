@@ -1,4 +1,4 @@
-"""Memory of a decode server: nobody is blocked by a prompt that does not fit."""
+"""Memory of a decode server: a prompt that does not fit blocks no other prompt."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ def preallocation(cluster: Cluster) -> dict[str, Any]:
 
 
 @on(KAIROS_TIGHT)
-def test_a_short_prompt_passes_one_that_does_not_fit(cluster: Cluster) -> None:
+def test_short_prompt_bypasses_one_that_does_not_fit(cluster: Cluster) -> None:
     before = preallocation(cluster)["skips"]
 
     def body(tokens: int) -> dict[str, Any]:
@@ -43,12 +43,12 @@ def test_a_short_prompt_passes_one_that_does_not_fit(cluster: Cluster) -> None:
 
 
 @on(KAIROS_TIGHT)
-def test_a_burst_beyond_the_memory_is_served_completely(cluster: Cluster) -> None:
+def test_burst_beyond_the_memory_is_served_completely(cluster: Cluster) -> None:
     def one(at: int) -> int:
         body = {
             "input_ids": fresh_prompt(500 + 150 * at),
             "sampling_params": {"max_new_tokens": 200, "ignore_eos": True},
-            # Every third one cannot be on time.
+            # Every third prompt is infeasible.
             "kairos": {"ttft_ms": 20.0 if at % 3 == 0 else 60_000.0},
         }
         response = send(cluster, body).decode

@@ -1,6 +1,6 @@
-"""Two tensor-parallel ranks whose clocks differ park the same requests.
+"""Two tensor-parallel ranks whose clocks differ skip the same requests.
 
-A rank that decides otherwise than the first one stops its server (`test_shared_clock.py`).
+A rank that decides otherwise than the first rank stops its server (`test_shared_clock.py`).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ RANKS = replace(
 
 
 @on(RANKS)
-def test_ranks_with_skewed_clocks_park_alike(cluster: Cluster) -> None:
+def test_ranks_with_skewed_clocks_skip_the_same_requests(cluster: Cluster) -> None:
     def state() -> dict[str, Any]:
         found = kairos_state(cluster.decode[0])
         assert found is not None
@@ -37,7 +37,7 @@ def test_ranks_with_skewed_clocks_park_alike(cluster: Cluster) -> None:
         body = {
             "input_ids": fresh_prompt(300),
             "sampling_params": {"max_new_tokens": 150, "ignore_eos": True},
-            # Steps take 8 ms and more: some are out of reach, some leave time to spare.
+            # Steps take 8 ms and more: some objectives are infeasible, some leave time to spare.
             "kairos": {"tpot_ms": (1.0, 8.3, 9.0, 200.0)[at % 4]},
         }
         return len(send(cluster, body).decode.json()["output_ids"])

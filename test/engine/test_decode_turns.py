@@ -1,4 +1,4 @@
-"""On a server that does both, prompts do not starve decode."""
+"""On a server that is not disaggregated, prompts do not starve decode."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,8 +24,8 @@ def generate(cluster: Cluster, tokens: int, new_tokens: int, slo: dict[str, floa
 
 
 @on(long=(SINGLE,))
-def test_a_running_request_gets_its_tokens_between_the_chunks_of_prompts(cluster: Cluster) -> None:
-    """Upstream lets it wait for the last of them."""
+def test_running_request_gets_tokens_between_the_chunks_of_prompts(cluster: Cluster) -> None:
+    """Under upstream it waits for the last chunk."""
     with ThreadPoolExecutor(5) as pool:
         (server,) = cluster.servers
         prompts = [pool.submit(generate, cluster, 40_000, 1, {})]

@@ -1,12 +1,13 @@
-"""On the path of a server: writes what passes of the event loop take that launch a batch.
+"""Measures passes of a scheduler's event loop that launch a batch; on the path of a server.
 
-Python imports this module at start. A pass runs from one `ingest_requests` to the next. Left out is
-what upstream does in `run_batch`, which is the device's on an emulated one. CPU time of the
-scheduler's thread.
+Python imports this module at start. A pass runs from one `ingest_requests` to the next, and is
+measured in CPU time of the scheduler's thread. Time that upstream spends in `run_batch` is left
+out: on an emulated accelerator it belongs to the device.
 
-One line a pass: [requests, milliseconds, milliseconds of them in hooks]; the requests are those
-that wait (prefill servers) or run (decode servers). Hooks are all that plug-ins put around
-upstream functions, without these functions; what reading the clock for it takes is left out.
+Each pass is one line: [requests, milliseconds, milliseconds of them in hooks]. The requests are
+the waiting ones on a prefill server and the running ones on a decode server. Hooks are the
+functions that plugins put around upstream functions, without the upstream functions themselves and
+without the clock readings of this module.
 """
 
 import importlib
@@ -16,27 +17,70 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import ParamSpec, Protocol, TypeVar
 
 _MODULE = "sglang.srt.managers.scheduler"
 _FILE = os.environ.get("KAIROS_PROBE_FILE")
-_ROLE = os.environ.get("KAIROS_PROBE_ROLE")  # of the servers to be measured
+_ROLE = os.environ.get("KAIROS_PROBE_ROLE")  # of the measured servers
 _clock = time.thread_time
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Function = Callable[..., object]
+
+
+class _Mode(Protocol):
+    """`sglang.srt.disaggregation.utils.DisaggregationMode`."""
+
+    value: str
+
+
+class _Batch(Protocol):
+    """`sglang.srt.managers.schedule_batch.ScheduleBatch`."""
+
+    def batch_size(self) -> int: ...
+
+
+class _Scheduler(Protocol):
+    """`sglang.srt.managers.scheduler.Scheduler`."""
+
+    disaggregation_mode: _Mode
+    waiting_queue: Sequence[object]
+
+
+class _SchedulerClass(Protocol):
+    """The class of schedulers, with the methods that are replaced."""
+
+    ingest_requests: Function
+    run_batch: Function
+
+
+class _HookRegistry(Protocol):
+    """`sglang.srt.plugins.hook_registry`."""
+
+    _wrap_fn: Callable[[Function, Function, Enum], Function]
 
 
 class _Hooks:
-    """Adds up what hooks take."""
+    """The time spent in hooks.
+
+    Attributes:
+        seconds: CPU time since the last reset.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         readings = [_clock() for _ in range(1000)]
         self._reading_s = (readings[-1] - readings[0]) / (len(readings) - 1)
 
-    def timed(self, hook: Any) -> Any:
-        """`hook`, called before or after an upstream function."""
+    def timed(self, hook: Callable[P, R]) -> Callable[P, R]:
+        """Return `hook` measured; it is called before or after an upstream function."""
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
             begin = _clock() + self._reading_s
             try:
                 return hook(*args, **kwargs)
@@ -45,11 +89,11 @@ class _Hooks:
 
         return call
 
-    def timed_around(self, hook: Any) -> Any:
-        """`hook`, called instead of an upstream function, which it may call."""
+    def timed_around(self, hook: Function) -> Function:
+        """Return `hook` measured; it is called instead of an upstream function and may call it."""
 
-        def call(original: Any, *args: Any, **kwargs: Any) -> Any:
-            def upstream(*args: Any, **kwargs: Any) -> Any:
+        def call(original: Function, *args: object, **kwargs: object) -> object:
+            def upstream(*args: object, **kwargs: object) -> object:
                 begin = _clock() - self._reading_s
                 try:
                     return original(*args, **kwargs)
@@ -64,63 +108,89 @@ class _Hooks:
 
         return call
 
-    def instrument(self, registry: Any) -> None:
-        """Every hook that is applied from now on."""
+    def instrument(self, registry: _HookRegistry) -> None:
+        """Measure every hook that is applied from now on."""
         wrap = registry._wrap_fn
 
-        def timed_wrap(original: Any, hook: Any, kind: Any) -> Any:
-            around = kind is registry.HookType.AROUND
-            return wrap(original, (self.timed_around if around else self.timed)(hook), kind)
+        def timed_wrap(original: Function, hook: Function, kind: Enum) -> Function:
+            measured = self.timed_around if kind.name == "AROUND" else self.timed
+            return wrap(original, measured(hook), kind)
 
         registry._wrap_fn = timed_wrap
 
 
-def _instrument(scheduler: Any) -> None:
-    ingest, run = scheduler.ingest_requests, scheduler.run_batch
-    hooks = _Hooks()
-    hooks.instrument(importlib.import_module("sglang.srt.plugins.hook_registry"))
+class _Pass:
+    """The pass that is under way.
 
-    def timed_ingest(self: Any, *args: Any, **kwargs: Any) -> Any:
+    Attributes:
+        requests: waiting or running requests; None until a batch is launched.
+        begin_s: when the pass began.
+        launch_s: time spent in upstream's `run_batch`.
+    """
+
+    def __init__(self) -> None:
+        self.requests: int | None = None
+        self.begin_s = _clock()
+        self.launch_s = 0.0
+
+
+def _instrument(scheduler_class: _SchedulerClass) -> None:
+    ingest, run = scheduler_class.ingest_requests, scheduler_class.run_batch
+    hooks = _Hooks()
+    registry: _HookRegistry = importlib.import_module("sglang.srt.plugins.hook_registry")
+    hooks.instrument(registry)
+    current = _Pass()
+
+    def timed_ingest(scheduler: _Scheduler, *args: object, **kwargs: object) -> object:
+        nonlocal current
         now = _clock()
-        requests = getattr(self, "_probe_requests", None)
-        if _FILE and requests is not None and self.disaggregation_mode.value == _ROLE:
-            took = now - self._probe_begin - self._probe_launch, hooks.seconds
+        requests = current.requests
+        if _FILE and requests is not None and scheduler.disaggregation_mode.value == _ROLE:
+            took = now - current.begin_s - current.launch_s, hooks.seconds
             with Path(_FILE).open("a") as file:
                 file.write(json.dumps([requests, *(round(1e3 * s, 4) for s in took)]) + "\n")
-        self._probe_requests = None
-        hooks.seconds = self._probe_launch = 0.0
-        self._probe_begin = _clock()
-        return ingest(self, *args, **kwargs)
+        hooks.seconds = 0.0
+        current = _Pass()
+        return ingest(scheduler, *args, **kwargs)
 
-    def timed_run(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    def timed_run(scheduler: _Scheduler, batch: _Batch, *args: object, **kwargs: object) -> object:
         waiting = _ROLE == "prefill"
-        self._probe_requests = len(self.waiting_queue) if waiting else batch.batch_size()
+        current.requests = len(scheduler.waiting_queue) if waiting else batch.batch_size()
         begin = _clock()
         try:
-            return run(self, batch, *args, **kwargs)
+            return run(scheduler, batch, *args, **kwargs)
         finally:
-            self._probe_launch += _clock() - begin
+            current.launch_s += _clock() - begin
 
-    scheduler.ingest_requests, scheduler.run_batch = timed_ingest, timed_run
+    scheduler_class.ingest_requests, scheduler_class.run_batch = timed_ingest, timed_run
+
+
+class _Loader(importlib.abc.Loader):
+    """Instruments the scheduler right after it is imported, before anything is hooked."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        _instrument(module.Scheduler)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Instruments the scheduler right after it is imported, before anything is hooked."""
+    """Finds the scheduler module, once."""
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if name != _MODULE:
             return None
         sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-
-        def exec_module(module: Any) -> None:
-            execute(module)
-            _instrument(module.Scheduler)
-
-        spec.loader.exec_module = exec_module
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
         return spec
 
 

@@ -23,4 +23,4 @@ def _select(self, residents, now_s):
 
 if os.environ.get("KAIROS_TEST_RANDOM_SELECTION"):
     SlackPolicy.select = _select
-    SlackPolicy.all_run_for = lambda *_: False  # the next step is another toss
+    SlackPolicy.all_run_for = lambda *_: False  # select in every step

@@ -1,6 +1,7 @@
-"""On the path of a server: its second tensor-parallel rank lives `KAIROS_TEST_SKEW_S` seconds off.
+"""On the path of a server: skews the clock of its second tensor-parallel rank.
 
-Python imports this module at start. Upstream names its scheduler processes after their rank.
+Python imports this module at start. `KAIROS_TEST_SKEW_S` is the difference in seconds. Upstream
+names its scheduler processes after their rank.
 """
 
 import os

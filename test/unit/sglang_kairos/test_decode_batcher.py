@@ -113,7 +113,7 @@ def test_rows_follow_the_tokens_while_selection_is_skipped(
     # The last token of each is still to be processed, and the newest step to be counted.
     assert rows["context_tokens"].tolist() == [req.length - 1 for req in reqs]
     assert rows["output_tokens"].tolist() == [req.length - 1 - 1_000 for req in reqs]
-    # It has been planned for when the step ends that was in flight.
+    # The step is planned from the end of the step in flight.
     assert rows["last_token_s"].min() >= loop.now - 1e-9
 
 
@@ -124,13 +124,13 @@ def test_joining_and_leaving_requests_end_skipped_selection() -> None:
     for _ in range(20):
         loop.turn()
     assert loop.batcher.selection_skipped
-    late = loop.join(3_000, 5, 200.0)
+    joining = loop.join(3_000, 5, 200.0)
     loop.turn()
-    assert late.kairos.number in loop.batcher.rows.rows["id"]
+    assert joining.kairos.number in loop.batcher.rows.rows["id"]
     for _ in range(8):
         loop.turn()
-    assert late.finished_reason is not None
-    assert late.kairos.number not in loop.batcher.rows.rows["id"]
+    assert joining.finished_reason is not None
+    assert joining.kairos.number not in loop.batcher.rows.rows["id"]
 
 
 def skipping_loop(overlap: bool = True) -> Loop:
@@ -142,7 +142,7 @@ def skipping_loop(overlap: bool = True) -> Loop:
         rows["runs"] = ~rows["infeasible"]
         return loop.policy.running_step_s(rows)
 
-    loop.policy.select = select  # type: ignore[method-assign]
+    loop.policy.select = select
     for at in range(14):
         loop.join(3_000, 400, 0.01 if at < 2 else 8.7)
     for _ in range(6):
