@@ -55,7 +55,7 @@ def run(target, pipe):
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    child = context.HookProcess(target=run, args=(Target(), there))
+    child = context.Process(target=run, args=(Target(), there))
     child.start()
     there.close()
     try:
