@@ -115,7 +115,7 @@ def test_only_a_scheduler_with_waiting_work_naps(monkeypatch, fully_idle, naps):
     assert len(slept) == naps
 
 
-def test_blocks_are_counted_in_tokens_whatever_the_pools_layout(monkeypatch):
+def test_transferred_blocks_are_counted_in_tokens_in_every_pool_layout(monkeypatch):
     moved = []
     monkeypatch.setattr(device, "transfer", moved.append)
     # Two buffers (K and V) of 16 bytes a token in pages of 4: three pages, then one.

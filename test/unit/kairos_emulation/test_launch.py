@@ -67,6 +67,6 @@ def test_a_profile_file_is_found_from_any_directory(tmp_path, monkeypatch):
         (("emulated", "single", "no-such-profile"), "tiny-fast"),
     ],
 )
-def test_bad_input_says_what_is_allowed(arguments, words):
+def test_bad_input_is_refused_with_the_allowed_values(arguments, words):
     with pytest.raises(InputError, match=words):
         settings(*arguments, "m")

@@ -68,7 +68,7 @@ def test_weights_are_real_and_the_same_everywhere(tiny, tmp_path):
     assert all(values.std() > 0.01 for name, values in once.items() if "norm" not in name)
 
 
-def test_writing_twice_does_nothing_the_second_time(tmp_path):
+def test_finished_model_is_not_written_again(tmp_path):
     assert write_model("emulated", tmp_path / "m")
     before = (tmp_path / "m/config.json").stat()
     assert not write_model("emulated", tmp_path / "m")
