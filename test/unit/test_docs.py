@@ -47,6 +47,11 @@ OTHER_FLAGS = {
     *("--disaggregation-mode", "--enable-lora-overlap-loading", "--enable-metrics"),
     *("--enable-priority-scheduling", "--max-running-requests", "--model-path", "--tp-size"),
 }
+RETIRED_WORDS = re.compile(
+    r"\b(nobody|somebody|whoever|elders?|hopeless|victims?|parked|parking|in vain|at ease|"
+    r"given up|so many|tau)\b",
+    re.IGNORECASE,
+)
 MAX_COLUMNS = 100
 README_LINES = 150
 
@@ -117,6 +122,11 @@ def test_the_readme_is_short() -> None:
 def test_a_page_says_at_its_top_which_question_it_answers(path: Path) -> None:
     top = path.read_text(encoding="utf-8").splitlines()[:4]
     assert any(re.match(r"This (page|section) answers: ", line) for line in top)
+
+
+@pytest.mark.parametrize("path", [README, *QUESTIONS], ids=name_of)
+def test_prose_has_no_retired_word(path: Path) -> None:
+    assert not RETIRED_WORDS.findall(prose_of(path))
 
 
 @pytest.mark.parametrize("path", QUESTIONS, ids=name_of)
