@@ -18,6 +18,7 @@ from kairos_patches import (
     schedule_policy,
     scheduler,
     server_args,
+    upstream_members,
 )
 from kairos_patches.fingerprint import MissingSymbolError, upstream_root
 from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
@@ -43,6 +44,7 @@ _MODULES = (
     schedule_policy,
     prefill,
     decode,
+    upstream_members,
 )
 HOOKS: list[Hook] = [hook for module in _MODULES for hook in module.HOOKS]
 DEPENDENCIES: list[UpstreamDependency] = [
