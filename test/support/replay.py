@@ -22,15 +22,16 @@ def planned(
     arrival_s: float = 0.0,
     input_tokens: int = 10,
     output_tokens: int = 3,
-    ttft_ms: float = 500.0,
-    tpot_ms: float = 25.0,
-    slo_class: str = "default",
+    **slo,
 ) -> PlannedRequest:
+    """Return a planned request; `slo` are fields of its SLO."""
     request = TraceRequest(arrival_s, input_tokens, output_tokens)
-    return PlannedRequest(index, request, 0, Slo(ttft_ms, tpot_ms, slo_class))
+    fields = {"ttft_ms": 500.0, "tpot_ms": 25.0, "slo_class": "default", **slo}
+    return PlannedRequest(index, request, 0, Slo(**fields))
 
 
 def header(arm: str = "fcfs", **changes: object) -> RunHeader:
+    """Return the header of a run of one minute, with `changes`."""
     fields: dict[str, object] = {
         "servers": {"all": ["--schedule-policy", arm]},
         "trace": "t.jsonl.gz",
@@ -74,6 +75,7 @@ def arm(
     *repeats: Sequence[RequestRecord],
     **changes: object,
 ) -> ArmResult:
+    """Return an arm with a run of `records` and one of each of `repeats`."""
     runs = [
         RunResult(header(name, repeat=i, position=i, **changes), own)
         for i, own in enumerate((records, *repeats), 1)
@@ -90,6 +92,7 @@ def stored(folder: Path, arm: str, **changes: object) -> Path:
 
 
 def run_config(out: Path, **changes: object) -> RunConfig:
+    """Return the configuration of runs into `out`, with `changes`."""
     fields: dict[str, object] = {
         "instances": "1P1D",
         "profile": load_profile("tiny-fast"),

@@ -18,7 +18,7 @@ from kairos.replay.run.local_cluster import ClusterOf
 from kairos.replay.run.options import ReplayOptions
 from kairos.workload.prefix import CACHE_TOKENS
 from kairos.workload.readers import FORMATS
-from kairos.workload.slo_sets import DEFAULT_TPOT_MS, SLO_SETS
+from kairos.workload.slo_sets import DEFAULT_TPOT_MS, SLO_SETS, in_words
 from kairos.workload.synthetic import PRESETS
 
 DEFAULT_PROFILE = "minimax-m2.5-tp4-h200"
@@ -28,6 +28,13 @@ Replay a request trace against SGLang servers under several schedulers ("arms"),
 other, and report how many requests met their SLOs. Without --url, each run starts its own servers
 on this machine, without a GPU: real SGLang schedulers, whose time comes from a latency profile.
 """
+
+
+def _slo_sets() -> str:
+    lines = (f"  {name:<5}  {in_words(name, DEFAULT_TPOT_MS)}" for name in SLO_SETS)
+    return "\n".join(lines).replace("; ", ";\n         ")
+
+
 EXAMPLES = f"""\
 examples:
   # Two minutes of a trace at load 0.9, under upstream's FCFS and under Kairos:
@@ -49,6 +56,9 @@ examples:
   # Write the report of a folder again; compare two folders:
   kairos replay report out/b
   kairos replay compare out/a out/b --out out/both --force
+
+SLO sets; "own prefill" is the time that the prompt takes alone on an idle server:
+{_slo_sets()}
 
 output in --out:
   report.html, report.json and *.png   the report

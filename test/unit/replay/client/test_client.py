@@ -1,10 +1,9 @@
 """The client against misbehaving servers: one outcome per request, and no send lag."""
 
 import asyncio
-import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import web
@@ -18,108 +17,24 @@ from kairos.replay.client.record import RequestOutcome, RequestRecord
 from kairos.replay.client.target import Endpoint, PairTarget, Target, UrlTarget
 from kairos.replay.plan.plan import PlannedRequest
 from kairos.replay.plan.prompts import Prompts
+from support.generate_stand_in import (
+    Behaviour,
+    GenerateStandIn,
+    abort,
+    break_off,
+    error_event,
+    first_then_hang,
+    hang,
+    no_stream,
+    refuse,
+    stop_early,
+)
 from support.replay import planned
-
-Behaviour = Callable[["Engine", web.Request, web.StreamResponse, dict], Awaitable[None]]
-
-
-class Engine:
-    """Answers /generate with the behaviour of each request's index.
-
-    Attributes:
-        bodies: bodies received, in order.
-        gone: indexes of requests whose client closed the connection.
-    """
-
-    def __init__(self) -> None:
-        self.bodies: list[dict] = []
-        self.behaviours: dict[int, Behaviour] = {}
-        self.gone: set[int] = set()
-        self.url = ""
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        body = json.loads(await request.read())
-        self.bodies.append(body)
-        index = int(body["rid"].rpartition("-")[2])
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        try:
-            await self.behaviours.get(index, tokens)(self, request, response, body)
-        except asyncio.CancelledError:
-            self.gone.add(index)
-            raise
-        return response
-
-
-def event(count: int, finish: object = None) -> bytes:
-    meta = {"completion_tokens": count, "finish_reason": finish, "cached_tokens": 2}
-    return b"data: " + json.dumps({"output_ids": [5], "meta_info": meta}).encode() + b"\n\n"
-
-
-async def tokens(
-    _engine: Engine, request: web.Request, response: web.StreamResponse, body: dict
-) -> None:
-    await response.prepare(request)
-    count = body["sampling_params"]["max_new_tokens"]
-    for i in range(1, count + 1):
-        await response.write(event(i, {"type": "length"} if i == count else None))
-    await response.write(b"data: [DONE]\n\n")
-
-
-async def refuse(_e: Engine, _r: web.Request, response: web.StreamResponse, _b: dict) -> None:
-    raise web.HTTPBadRequest(text='{"error": "ttft_ms: -1 is not allowed"}')
-
-
-async def hang(_e: Engine, _r: web.Request, response: web.StreamResponse, _b: dict) -> None:
-    await asyncio.Event().wait()
-
-
-async def first_then_hang(
-    _e: Engine, request: web.Request, response: web.StreamResponse, _b: dict
-) -> None:
-    await response.prepare(request)
-    await response.write(event(1))
-    await asyncio.Event().wait()
-
-
-async def break_off(
-    _e: Engine, request: web.Request, response: web.StreamResponse, _b: dict
-) -> None:
-    await response.prepare(request)
-    await response.write(event(1))
-    assert request.transport is not None
-    request.transport.abort()
-
-
-async def stop_early(
-    _e: Engine, request: web.Request, response: web.StreamResponse, _b: dict
-) -> None:
-    await response.prepare(request)
-    await response.write(event(1) + b"data: [DONE]\n\n")
-
-
-async def abort(_e: Engine, request: web.Request, response: web.StreamResponse, _b: dict) -> None:
-    await response.prepare(request)
-    reason = {"type": "abort", "message": "KV transfer failed", "status_code": 500}
-    await response.write(event(0, reason) + b"data: [DONE]\n\n")
-
-
-async def error_event(
-    _e: Engine, request: web.Request, response: web.StreamResponse, _b: dict
-) -> None:
-    await response.prepare(request)
-    await response.write(b'data: {"error": {"message": "too long"}}\n\n')
-
-
-async def no_stream(
-    _e: Engine, request: web.Request, response: web.StreamResponse, _b: dict
-) -> None:
-    await response.prepare(request)
-    await response.write(b'{"error": "a router put this here"}')
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    engine = Engine()
+async def engine() -> AsyncIterator[GenerateStandIn]:
+    engine = GenerateStandIn()
     app = web.Application(client_max_size=1 << 24)
     app.router.add_post("/generate", engine.handle)
     server = TestServer(app)
@@ -140,7 +55,7 @@ def plan(count: int, gap_s: float = 0.0, output_tokens: int = 3) -> list[Planned
     return [planned(i, i * gap_s, output_tokens=output_tokens) for i in range(count)]
 
 
-async def test_good_stream_is_recorded(engine: Engine) -> None:
+async def test_good_stream_is_recorded(engine: GenerateStandIn) -> None:
     (record,) = await replay([planned(0, input_tokens=700, output_tokens=5)], UrlTarget(engine.url))
     assert (record.outcome, record.got_tokens, record.cached_tokens) == (RequestOutcome.OK, 5, 2)
     assert record.ttft_ms is not None
@@ -155,7 +70,7 @@ async def test_good_stream_is_recorded(engine: Engine) -> None:
     assert "bootstrap_room" not in body
 
 
-async def test_slo_is_sent_only_when_configured(engine: Engine) -> None:
+async def test_slo_is_sent_only_when_configured(engine: GenerateStandIn) -> None:
     request = planned(0, ttft_ms=750, tpot_ms=40, slo_class="batch")
     await replay([request], UrlTarget(engine.url), send_slo=True)
     await replay([request], UrlTarget(engine.url), send_slo=False)
@@ -177,7 +92,7 @@ FAILURES: list[tuple[Behaviour, RequestOutcome, str, int]] = [
 
 
 async def test_every_failure_has_its_outcome_and_spares_other_requests(
-    engine: Engine,
+    engine: GenerateStandIn,
 ) -> None:
     engine.behaviours = {2 * i + 1: behaviour for i, (behaviour, *_) in enumerate(FAILURES)}
     records = await replay(plan(2 * len(FAILURES) + 1), UrlTarget(engine.url), timeout_s=0.4)
@@ -196,7 +111,7 @@ async def test_refused_connection_is_a_connection_error() -> None:
     assert "Connect" in records[0].reason
 
 
-async def test_server_that_never_answers_delays_no_send(engine: Engine) -> None:
+async def test_server_that_never_answers_delays_no_send(engine: GenerateStandIn) -> None:
     """60 requests, 5 ms apart, none ever answered: a client with a connection limit or any
     back-pressure would still be sending when the first times out."""
     engine.behaviours = dict.fromkeys(range(60), hang)
@@ -208,13 +123,13 @@ async def test_server_that_never_answers_delays_no_send(engine: Engine) -> None:
     assert lags[30] < 300  # of a second of silence; generous for a busy machine
 
 
-async def test_requests_leave_in_order_and_not_before_they_are_due(engine: Engine) -> None:
+async def test_requests_leave_in_order_and_not_before_they_are_due(engine: GenerateStandIn) -> None:
     records = await replay(plan(20, gap_s=0.004), UrlTarget(engine.url))
     assert [r.arrival_s for r in records] == pytest.approx([0.004 * i for i in range(20)])
     assert all(r.send_lag_ms is not None and r.send_lag_ms >= 0 for r in records)
 
 
-async def test_budget_cuts_requests_in_flight_and_unsent(engine: Engine) -> None:
+async def test_budget_cuts_requests_in_flight_and_unsent(engine: GenerateStandIn) -> None:
     engine.behaviours = {0: hang}
     requests = [planned(0, 0.0), planned(1, 0.1), planned(2, 30.0)]
     records = await replay(requests, UrlTarget(engine.url), budget_s=0.5)
@@ -228,7 +143,7 @@ async def test_budget_cuts_requests_in_flight_and_unsent(engine: Engine) -> None
     assert records[2].send_lag_ms is None
 
 
-async def test_stop_ends_the_run_with_its_first_reason(engine: Engine) -> None:
+async def test_stop_ends_the_run_with_its_first_reason(engine: GenerateStandIn) -> None:
     engine.behaviours = {1: first_then_hang}
     requests = [planned(0, 0.0), planned(1, 0.0), planned(2, 60.0)]
     target = UrlTarget(engine.url)
@@ -250,7 +165,7 @@ async def test_stop_ends_the_run_with_its_first_reason(engine: Engine) -> None:
     assert (client.counts.sent, client.counts.done, client.counts.failed) == (2, 2, 1)
 
 
-async def test_timeout_closes_the_connection(engine: Engine) -> None:
+async def test_timeout_closes_the_connection(engine: GenerateStandIn) -> None:
     """The server must see the disconnect, or it would generate tokens without a reader."""
     engine.behaviours = {0: hang}
     await replay(plan(1), UrlTarget(engine.url), timeout_s=0.2)
@@ -261,14 +176,14 @@ async def test_timeout_closes_the_connection(engine: Engine) -> None:
     assert engine.gone == {0}
 
 
-def pair(prefill: Engine, decode: Engine) -> PairTarget:
+def pair(prefill: GenerateStandIn, decode: GenerateStandIn) -> PairTarget:
     left = Endpoint("prefill-0", prefill.url, False, "127.0.0.1", 8998)
     return PairTarget([left], [Endpoint("decode-0", decode.url)])
 
 
 @pytest.fixture
-async def other(engine: Engine) -> AsyncIterator[Engine]:
-    second = Engine()
+async def other(engine: GenerateStandIn) -> AsyncIterator[GenerateStandIn]:
+    second = GenerateStandIn()
     app = web.Application(client_max_size=1 << 24)
     app.router.add_post("/generate", second.handle)
     server = TestServer(app)
@@ -278,7 +193,9 @@ async def other(engine: Engine) -> AsyncIterator[Engine]:
     await server.close()
 
 
-async def test_both_endpoints_of_a_pair_get_the_same_body(engine: Engine, other: Engine) -> None:
+async def test_both_endpoints_of_a_pair_get_the_same_body(
+    engine: GenerateStandIn, other: GenerateStandIn
+) -> None:
     records = await replay(plan(3), pair(engine, other))
     assert [r.outcome for r in records] == [RequestOutcome.OK] * 3
     assert [r.got_tokens for r in records] == [3] * 3  # decode's tokens, counted once
@@ -292,7 +209,9 @@ async def test_both_endpoints_of_a_pair_get_the_same_body(engine: Engine, other:
     }
 
 
-async def test_failed_prefill_endpoint_ends_the_pair(engine: Engine, other: Engine) -> None:
+async def test_failed_prefill_endpoint_ends_the_pair(
+    engine: GenerateStandIn, other: GenerateStandIn
+) -> None:
     engine.behaviours = {0: refuse, 1: break_off}
     other.behaviours = {0: hang, 1: hang}
     records = await replay(plan(3), pair(engine, other), timeout_s=30.0)
@@ -311,14 +230,14 @@ async def test_failed_prefill_endpoint_ends_the_pair(engine: Engine, other: Engi
 
 
 async def test_hanging_prefill_endpoint_does_not_outlive_the_decode_stream(
-    engine: Engine, other: Engine
+    engine: GenerateStandIn, other: GenerateStandIn
 ) -> None:
     engine.behaviours = {0: hang}
     (record,) = await replay(plan(1), pair(engine, other), timeout_s=30.0)
     assert record.outcome is RequestOutcome.OK
 
 
-async def test_bug_in_the_client_costs_one_request(engine: Engine) -> None:
+async def test_bug_in_the_client_costs_one_request(engine: GenerateStandIn) -> None:
     class Broken(UrlTarget):
         def endpoints(self, index: int) -> tuple[Endpoint, ...]:
             return (
@@ -330,26 +249,6 @@ async def test_bug_in_the_client_costs_one_request(engine: Engine) -> None:
     records = await replay(plan(3), Broken(engine.url))
     assert [r.outcome for r in records][::2] == [RequestOutcome.OK, RequestOutcome.OK]
     assert records[1].outcome is not RequestOutcome.OK
-
-
-def test_pairs_take_turns_and_all_occur() -> None:
-    target = PairTarget(
-        [Endpoint(f"p{i}", "", False) for i in range(2)], [Endpoint(f"d{i}", "") for i in range(2)]
-    )
-    seen = Counter(tuple(leg.name for leg in target.endpoints(i)) for i in range(8))
-    assert seen == {("p0", "d0"): 2, ("p1", "d1"): 2, ("p0", "d1"): 2, ("p1", "d0"): 2}
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        *("", "localhost:3000", "ftp://h:1", "http://", "http://h/?x=1"),
-        *("http://h:abc", "http://h:99999", "http://h:0"),
-    ],
-)
-def test_bad_urls_are_refused(url: str) -> None:
-    with pytest.raises(InputError, match="--url"):
-        UrlTarget(url)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
