@@ -42,8 +42,8 @@ def bench(size: int, preemptive: bool) -> dict[str, float]:
     )
     made = Dispatcher(params)
     for i in range(PAIRS):
-        made.add_instance(f"p{i}", Role.PREFILL, PROFILE, preemptive=preemptive)
-        made.add_instance(f"d{i}", Role.DECODE, PROFILE)
+        made.add_worker(f"p{i}", Role.PREFILL, PROFILE, preemptive=preemptive)
+        made.add_worker(f"d{i}", Role.DECODE, PROFILE)
 
     def request(id: int, now: float) -> RequestDemand:
         tokens = int(min(draw.lognormvariate(8.5, 1.2), 200_000)) + 1

@@ -177,6 +177,8 @@ _OBJECTIVES: dict[str, tuple[str, Callable[[object, str], float]]] = {
     "x-sgl-ttft-slo-ms": ("TTFT", ttft_ms),
     "x-sgl-tps-slo": ("TPOT", _tpot_ms_of_rate),
 }
+SLO_HEADERS = (*_OBJECTIVES, CLASS_HEADER)
+"""All header lines that state an SLO, lower case."""
 
 
 def from_mapping(fields: object, where: str) -> SloRequest:

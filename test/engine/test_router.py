@@ -94,10 +94,10 @@ async def test_3_a_client_that_leaves_frees_both_servers(cluster: Cluster, phase
     async with router(cluster) as up:
         request = asyncio.ensure_future(_read_on(up, asked))
         if phase == "prefill":
-            await until(lambda: any(life.pair for life in up.router.active_requests.values()))
+            await until(lambda: any(one.attempt for one in up.router.handler.active.values()))
             await asyncio.sleep(0.3)
         else:
-            await until(lambda: any(life.sent for life in up.router.active_requests.values()))
+            await until(lambda: any(one.answering for one in up.router.handler.active.values()))
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
         await up.quiet()
@@ -128,7 +128,7 @@ async def test_5_killed_servers(cluster: Cluster) -> None:
         async with up.post(body(100, LONG_OUTPUT, stream=True)) as streaming:
             await tokens(streaming, 3)
             waiting = asyncio.ensure_future(_read_on(up, body(LONG_PROMPT, 5, stream=True)))
-            await until(lambda: sum(len(i.pairs) for i in _prefill(up)) == 1)
+            await until(lambda: sum(len(i.attempts) for i in _prefill(up)) == 1)
             os.kill(cluster.prefill[0].pid, signal.SIGKILL)
             assert await waiting == 502
             # What had its prefill behind it goes on.

@@ -71,7 +71,7 @@ class Rig:
 
     @property
     def active_requests(self) -> list[Any]:
-        return list(self.up.router.active_requests.values())
+        return list(self.up.router.handler.active.values())
 
     @asynccontextmanager
     async def at(self, phase: str, leg: str) -> AsyncIterator[Asked]:
@@ -128,7 +128,7 @@ class Rig:
         """A request whose KV nobody takes note of, because the decode server is stopped."""
         asked = await self.prefilling()
         with stopped(self.servers["decode"]):
-            await until(lambda: any(life.pair.prefill_body for life in self.active_requests))
+            await until(lambda: any(one.attempt.prefill_body for one in self.active_requests))
             yield asked
 
     async def ended(self, asked: Asked, outcome: Outcome) -> None:

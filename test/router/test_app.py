@@ -173,7 +173,7 @@ async def test_7_bodies_being_read_are_bounded_together() -> None:
             _, writer = await asyncio.open_connection(host, int(port))
             head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
             writer.write(head % (1 << 20))
-            await until(lambda: len(up.router.active_requests) == 1)
+            await until(lambda: len(up.router.handler.active) == 1)
             assert await _status(up) == 200  # what is only declared takes nothing
             writer.write(b" " * ((1 << 20) - 10))
             await until(lambda: up.router.bodies.held == (1 << 20) - 10)
@@ -217,7 +217,7 @@ async def test_9_a_body_with_a_malformed_chunk_is_refused_at_once(first: bytes) 
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         writer.write(first)
-        await until(lambda: len(up.router.active_requests) == 1)
+        await until(lambda: len(up.router.handler.active) == 1)
         writer.write(b"nonsense\r\n")
         async with asyncio.timeout(5.0):
             answer = await reader.read()

@@ -16,7 +16,7 @@ from kairos.router.edge import tls
 from kairos.router.edge.client_connection import protocol_factory
 from kairos.router.edge.errors import RequestError
 from kairos.router.edge.limits import check_headers
-from kairos.router.edge.listener import Listener
+from kairos.router.edge.listener import ConnectionCount, Listener
 
 WORKERS = Workers(prefill=(("a:1",),), decode=("b:1",))
 HEAD = b"POST /x HTTP/1.1\r\nHost: a\r\n"
@@ -67,13 +67,16 @@ async def serving(context: ssl.SSLContext | None = None, **groups: object) -> As
     runner = web.AppRunner(app)
     await runner.setup()
 
-    def count(number: int) -> None:
+    def changed(number: int) -> None:
         server.open = number
 
+    count = ConnectionCount(
+        config.limits.max_connections, changed, lambda: server.refused.append((503, "connections"))
+    )
     make = protocol_factory(
         runner.server, config, lambda *what: server.refused.append(what), count
     )  # fmt: skip
-    listening = Listener(make, "127.0.0.1", 0, context)
+    listening = Listener(make, "127.0.0.1", 0, count, context)
     server.port = listening.port
     try:
         yield server

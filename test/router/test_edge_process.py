@@ -1,8 +1,6 @@
 """The router as a process: what its users and operators see."""
 
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
@@ -187,30 +185,6 @@ def test_6_limits_of_a_tenant_hold(tmp_path: Path) -> None:
         assert json.loads(asked[2][1])["error"]["code"] == "tenant_rate"
         wait_for(lambda: len(router.lines()) == 3)
         assert router.lines()[2]["outcome"] == "rejected_tenant"
-
-
-def test_7_cells_split_the_pairs_and_share_the_port(tmp_path: Path) -> None:
-    with routed(tmp_path, "--cells", "2", pairs=2, cells=2) as (router, prefill, decode):
-        urls = [f"http://127.0.0.1:{router.port + 1 + cell}" for cell in range(2)]
-        for url in urls:
-            router.wait_ready(url)
-        shares = [json.loads(router.get("/workers", url=url)[1])["workers"] for url in urls]
-        named = [{worker["url"] for worker in share} for share in shares]
-        assert not named[0] & named[1]
-        assert named[0] | named[1] == {engine.url for engine in (*prefill, *decode)}
-        assert [sorted(w["role"] for w in share) for share in shares] == [["decode", "prefill"]] * 2
-        for _ in range(20):
-            assert router.ask("POST", "/generate", PROMPT)[0] == 200
-        counted = [samples(router.get("/metrics", url=url)[1]) for url in urls]
-        assert sum(one.get("kairos_router_requests_total", 0) for one in counted) == 20
-
-        pids = [int(pid) for pid in re.findall(r"cell \d: pid (\d+)", router.log.read_text())]
-        os.kill(pids[0], signal.SIGKILL)
-        wait_for(lambda: len(re.findall(r"cell \d: pid", router.log.read_text())) == 3)
-        for url in urls:
-            router.wait_ready(url)
-        assert router.stop() == 0
-    assert not Path(f"/proc/{pids[1]}").exists()
 
 
 def test_8_a_taken_port_and_a_bad_profile_stop_the_start(served, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from kairos.router.edge import listener as listeners
-from kairos.router.edge.listener import Listener
+from kairos.router.edge.listener import ConnectionCount, Listener
 
 CLIENTS = 200
 
@@ -44,6 +44,10 @@ class Guests:
             transport.close()
 
 
+def unbounded() -> ConnectionCount:
+    return ConnectionCount(1_000_000, lambda _: None, lambda: None)
+
+
 @contextmanager
 def callers(port: int, count: int) -> Iterator[list[socket.socket]]:
     """Connections as the kernel has them, before the listener has seen any."""
@@ -58,7 +62,7 @@ def callers(port: int, count: int) -> Iterator[list[socket.socket]]:
 def test_1_a_crowd_is_let_in_within_a_few_turns_of_the_loop() -> None:
     async def crowd() -> int:
         guests = Guests()
-        listener = Listener(guests, "127.0.0.1", 0)
+        listener = Listener(guests, "127.0.0.1", 0, unbounded())
         try:
             with callers(listener.port, CLIENTS):
                 return await guests.turns(CLIENTS)
@@ -74,7 +78,7 @@ def test_2_without_file_descriptors_who_waits_is_let_in_later(
 ) -> None:
     async def scarce() -> None:
         guests = Guests()
-        listener = Listener(guests, "127.0.0.1", 0)
+        listener = Listener(guests, "127.0.0.1", 0, unbounded())
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         try:
             with callers(listener.port, 3) as made:
@@ -99,7 +103,7 @@ def test_2_without_file_descriptors_who_waits_is_let_in_later(
 def test_3_a_closed_listener_refuses_and_keeps_who_is_in() -> None:
     async def closed() -> None:
         guests = Guests()
-        listener = Listener(guests, "127.0.0.1", 0)
+        listener = Listener(guests, "127.0.0.1", 0, unbounded())
         with callers(listener.port, 1) as (one,):
             await guests.turns(1)
             listener.close()
@@ -124,7 +128,7 @@ def test_4_a_name_is_listened_on_at_all_its_addresses_and_one_port(
     monkeypatch.setattr(listeners.socket, "getaddrinfo", resolved)
 
     async def named() -> None:
-        listener = Listener(Guests(), "a-name", 0)
+        listener = Listener(Guests(), "a-name", 0, unbounded())
         bound = [one.getsockname() for one in listener._sockets]
         listener.close()
         assert bound == [(one, listener.port) for one in addresses]
@@ -134,10 +138,10 @@ def test_4_a_name_is_listened_on_at_all_its_addresses_and_one_port(
 
 def test_5_an_address_in_use_is_said_at_once() -> None:
     async def twice() -> None:
-        listener = Listener(Guests(), "127.0.0.1", 0)
+        listener = Listener(Guests(), "127.0.0.1", 0, unbounded())
         try:
             with pytest.raises(OSError, match="in use"):
-                Listener(Guests(), "127.0.0.1", listener.port)
+                Listener(Guests(), "127.0.0.1", listener.port, unbounded())
         finally:
             listener.close()
 

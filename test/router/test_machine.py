@@ -101,7 +101,9 @@ class Machine(RuleBasedStateMachine):
             return
         assert not self.cluster.world.violations
         oldest_s = time.monotonic() - BOUND_S
-        assert all(life.received_s > oldest_s for life in self.up.router.active_requests.values())
+        assert all(
+            context.receipt.at_s > oldest_s for context in self.up.router.handler.active.values()
+        )
 
     def teardown(self) -> None:
         if hasattr(self, "up"):
@@ -122,7 +124,7 @@ class Machine(RuleBasedStateMachine):
         router, ends = self.up.router, self.up.ends
         assert len(ends) <= len(self.clients)  # a client may have left before it was heard
         assert len({end.request_id for end in ends}) == len(ends)
-        assert next(router._ids) == len(ends) + 1, "each received request ended once"
+        assert next(router.handler._ids) == len(ends) + 1, "each received request ended once"
         router.gauges()
         values: dict[str, float] = {}
         for family in text_string_to_metric_families(router.metrics.exposition().decode()):

@@ -44,7 +44,7 @@ async def test_1_1024_streams_at_once_all_come_to_their_end() -> None:
         await until(
             lambda: (
                 bool(up.ends)
-                or sum(life.sent for life in up.router.active_requests.values()) == STREAMS
+                or sum(one.answering for one in up.router.handler.active.values()) == STREAMS
             ),
             f"{STREAMS} first tokens",
             limit_s=120.0,

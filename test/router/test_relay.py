@@ -201,7 +201,8 @@ async def test_11_a_failed_response_is_no_completion_and_told_once() -> None:
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/generate"])
 async def test_12_an_error_event_of_the_server_is_a_failure_and_told_once(path: str) -> None:
-    body = {"messages": [], "prompt": "x", "input_ids": [1], "stream": True}
+    messages = [{"role": "user", "content": "x"}]
+    body = {"messages": messages, "prompt": "x", "input_ids": [1], "stream": True}
     async with (
         fakes() as cluster,
         running(config_for(cluster, overload=Overload(retries=0))) as up,

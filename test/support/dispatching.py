@@ -40,9 +40,9 @@ def dispatcher(
     """Instances "p0", "p1", ... and "d0", "d1", ..."""
     made = Dispatcher(DispatchParams(**params))
     for i in range(prefill):
-        made.add_instance(f"p{i}", Role.PREFILL, profile, preemptive=preemptive)
+        made.add_worker(f"p{i}", Role.PREFILL, profile, preemptive=preemptive)
     for i in range(decode):
-        made.add_instance(f"d{i}", Role.DECODE, profile, kv_tokens=decode_kv)
+        made.add_worker(f"d{i}", Role.DECODE, profile, kv_tokens=decode_kv)
     return made
 
 

@@ -24,8 +24,10 @@ class Fault:
     """What goes wrong at one server, until it is taken back.
 
     Attributes:
-        kind: status, hang, stopped, reset_headers, reset_stream, garbage, drip, incomplete,
-            error_event, abort (told in a 200) or kv_failure.
+        kind: status, not_found, hang, stopped, reset_headers, reset_stream, garbage, drip,
+            incomplete, error_event, abort and abort_400 (told in a 200), kv_failure, or dies: the
+            server ends as if killed.
+        only: prompts that it hits; None for all.
         status: for `status` and `error_event`.
         after: tokens sent before `reset_stream`, `incomplete`, `error_event` and `drip` begin.
         times: requests that it hits; then it is over.
@@ -35,6 +37,7 @@ class Fault:
     status: int = 500
     after: int = 2
     times: int = 1_000_000
+    only: list[int] | None = None
 
 
 @dataclass
@@ -94,6 +97,8 @@ class Engine:
         self.aborting = 0
         self.most_aborting = 0
         self.flushed = 0
+        self.died = False
+        self.health_status = 200
         self.seed = 1
         self.state: dict[str, Any] = {}
         self.live_rooms: set[int] = set()
@@ -115,7 +120,7 @@ class Engine:
         app.router.add_post("/abort_request", self._abort)
         app.router.add_post("/flush_cache", self._flush)
         app.router.add_get("/model_info", self._info)
-        app.router.add_get("/v1/models", self._info)
+        app.router.add_get("/v1/models", self._models)
         app.router.add_get("/server_info", self._server_info)
         app.router.add_get("/v1/loads", self._loads)
         self._runner = web.AppRunner(
@@ -153,7 +158,11 @@ class Engine:
 
     async def _info(self, request: web.Request) -> web.Response:
         await self._maybe_hang()
-        return web.json_response({"model_path": "fake", "role": self.role})
+        document = {"model_path": "fake", "role": self.role}
+        return web.json_response(document, status=self.health_status)
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "fake", "object": "model"}]})
 
     async def _server_info(self, request: web.Request) -> web.Response:
         await self._maybe_hang()
@@ -163,6 +172,7 @@ class Engine:
                 "startup_time": {"total": 1.0},
                 "internal_states": [self.state],
                 "max_total_num_tokens": 1_000_000,
+                "served_model_name": "served",
             }
         )
 
@@ -207,7 +217,14 @@ class Engine:
         body = orjson.loads(await request.read())
         self.seen.append(body)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
-        fault = self._hit()
+        fault = self._hit(body)
+        if fault is not None and fault.kind == "not_found":
+            body = b'{"detail":"Not Found"}'  # as FastAPI writes it
+            return web.Response(body=body, status=404, content_type="application/json")
+        if fault is not None and fault.kind == "dies":
+            self.died = True
+            self._ending = asyncio.ensure_future(self.stop())
+            await asyncio.sleep(3600)
         if fault is not None and fault.kind == "status":
             error = {"error": {"message": "injected", "code": fault.status}}
             return web.json_response(error, status=fault.status)
@@ -242,8 +259,10 @@ class Engine:
                 for room in rooms:
                     self.world.room(room).failed.set()
 
-    def _hit(self) -> Fault | None:
+    def _hit(self, body: dict[str, Any]) -> Fault | None:
         fault = self.fault
+        if fault is not None and fault.only not in (None, body.get("input_ids")):
+            return None
         if fault is None or fault.kind == "stopped" or fault.times <= 0:
             return None
         fault.times -= 1
@@ -265,7 +284,8 @@ class Engine:
                 last["text"] = "x" * 10_000
                 last["meta_info"]["finish_reason"] = {"type": "abort"}
             elif finish["type"] == "abort":
-                return web.json_response({"error": {"message": "aborted"}}, status=finish["status"])
+                error = {"error": {"message": finish["message"]}}
+                return web.json_response(error, status=finish["status"])
             if fault is not None and fault.kind == "garbage":
                 return web.Response(body=b"\x00garbage", content_type="application/json")
             rid = body.get("rid")
@@ -319,6 +339,15 @@ class Engine:
         params = body.get("sampling_params") or {}
         params = params[0] if isinstance(params, list) else params
         count = params.get("max_new_tokens", body.get("max_tokens", 4))
+        if fault is not None and fault.kind == "abort_400":
+            refused = event(0, body, "abort", 400)
+            refused["meta_info"]["finish_reason"] |= {
+                "message": "no such grammar",
+                "status_code": 400,
+                "err_type": "BadRequestError",
+            }
+            yield refused
+            return
         if fault is not None and fault.kind == "hang":
             count = 0
             if await _first(aborted.wait(), asyncio.sleep(3600)) == 0:

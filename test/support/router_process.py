@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from kairos.cluster.ports import PortReservation
-from kairos.errors import InputError
 
 MODEL = "tiny"
 _USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -212,7 +211,7 @@ class RouterProcess:
 
 @contextmanager
 def routed(
-    folder: Path, *argv: str, pairs: int = 1, cells: int = 1
+    folder: Path, *argv: str, pairs: int = 1
 ) -> Iterator[tuple[RouterProcess, list[Engine], list[Engine]]]:
     """A router in front of so many prefill and as many decode servers."""
     with ExitStack() as stack:
@@ -222,30 +221,19 @@ def routed(
         prefill, decode = engines[:pairs], engines[pairs:]
         flags = [word for e in prefill for word in ("--prefill", e.url, "8998")]
         flags += [word for e in decode for word in ("--decode", e.url)]
-        port = stack.enter_context(_free_ports(1 + (cells if cells > 1 else 0)))
+        port = stack.enter_context(_free_port())
         router = RouterProcess([*flags, *argv], port, folder / "router.log")
         stack.callback(router.process.wait)
         stack.callback(router.process.kill)
-        if cells == 1:
-            router.wait_ready()
+        router.wait_ready()
         yield router, prefill, decode
 
 
 @contextmanager
-def _free_ports(count: int) -> Iterator[int]:
-    """The first of so many free ports in a row."""
-    for _ in range(100):
-        held = PortReservation()
-        try:
-            first = held.take()
-            for offset in range(1, count):
-                held.take(first + offset)
-        except InputError:
-            held.close()
-            continue
-        try:
-            yield first
-        finally:
-            held.close()
-        return
-    raise AssertionError(f"no {count} free ports in a row")
+def _free_port() -> Iterator[int]:
+    """A free port."""
+    held = PortReservation()
+    try:
+        yield held.take()
+    finally:
+        held.close()

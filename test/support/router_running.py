@@ -15,10 +15,10 @@ from kairos.router.config.settings import (
     Timeouts,
     Workers,
 )
-from kairos.router.edge.app import make_factory, make_server
+from kairos.router.edge.app import connection_count, make_factory, make_server
 from kairos.router.edge.listener import Listener
 from kairos.router.observe.request_record import RequestRecord
-from kairos.router.request.handler import Router
+from kairos.router.router import Router
 from kairos.router.workers.endpoint import Endpoint
 from support.router_engine import Fakes, until
 
@@ -54,13 +54,13 @@ class Running:
 
     def _idle(self) -> bool:
         router = self.router
-        if router.active_requests or len(router.rooms):
+        if router.handler.active or len(router.rooms):
             return False
         # BootstrapRooms are free a moment before the dispatcher hears of it.
         snapshot = router.dispatcher.snapshot(0.0)
         queue = snapshot["queue"]
         held = snapshot["dispatched"] or queue["requests"] or queue["bytes"]
-        return not held and not any(i.pairs for i in router.registry.workers.values())
+        return not held and not any(i.attempts for i in router.registry.workers.values())
 
     def post(self, body: dict[str, Any], path: str = "/generate", **more: Any) -> Any:
         return self.session.post(self.url + path, json=body, **more)
@@ -104,7 +104,9 @@ async def running(config: RouterConfig, ready: bool = True) -> AsyncIterator[Run
     router.metrics.ended = ended  # type: ignore[method-assign]
     server = make_server(router)
     await router.start()
-    listener = Listener(make_factory(router, server), "127.0.0.1", 0)
+    connections = connection_count(router)
+    factory = make_factory(router, server, connections)
+    listener = Listener(factory, "127.0.0.1", 0, connections)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         up = Running(router, f"http://127.0.0.1:{listener.port}", session, ends)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kairos.errors import InputError
-from kairos.router.cells import stop_with_parent, supervise
 from kairos.router.config.load import mapping, read_document, refuse_unknown
 from kairos.router.config.schema import flag_of, knob_of, shown
 from kairos.router.config.settings import RouterConfig
@@ -32,9 +31,6 @@ examples:
   # Servers behind two headless services of Kubernetes:
   kairos-router --prefill-dns http://prefill.llm.svc:30000 8998 \\
       --decode-dns http://decode.llm.svc:30000
-
-  # Four processes on one port, each with two of eight pairs:
-  kairos-router --workers-file workers.yaml --cells 4
 
 A file given by --config has the sections below, with the flags' names, dashes as underscores;
 flags win over it:
@@ -74,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             load_keys(config)
             print("kairos-router: the configuration is good")
             return 0
-        return _run(config, argv)
+        return _run(config)
     except InputError as error:
         print(f"kairos-router: {error}", file=sys.stderr)
         return 2
@@ -101,25 +97,19 @@ def config_of(options: argparse.Namespace) -> RouterConfig:
             flag = getattr(options, field.name, None)
             if knob_of(field) and flag is not None:
                 values[field.name] = flag
-        if section.name == "listen" and options.cell is not None:
-            values["cell"] = options.cell
         groups[section.name] = _group(section)(**values)
     return RouterConfig(**groups)
 
 
-def _run(config: RouterConfig, argv: list[str]) -> int:
+def _run(config: RouterConfig) -> int:
     logging.basicConfig(
         level=config.observability.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    if config.listen.cells > 1 and config.listen.cell is None:
-        return supervise(config, argv)
-    if config.listen.cell is not None:
-        stop_with_parent()
-    from kairos.router.request.handler import run
+    from kairos.router.edge.app import serve
 
-    return run(config)
+    return serve(config)
 
 
 def _key(argv: list[str]) -> int:
@@ -181,7 +171,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", type=Path, metavar="FILE", help="YAML or TOML file of settings")
     add("--check", action="store_true", help="check flags and files, then exit")
     add("--pd-disaggregation", action="store_true", help="accepted: the router does nothing else")
-    add("--cell", type=int, help=argparse.SUPPRESS)
     for section in dataclasses.fields(RouterConfig):
         group = parser.add_argument_group(section.name, _group(section).__doc__.partition("\n")[0])
         for field in dataclasses.fields(_group(section)):

@@ -8,7 +8,7 @@ import pytest
 from kairos.errors import InputError
 from kairos.router.cli import main, parse
 from kairos.router.config.schema import flag_of, knob_of
-from kairos.router.config.settings import Limits, Listen, RouterConfig, Security, Workers
+from kairos.router.config.settings import Limits, RouterConfig, Security, Workers
 from kairos.router.workers.endpoint import Endpoint
 from kairos.slo import Slo
 
@@ -81,7 +81,6 @@ def test_4_every_default_is_allowed(name: str) -> None:
         (["--prefill", "http://a:1", "1", "2", "--decode", "b:1"], "URL or URL BOOTSTRAP_PORT"),
         ([*PAIR, "--host", "0.0.0.0"], "--allow-unauthenticated"),
         ([*PAIR, "--host", "router.example"], "--allow-unauthenticated"),
-        ([*PAIR, "--cells", "2"], "needs at least 2 prefill servers, 1 are named"),
         ([*PAIR, "--keys-file", "/nowhere"], "--keys-file: there is no file '/nowhere'"),
         ([*PAIR, "--tls-cert", __file__], "--tls-cert and --tls-key: give both or neither"),
         ([*PAIR, "--engine-cert", __file__], "--engine-cert and --engine-cert-key"),
@@ -132,7 +131,7 @@ def test_7_flags_win_over_the_file(tmp_path: Path, suffix: str) -> None:
     [
         ("listn: {}", "unknown field 'listn'; known are listen, limits"),
         ("listen: {prt: 1}", "listen: unknown field 'prt'; known are host, port"),
-        ("listen: {cell: 1}", "unknown field 'cell'"),
+        ("listen: {cors_origin: [x]}", "is not * or an origin"),
         ("listen: {port: x}", "listen.port: 'x' is not allowed"),
         ("listen: {port: true}", "listen.port: True is not allowed"),
         ("security: {open_metrics: 'yes'}", "security.open_metrics: 'yes' is not allowed"),
@@ -158,8 +157,6 @@ def test_9_values_built_in_code_are_checked_too() -> None:
         Limits(max_headers=1)
     with pytest.raises(InputError, match="--max-reading-mib: must hold a body"):
         Limits(max_body_mib=2, max_reading_mib=1)
-    with pytest.raises(InputError, match="cell 3: allowed are 0 to 1"):
-        Listen(cells=2, cell=3)
     with pytest.raises(InputError, match="--keys-file"):
         Security(keys_file=Path("/nowhere"))
 
@@ -186,13 +183,6 @@ def test_12_the_help_names_every_flag_and_shows_an_example_that_works(capsys) ->
     for name in knobs():
         assert flag_of(name) in text
     assert "kairos-router --prefill http://127.0.0.1:30001 8998" in text
-
-
-def test_13_a_cell_has_a_port_of_its_own() -> None:
-    assert Listen(port=8000, cells=4, cell=2).cell_port == 8003
-    assert Listen(port=8000).cell_port is None
-    with pytest.raises(InputError, match="too high"):
-        Listen(port=65530, cells=8)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def labels() -> dict[str, set[str]]:
     for collector in metrics.registry._collector_to_names:
         names = getattr(collector, "_labelnames", ())
         for family in collector.describe():
-            known = set(names) | ({"version", "cell", "cells"} if family.type == "info" else set())
+            known = set(names) | ({"version"} if family.type == "info" else set())
             for suffix in ("", "_total", "_bucket", "_sum", "_count", "_info"):
                 found[family.name + suffix] = known
     return {name: known for name, known in found.items() if name in metrics.names()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kairos.errors import InputError
-from kairos.router.config.settings import Listen, RouterConfig, Workers
+from kairos.router.config.settings import RouterConfig, Workers
 from kairos.router.workers import discovery
 from kairos.router.workers.discovery import (
     DnsSource,
@@ -186,22 +186,6 @@ def test_7_the_administrator_adds_within_bounds_and_removes_anything() -> None:
         registry.remove(D2.key)
     with pytest.raises(InputError, match="the router has no --allow-worker"):
         WorkerDiscovery(config(), Seen()).add(D2)
-
-
-def test_8_cells_see_disjoint_servers_and_refuse_additions() -> None:
-    settings = Workers(prefill=(P1, P2), decode=(D1, D2), allow_worker=("*:*",))
-    registries = [
-        WorkerDiscovery(RouterConfig(workers=settings, listen=Listen(cells=2, cell=cell)), Seen())
-        for cell in range(2)
-    ]
-    for registry in registries:
-        registry.start()
-    first, second = (registry.endpoints for registry in registries)
-    assert first | second == {P1, P2, D1, D2}
-    assert {e.role for e in first} == {e.role for e in second} == {"prefill", "decode"}
-    assert not first & second
-    with pytest.raises(InputError, match="use --workers-file"):
-        registries[0].add(D3)
 
 
 def test_9_one_address_is_one_server(caplog) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kairos.router.request.parsing import CHAT, GENERATE, RESPONSES
+from kairos.router.paths import CHAT, GENERATE, RESPONSES
 from kairos.router.upstream.relay import Relay
 
 

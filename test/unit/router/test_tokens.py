@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kairos.errors import InputError
-from kairos.router.request.parsing import CHAT, COMPLETIONS, GENERATE, RESPONSES
+from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
 from kairos.router.request.token_counter import (
     BLOCK_TOKENS,
     MAX_BLOCKS,

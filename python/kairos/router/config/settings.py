@@ -5,6 +5,7 @@ value and what is allowed. A knob that nobody should turn is a constant where it
 """
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,16 @@ from kairos.router.workers.endpoint import (
 from kairos.slo import TPOT_RANGE_MS, TTFT_RANGE_MS, Slo, SloClasses, parse_class
 
 MIB = 1 << 20
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]{1,253}")
+
+
+def _origins(text: str) -> Any:
+    def read(value: object, where: str) -> str:
+        if isinstance(value, str) and (value == "*" or _ORIGIN.fullmatch(value)):
+            return value
+        raise InputError(f"{where}: {shown(value)} is not * or an origin like https://example.com")
+
+    return knob((), read, text, "ORIGIN", many=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +60,9 @@ class Listen:
     tls_cert: Path | None = file("certificate chain (PEM); serves HTTPS")
     tls_key: Path | None = file("private key of --tls-cert (PEM)")
     tls_client_ca: Path | None = file("CA that client certificates must come from (PEM)")
-    cells: int = count(1, "processes that share the port, each with its own pairs", 1, 64)
-    cell: int | None = None
+    cors_origin: tuple[str, ...] = _origins(
+        "origin whose pages may use the API; * for all; repeatable"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -58,18 +70,6 @@ class Listen:
             raise InputError("--tls-cert and --tls-key: give both or neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise InputError("--tls-client-ca: needs --tls-cert")
-        if self.cell is not None and not 0 <= self.cell < self.cells:
-            raise InputError(f"cell {self.cell}: allowed are 0 to {self.cells - 1}")
-        if self.cells > 1 and self.port == 0:
-            raise InputError("--cells: needs a --port, which all of them share")
-        if self.cells > 1 and self.port + self.cells > 65535:
-            raise InputError(f"--cells: each has a port of its own after {self.port}; too high")
-
-    @property
-    def cell_port(self) -> int | None:
-        """Port of this cell alone, for scraping and for draining it: the shared port, plus 1, plus
-        the cell's number."""
-        return None if self.cell is None else self.port + 1 + self.cell
 
     @property
     def loopback(self) -> bool:
@@ -328,11 +328,3 @@ class RouterConfig:
                 "could use the servers; give --keys-file, listen on 127.0.0.1, or say "
                 "--allow-unauthenticated"
             )
-        cells = self.listen.cells
-        if cells > 1 and not workers.dynamic:
-            for role in Role:
-                if len(getattr(workers, role.value)) < cells:
-                    raise InputError(
-                        f"--cells {cells}: needs at least {cells} {role.value} servers, "
-                        f"{len(getattr(workers, role.value))} are named"
-                    )

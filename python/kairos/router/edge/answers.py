@@ -18,6 +18,10 @@ _TYPES = {
 }
 
 
+SERVER = {"Server": "kairos-router"}
+"""Without it aiohttp would tell its own version and Python's."""
+
+
 def json_answer(
     document: Any, status: int = 200, headers: dict[str, str] | None = None
 ) -> web.Response:
@@ -25,7 +29,7 @@ def json_answer(
     return web.Response(
         body=orjson.dumps(document),
         status=status,
-        headers=headers,
+        headers={**SERVER, **(headers or {})},
         content_type="application/json",
     )
 
@@ -47,7 +51,7 @@ def error_document(status: int, reason: str, message: str) -> bytes:
 
 def refusal(error: RequestError, headers: dict[str, str] | None = None) -> web.Response:
     """The answer to a request that the router refuses."""
-    headers = dict(headers or {})
+    headers = {**SERVER, **(headers or {})}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     headers["x-kairos-reason"] = error.reason

@@ -15,20 +15,22 @@ from aiohttp import web
 from kairos.errors import InputError
 from kairos.router.config.settings import RouterConfig
 from kairos.router.edge import openapi
-from kairos.router.edge.answers import json_answer, refusal
+from kairos.router.edge.answers import SERVER, json_answer, refusal
 from kairos.router.edge.client_connection import protocol_factory
 from kairos.router.edge.errors import RequestError, invalid
 from kairos.router.edge.limits import check_headers
-from kairos.router.edge.listener import Listener
+from kairos.router.edge.listener import ConnectionCount, Listener
 from kairos.router.edge.tls import reload_certificate, server_context
 from kairos.router.observe import tracing
 from kairos.router.observe.metrics import CONTENT_TYPE
-from kairos.router.request import parsing as intakes
-from kairos.router.request.handler import Router
+from kairos.router.paths import PATHS
 from kairos.router.request.outcome import Outcome
+from kairos.router.router import Router
+from kairos.router.text import clean
 from kairos.router.upstream.http_client import BrokenError
 from kairos.router.workers.endpoint import Role, parse_endpoint
 from kairos.router.workers.worker import State, Worker
+from kairos.slo import SLO_HEADERS
 
 _log = logging.getLogger(__name__)
 
@@ -37,9 +39,15 @@ _GC_THRESHOLDS = (20_000, 20, 100)
 """Open requests are many young objects that are all alive: looking through them again and again
 cost a tenth of a busy router's time."""
 _ASKED = {
-    "/v1/models": "/v1/models",
     "/model_info": "/model_info",
     "/get_model_info": "/model_info",
+}
+
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "authorization, content-type, x-request-id, "
+    + ", ".join(SLO_HEADERS),
+    "Access-Control-Max-Age": "600",
 }
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -51,8 +59,9 @@ class App:
     def __init__(self, router: Router) -> None:
         self.router = router
         self._by_path: dict[str, dict[str, Handler]] = {
-            **{path: {"POST": router.generate} for path in intakes.PATHS},
+            **{path: {"POST": self._generate} for path in PATHS},
             **{path: {"GET": self._ask} for path in _ASKED},
+            "/v1/models": {"GET": self._models},
             "/health": {"GET": self._health},
             "/ready": {"GET": self._ready},
             "/metrics": {"GET": self._metrics},
@@ -63,17 +72,30 @@ class App:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        methods = self._by_path.get(request.path)
-        if methods is None and request.path.startswith("/workers/"):
-            drain = request.path.endswith("/drain")
-            methods = {"POST": self._drain_worker} if drain else {"DELETE": self._remove_worker}
-        handler = None if methods is None else methods.get(request.method)
-        if handler == self.router.generate:
-            return await handler(request)
+        origin = self._origin(request)
+        if origin is not None and request.method == "OPTIONS":
+            return web.Response(status=204, headers={**SERVER, **cors(origin), **_PREFLIGHT})
+        answer = await self._answer(request)
+        if origin is not None and not answer.prepared:
+            answer.headers.update(cors(origin))
+        return answer
+
+    async def _generate(self, request: web.BaseRequest) -> web.StreamResponse:
+        origin = self._origin(request)
+        extra = {} if origin is None else cors(origin)
+        return await self.router.handler(request, request.path.rstrip("/"), extra)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path.rstrip("/") or "/"
+        methods = self._methods(path)
+        method = "GET" if request.method == "HEAD" else request.method
+        handler = None if methods is None else methods.get(method)
+        if handler == self._generate:
+            return await handler(request)  # checks its header lines itself
         try:
             check_headers(request.raw_headers, self.router.config.limits)
             if methods is None:
-                raise invalid(404, "path", "there is nothing here")
+                raise invalid(404, "path", f"there is no {path[:80]}; there are {self._offers()}")
             if handler is None:
                 raise invalid(405, "method", f"allowed is {', '.join(methods)}")
             return await handler(request)
@@ -83,12 +105,33 @@ class App:
                 answer.headers["Allow"] = ", ".join(methods)
             return answer
 
+    def _methods(self, path: str) -> dict[str, Handler] | None:
+        """Handlers by method; None where there is nothing."""
+        if path.startswith("/v1/models/"):
+            return {"GET": self._model}
+        if path.startswith("/workers/"):
+            if path.endswith("/drain"):
+                return {"POST": self._drain_worker}
+            if path.endswith("/undrain"):
+                return {"POST": self._undrain_worker}
+            return {"DELETE": self._remove_worker}
+        return self._by_path.get(path)
+
+    def _offers(self) -> str:
+        return ", ".join(sorted(path for path in self._by_path if path != "/get_model_info"))
+
+    def _origin(self, request: web.BaseRequest) -> str | None:
+        """The page's origin, if its requests are allowed."""
+        origin = request.headers.get("Origin")
+        allowed = self.router.config.listen.cors_origin
+        return origin if origin is not None and ({"*", origin} & set(allowed)) else None
+
     async def _health(self, request: web.BaseRequest) -> web.Response:
         return json_answer({"status": "ok"})
 
     async def _ready(self, request: web.BaseRequest) -> web.Response:
         router = self.router
-        if router.draining:
+        if router.handler.draining:
             return json_answer({"status": "draining"}, 503)
         if not router.health.ready:
             return json_answer({"status": "no pair generated a token recently"}, 503)
@@ -97,6 +140,7 @@ class App:
     async def _metrics(self, request: web.BaseRequest) -> web.Response:
         self.router.keyring.authorize_metrics(request.headers)
         self.router.gauges()
+        self.router.scraped()
         body = self.router.metrics.exposition()
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
@@ -104,18 +148,53 @@ class App:
         return web.Response(body=openapi.encoded(), content_type="application/json")
 
     async def _ask(self, request: web.BaseRequest) -> web.Response:
-        """Pass a question on to one of the servers."""
-        router = self.router
-        router.keyring.authenticate(request.headers)
-        instances = router.registry.of(Role.PREFILL, State.READY) + router.registry.of(
-            Role.DECODE, State.READY
-        )
-        if not instances:
+        """Pass a question on to one of the workers."""
+        self.router.keyring.authenticate(request.headers)
+        path = _ASKED[request.path.rstrip("/")]
+        for worker in self._ready_workers():
+            status, body = await self._call(worker, "GET", path)
+            if status == 200:
+                return web.Response(
+                    body=body, status=status, headers=SERVER, content_type="application/json"
+                )
+        raise RequestError(502, Outcome.ENGINE_FAILED, "server", "the server failed", 2.0)
+
+    async def _models(self, request: web.BaseRequest) -> web.Response:
+        """The models of all workers, each once."""
+        self.router.keyring.authenticate(request.headers)
+        models = await self._known_models()
+        return json_answer({"object": "list", "data": list(models.values())})
+
+    async def _model(self, request: web.BaseRequest) -> web.Response:
+        """One of them, as in OpenAI's API."""
+        self.router.keyring.authenticate(request.headers)
+        name = request.path.rstrip("/").removeprefix("/v1/models/")
+        models = await self._known_models()
+        if name not in models:
+            known = ", ".join(models)
+            raise invalid(404, "model", f"there is no model {name[:80]!r}; there are {known}")
+        return json_answer(models[name])
+
+    async def _known_models(self) -> dict[str, Any]:
+        workers = self._ready_workers()
+        answers = await asyncio.gather(*(self._call(w, "GET", "/v1/models") for w in workers))
+        models: dict[str, Any] = {}
+        for status, body in answers:
+            try:
+                found = orjson.loads(body)["data"] if status == 200 else []
+                models |= {str(model["id"]): model for model in found}
+            except (orjson.JSONDecodeError, KeyError, TypeError):
+                continue
+        if not models:
+            raise RequestError(502, Outcome.ENGINE_FAILED, "server", "the servers failed", 2.0)
+        return models
+
+    def _ready_workers(self) -> list[Worker]:
+        registry = self.router.registry
+        workers = [w for role in Role for w in registry.of(role, State.READY)]
+        if not workers:
             raise RequestError(503, Outcome.UNAVAILABLE, "no_pair", "no server is ready", 2.0)
-        status, body = await self._call(instances[0], "GET", _ASKED[request.path])
-        if status >= 500 or not status:
-            raise RequestError(502, Outcome.ENGINE_FAILED, "server", "the server failed", 2.0)
-        return web.Response(body=body, status=status, content_type="application/json")
+        return workers
 
     async def _list_workers(self, request: web.BaseRequest) -> web.Response:
         self.router.keyring.authorize_admin(request.headers, changes=False)
@@ -123,7 +202,7 @@ class App:
 
     async def _add_worker(self, request: web.BaseRequest) -> web.Response:
         router = self.router
-        router.keyring.authorize_admin(request.headers)
+        self._authorize_change(request)
         with router.bodies.hold("") as held:
             raw = await router.body_of(request, held)
         try:
@@ -148,16 +227,32 @@ class App:
         return json_answer({"worker": endpoint.key, "state": State.STARTING.value}, 201)
 
     async def _drain_worker(self, request: web.BaseRequest) -> web.Response:
+        worker = self._named_worker(request, "/drain")
+        self.router.registry.drain(worker.key)
+        return json_answer({"worker": worker.key, "state": worker.state.value})
+
+    async def _undrain_worker(self, request: web.BaseRequest) -> web.Response:
+        worker = self._named_worker(request, "/undrain")
+        self.router.registry.undrain(worker.key)
+        return json_answer({"worker": worker.key, "state": worker.state.value})
+
+    def _named_worker(self, request: web.BaseRequest, action: str) -> Worker:
+        """The worker that an administrator names in the path."""
+        self._authorize_change(request)
+        key = request.path.rstrip("/").removeprefix("/workers/").removesuffix(action)
+        worker = self.router.registry.workers.get(key)
+        if worker is None:
+            known = ", ".join(self.router.registry.workers)
+            raise invalid(404, "worker", f"there is no worker {key[:80]!r}; there are {known}")
+        return worker
+
+    def _authorize_change(self, request: web.BaseRequest) -> None:
+        """Let the administrator pass, and log what is done."""
         self.router.keyring.authorize_admin(request.headers)
-        key = request.path.removeprefix("/workers/").removesuffix("/drain")
-        if key not in self.router.registry.workers:
-            raise invalid(404, "worker", "there is no such server")
-        self.router.registry.drain(key)
-        return json_answer({"worker": key, "state": State.DRAINING.value})
+        _log.info("admin: %s %s from %s", request.method, clean(request.path, 100), request.remote)
 
     async def _remove_worker(self, request: web.BaseRequest) -> web.Response:
-        self.router.keyring.authorize_admin(request.headers)
-        key = request.path.removeprefix("/workers/")
+        key = self._named_worker(request, "").key
         try:
             self.router.discovery.remove(key)
         except KeyError:
@@ -168,13 +263,14 @@ class App:
         """Empty the prefix caches of all servers."""
         router = self.router
         router.keyring.authorize_admin(request.headers, changes=False)
-        instances = list(router.registry.workers.values())
-        if not instances:
+        _log.info("admin: flush_cache from %s", request.remote)
+        workers = list(router.registry.workers.values())
+        if not workers:
             raise RequestError(503, Outcome.UNAVAILABLE, "no_pair", "there is no server", 2.0)
         answers = await asyncio.gather(
-            *(self._call(instance, "POST", "/flush_cache", admin=True) for instance in instances)
+            *(self._call(worker, "POST", "/flush_cache", admin=True) for worker in workers)
         )
-        results = {i.key: status for i, (status, _) in zip(instances, answers, strict=True)}
+        results = {i.key: status for i, (status, _) in zip(workers, answers, strict=True)}
         for key, status in results.items():
             if status == 200:
                 router.registry.flushed(key)
@@ -182,14 +278,14 @@ class App:
         return json_answer({"workers": results}, 200 if good else 502)
 
     async def _call(
-        self, instance: Worker, method: str, path: str, admin: bool = False
+        self, worker: Worker, method: str, path: str, admin: bool = False
     ) -> tuple[int, bytes]:
         """Status, 0 where there was no answer, and body."""
         router = self.router
         headers = router.admin_headers() if admin else router.engine_headers()
         try:
             status, _, body = await router.pool.call(
-                instance.endpoint, method, path, _FORWARD_TIMEOUT_S, headers=headers
+                worker.endpoint, method, path, _FORWARD_TIMEOUT_S, headers=headers
             )
         except (BrokenError, TimeoutError):
             return 0, b""
@@ -234,30 +330,29 @@ async def _serve(config: RouterConfig) -> int:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload)
     server = make_server(router)
-    factory = make_factory(router, server)
     listen = config.listen
-    ports = [listen.port] if listen.cell_port is None else [listen.port, listen.cell_port]
-    listeners = []
+    count = connection_count(router)
+    await router.start()
     try:
-        await router.start()
         try:
-            for port in ports:
-                shared = listen.cell is not None and port == listen.port
-                listeners.append(
-                    Listener(
-                        factory, listen.host, port, context, shared,
-                        config.timeouts.header_timeout_s,
-                    )
-                )  # fmt: skip
+            listener = Listener(
+                make_factory(router, server, count),
+                listen.host,
+                listen.port,
+                count,
+                context,
+                config.timeouts.header_timeout_s,
+            )
         except OSError as error:
             raise InputError(f"--host, --port: cannot listen on them: {error}") from error
         scheme = "http" if context is None else "https"
-        for listener in listeners:
-            _log.info("listening on %s://%s:%d", scheme, listen.host, listener.port)
+        _log.info("listening on %s://%s:%d", scheme, listen.host, listener.port)
         await stop.wait()
-        _log.info("draining: %d requests", len(router.active_requests))
-        for listener in listeners:
-            listener.close()
+        _log.info("draining: %d requests", len(router.handler.active))
+        # Connections are accepted until the end, so that load balancers hear 503 and scrapers the
+        # last counts.
+        await router.drain()
+        listener.close()
     finally:
         await router.stop()
         await server.shutdown(1.0)
@@ -270,10 +365,32 @@ def make_server(router: Router) -> web.Server:
     return web.Server(App(router), handler_cancellation=True, access_log=None)
 
 
-def make_factory(router: Router, server: web.Server) -> Callable[[], asyncio.Protocol]:
+def connection_count(router: Router) -> ConnectionCount:
+    """Bounds and counts the connections of all listeners of a router."""
+    metrics = router.metrics
+
+    def refused() -> None:
+        metrics.rejected.labels(metrics.reason("connections")).inc()
+
+    limit = router.config.limits.max_connections
+    return ConnectionCount(limit, metrics.connections.set, refused)
+
+
+def make_factory(
+    router: Router, server: web.Server, count: ConnectionCount
+) -> Callable[[], asyncio.Protocol]:
     """For a `Listener`."""
 
     def refused(_: int, reason: str) -> None:
         router.metrics.rejected.labels(router.metrics.reason(reason)).inc()
 
-    return protocol_factory(server, router.config, refused, router.metrics.connections.set)
+    return protocol_factory(server, router.config, refused, count)
+
+
+def cors(origin: str) -> dict[str, str]:
+    """Header lines that let a page of this origin read the answer."""
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Expose-Headers": "*",
+        "Vary": "Origin",
+    }

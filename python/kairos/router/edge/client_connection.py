@@ -16,6 +16,7 @@ from aiohttp.web_protocol import RequestHandler
 from kairos.router.config.settings import RouterConfig, Timeouts
 from kairos.router.edge.answers import refusal
 from kairos.router.edge.errors import invalid
+from kairos.router.edge.listener import ConnectionCount
 
 KEEP_ALIVE_S = 75.0  # idle client connections; longer than common proxies' 60 s
 _LINGER_S = 2.0  # for the rest of a body that was refused
@@ -27,14 +28,14 @@ Refused = Callable[[int, str], None]
 
 
 def protocol_factory(
-    server: web.Server, config: RouterConfig, refused: Refused, changed: Callable[[int], None]
+    server: web.Server, config: RouterConfig, refused: Refused, count: ConnectionCount
 ) -> Callable[[], asyncio.Protocol]:
     """For a `Listener`: makes the protocol of each connection.
 
     Args:
         server: of an `AppRunner` that was set up.
         refused: called for what never became a request.
-        changed: called with the number of open connections.
+        count: hears of connections that end.
     """
     limits = config.limits
     options: dict[str, Any] = {
@@ -47,64 +48,40 @@ def protocol_factory(
         "auto_decompress": False,  # a small body must not become a huge one
         "access_log": None,
     }
-    count = Count(limits.max_connections, changed)
     timeouts = config.timeouts
 
     def make() -> asyncio.Protocol:
-        return Connection(server, count, timeouts, refused, **options)
+        return ClientConnection(server, count, timeouts, refused, **options)
 
     return make
 
 
-class Count:
-    """How many connections are open."""
-
-    def __init__(self, limit: int, changed: Callable[[int], None]) -> None:
-        self.limit = limit
-        self.open = 0
-        self._changed = changed
-
-    def add(self, change: int) -> None:
-        self.open += change
-        self._changed(self.open)
-
-
-class Connection(RequestHandler):
+class ClientConnection(RequestHandler):
     """One client connection."""
 
-    __slots__ = ("_count", "_counted", "_header_timer", "_refused", "_timeouts", "_write_timer")
+    __slots__ = ("_count", "_header_timer", "_refused", "_timeouts", "_write_timer")
 
     def __init__(
         self,
         server: web.Server,
-        count: Count,
+        count: ConnectionCount,
         timeouts: Timeouts,
         refused: Refused,
         **options: Any,
     ) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._count = count
-        self._counted = False
         self._timeouts = timeouts
         self._write_timer: asyncio.TimerHandle | None = None
         self._header_timer: asyncio.TimerHandle | None = None
         self._refused = refused
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if self._count.open >= self._count.limit:
-            # Nothing was read, so no answer is due; TCP tells the client to go elsewhere.
-            self._refused(503, "connections")
-            transport.abort()  # type: ignore[attr-defined]
-            return
-        self._counted = True
-        self._count.add(1)
         super().connection_made(transport)
+        self._start_timer()  # a client that sends nothing is cut off, too
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if not self._counted:
-            return
-        self._counted = False
-        self._count.add(-1)
+        self._count.leave()
         self._stop_timer()
         self._stop_write_timer()
         super().connection_lost(exc)
@@ -124,10 +101,7 @@ class Connection(RequestHandler):
             self._stop_timer()
             self._fail_cut_body()
         elif self._header_timer is None and self._waits_for_head:
-            loop = asyncio.get_running_loop()
-            self._header_timer = loop.call_later(
-                self._timeouts.header_timeout_s, self._head_is_late
-            )
+            self._start_timer()
 
     def handle_error(
         self,
@@ -158,6 +132,10 @@ class Connection(RequestHandler):
     @property
     def _waits_for_head(self) -> bool:
         return self._waiter is not None and not self._waiter.done()
+
+    def _start_timer(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._header_timer = loop.call_later(self._timeouts.header_timeout_s, self._head_is_late)
 
     def _stop_timer(self) -> None:
         if self._header_timer is not None:

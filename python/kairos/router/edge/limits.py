@@ -13,11 +13,26 @@ from kairos.router.edge.errors import RequestError, invalid
 from kairos.router.edge.tenant import Tenant
 from kairos.router.request.body_memory import BodyReservation
 from kairos.router.request.outcome import Outcome
+from kairos.slo import SLO_HEADERS
 
 # Two of these could be read differently by two parsers on the way. aiohttp refuses two Host,
 # Content-Length or Transfer-Encoding headers itself, also Content-Length beside
 # Transfer-Encoding, line folding, and bare line ends.
-_ONCE = ("authorization", "content-type", "traceparent")
+_ONCE = ("authorization", "content-type", "traceparent", "x-request-id")
+# Header lines that the router or an engine reads.
+_READ = frozenset(
+    (
+        *_ONCE,
+        *SLO_HEADERS,
+        "content-length",
+        "transfer-encoding",
+        "content-encoding",
+        "expect",
+        "host",
+        "connection",
+        "origin",
+    )
+)
 
 
 def check_headers(headers: Iterable[tuple[bytes, bytes]], limits: Limits) -> None:
@@ -36,9 +51,10 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]], limits: Limits) -> Non
         count += 1
         size += len(raw_name) + len(value) + 4
         name = raw_name.decode("latin-1").lower()
-        if "_" in name:
-            # WSGI-like parsers behind us would read it as its twin with a dash.
-            raise invalid(400, "header_name", "a header name contains an underscore")
+        if "_" in name and name.replace("_", "-") in _READ:
+            # A parser behind the router could take it for its twin with dashes. Others are ignored.
+            twin = name.replace("_", "-")
+            raise invalid(400, "header_name", f"header {name}: send it as {twin}")
         if name in _ONCE:
             if name in seen:
                 raise invalid(400, "header_repeated", f"header {name}: sent more than once")
@@ -54,12 +70,12 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]], limits: Limits) -> Non
 
 
 async def read_body(
-    request: web.BaseRequest, limits: Limits, timeouts: Timeouts, held: BodyReservation
+    request: web.BaseRequest, limits: Limits, timeouts: Timeouts, reservation: BodyReservation
 ) -> bytes:
     """The body, whole.
 
     Args:
-        held: gets the memory that the body takes.
+        reservation: gets the memory that the body takes.
 
     Raises:
         RequestError: 400 when its chunks are malformed, 413 when it is too long, 408 when it comes
@@ -80,7 +96,7 @@ async def read_body(
                 size += len(chunk)
                 if size > limits.max_body_bytes:
                     raise _too_long(limits)
-                held.grow_to(size)
+                reservation.grow_to(size)
                 chunks.append(chunk)
     except BadHttpMessage:
         raise invalid(400, "http_malformed", "the body is not valid HTTP/1.1") from None

@@ -21,14 +21,46 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 Factory = Callable[[], asyncio.Protocol]
 
 
+class ConnectionCount:
+    """How many client connections are open.
+
+    Args:
+        limit: of them.
+        changed: called with the number.
+        refused: called for a connection beyond the limit.
+    """
+
+    def __init__(
+        self, limit: int, changed: Callable[[int], None], refused: Callable[[], None]
+    ) -> None:
+        self.open = 0
+        self._limit = limit
+        self._changed = changed
+        self._refused = refused
+
+    def enter(self) -> bool:
+        """Count one more; False if there are as many as may be."""
+        if self.open >= self._limit:
+            self._refused()
+            return False
+        self.open += 1
+        self._changed(self.open)
+        return True
+
+    def leave(self) -> None:
+        """One has ended."""
+        self.open -= 1
+        self._changed(self.open)
+
+
 class Listener:
     """Accepts connections on one address, from its construction until `close`.
 
     Args:
         factory: makes the protocol of each connection.
         port: 0 for a free one.
+        count: bounds the connections, those that still agree on TLS included.
         context: for TLS.
-        shared: other processes listen on the port as well (SO_REUSEPORT).
         handshake_s: for TLS to be agreed on.
 
     Attributes:
@@ -43,17 +75,18 @@ class Listener:
         factory: Factory,
         host: str,
         port: int,
+        count: ConnectionCount,
         context: ssl.SSLContext | None = None,
-        shared: bool = False,
         handshake_s: float = 10.0,
     ) -> None:
         self._factory = factory
+        self._count = count
         self._context = context
         self._handshake_s = None if context is None else handshake_s
         self._loop = asyncio.get_running_loop()
         self._opening: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._sockets = _bound(host, port, shared)
+        self._sockets = _bound(host, port)
         self.port = int(self._sockets[0].getsockname()[1])
         self._listen()
 
@@ -65,6 +98,8 @@ class Listener:
             self._loop.remove_reader(listening.fileno())
             listening.close()
         self._sockets = []
+        for opening in self._opening:
+            opening.cancel()
 
     def _listen(self) -> None:
         self._timer = None
@@ -82,14 +117,18 @@ class Listener:
                     raise
                 self._pause(error)
                 return
+            if not self._count.enter():
+                accepted.close()  # nothing was read, so no answer is due
+                continue
             accepted.setblocking(False)
             opening = self._loop.create_task(self._open(accepted))
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)
 
     async def _open(self, accepted: socket.socket) -> None:
+        protocol = None
         try:
-            await self._loop.connect_accepted_socket(
+            _, protocol = await self._loop.connect_accepted_socket(
                 self._factory,
                 accepted,
                 ssl=self._context,
@@ -97,6 +136,9 @@ class Listener:
             )
         except (OSError, TimeoutError):  # gone already, or no TLS
             accepted.close()
+        finally:
+            if protocol is None:
+                self._count.leave()
 
     def _pause(self, error: OSError) -> None:
         """Who waits stays in the backlog; to try at once again would be a busy loop."""
@@ -107,7 +149,7 @@ class Listener:
             self._timer = self._loop.call_later(_PAUSE_S, self._listen)
 
 
-def _bound(host: str, port: int, shared: bool) -> list[socket.socket]:
+def _bound(host: str, port: int) -> list[socket.socket]:
     """Sockets on all addresses of a name, at one port; families that this machine lacks are left
     out."""
     found = socket.getaddrinfo(
@@ -119,8 +161,9 @@ def _bound(host: str, port: int, shared: bool) -> list[socket.socket]:
         try:
             made = socket.create_server(
                 (address[0], port, *address[2:]),
-                family=family, backlog=_BACKLOG, reuse_port=shared,
-            )  # fmt: skip
+                family=family,
+                backlog=_BACKLOG,
+            )
         except OSError as error:
             if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 absent = error

@@ -120,6 +120,7 @@ def line_of(end: RequestRecord, now: datetime) -> bytes:
         "method": end.method,
         "path": end.path,
         "request_id": end.request_id,
+        "client_request_id": end.client_request_id,
         "trace_id": end.trace_id,
         "peer": end.peer,
         "tenant": end.tenant,

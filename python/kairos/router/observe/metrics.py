@@ -54,23 +54,36 @@ class Capped:
         self._seen.discard(value)
 
 
+class Known:
+    """Passes the values that the workers name, and answers "other" for those of clients: invented
+    names take no place.
+
+    Attributes:
+        names: models that the workers in use serve.
+    """
+
+    def __init__(self) -> None:
+        self.names: frozenset[str] = frozenset()
+
+    def __call__(self, value: str | None) -> str:
+        if not value:
+            return "none"
+        return clean(value, 100) if value in self.names else OTHER
+
+
 class RouterMetrics:
     """The metrics of one router, in a registry of its own."""
 
-    def __init__(self, cell: int | None = None, cells: int = 1) -> None:
-        """Create them, all zero.
-
-        Args:
-            cell: number of this process among `cells`; None where there is one only.
-        """
+    def __init__(self) -> None:
+        """Create them, all zero."""
         self.registry = CollectorRegistry()
         self.tenant = Capped(200)
         self.slo_class = Capped(64)
-        self.model = Capped(64)
+        self.model = Known()
         self.worker = Capped(256)
         self.reason = Capped(64)
         build = Info(f"{PREFIX}_build", "Version of the router.", registry=self.registry)
-        build.info({"version": __version__, "cell": str(cell or 0), "cells": str(cells)})
+        build.info({"version": __version__})
 
         self.requests = self._counter(
             "requests", "Requests that ended, by outcome.", "tenant", "slo_class", "outcome"

@@ -16,6 +16,7 @@ class RequestRecord:
         reason: one word or few, for example "queue_full"; never a prompt or a key.
         path: of the URL, one of the router's own or as sent.
         request_id: the router's own number for it, which is the rid of its last attempt.
+        client_request_id: the client's own name for it (X-Request-Id).
         tenant: its name; None before it was known.
         slo: what applied; None where it did not get that far.
         queue_s: from receipt to its last dispatch (or to its end, if there was none).
@@ -31,6 +32,7 @@ class RequestRecord:
     path: str
     request_id: str
     duration_s: float
+    client_request_id: str | None = None
     reason: str = ""
     method: str = "POST"
     tenant: str | None = None
@@ -74,7 +76,8 @@ class RequestRecord:
 
     @property
     def _scored(self) -> bool:
-        return self.outcome not in _UNSCORED
+        """Of a whole answer the client sees no first token, so there is nothing to score."""
+        return self.stream and self.outcome not in _UNSCORED
 
 
 _UNSCORED = (

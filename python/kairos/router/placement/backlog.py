@@ -103,13 +103,13 @@ class Backlog:
     def ahead_s(
         self, now_s: float, deadline_s: float, work_s: float, by_deadline: bool, slice_s: float
     ) -> float:
-        """What would run before a request; see `PrefillInstance.ahead_s`."""
+        """What would run before a request; see `PrefillTarget.ahead_s`."""
         return float(
             self._kernel.ahead(self._live, now_s, deadline_s, work_s, by_deadline, slice_s)
         )
 
     def held(self, now_s: float, by_deadline: bool) -> npt.NDArray[np.float64]:
-        """(deadline, seconds) of each prompt that cannot be passed; see `PrefillInstance.held`."""
+        """(deadline, seconds) of each prompt that cannot be passed; see `PrefillTarget.held`."""
         found = np.empty((len(self._keys), 2))
         return found[: self._kernel.held(self._live, now_s, by_deadline, found)]
 

@@ -48,7 +48,7 @@ def advance(
 
 @compiled
 def ahead(rows: Rows, now: float, deadline: float, work: float, order: bool, slice: float) -> float:
-    """Seconds that run before a request; see `PrefillInstance.ahead_s`.
+    """Seconds that run before a request; see `PrefillTarget.ahead_s`.
 
     Args:
         order: the instance serves by deadline, but for the `slice` seconds of its current batch.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class InstanceLoad:
+class WorkerLoad:
     """One report of one instance; None where it does not say.
 
     Attributes:

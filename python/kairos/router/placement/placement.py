@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
+from typing import TypeVar
 
-from kairos.router.placement.decode_worker import DecodeInstance
-from kairos.router.placement.prefill_worker import PrefillInstance
+from kairos.router.placement.decode_target import DecodeTarget
+from kairos.router.placement.prefill_target import PrefillTarget
 from kairos.router.queue.arrivals import Arrivals
 from kairos.router.queue.request_queue import QueuedRequest
 
@@ -20,6 +21,8 @@ MISSED = 0.2
 STEP_GRAIN = 0.05
 """Predicted steps that differ by less than this share of the TPOT are equally long."""
 
+_Target = TypeVar("_Target", PrefillTarget, DecodeTarget)
+
 
 class Wait(Enum):
     """Why a request is not sent now."""
@@ -32,11 +35,11 @@ class Wait(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Placement:
     """Where a request goes; `work_s` is its predicted prefill time there, uncalibrated."""
 
-    prefill: PrefillInstance
-    decode: DecodeInstance
+    prefill: PrefillTarget
+    decode: DecodeTarget
     cached: int
     work_s: float
 
@@ -52,7 +55,7 @@ class Option:
         work_s: predicted, uncalibrated.
     """
 
-    instance: PrefillInstance
+    instance: PrefillTarget
     done_s: float
     clear_s: float
     ready: bool
@@ -60,16 +63,23 @@ class Option:
     work_s: float
 
 
-def cached_tokens(entry: QueuedRequest, instance: PrefillInstance) -> int:
+def cached_tokens(entry: QueuedRequest, instance: PrefillTarget) -> int:
     """Tokens of the prompt that the instance probably has; at least one is left to compute."""
     work = entry.work
     known = instance.cache.match(work.blocks) * work.block_tokens
     return min(known, work.input_tokens - 1)
 
 
+def untried(workers: Sequence[_Target], entry: QueuedRequest) -> Sequence[_Target]:
+    """The workers at which no attempt of this request failed; all, where it failed at all."""
+    if not entry.tried:
+        return workers
+    return [worker for worker in workers if worker.key not in entry.tried] or workers
+
+
 def options(
     entry: QueuedRequest,
-    instances: Sequence[PrefillInstance],
+    instances: Sequence[PrefillTarget],
     now_s: float,
     on_time: bool,
     left_s: float,
@@ -98,18 +108,18 @@ def options(
     return found
 
 
-def choose(
+def choose_placement(
     entry: QueuedRequest,
     on_time: bool,
-    prefill: Sequence[PrefillInstance],
-    decode: Sequence[DecodeInstance],
+    prefill: Sequence[PrefillTarget],
+    decode: Sequence[DecodeTarget],
     output_tokens: float,
     tail_s: float,
     now_s: float,
     stale_s: float,
     door: tuple[int, str] | None,
     arrivals: Arrivals | None,
-) -> Pair | Wait:
+) -> Placement | Wait:
     """Late binding of one request. Its decode instance is the one with the shortest steps; of equal
     ones that with most slack, then with most memory.
 
@@ -153,11 +163,11 @@ def choose(
     # Waiting shortens the step only where another request is in it.
     if too_long and len(roomiest) and on_time and spare_s > PATIENCE * work.slo.ttft_s:
         return Wait.STEP
-    return Pair(chosen.instance, roomiest, chosen.cached, chosen.work_s)
+    return Placement(chosen.instance, roomiest, chosen.cached, chosen.work_s)
 
 
 def leaves_clear(
-    option: Option, prefill: Sequence[PrefillInstance], arrivals: Arrivals, now_s: float
+    option: Option, prefill: Sequence[PrefillTarget], arrivals: Arrivals, now_s: float
 ) -> bool:
     """Whether another instance stays open to short prompts if this one takes the request.
 
@@ -180,10 +190,10 @@ def in_turn(
     entry: QueuedRequest,
     binding: str,
     turn: int,
-    prefill: Sequence[PrefillInstance],
-    decode: Sequence[DecodeInstance],
+    prefill: Sequence[PrefillTarget],
+    decode: Sequence[DecodeTarget],
     now_s: float,
-) -> Pair:
+) -> Placement:
     """The rules for comparison; see `Binding`. Decode memory is not looked at."""
     if binding == "round-robin":
         first, second = prefill[turn % len(prefill)], decode[turn % len(decode)]
@@ -193,4 +203,4 @@ def in_turn(
             first = options(entry, prefill, now_s, False, 0.0)[0].instance
         second = min(decode, key=lambda d: (d.reserved, d.key))
     cached = cached_tokens(entry, first)
-    return Pair(first, second, cached, first.work_s(cached, entry.work.input_tokens))
+    return Placement(first, second, cached, first.work_s(cached, entry.work.input_tokens))

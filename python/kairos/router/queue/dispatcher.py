@@ -8,10 +8,17 @@ import numpy as np
 
 from kairos.errors import InputError
 from kairos.latency import Profile
-from kairos.router.placement.decode_worker import DecodeInstance
-from kairos.router.placement.load import InstanceLoad
-from kairos.router.placement.placement import Pair, Wait, cached_tokens, choose, in_turn
-from kairos.router.placement.prefill_worker import PrefillInstance
+from kairos.router.placement.decode_target import DecodeTarget
+from kairos.router.placement.load import WorkerLoad
+from kairos.router.placement.placement import (
+    Placement,
+    Wait,
+    cached_tokens,
+    choose_placement,
+    in_turn,
+    untried,
+)
+from kairos.router.placement.prefill_target import PrefillTarget
 from kairos.router.queue.admission import AdmissionResult, Decision, Reason
 from kairos.router.queue.arrivals import Arrivals
 from kairos.router.queue.demand import Assignment, RequestDemand
@@ -54,8 +61,8 @@ class Dispatcher:
 
     def __init__(self, params: DispatchParams | None = None) -> None:
         self.params = params or DispatchParams()
-        self._prefill: dict[str, PrefillInstance] = {}
-        self._decode: dict[str, DecodeInstance] = {}
+        self._prefill: dict[str, PrefillTarget] = {}
+        self._decode: dict[str, DecodeTarget] = {}
         self._queue = WaitingQueue()
         self._bounds = QueueLimits()
         self._shares = FairQueueing()
@@ -71,7 +78,7 @@ class Dispatcher:
         """Apply new bounds and shares; what waits already stays."""
         self.params = params
 
-    def add_instance(
+    def add_worker(
         self,
         key: str,
         role: Role,
@@ -102,14 +109,14 @@ class Dispatcher:
             if limit is not None and limit < 1:
                 raise InputError(f"instance {key}: {name} = {limit}; must be at least 1")
         if role is Role.DECODE:
-            self._decode[key] = DecodeInstance(key, profile, kv_tokens, max_running)
+            self._decode[key] = DecodeTarget(key, profile, kv_tokens, max_running)
             return
         limit = self.params.block_limit
-        self._prefill[key] = PrefillInstance(key, profile, preemptive, kv_tokens, limit)
+        self._prefill[key] = PrefillTarget(key, profile, preemptive, kv_tokens, limit)
         if profile is not None:
             self._tail_s = TAIL_S + profile.kv.fixed_s
 
-    def remove_instance(self, key: str) -> list[int]:
+    def remove_worker(self, key: str) -> list[int]:
         """Forget an instance; ids of the requests that were dispatched to it (either leg) and have
         not ended. The owner ends or requeues these. KeyError if it is not known."""
         if key in self._prefill:
@@ -191,11 +198,11 @@ class Dispatcher:
                 self._queue.pass_over(entry)
                 passed += 1
                 continue
-            pair = choose(
+            pair = choose_placement(
                 entry,
                 self._queue.on_time(entry),
-                prefill,
-                decode,
+                untried(prefill, entry),
+                untried(decode, entry),
                 self._outputs.expected(entry.work),
                 self._tail_s,
                 now_s,
@@ -203,7 +210,7 @@ class Dispatcher:
                 self._starvation.door,
                 None if owed == "starved" else self._arrivals,
             )
-            if isinstance(pair, Pair):
+            if isinstance(pair, Placement):
                 assignments.append(self._send(entry, pair, now_s))
                 continue
             if pair is Wait.BUSY and not owed:
@@ -253,17 +260,22 @@ class Dispatcher:
         self._release(id, now_s)
 
     def requeue(self, id: int, now_s: float) -> bool:
-        """A dispatched request waits again, as if it had never been sent; bounds do not apply.
-        False if it is not dispatched."""
+        """A dispatched request waits again; bounds do not apply. It goes to another prefill and to
+        another decode worker, as long as there is one that it has not tried.
+
+        Returns:
+            False if it is not dispatched.
+        """
         sent = self._release(id, now_s)
         if sent is None:
             return False
         entry = sent.entry
+        entry.tried |= {sent.prefill, sent.decode}
         self._enqueue(entry)
         self._shares.charge(entry.flow, -entry.charged_s, self.params.tenant_weights)
         return True
 
-    def loads(self, key: str, load: InstanceLoad, now_s: float) -> None:
+    def loads(self, key: str, load: WorkerLoad, now_s: float) -> None:
         """A report of an instance. One that is stale already, or of an unknown key, is ignored."""
         if now_s - load.measured_s > self.params.stale_s:
             return
@@ -282,11 +294,11 @@ class Dispatcher:
 
     def snapshot(self, now_s: float) -> dict[str, Any]:
         """Plain values for /workers, /metrics and logs: queue and, by key, instances."""
-        instances: dict[str, dict[str, Any]] = {}
+        workers: dict[str, dict[str, Any]] = {}
         for key, prefill in self._prefill.items():
-            instances[key] = {"role": Role.PREFILL.value, **prefill.snapshot(now_s)}
+            workers[key] = {"role": Role.PREFILL.value, **prefill.snapshot(now_s)}
         for key, decode in self._decode.items():
-            instances[key] = {
+            workers[key] = {
                 "role": Role.DECODE.value,
                 **decode.snapshot(now_s, self.params.stale_s),
             }
@@ -298,7 +310,7 @@ class Dispatcher:
                 "work_s": self._queue.work_s() * self._factor(list(self._prefill.values())),
             },
             "dispatched": len(self._sent),
-            "instances": instances,
+            "workers": workers,
         }
 
     def _check(self, work: RequestDemand) -> None:
@@ -376,11 +388,11 @@ class Dispatcher:
         if left_s > alone_s:
             self._arrivals.add(left_s - alone_s, now_s)
 
-    def _base_latency_s(self, prefill: list[PrefillInstance]) -> float:
+    def _base_latency_s(self, prefill: list[PrefillTarget]) -> float:
         """What a request needs beside its work until its first token."""
         return min(p.base_latency_s for p in prefill) + self._tail_s
 
-    def _classify(self, prefill: list[PrefillInstance], now_s: float) -> None:
+    def _classify(self, prefill: list[PrefillTarget], now_s: float) -> None:
         held = np.concatenate([p.held(now_s) for p in prefill])
         base_latency_s = self._base_latency_s(prefill)
         self._queue.classify(now_s, held, len(prefill), self._factor(prefill), base_latency_s)
@@ -407,17 +419,19 @@ class Dispatcher:
         return entry, ""
 
     def _dispatch_in_turn(
-        self, prefill: list[PrefillInstance], decode: list[DecodeInstance], now_s: float
+        self, prefill: list[PrefillTarget], decode: list[DecodeTarget], now_s: float
     ) -> list[Assignment]:
         assignments = []
         for entry in self._queue.in_order_of_arrival():
             binding = self.params.binding.value
-            pair = in_turn(entry, binding, self._turn, prefill, decode, now_s)
+            pair = in_turn(
+                entry, binding, self._turn, untried(prefill, entry), untried(decode, entry), now_s
+            )
             self._turn += 1
             assignments.append(self._send(entry, pair, now_s))
         return assignments
 
-    def _send(self, entry: QueuedRequest, pair: Pair, now_s: float) -> Assignment:
+    def _send(self, entry: QueuedRequest, pair: Placement, now_s: float) -> Assignment:
         work = entry.work
         entry.charged_s = pair.work_s * pair.prefill.speed.factor
         self._starvation.served(work, entry.charged_s, now_s, self.params)
@@ -456,10 +470,10 @@ class Dispatcher:
         return sent
 
     @staticmethod
-    def _factor(prefill: list[PrefillInstance]) -> float:
+    def _factor(prefill: list[PrefillTarget]) -> float:
         if not prefill:
             return 1.0
         return sum(p.speed.factor for p in prefill) / len(prefill)
 
-    def _instance(self, key: str) -> PrefillInstance | DecodeInstance:
+    def _instance(self, key: str) -> PrefillTarget | DecodeTarget:
         return self._prefill[key] if key in self._prefill else self._decode[key]

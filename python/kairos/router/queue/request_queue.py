@@ -15,6 +15,7 @@ class QueuedRequest:
     """A request and what the dispatcher adds to it.
 
     Attributes:
+        tried: keys of workers at which an attempt failed.
         work_s: predicted marginal prefill time with the best prefix hit, uncalibrated, seconds.
         flow: index of its (class, tenant) in `FairQueueing`.
         charged_s: what its flow was charged for it, seconds.
@@ -24,6 +25,7 @@ class QueuedRequest:
     work_s: float
     flow: int
     charged_s: float = 0.0
+    tried: frozenset[str] = frozenset()
 
 
 class WaitingQueue:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from kairos.router.placement.decode_worker import DecodeInstance
+from kairos.router.placement.decode_target import DecodeTarget
 from kairos.router.queue.demand import RequestDemand
 from kairos.router.queue.params import DispatchParams
 
@@ -29,7 +29,7 @@ class Starvation:
     def hold_door(
         self,
         work: RequestDemand,
-        decode: Iterable[DecodeInstance],
+        decode: Iterable[DecodeTarget],
         now_s: float,
         params: DispatchParams,
     ) -> None:

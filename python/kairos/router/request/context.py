@@ -1,7 +1,9 @@
-"""What happens to one request, noted down until its one end."""
+"""What is known of one request: a record for each stage of its way."""
 
 import asyncio
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -11,122 +13,197 @@ from kairos.router.observe.tracing import RequestTrace
 from kairos.router.request.outcome import Outcome
 from kairos.router.request.parsing import ParsedRequest
 from kairos.router.request.token_counter import PromptTokens
-from kairos.router.upstream.attempt import Pair
+from kairos.router.upstream.attempt import Attempt
 from kairos.slo import Slo
+
+_MAX_CLIENT_ID = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The beginning of a request.
+
+    Attributes:
+        id: its number in this router.
+        client_id: the client's own name for it (X-Request-Id); empty where it has none.
+        extra: header lines of its answer.
+        at_s: monotonic seconds.
+    """
+
+    id: int
+    path: str
+    peer: str | None
+    client_id: str
+    extra: Mapping[str, str]
+    at_s: float
+
+    @classmethod
+    def of(
+        cls, id: int, request: web.BaseRequest, path: str, extra: Mapping[str, str]
+    ) -> "Receipt":
+        """Begin with the request's header lines."""
+        client_id = request.headers.get("X-Request-Id", "")
+        if not (client_id.isascii() and client_id.isprintable()):
+            client_id = ""
+        if len(client_id) > _MAX_CLIENT_ID:
+            client_id = ""
+        return cls(id, path, request.remote, client_id, extra, time.monotonic())
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """A request that was read.
+
+    Attributes:
+        prompt: its tokens, counted or estimated.
+        slo: what applies to it; the queue may loosen it.
+        arrival_s: its receipt less the time that it says it has spent already.
+        digest: of its body.
+    """
+
+    parsed: ParsedRequest
+    prompt: PromptTokens
+    slo: Slo
+    arrival_s: float
+    digest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What the queue said.
+
+    Attributes:
+        predicted_ttft_s: from receipt; NaN where nothing is known.
+    """
+
+    slo: Slo
+    best_effort: bool
+    predicted_ttft_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the client got.
+
+    Attributes:
+        first_s, last_s: when the first and the last bytes of content came, monotonic seconds; 0
+            before.
+        output_tokens: None where not known.
+    """
+
+    first_s: float = 0.0
+    last_s: float = 0.0
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a request ended."""
+
+    outcome: Outcome
+    status: int
+    reason: str = ""
 
 
 class RequestContext:
-    """One request from its receipt to its end. Times are monotonic seconds.
+    """One request and the stages behind it; a stage that it did not reach is None.
 
     Attributes:
-        entered: its tenant's gate counts it.
-        task: which serves it.
+        trace: None where nothing is traced.
         limit: of the whole request, as long as it can be answered with a status.
-        stopped: the router stopped and ended it.
+        task: the task that serves it.
+        stopped: the router stopped and cancelled the task.
+        counted: its tenant's gate counts it.
+        dispatched_s: when it last got a pair.
+        answering: the client has got the first bytes: there is no other attempt.
     """
 
     __slots__ = (
-        "arrival_s",
+        "admission",
+        "answer",
+        "answering",
+        "attempt",
         "attempts",
-        "best_effort",
         "counted",
         "dispatched_s",
-        "entered",
-        "first_s",
-        "id",
-        "intake",
-        "last_s",
+        "end",
         "limit",
-        "offered",
-        "outcome",
-        "output_tokens",
-        "pair",
-        "path",
-        "peer",
-        "predicted_ttft_s",
-        "reason",
-        "received_s",
+        "receipt",
         "rid",
-        "sent",
-        "slo",
-        "status",
         "stopped",
         "task",
         "tenant",
         "trace",
+        "understood",
     )
 
-    def __init__(self, id: int, request: web.BaseRequest, trace: RequestTrace | None) -> None:
-        self.id = id
-        self.path = request.path
-        self.peer = request.remote
+    def __init__(self, receipt: Receipt, rid: str, trace: RequestTrace | None) -> None:
+        self.receipt = receipt
+        self.rid = rid
         self.trace = trace
-        self.received_s = self.arrival_s = time.monotonic()
-        self.dispatched_s: float | None = None
-        self.first_s = 0.0
-        self.last_s = 0.0
-        self.tenant: Tenant | None = None
-        self.entered = False
-        self.task = asyncio.current_task()
         self.limit: asyncio.Timeout | None = None
+        self.task = asyncio.current_task()
         self.stopped = False
-        self.intake: ParsedRequest | None = None
-        self.counted: PromptTokens | None = None
-        self.slo: Slo | None = None
-        self.best_effort = False
-        self.predicted_ttft_s: float | None = None  # from receipt
-        self.offered = False
+        self.tenant: Tenant | None = None
+        self.counted = False
+        self.understood: Understood | None = None
+        self.admission: Admission | None = None
+        self.dispatched_s: float | None = None
         self.attempts = 0
-        self.pair: Pair | None = None
-        self.rid = ""
-        self.sent = False
-        self.output_tokens: int | None = None
-        self.outcome: Outcome | None = None
-        self.status = 0
-        self.reason = ""
+        self.attempt: Attempt | None = None
+        self.answering = False
+        self.answer = Answer()
+        self.end: End | None = None
 
-    def end(self, outcome: Outcome, status: int, reason: str = "") -> None:
-        """Settle how it ended; the first one counts."""
-        if self.outcome is None:
-            self.outcome, self.status, self.reason = outcome, status, reason
+    @property
+    def slo(self) -> Slo | None:
+        """What applies to it; None before it was read."""
+        if self.admission is not None:
+            return self.admission.slo
+        return self.understood.slo if self.understood else None
+
+    def ends(self, outcome: Outcome, status: int, reason: str = "") -> None:
+        """Settle how it ended; the first call counts."""
+        if self.end is None:
+            self.end = End(outcome, status, reason)
 
     def record(self, now_s: float) -> RequestRecord:
         """For log and metrics, after its end."""
-        assert self.outcome is not None
-        intake, pair = self.intake, self.pair
-        queue_until_s = self.dispatched_s or (now_s if self.offered else None)
-        tokens = self.output_tokens
+        end = self.end or End(Outcome.CLIENT_GONE, 499, "disconnected")
+        read, queued, answer, attempt = self.understood, self.admission, self.answer, self.attempt
+        received_s = self.receipt.at_s
+        stream = read.parsed.stream if read else False
+        queue_until_s = self.dispatched_s or (now_s if queued else None)
+        tokens = answer.output_tokens
         tpot_s = None
-        if (
-            tokens is not None
-            and tokens > 1
-            and self.last_s > self.first_s
-            and (intake is not None and intake.stream)
-        ):
-            tpot_s = (self.last_s - self.first_s) / (tokens - 1)
+        if tokens is not None and tokens > 1 and answer.last_s > answer.first_s and stream:
+            tpot_s = (answer.last_s - answer.first_s) / (tokens - 1)
+        # A whole answer has no first token that the client could see.
+        ttft_s = answer.first_s - read.arrival_s if read and stream and answer.first_s else None
         return RequestRecord(
-            outcome=self.outcome,
-            status=self.status,
-            reason=self.reason,
-            path=self.path,
+            outcome=end.outcome,
+            status=end.status,
+            reason=end.reason,
+            path=self.receipt.path,
             request_id=self.rid,
-            duration_s=now_s - self.received_s,
+            client_request_id=self.receipt.client_id or None,
+            duration_s=now_s - received_s,
             tenant=self.tenant.name if self.tenant else None,
             slo=self.slo,
-            model=intake.model if intake else None,
-            stream=intake.stream if intake else False,
-            best_effort=self.best_effort,
-            sequences=intake.sequences if intake else 1,
-            body_bytes=intake.size if intake else 0,
-            input_tokens=self.counted.tokens if self.counted else None,
+            model=read.parsed.model if read else None,
+            stream=stream,
+            best_effort=queued.best_effort if queued else False,
+            sequences=read.parsed.sequences if read else 1,
+            body_bytes=read.parsed.size if read else 0,
+            input_tokens=read.prompt.tokens if read else None,
             output_tokens=tokens,
-            queue_s=queue_until_s - self.received_s if queue_until_s is not None else None,
-            predicted_ttft_s=self.predicted_ttft_s,
-            ttft_s=self.first_s - self.arrival_s if self.first_s else None,
+            queue_s=queue_until_s - received_s if queue_until_s is not None else None,
+            predicted_ttft_s=queued.predicted_ttft_s if queued else None,
+            ttft_s=ttft_s,
             tpot_s=tpot_s,
             attempts=self.attempts,
-            prefill=pair.prefill.key if pair else None,
-            decode=pair.decode.key if pair else None,
+            prefill=attempt.prefill.key if attempt else None,
+            decode=attempt.decode.key if attempt else None,
             trace_id=self.trace.trace_id if self.trace else None,
-            peer=self.peer,
+            peer=self.receipt.peer,
         )

@@ -1,22 +1,20 @@
-"""The owner of every request: from its receipt through queue and pair to exactly one outcome."""
+"""The one place that takes a request from its receipt to its outcome."""
 
 import asyncio
 import itertools
 import logging
-import ssl
 import time
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-import aiohttp
+import xxhash
 from aiohttp import web
 from opentelemetry import trace
 
 from kairos.errors import InputError
-from kairos.latency import load_profile
 from kairos.router.background import Background
 from kairos.router.config.settings import RouterConfig
-from kairos.router.edge.answers import error_document, refusal
+from kairos.router.edge.answers import SERVER, error_document, refusal
 from kairos.router.edge.errors import (
     RequestError,
     failed,
@@ -28,7 +26,6 @@ from kairos.router.edge.errors import (
 from kairos.router.edge.keys import Keyring
 from kairos.router.edge.limits import TenantGate, check_headers, read_body
 from kairos.router.edge.tenant import Tenant
-from kairos.router.edge.tls import client_context
 from kairos.router.observe import tracing
 from kairos.router.observe.access_log import AccessLog
 from kairos.router.observe.metrics import RouterMetrics
@@ -36,305 +33,264 @@ from kairos.router.queue.admission import Decision
 from kairos.router.queue.demand import Assignment, RequestDemand
 from kairos.router.queue.dispatch_waiter import DispatchWaiter
 from kairos.router.queue.dispatcher import Dispatcher
-from kairos.router.queue.params import DispatchParams
-from kairos.router.request import parsing as intakes
+from kairos.router.request import parsing
 from kairos.router.request.body_memory import BodyMemory, BodyReservation
-from kairos.router.request.context import RequestContext
+from kairos.router.request.context import Admission, Receipt, RequestContext, Understood
 from kairos.router.request.outcome import Outcome
+from kairos.router.request.quarantine import Quarantine
 from kairos.router.request.token_counter import TokenCounter
-from kairos.router.upstream.attempt import AttemptDeps, Pair
+from kairos.router.upstream.attempt import Attempt, AttemptDeps
 from kairos.router.upstream.delivery import Delivery
-from kairos.router.upstream.http_client import ConnectionPool
 from kairos.router.upstream.leg import LegError
 from kairos.router.upstream.relay import SlowClientError
-from kairos.router.upstream.rooms import BootstrapRooms, new_rid
-from kairos.router.workers.discovery import WorkerDiscovery
+from kairos.router.upstream.rooms import Transfer, new_rid
 from kairos.router.workers.endpoint import Role
 from kairos.router.workers.health import Health
 from kairos.router.workers.registry import WorkerRegistry
-from kairos.router.workers.telemetry import Telemetry
-from kairos.router.workers.worker import State, Worker
+from kairos.router.workers.worker import State
 from kairos.slo import APPLIED_HEADER, from_headers
 
 _log = logging.getLogger(__name__)
 
-_END_LIMIT_S = 15.0  # for what ends in the background when the router stops
+
+@dataclass(frozen=True, slots=True)
+class HandlerDeps:
+    """The parts of the router that a request passes."""
+
+    config: RouterConfig
+    metrics: RouterMetrics
+    log: AccessLog
+    keyring: Keyring
+    gate: TenantGate
+    memory: BodyMemory
+    counter: TokenCounter
+    dispatcher: Dispatcher
+    waiter: DispatchWaiter
+    registry: WorkerRegistry
+    health: Health
+    attempts: AttemptDeps
+    engine_headers: Callable[[], Mapping[str, str]]
 
 
-class Router:
-    """All parts of one router process, tied together.
+class RequestHandler:
+    """Serves generation requests; each ends in exactly one outcome, whatever happens.
 
-    Raises:
-        InputError: a file that the configuration names cannot be used.
+    Attributes:
+        active: the requests that have not ended, by id.
+        draining: the router shuts down and takes no more.
     """
 
-    def __init__(self, config: RouterConfig) -> None:
-        self.config = config
-        self.metrics = RouterMetrics(config.listen.cell, config.listen.cells)
-        self.keyring = Keyring(config)
-        self.log = AccessLog(config.observability.access_log, self.metrics.log_dropped.inc)
-        self.counter = TokenCounter(config.scheduling.tokenizer_path)
-        self.dispatcher = Dispatcher(self._params())
-        self.waiting = DispatchWaiter(self.dispatcher, config.timeouts.queue_timeout_s)
-        self.rooms = BootstrapRooms()
-        self.pool = ConnectionPool(lambda: self._tls, config.timeouts.connect_timeout_s)
-        self.parts = AttemptDeps(self.pool, self.rooms, config.timeouts, self.metrics)
-        self.registry = WorkerRegistry(
-            config.workers,
-            self.dispatcher,
-            self.pool,
-            self.metrics,
-            load_profile(config.scheduling.profile),
-            self.waiting.schedule_dispatch,
-        )
-        self.health = Health(
-            config.workers, self.registry, self.parts, self.engine_headers, self.admin_headers
-        )
-        self.discovery = WorkerDiscovery(config, self.registry.discovered)
-        self.gate = TenantGate()
-        self.bodies = BodyMemory(config.limits.max_reading_bytes, config.overload.overload_status)
-        self._delivery = Delivery(
-            self.registry, self.dispatcher, self.counter, self.metrics, config.timeouts
-        )
+    def __init__(self, deps: HandlerDeps) -> None:
+        self.active: dict[int, RequestContext] = {}
         self.draining = False
-        self.active_requests: dict[int, RequestContext] = {}
+        self.quarantine = Quarantine()
+        self._deps = deps
+        self._delivery = Delivery(
+            deps.registry, deps.dispatcher, deps.counter, deps.metrics, deps.config.timeouts
+        )
         self._ids = itertools.count(1)
         self._background = Background()
-        self._session: aiohttp.ClientSession | None = None
         # Without an SDK and without a client's trace, spans would cost a tenth and record nothing.
         self._records = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
-    async def start(self) -> None:
-        """Begin to look after the servers."""
-        connector = aiohttp.TCPConnector(ssl=self._tls)
-        self._session = aiohttp.ClientSession(connector=connector, headers=self.engine_headers())
-        self.registry.telemetry = Telemetry(self.registry.load, self._session)
-        self.health.start()
-        self.discovery.start()
-        self._background.start(self.discovery.run(), "discovery")
-        self._background.start(self._measure_lag(), "loop lag")
+    async def __call__(
+        self, request: web.BaseRequest, path: str, extra: Mapping[str, str]
+    ) -> web.StreamResponse:
+        """Serve one request.
 
-    async def stop(self) -> None:
-        """Let running requests end, for the drain time at most, then end them."""
-        self.draining = True
-        deadline_s = time.monotonic() + self.config.timeouts.drain_timeout_s
-        while self.active_requests and time.monotonic() < deadline_s:
-            await asyncio.sleep(0.02)
-        await self.health.close()  # its probes hold rooms
-        deadline_s = time.monotonic() + _END_LIMIT_S
-        while (self.active_requests or len(self.rooms)) and time.monotonic() < deadline_s:
-            # Again and again: one that was between two attempts waits for a pair now.
-            for life in list(self.active_requests.values()):
-                self._shut_down(life)
-            await asyncio.sleep(0.02)
-        await self._background.close()
-        if self.registry.telemetry is not None:
-            await self.registry.telemetry.close()
-        if self._session is not None:
-            await self._session.close()
-        self.pool.close()
-        self.counter.close()
-
-    def close(self) -> None:
-        """Write the rest of the log; after the last request has ended."""
-        self.log.close()
-
-    def reload(self) -> None:
-        """Read keys and classes again, reopen the log."""
-        problem = self.keyring.reload()
-        self.metrics.reloads.labels("keys", "failed" if problem else "ok").inc()
-        if problem is None:
-            self.gate.keep(self.keyring.tenants)
-            self.dispatcher.configure(self._params())
-        self.log.reopen()
-
-    def engine_headers(self) -> dict[str, str]:
-        """What the servers want to see with every request."""
-        key = self.keyring.engine_key
-        return {} if key is None else {"authorization": f"Bearer {key}"}
-
-    def admin_headers(self) -> dict[str, str]:
-        """The same for their administrative endpoints."""
-        key = self.keyring.engine_admin_key
-        return {} if key is None else {"authorization": f"Bearer {key}"}
-
-    async def body_of(self, request: web.BaseRequest, held: BodyReservation) -> bytes:
-        """See `read_body`."""
-        return await read_body(request, self.config.limits, self.config.timeouts, held)
-
-    def gauges(self) -> None:
-        """Bring the gauges up to date."""
-        metrics = self.metrics
-        queue = self.dispatcher.snapshot(time.monotonic())["queue"]
-        metrics.queued_requests.set(queue["requests"])
-        metrics.queued_sequences.set(queue["sequences"])
-        metrics.queued_bytes.set(queue["bytes"])
-        metrics.reading_bytes.set(self.bodies.held)
-        oldest_s = min(
-            (self.active_requests[id].received_s for id in self.waiting.ids), default=None
-        )
-        metrics.oldest_wait.set(0.0 if oldest_s is None else time.monotonic() - oldest_s)
-        pairs = {pair for i in self.registry.workers.values() for pair in i.pairs}
-        metrics.running.set(len(pairs))
-        metrics.live_rooms.set(len(self.rooms))
-        self.registry.gauges()
-
-    async def generate(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Serve one request; it ends in exactly one outcome, whatever happens."""
-        traced = self._records or "traceparent" in request.headers
-        begun = tracing.begin(request.headers, request.path) if traced else None
-        life = RequestContext(next(self._ids), request, begun)
-        life.rid = new_rid()
-        self.active_requests[life.id] = life
+        Args:
+            path: the endpoint.
+            extra: header lines of the answer.
+        """
+        context = self._receive(request, path, extra)
         try:
-            async with asyncio.timeout(self.config.timeouts.request_timeout_s) as limit:
-                life.limit = limit
-                return await self._serve(life, request)
+            async with asyncio.timeout(self._deps.config.timeouts.request_timeout_s) as limit:
+                context.limit = limit
+                return await self._serve(context, request)
         except RequestError as error:
-            life.end(error.outcome, error.status, error.reason)
-            return refusal(error, self._echo(life))
+            context.ends(error.outcome, error.status, error.reason)
+            return refusal(error, self._headers(context))
         except TimeoutError:
             reason = "request_timeout" if limit.expired() else "timeout"
-            life.end(Outcome.EXPIRED, 504, reason)
-            if life.sent:
+            context.ends(Outcome.EXPIRED, 504, reason)
+            if context.answering:
                 _cut(request)
                 raise
             late = RequestError(504, Outcome.EXPIRED, reason, "the request took too long")
-            return refusal(late, self._echo(life))
+            return refusal(late, self._headers(context))
         except SlowClientError:
-            life.end(Outcome.CLIENT_GONE, 499, "slow_reader")
+            context.ends(Outcome.CLIENT_GONE, 499, "slow_reader")
             _cut(request)
             raise asyncio.CancelledError from None
         except (asyncio.CancelledError, ConnectionError) as error:
-            if life.stopped and life.task is not None and isinstance(error, asyncio.CancelledError):
-                life.task.uncancel()
+            if context.stopped and context.task and isinstance(error, asyncio.CancelledError):
+                context.task.uncancel()
                 end = stopped()
-                life.end(end.outcome, end.status, end.reason)
-                return refusal(end, self._echo(life))
-            life.end(Outcome.CLIENT_GONE, 499, "disconnected")
+                context.ends(end.outcome, end.status, end.reason)
+                return refusal(end, self._headers(context))
+            context.ends(Outcome.CLIENT_GONE, 499, "disconnected")
             raise
         except Exception:
-            _log.exception("request %s", life.rid)
-            life.end(Outcome.ENGINE_FAILED, 500, "internal")
-            if life.sent:
+            _log.exception("request %s", context.rid)
+            context.ends(Outcome.ROUTER_FAILED, 500, "internal")
+            if context.answering:
                 raise
-            internal = RequestError(500, Outcome.ENGINE_FAILED, "internal", "internal error")
-            return refusal(internal)
+            internal = RequestError(500, Outcome.ROUTER_FAILED, "internal", "internal error")
+            return refusal(internal, self._headers(context))
         finally:
-            self._ended(life)
+            self._record(context)
 
-    async def _serve(self, life: RequestContext, request: web.BaseRequest) -> web.StreamResponse:
+    async def stop(self, limit_s: float) -> None:
+        """End what still runs, for `limit_s` seconds at most."""
+        deadline_s = time.monotonic() + limit_s
+        while (self.active or len(self._deps.attempts.rooms)) and time.monotonic() < deadline_s:
+            # Repeated, because a request between two attempts waits for a pair afterwards.
+            for context in list(self.active.values()):
+                self._shut_down(context)
+            await asyncio.sleep(0.02)
+        await self._background.close()
+
+    # The stages, in their order.
+
+    def _receive(
+        self, request: web.BaseRequest, path: str, extra: Mapping[str, str]
+    ) -> RequestContext:
+        traced = self._records or "traceparent" in request.headers
+        begun = tracing.begin(request.headers, path) if traced else None
+        receipt = Receipt.of(next(self._ids), request, path, extra)
+        context = RequestContext(receipt, new_rid(), begun)
+        self.active[context.receipt.id] = context
+        return context
+
+    async def _serve(self, context: RequestContext, request: web.BaseRequest) -> web.StreamResponse:
+        tenant = self._admit(context, request)
+        with self._deps.memory.hold(tenant.name, tenant.weight) as reservation:
+            understood = await self._read(context, request, tenant, reservation)
+            demand = self._enqueue(context, tenant, understood)  # the queue bounds it from here on
+        while True:
+            assignment = await self._deps.waiter.pair_for(demand.id)
+            context.dispatched_s = time.monotonic()
+            context.attempts += 1
+            try:
+                return await self._attempt(context, request, understood, assignment)
+            except LegError as error:
+                # The attempt keeps it, and by its frames the body: the collector comes rarely.
+                error.__traceback__ = None
+                await self._retry(context, understood, error)
+                if error.refused:
+                    return self._pass_on_refusal(context, error)
+
+    def _admit(self, context: RequestContext, request: web.BaseRequest) -> Tenant:
+        """Check header lines and key, and count the request against its tenant's limits."""
+        deps = self._deps
         if self.draining:
             raise unavailable("draining", "the router is shutting down")
-        check_headers(request.raw_headers, self.config.limits)
-        tenant = self.keyring.authenticate(request.headers)
-        life.tenant = tenant
-        self.gate.enter(tenant, life.received_s)
-        life.entered = True
-        with self.bodies.hold(tenant.name, tenant.weight) as held:
-            raw = await self.body_of(request, held)
-            await self._read(life, tenant, request.headers, raw)
-            del raw
-            self._offer(life)  # from here on the queue's bounds hold
-        retries = self.config.overload.retries
-        while True:
-            assignment = await self.waiting.pair_for(life.id)
-            life.dispatched_s = time.monotonic()
-            life.attempts += 1
-            try:
-                return await self._attempt(life, request, assignment)
-            except LegError as error:
-                # The pair keeps it, and by its frames the body: the collector comes rarely.
-                error.__traceback__ = None
-                self.registry.attempt_failed(life.pair, error)
-                again = not life.sent and not error.refused and not error.late
-                if not again or life.attempts > retries or self.draining:
-                    if error.refused:
-                        return self._refused_by_server(life, error)
-                    raise failed(error) from None
-                self.metrics.retries.labels(self.metrics.reason(error.reason)).inc()
-                await self._again(life, error.reason)
+        check_headers(request.raw_headers, deps.config.limits)
+        tenant = deps.keyring.authenticate(request.headers)
+        context.tenant = tenant
+        deps.gate.enter(tenant, context.receipt.at_s)
+        context.counted = True
+        return tenant
 
     async def _read(
-        self, life: RequestContext, tenant: Tenant, headers: Mapping[str, str], raw: bytes
-    ) -> None:
-        """Note down what a body asks for, by when and how much it is."""
-        intake = life.intake = intakes.read(life.path, raw, self.config.limits.max_sequences)
+        self,
+        context: RequestContext,
+        request: web.BaseRequest,
+        tenant: Tenant,
+        reservation: BodyReservation,
+    ) -> Understood:
+        """Read and parse the body, count its prompt, and settle its objectives."""
+        deps, path = self._deps, context.receipt.path
+        raw = await read_body(request, deps.config.limits, deps.config.timeouts, reservation)
+        digest = xxhash.xxh3_64_intdigest(raw)
+        self.quarantine.check(digest, time.monotonic())
+        reservation.grow_to(parsing.memory_of(raw))
+        vocab_size, context_tokens = deps.registry.model_limits()
+        limits = deps.config.limits
+        parsed = parsing.read(
+            path,
+            raw,
+            parsing.BodyLimits(
+                limits.max_sequences, limits.max_body_bytes, vocab_size, context_tokens
+            ),
+        )
+        del raw
         try:
-            asked = from_headers(headers.items()).over(intake.asked)
-            life.slo = tenant.applied_slo(asked)
-            life.arrival_s = life.received_s - tenant.elapsed_ms(asked) / 1e3
-            life.counted = await self.counter.count(life.path, intake.body)
+            asked = from_headers(request.headers.items()).over(parsed.asked)
+            slo = tenant.applied_slo(asked)
+            prompt = await deps.counter.count(path, parsed.body)
         except InputError as error:
             raise invalid(400, "body_invalid", str(error)) from None
+        arrival_s = context.receipt.at_s - tenant.elapsed_ms(asked) / 1e3
+        context.understood = Understood(parsed, prompt, slo, arrival_s, digest)
+        return context.understood
 
-    def _offer(self, life: RequestContext) -> None:
-        intake, counted, tenant = life.intake, life.counted, life.tenant
-        assert intake
-        assert counted
-        assert tenant
-        assert life.slo
-        if not all(
-            self.registry.of(role, State.READY, State.STARTING, State.OPEN) for role in Role
-        ):
+    def _enqueue(
+        self, context: RequestContext, tenant: Tenant, understood: Understood
+    ) -> RequestDemand:
+        """Offer the request to the queue, which may loosen its objectives or refuse it."""
+        deps, parsed, prompt = self._deps, understood.parsed, understood.prompt
+        states = (State.READY, State.STARTING, State.OPEN)
+        if not all(deps.registry.of(role, *states) for role in Role):
             raise unavailable("no_pair", "no prefill or no decode server is reachable")
-        work = RequestDemand(
-            life.id,
+        demand = RequestDemand(
+            context.receipt.id,
             tenant.name,
-            life.slo,
-            life.arrival_s,
-            counted.tokens,
-            intake.max_output_tokens,
-            intake.sequences,
-            intake.size,
-            counted.blocks,
-            counted.block_tokens,
+            understood.slo,
+            understood.arrival_s,
+            prompt.tokens,
+            parsed.max_output_tokens,
+            parsed.sequences,
+            parsed.size,
+            prompt.blocks,
+            prompt.block_tokens,
         )
-        verdict = self.dispatcher.offer(work, time.monotonic())
-        if not verdict.queued:
-            raise rejected(verdict, self.config.overload.overload_status)
-        life.offered = True
-        life.slo = verdict.slo
-        life.best_effort = verdict.decision is Decision.BEST_EFFORT
-        life.predicted_ttft_s = verdict.predicted_ttft_s
+        result = deps.dispatcher.offer(demand, time.monotonic())
+        if not result.queued:
+            raise rejected(result, deps.config.overload.overload_status)
+        best_effort = result.decision is Decision.BEST_EFFORT
+        context.admission = Admission(result.slo, best_effort, result.predicted_ttft_s)
+        return demand
 
     async def _attempt(
-        self, life: RequestContext, request: web.BaseRequest, assignment: Assignment
+        self,
+        context: RequestContext,
+        request: web.BaseRequest,
+        understood: Understood,
+        assignment: Assignment,
     ) -> web.StreamResponse:
-        prefill = self.registry.workers.get(assignment.prefill)
-        decode = self.registry.workers.get(assignment.decode)
-        for role, instance in ((Role.PREFILL, prefill), (Role.DECODE, decode)):
-            if instance is None:
-                raise LegError(role, "server_gone", "the server was removed")
-        assert prefill
-        assert decode
-        assert life.intake
-        assert life.slo
+        """Send the request to a pair and pass its answer on."""
+        deps, parsed = self._deps, understood.parsed
+        prefill = deps.registry.find(Role.PREFILL, assignment.prefill)
+        decode = deps.registry.find(Role.DECODE, assignment.decode)
         if assignment.cached_tokens:
-            self.metrics.prefix_hits.inc(assignment.cached_tokens)
-        intake = life.intake
-        count = intake.sequences
-        rids = tuple(new_rid() for _ in range(count))
-        rooms = self.rooms.take(count)
-        life.rid = rids[0]
-        pair = life.pair = Pair(
-            self.parts, prefill, decode, rids, rooms,
-            lambda: self._prefilled(life), self.admin_headers(), intake.stream,
-        )  # fmt: skip
-        elapsed_s = time.monotonic() - life.arrival_s
-        name = life.slo.slo_class
-        named = prefill.knows_class(name) and decode.knows_class(name)
-        headers, legs = self._leg_headers(life, prefill, decode)
+            deps.metrics.prefix_hits.inc(assignment.cached_tokens)
+        rids = tuple(new_rid() for _ in range(parsed.sequences))
+        transfer = Transfer(rids, deps.attempts.rooms.take(parsed.sequences))
+        context.rid = rids[0]
+        attempt = context.attempt = Attempt(
+            deps.attempts,
+            prefill,
+            decode,
+            transfer,
+            lambda: self._prefilled(context.receipt.id, attempt),
+            parsed.stream,
+        )
+        attempt.digest = understood.digest
+        slo = context.slo or understood.slo
+        applied = parsing.AppliedSlo(
+            slo,
+            time.monotonic() - understood.arrival_s,
+            prefill.knows_class(slo.slo_class) and decode.knows_class(slo.slo_class),
+        )
+        body = parsing.encode_engine_body(parsed, applied, prefill.endpoint, transfer)
+        headers, legs = self._leg_headers(context, attempt)
         problem: str | None = "ended early"
         try:
-            status = await pair.open(
-                life.path,
-                intakes.encode_engine_body(
-                    intake, life.slo, elapsed_s, prefill.endpoint, rids, rooms, named
-                ),
-                headers,
+            status = await attempt.open(context.receipt.path, body, headers)
+            answer = await self._delivery.deliver(
+                context, request, understood, status, self._headers(context)
             )
-            answer = await self._delivery.deliver(life, request, pair, status, self._echo(life))
             problem = None
             return answer
         except LegError as error:
@@ -344,146 +300,168 @@ class Router:
             for leg in legs:
                 leg.end(problem)
 
-    def _refused_by_server(self, life: RequestContext, error: LegError) -> web.Response:
-        """Pass on what the server finds wrong with the request."""
-        life.end(Outcome.ENGINE_REFUSED, error.status, error.reason)
+    async def _retry(
+        self, context: RequestContext, understood: Understood, error: LegError
+    ) -> None:
+        """Queue the request for another pair; return without doing so if a server refused it.
+
+        Raises:
+            RequestError: it is not tried again.
+        """
+        deps, attempt = self._deps, context.attempt
+        if attempt is not None:
+            deps.registry.attempt_failed(attempt, error)
+        if error.refused:
+            return
+        used_up = context.attempts > deps.config.overload.retries
+        if context.answering or error.late or self.draining or (used_up and not error.moved):
+            raise failed(error) from None
+        if error.moved:
+            context.attempts -= 1
+        elif attempt is not None and error.broken:
+            await self._check_death(understood, attempt, error)
+        deps.metrics.retries.labels(deps.metrics.reason(error.reason)).inc()
+        if attempt is not None:
+            await asyncio.shield(self._ending(attempt, error.reason))
+            context.attempt = None
+        if not deps.dispatcher.requeue(context.receipt.id, time.monotonic()):
+            raise unavailable("server_gone", "the server was removed")
+
+    async def _check_death(self, understood: Understood, attempt: Attempt, error: LegError) -> None:
+        """Keep a request from taking one worker down after the other.
+
+        Raises:
+            RequestError: the worker died while the request was alone there, or it is the second
+                one to die with this request.
+        """
+        worker = attempt.worker(error.role)
+        together = worker.leg_broke(attempt)
+        if not await self._deps.health.died(worker):
+            return
+        deaths = self.quarantine.died(understood.digest, time.monotonic())
+        if together == 1 or deaths > 1:
+            text = f"the {error.role.value} server died while it had this request"
+            raise RequestError(502, Outcome.ENGINE_FAILED, "server_died", text) from None
+
+    def _pass_on_refusal(self, context: RequestContext, error: LegError) -> web.Response:
+        """The answer of a server that finds fault with the request."""
+        context.ends(Outcome.ENGINE_REFUSED, error.status, error.reason)
         body = error.body
         if body[:1] != b"{":
             body = error_document(error.status, error.reason, str(error))
         return web.Response(
             body=body,
             status=error.status,
-            headers=self._echo(life),
+            headers=self._headers(context),
             content_type="application/json",
         )
 
-    async def _again(self, life: RequestContext, reason: str) -> None:
-        """Return when the old pair is gone and the request waits for another one."""
-        pair = life.pair
-        if pair is not None:
-            await asyncio.shield(self._ending(pair, reason))
-            life.pair = None
-        if not self.dispatcher.requeue(life.id, time.monotonic()):
-            raise unavailable("server_gone", "the server was removed")
+    def _record(self, context: RequestContext) -> None:
+        """Count and log a request once, and have its workers let go of it."""
+        now_s = time.monotonic()
+        deps = self._deps
+        del self.active[context.receipt.id]
+        if context.tenant is not None and context.counted:
+            deps.gate.leave(context.tenant)
+        if context.admission is not None:
+            self._release(context, now_s)
+        record = context.record(now_s)
+        deps.metrics.ended(record)
+        deps.log.write(record)
+        if context.trace is not None:
+            context.trace.end(record)
 
-    def _ending(self, pair: Pair, reason: str) -> "asyncio.Task[None]":
+    # What an attempt holds.
+
+    def _ending(self, attempt: Attempt, reason: str) -> "asyncio.Task[None]":
         """The one task that ends an attempt; the client may leave while it runs."""
 
         async def over() -> None:
             try:
-                await pair.end(reason)
+                await attempt.end(reason)
             finally:
-                self.registry.idle(pair.prefill)
-                self.registry.idle(pair.decode)
+                self._let_go(attempt)
 
-        if pair.ending is None:
-            pair.ending = self._background.start(over(), "end of an attempt")
-        return pair.ending
+        if attempt.ending is None:
+            attempt.ending = self._background.start(over(), "end of an attempt")
+        return attempt.ending
 
-    def _ended(self, life: RequestContext) -> None:
-        """Count a request once, and see to it that its servers are done with it too."""
-        now_s = time.monotonic()
-        del self.active_requests[life.id]
-        if life.outcome is None:
-            life.end(Outcome.CLIENT_GONE, 499, "disconnected")
-        if life.tenant is not None and life.entered:
-            self.gate.leave(life.tenant)
-        if life.offered:
-            self._release(life, now_s)
-        end = life.record(now_s)
-        self.metrics.ended(end)
-        self.log.write(end)
-        if life.trace is not None:
-            life.trace.end(end)
-
-    def _release(self, life: RequestContext, now_s: float) -> None:
-        """What a request holds is free when its servers have let go of it."""
-        pair = life.pair
-        if pair is None or pair.settled():
-            self._let_go(life, now_s)
-            if pair is not None:
-                self.registry.idle(pair.prefill)
-                self.registry.idle(pair.decode)
+    def _release(self, context: RequestContext, now_s: float) -> None:
+        """What a request holds is free when its workers have let go of it."""
+        attempt = context.attempt
+        if attempt is None or attempt.settled():
+            self._free(context, now_s)
+            if attempt is not None:
+                self._let_go(attempt)
             return
 
         async def later() -> None:
             try:
-                await self._ending(pair, life.reason or "done")
+                await self._ending(attempt, context.end.reason if context.end else "done")
             finally:
-                self._let_go(life, time.monotonic())
+                self._free(context, time.monotonic())
 
         self._background.start(later(), "end of a request")
 
-    def _let_go(self, life: RequestContext, now_s: float) -> None:
-        if life.outcome is Outcome.COMPLETED:
-            self.dispatcher.finished(life.id, now_s, life.output_tokens)
+    def _free(self, context: RequestContext, now_s: float) -> None:
+        dispatcher, id = self._deps.dispatcher, context.receipt.id
+        if context.end is not None and context.end.outcome is Outcome.COMPLETED:
+            dispatcher.finished(id, now_s, context.answer.output_tokens)
         else:
-            self.dispatcher.cancelled(life.id, now_s)
-        self.waiting.schedule_dispatch()
+            dispatcher.cancelled(id, now_s)
+        self._deps.waiter.schedule_dispatch()
 
-    def _prefilled(self, life: RequestContext) -> None:
-        self.dispatcher.prefill_done(life.id, time.monotonic())
-        self.waiting.schedule_dispatch()
+    def _let_go(self, attempt: Attempt) -> None:
+        self._deps.registry.idle(attempt.prefill)
+        self._deps.registry.idle(attempt.decode)
 
-    def _shut_down(self, life: RequestContext) -> None:
-        if self.waiting.give_up(life.id, stopped()):
+    def _prefilled(self, id: int, attempt: Attempt) -> None:
+        self._deps.dispatcher.prefill_done(id, time.monotonic())
+        self._deps.registry.idle(attempt.prefill)
+        self._deps.waiter.schedule_dispatch()
+
+    def _shut_down(self, context: RequestContext) -> None:
+        if self._deps.waiter.give_up(context.receipt.id, stopped()):
             return
-        if life.pair is not None:
-            life.pair.fail(LegError(Role.DECODE, "shut_down", "the router stopped"))
-        elif not life.stopped and life.task is not None:
+        if context.attempt is not None:
+            context.attempt.fail(LegError(Role.DECODE, "shut_down", "the router stopped"))
+        elif not context.stopped and context.task is not None:
             # Its body is being read or its prompt counted.
-            life.stopped = True
-            life.task.cancel()
+            context.stopped = True
+            context.task.cancel()
 
-    def _echo(self, life: RequestContext) -> dict[str, str]:
-        headers = {"x-request-id": life.rid}
-        if life.slo is not None:
-            headers[APPLIED_HEADER] = life.slo.header()
-        if self.config.observability.show_servers and life.pair is not None:
-            headers["x-kairos-prefill"] = life.pair.prefill.key
-            headers["x-kairos-decode"] = life.pair.decode.key
+    # Header lines.
+
+    def _headers(self, context: RequestContext) -> dict[str, str]:
+        """What the router adds to every answer."""
+        headers = {
+            **SERVER,
+            **context.receipt.extra,
+            "x-request-id": context.receipt.client_id or context.rid,
+            "x-kairos-request-id": context.rid,
+        }
+        if context.slo is not None:
+            headers[APPLIED_HEADER] = context.slo.header()
+        attempt = context.attempt
+        if self._deps.config.observability.show_servers and attempt is not None:
+            headers["x-kairos-prefill"] = attempt.prefill.key
+            headers["x-kairos-decode"] = attempt.decode.key
         return headers
 
     def _leg_headers(
-        self, life: RequestContext, prefill: Worker, decode: Worker
+        self, context: RequestContext, attempt: Attempt
     ) -> tuple[Mapping[Role, Mapping[str, str]], list[tracing.LegTrace]]:
-        common = self.engine_headers()
-        if life.trace is None:
+        """What the router sends to both workers, and the spans of the legs."""
+        common = dict(self._deps.engine_headers())
+        if context.receipt.client_id:
+            common["x-request-id"] = context.receipt.client_id
+        if context.trace is None:
             return {Role.PREFILL: common, Role.DECODE: common}, []
         legs = {
-            role: life.trace.leg(role.value, instance.key, life.attempts)
-            for role, instance in ((Role.PREFILL, prefill), (Role.DECODE, decode))
+            role: context.trace.leg(role.value, attempt.worker(role).key, context.attempts)
+            for role in Role
         }
         return {role: {**common, **leg.headers} for role, leg in legs.items()}, list(legs.values())
-
-    @cached_property
-    def _tls(self) -> ssl.SSLContext:
-        return client_context(self.config.security)
-
-    def _params(self) -> DispatchParams:
-        limits, config = self.config.limits, self.config
-        return DispatchParams(
-            max_requests=limits.max_queued_requests,
-            max_sequences=limits.max_queued_sequences,
-            max_bytes=limits.max_queued_bytes,
-            infeasible=config.overload.infeasible,
-            tenant_weights={tenant.name: tenant.weight for tenant in self.keyring.tenants},
-            binding=config.scheduling.binding,
-        )
-
-    async def _measure_lag(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due_s = loop.time() + 0.25
-            await asyncio.sleep(0.25)
-            self.metrics.loop_lag.set(max(loop.time() - due_s, 0.0))
-
-
-def run(config: RouterConfig) -> int:
-    """Serve until told to stop; the exit code."""
-    from kairos.router.edge.app import serve
-
-    return serve(config)
 
 
 def _cut(request: web.BaseRequest) -> None:

@@ -16,5 +16,6 @@ class Outcome(Enum):
     EXPIRED = "expired"  # 504: waited or ran longer than its limit
     ENGINE_REFUSED = "engine_refused"  # 4xx of an engine, passed on
     ENGINE_FAILED = "engine_failed"  # 5xx, connection lost, garbage; retries are used up
+    ROUTER_FAILED = "router_failed"  # 500: a fault of the router itself
     CLIENT_GONE = "client_gone"  # 499, logged only
     SHUT_DOWN = "shut_down"  # the router stopped before it ended

@@ -1,6 +1,7 @@
 """From a client's body to what the router needs of it, and on to what the servers get."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,18 +9,14 @@ import orjson
 
 from kairos.errors import InputError
 from kairos.router.edge.errors import invalid
+from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
+from kairos.router.upstream.rooms import Transfer
 from kairos.router.workers.endpoint import Endpoint
 from kairos.slo import Slo, SloRequest, from_mapping
 
-GENERATE = "/generate"
-COMPLETIONS = "/v1/completions"
-CHAT = "/v1/chat/completions"
-RESPONSES = "/v1/responses"
-PATHS = frozenset((GENERATE, COMPLETIONS, CHAT, RESPONSES))
-
 SLO_KEY = "kairos"
 # What a client must not choose: where the servers find each other, what a request is known by,
-# which rank or which place in a queue it gets.
+# which rank or which place in a queue it gets, and by what its images are cached.
 _STRIPPED = (
     "bootstrap_host",
     "bootstrap_port",
@@ -33,39 +30,73 @@ _STRIPPED = (
     "data_parallel_rank",
     "data_parallel_rank_decode",
     "priority",
+    "mm_hashes",
     SLO_KEY,
 )
-# Fields of /generate that may hold one value per prompt.
-_PER_PROMPT = (
-    "text",
-    "input_ids",
+# Fields of /generate that hold one value, or a list with one per prompt.
+_SCALAR_OR_PER_PROMPT = (
     "sampling_params",
     "return_logprob",
     "logprob_start_len",
     "top_logprobs_num",
-    "token_ids_logprob",
     "lora_path",
     "custom_logit_processor",
     "extra_key",
     "cache_salt",
 )
+_PER_PROMPT = ("text", "input_ids", "token_ids_logprob", *_SCALAR_OR_PER_PROMPT)
 _UNEXPANDABLE = ("input_embeds", "image_data", "video_data", "audio_data")
 _DEFAULT_TOKENS = {GENERATE: 128, COMPLETIONS: 16, CHAT: 4096, RESPONSES: 4096}
+_TOP_LOGPROBS = {
+    GENERATE: "top_logprobs_num",
+    COMPLETIONS: "logprobs",
+    CHAT: "top_logprobs",
+    RESPONSES: "top_logprobs",
+}
+MAX_TOP_LOGPROBS = 128
+"""Engines of 0.5.23 die of more."""
+MAX_ELEMENTS = 1_000_000
+"""Values in a body; an object counts as four. Parsing more would hold the event loop for longer
+than other requests may wait."""
+_ELEMENT_BYTES = 48  # of a parsed value, about
 _MAX_TOKENS = 1 << 24
 _MODEL_CHARS = 256
 _DEPTH = 254  # what can be written of what can be read
 _WRAPPED = 2  # levels that the router may add
+_ANY_VOCABULARY = 1 << 31
+_LONG_NUMBER = re.compile(rb"[\[:,\s]-?\d{19,}")
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """What a body may ask for.
+
+    Attributes:
+        max_sequences: generations (prompts times n).
+        max_bytes: of the body once its n samples are written out.
+        vocab_size: of the engines' model; None where not known.
+        context_tokens: of a prompt; None where not known.
+    """
+
+    max_sequences: int
+    max_bytes: int
+    vocab_size: int | None = None
+    context_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """Attributes:
-    body: as parsed, without what clients must not choose; emptied when it has been served.
-    asked: the SLO that the body asks for.
-    batch: prompts in the body if it is a batch, None for a single one.
-    sequences: generations it asks for.
-    max_output_tokens: of all sequences together.
-    merge_logprobs: the prefill server's logprobs belong in front of the decode server's.
+    """A body and what the router needs of it.
+
+    Attributes:
+        body: as parsed, without what clients must not choose; emptied when it has been served.
+        asked: the SLO that the body asks for.
+        batch: prompts in the body if it is a batch, None for a single one.
+        sequences: generations it asks for.
+        max_output_tokens: of all sequences together.
+        merge_logprobs: the prefill server's logprobs belong in front of the decode server's.
+        hide_usage: the stream reports usage to the router only; the client did not ask for it.
+        size: memory that it takes, bytes.
     """
 
     path: str
@@ -77,15 +108,31 @@ class ParsedRequest:
     max_output_tokens: int
     model: str | None
     merge_logprobs: bool
+    hide_usage: bool
     size: int
 
 
-def read(path: str, raw: bytes, most_sequences: int) -> ParsedRequest:
+def memory_of(raw: bytes) -> int:
+    """Memory that a body takes once it is parsed, bytes, about.
+
+    Raises:
+        RequestError: 413; more values than may be parsed.
+    """
+    elements = raw.count(b",") + 4 * raw.count(b"{") + raw.count(b"[")
+    if elements > MAX_ELEMENTS:
+        raise invalid(
+            413, "body_elements", f"body: more than {MAX_ELEMENTS} values; send shorter lists"
+        )
+    return len(raw) + _ELEMENT_BYTES * elements
+
+
+def read(path: str, raw: bytes, limits: BodyLimits) -> ParsedRequest:
     """Parse and check a body.
 
     Raises:
-        RequestError: 400; the message says what, where and what is allowed.
+        RequestError: 400 or 413; the message says what, where and what is allowed.
     """
+    size = memory_of(raw)
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -93,8 +140,10 @@ def read(path: str, raw: bytes, most_sequences: int) -> ParsedRequest:
     if not isinstance(body, dict):
         raise invalid(400, "body_malformed", "body: it must be a JSON object")
     _check_depth(raw, body)
+    if _LONG_NUMBER.search(raw) and _has_huge_number(body):
+        raise invalid(400, "body_invalid", "body: a whole number beyond 64 bits is not allowed")
     try:
-        return _read(path, body, len(raw), most_sequences)
+        return _read(path, body, size, limits)
     except InputError as error:
         raise invalid(400, "body_invalid", str(error)) from None
 
@@ -111,7 +160,16 @@ def _check_depth(raw: bytes, body: dict[str, Any]) -> None:
         ) from None
 
 
-def _read(path: str, body: dict[str, Any], size: int, most_sequences: int) -> ParsedRequest:
+def _has_huge_number(value: Any) -> bool:
+    """Whether a whole number became a float because 64 bits do not hold it."""
+    if isinstance(value, dict):
+        return any(map(_has_huge_number, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_huge_number, value))
+    return isinstance(value, float) and abs(value) >= 2.0**63
+
+
+def _read(path: str, body: dict[str, Any], size: int, limits: BodyLimits) -> ParsedRequest:
     asked = _asked(path, body)
     for name in _STRIPPED:
         body.pop(name, None)
@@ -121,27 +179,87 @@ def _read(path: str, body: dict[str, Any], size: int, most_sequences: int) -> Pa
     if body.get("background"):
         raise InputError("background: not offered; the answer must be waited for")
     prompts = _prompts(path, body)
+    if path == GENERATE:
+        _check_lists(body, prompts)
+    _check_top_logprobs(body.get(_TOP_LOGPROBS[path]), _TOP_LOGPROBS[path])
+    _check_ids(path, body, limits)
     n = _n(path, body)
     sequences = (prompts or 1) * n
-    if sequences > most_sequences:
+    if sequences > limits.max_sequences:
         raise InputError(
-            f"prompts times n: {sequences} sequences; allowed are at most {most_sequences}"
+            f"prompts times n: {sequences} sequences; allowed are at most {limits.max_sequences}"
         )
     if n > 1:
+        if size * n > limits.max_bytes:
+            raise InputError(
+                f"n: {n} samples of this body take {size * n} bytes; allowed are at most "
+                f"{limits.max_bytes}"
+            )
         _expand(path, body, prompts, n)
+        size *= n
     model = body.get("model")
     return ParsedRequest(
-        path,
-        body,
-        asked,
-        bool(stream),
-        sequences if prompts is not None or n > 1 else None,
-        sequences,
-        _tokens(path, body) * sequences,
-        model[:_MODEL_CHARS] if isinstance(model, str) else None,
-        path == GENERATE and bool(body.get("return_logprob")),
-        size,
+        path=path,
+        body=body,
+        asked=asked,
+        stream=bool(stream),
+        batch=sequences if prompts is not None or n > 1 else None,
+        sequences=sequences,
+        max_output_tokens=_tokens(path, body) * sequences,
+        model=model[:_MODEL_CHARS] if isinstance(model, str) else None,
+        merge_logprobs=path == GENERATE and bool(body.get("return_logprob")),
+        hide_usage=bool(stream) and path in (COMPLETIONS, CHAT) and _request_usage(body),
+        size=size,
     )
+
+
+def _request_usage(body: dict[str, Any]) -> bool:
+    """Have the engines report usage at the end of a stream; whether the client did not ask."""
+    options = body.get("stream_options")
+    if options is None:
+        options = {}
+    if not isinstance(options, dict):
+        raise InputError("stream_options: it must be an object")
+    asked = bool(options.get("include_usage"))
+    body["stream_options"] = {**options, "include_usage": True}
+    return not asked
+
+
+def _check_lists(body: Mapping[str, Any], prompts: int | None) -> None:
+    """Lists of /generate hold one value per prompt."""
+    for name in _SCALAR_OR_PER_PROMPT:
+        value = body.get(name)
+        if not isinstance(value, list):
+            continue
+        if prompts is None:
+            raise InputError(f"{name}: a list is allowed only beside a list of prompts")
+        if len(value) != prompts:
+            raise InputError(f"{name}: {len(value)} values for {prompts} prompts; send one each")
+
+
+def _check_top_logprobs(value: Any, name: str) -> None:
+    for one in value if isinstance(value, list) else [value]:
+        is_number = isinstance(one, int | float) and not isinstance(one, bool)
+        if is_number and not 0 <= one <= MAX_TOP_LOGPROBS:
+            raise InputError(f"{name}: {one} is not allowed; allowed are 0 to {MAX_TOP_LOGPROBS}")
+
+
+def _check_ids(path: str, body: Mapping[str, Any], limits: BodyLimits) -> None:
+    """Token ids must be of the model's vocabulary: an engine may die of others."""
+    names = ("input_ids", "token_ids_logprob") if path == GENERATE else ("prompt", "input_ids")
+    for name in names:
+        value = body.get(name)
+        if not isinstance(value, list):
+            continue
+        for ids in value if value and isinstance(value[0], list) else [value]:
+            if not isinstance(ids, list) or not set(map(type, ids)) <= {int}:
+                continue  # texts, or for the engine to judge
+            most = limits.context_tokens
+            if most is not None and len(ids) > most:
+                raise InputError(f"{name}: {len(ids)} tokens; the model takes at most {most}")
+            high = (limits.vocab_size or _ANY_VOCABULARY) - 1
+            if ids and not (min(ids) >= 0 and max(ids) <= high):
+                raise InputError(f"{name}: a token id is outside the vocabulary, 0 to {high}")
 
 
 def _asked(path: str, body: dict[str, Any]) -> SloRequest:
@@ -168,29 +286,51 @@ def _asked(path: str, body: dict[str, Any]) -> SloRequest:
 def _prompts(path: str, body: Mapping[str, Any]) -> int | None:
     """Prompts of a batch; None where there is one, outside of a list."""
     if path == GENERATE:
-        given = [body[name] for name in ("text", "input_ids", "input_embeds") if name in body]
-        value = next((one for one in given if one is not None), None)
-        if value is None:
-            raise InputError("body: one of text, input_ids and input_embeds is needed")
-        if isinstance(value, str):
-            return None
-        if not isinstance(value, list) or not value:
-            raise InputError("text, input_ids: neither a text nor a list with something in it")
-        if "text" in body and body["text"] is not None:
-            return len(value)
-        return len(value) if isinstance(value[0], list) else None
+        return _generate_prompts(body)
     if path == COMPLETIONS:
         value = body.get("prompt")
+        if not isinstance(value, str | list) or not value:
+            raise InputError("prompt: it must be a text or a list, and not empty")
         if isinstance(value, str):
             return None
-        if not isinstance(value, list) or not value:
-            raise InputError("prompt: it must be a text or a list with something in it")
+        _refuse_empty("prompt", value)
         return None if isinstance(value[0], int) else len(value)
-    if path == CHAT and not isinstance(body.get("messages"), list):
-        raise InputError("messages: it must be a list")
-    if path == RESPONSES and not isinstance(body.get("input"), (str, list)):
-        raise InputError("input: it must be a text or a list")
+    if path == CHAT:
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise InputError("messages: it must be a list, and not empty")
+        return None
+    value = body.get("input")
+    if not isinstance(value, str | list) or not value:
+        raise InputError("input: it must be a text or a list, and not empty")
     return None
+
+
+def _generate_prompts(body: Mapping[str, Any]) -> int | None:
+    names = ("text", "input_ids", "input_embeds")
+    name = next((name for name in names if body.get(name) is not None), None)
+    if name is None:
+        raise InputError("body: one of text, input_ids and input_embeds is needed")
+    value = body[name]
+    if not isinstance(value, str | list) or not value:
+        raise InputError(f"{name}: it must be a text or a list, and not empty")
+    if isinstance(value, str):
+        return None
+    _refuse_empty(name, value)
+    if name == "text":
+        return len(value)
+    # A prompt is a list of ids, or of embeddings, each a list of numbers.
+    inner = value[0]
+    if name == "input_embeds" and isinstance(inner, list) and inner:
+        inner = inner[0]
+    return len(value) if isinstance(inner, list) else None
+
+
+def _refuse_empty(name: str, prompts: Sequence[Any]) -> None:
+    """An engine dies of a batch with an empty prompt in it."""
+    for at, prompt in enumerate(prompts):
+        if prompt in ("", []):
+            raise InputError(f"{name}[{at}]: it is empty; a prompt has at least one token")
 
 
 def _n(path: str, body: Mapping[str, Any]) -> int:
@@ -248,7 +388,8 @@ def _tokens(path: str, body: Mapping[str, Any]) -> int:
         params = params[0] if isinstance(params, list) and params else params
         value = params.get("max_new_tokens") if isinstance(params, dict) else None
     elif path == CHAT:
-        value = body.get("max_completion_tokens", body.get("max_tokens"))
+        value = body.get("max_completion_tokens")
+        value = body.get("max_tokens") if value is None else value
     else:
         value = body.get("max_output_tokens" if path == RESPONSES else "max_tokens")
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -256,31 +397,38 @@ def _tokens(path: str, body: Mapping[str, Any]) -> int:
     return min(value, _MAX_TOKENS)
 
 
-def encode_engine_body(
-    intake: ParsedRequest,
-    slo: Slo,
-    elapsed_s: float,
-    prefill: Endpoint,
-    rids: tuple[str, ...],
-    rooms: tuple[int, ...],
-    with_class: bool = True,
-) -> bytes:
-    """The body that both servers get.
+@dataclass(frozen=True, slots=True)
+class AppliedSlo:
+    """The objectives as the engines get them.
 
-    Args:
+    Attributes:
         elapsed_s: since the request's arrival.
-        rids, rooms: one for each sequence.
-        with_class: name the class; servers refuse one that they do not define themselves, and the
+        with_class: name the class. Engines refuse one that they do not define themselves, and the
             objectives go with every request anyway.
     """
-    applied: dict[str, float | str] = {
-        "ttft_ms": slo.ttft_ms,
-        "tpot_ms": slo.tpot_ms,
-        "elapsed_ms": round(max(elapsed_s, 0.0) * 1e3, 3),
-    }
-    if with_class:
-        applied["class"] = slo.slo_class
-    custom = {SLO_KEY: applied}
+
+    slo: Slo
+    elapsed_s: float
+    with_class: bool = True
+
+    def fields(self) -> dict[str, float | str]:
+        """The `kairos` object of the body."""
+        fields: dict[str, float | str] = {
+            "ttft_ms": self.slo.ttft_ms,
+            "tpot_ms": self.slo.tpot_ms,
+            "elapsed_ms": round(max(self.elapsed_s, 0.0) * 1e3, 3),
+        }
+        if self.with_class:
+            fields["class"] = self.slo.slo_class
+        return fields
+
+
+def encode_engine_body(
+    intake: ParsedRequest, applied: AppliedSlo, prefill: Endpoint, transfer: Transfer
+) -> bytes:
+    """The body that both engines get."""
+    custom = {SLO_KEY: applied.fields()}
+    rids, rooms = transfer.rids, transfer.rooms
     body = dict(intake.body)
     if intake.path == GENERATE:
         params = body.get("sampling_params")

@@ -6,10 +6,12 @@ given; else the tokens follow from the bytes, by a ratio per model that is learn
 """
 
 import asyncio
+import heapq
+import itertools
 import os
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ import xxhash
 
 from kairos.errors import InputError
 from kairos.latency.calibration import Calibration
-from kairos.router.request.parsing import CHAT, COMPLETIONS, GENERATE, RESPONSES
+from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
 
 BLOCK_TOKENS = 64
 BLOCK_BYTES = 256
@@ -32,6 +34,8 @@ MESSAGE_TOKENS = 4
 """What a template adds to a message, about."""
 MEDIA_TOKENS = 256
 """What an image, a sound or a file is taken for; nothing is known of them here."""
+_DIGEST_TOKENS = 4
+"""What the digest in its place counts as."""
 _INLINE_BYTES = 16_384
 """More text than this is hashed off the event loop."""
 _MAX_TOKENIZED = 1 << 20
@@ -40,8 +44,9 @@ _MAX_MODELS = 64
 # What an endpoint reads. It ignores the fields of the others, which would make a prompt look
 # shorter than it is.
 _SALTS = ("cache_salt", "extra_key", "lora_path", "model")
+_MEDIA = ("image_data", "video_data", "audio_data")
 _FIELDS = {
-    GENERATE: ("input_ids", "text"),
+    GENERATE: ("input_ids", "text", "input_embeds", *_MEDIA),
     COMPLETIONS: ("prompt",),
     CHAT: ("input_ids", "messages", "tools"),
     RESPONSES: ("input", "instructions", "tools"),
@@ -69,6 +74,54 @@ class PromptTokens:
     raw: float
 
 
+class ShortestFirst:
+    """Threads that take the smallest piece of work first, so that a short prompt does not wait
+    behind long ones.
+
+    Args:
+        threads: that work at the same time.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tokens")
+        self._free = threads
+        self._numbers = itertools.count()
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+
+    async def run(
+        self, size: int, work: Callable[..., PromptTokens], *arguments: Any
+    ) -> PromptTokens:
+        """The result of `work`, which takes time in proportion to `size`."""
+        loop = asyncio.get_running_loop()
+        if self._free:
+            self._free -= 1
+        else:
+            turn = loop.create_future()
+            heapq.heappush(self._waiting, (size, next(self._numbers), turn))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._next()
+                raise
+        try:
+            return await loop.run_in_executor(self._pool, work, *arguments)
+        finally:
+            self._next()
+
+    def close(self) -> None:
+        """Stop the threads; what they work on is finished first."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _next(self) -> None:
+        while self._waiting:
+            _, _, turn = heapq.heappop(self._waiting)
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
 class TokenCounter:
     """Counts prompts of /generate, completions, chat completions and responses.
 
@@ -82,7 +135,7 @@ class TokenCounter:
 
     def __init__(self, tokenizer: str | Path | None = None, threads: int = 2) -> None:
         self._tokenizer = None if tokenizer is None else _load(Path(tokenizer))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tokens")
+        self._threads = ShortestFirst(threads)
         self._ratios: OrderedDict[tuple[str, str], Calibration] = OrderedDict()
 
     async def count(self, path: str, body: Mapping[str, Any]) -> PromptTokens:
@@ -95,22 +148,26 @@ class TokenCounter:
         body = {name: body[name] for name in (*_FIELDS[path], *_SALTS) if name in body}
         model = body.get("model")
         model = model if isinstance(model, str) else ""
-        salt = _salt(body)
+        media_tokens, media = _media(body)
+        salt = _salt(body, media)
+        if (embeddings := body.get("input_embeds")) is not None:
+            count = _embeddings(embeddings)
+            return PromptTokens(max(count, 1), True, (), BLOCK_TOKENS, "", "ids", count)
         ids = _ids(body)
         if ids is not None:
-            count = sum(map(len, ids))
+            count = sum(map(len, ids)) + media_tokens
+            blocks = _id_blocks(ids[0], salt)
             return PromptTokens(
-                max(count, 1), True, _id_blocks(ids[0], salt), BLOCK_TOKENS, "", "ids", count
+                max(count, 1), not media_tokens, blocks, BLOCK_TOKENS, "", "ids", count
             )
         texts, extra = _texts(body)
+        extra += media_tokens
         size = sum(map(len, texts))
         if self._tokenizer is None or size > _MAX_TOKENIZED:
             if size <= _INLINE_BYTES:
                 return self._of_bytes(texts, extra, salt, model)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, self._of_bytes, texts, extra, salt, model)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._tokenized, texts, extra, salt, model)
+            return await self._threads.run(size, self._of_bytes, texts, extra, salt, model)
+        return await self._threads.run(size, self._tokenized, texts, extra, salt, model)
 
     def observe(self, counted: PromptTokens, prompt_tokens: int) -> None:
         """A server reported how long a prompt was. Exact counts and nonsense teach nothing."""
@@ -137,7 +194,7 @@ class TokenCounter:
 
     def close(self) -> None:
         """Stop the threads; what they work on is finished first."""
-        self._pool.shutdown(cancel_futures=True)
+        self._threads.close()
 
     def _of_bytes(self, texts: Sequence[str], extra: int, salt: int, model: str) -> PromptTokens:
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
@@ -176,9 +233,17 @@ def _load(path: Path) -> Any:
         raise InputError(f"tokenizer: {file} is not a tokenizer: {error}") from error
 
 
-def _salt(body: Mapping[str, Any]) -> int:
-    """Prompts share cached prefixes only under the same salt, adapter and extra key."""
-    parts = [body.get(name) for name in _SALTS]
+def _embeddings(value: Any) -> int:
+    """Tokens of prompts given as embeddings: a list of vectors, or a list of such lists."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], list):
+        return 0
+    batch = value[0] and isinstance(value[0][0], list)
+    return sum(map(len, value)) if batch else len(value)
+
+
+def _salt(body: Mapping[str, Any], media: str) -> int:
+    """Prompts share cached prefixes only under the same salt, adapter, extra key and media."""
+    parts = [*(body.get(name) for name in _SALTS), media]
     return xxhash.xxh3_64_intdigest(
         orjson.dumps([p if isinstance(p, str) else None for p in parts])
     )
@@ -218,27 +283,40 @@ def _texts(body: Mapping[str, Any]) -> tuple[list[str], int]:
             continue
         extra += MESSAGE_TOKENS
         parts.append(f"{message.get('role', '')}\n")
-        for piece in _content(message):
-            if piece is None:
-                extra += MEDIA_TOKENS
-            else:
-                parts.append(piece)
+        for piece, is_media in _content(message):
+            extra += (MEDIA_TOKENS - _DIGEST_TOKENS) * is_media
+            parts.append(piece)
         parts.append("\n")
     return _with_instructions(body, ["".join(parts)]), extra
 
 
-def _content(message: Mapping[str, Any]) -> Iterator[str | None]:
-    """Text pieces of a message; None for each piece that is not text."""
+def _content(message: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Pieces of a message as text, and whether each is an image, a sound or a file: of those a
+    digest, so that messages with other media share no prefix."""
     content = message.get("content")
     if isinstance(content, str):
-        yield content
+        yield content, False
     elif isinstance(content, list):
         for piece in content:
             text = piece.get("text") if isinstance(piece, Mapping) else piece
-            yield text if isinstance(text, str) else None
+            if isinstance(text, str):
+                yield text, False
+            else:
+                yield _digest(piece), True
     calls = message.get("tool_calls")
     if isinstance(calls, list) and calls:
-        yield orjson.dumps(calls, default=str).decode()
+        yield orjson.dumps(calls, default=str).decode(), False
+
+
+def _digest(media: object) -> str:
+    return xxhash.xxh3_64_hexdigest(orjson.dumps(media, default=str))
+
+
+def _media(body: Mapping[str, Any]) -> tuple[int, str]:
+    """Tokens of the media beside a prompt of /generate, and a digest of them."""
+    given = [body[name] for name in _MEDIA if body.get(name)]
+    count = sum(len(value) if isinstance(value, list) else 1 for value in given)
+    return MEDIA_TOKENS * count, _digest(given) if given else ""
 
 
 def _with_instructions(body: Mapping[str, Any], texts: list[str]) -> list[str]:

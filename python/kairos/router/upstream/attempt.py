@@ -1,4 +1,4 @@
-"""One attempt: a request at a prefill and a decode server at once, until both are done with it."""
+"""One attempt: a request at a prefill and a decode worker at once, until both are done with it."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from kairos.router.upstream.abort import Abort
 from kairos.router.upstream.engine_answer import problem_of
 from kairos.router.upstream.http_client import BrokenError, ConnectionPool, head
 from kairos.router.upstream.leg import Leg, LegError, all_ended
-from kairos.router.upstream.rooms import BootstrapRooms
+from kairos.router.upstream.rooms import BootstrapRooms, Transfer
 from kairos.router.workers.endpoint import Role
 from kairos.router.workers.worker import Worker
 
@@ -22,15 +22,16 @@ _MAX_PREFILL_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class AttemptDeps:
-    """What attempts share."""
+    """What all attempts share."""
 
     pool: ConnectionPool
     rooms: BootstrapRooms
     timeouts: Timeouts
     metrics: RouterMetrics
+    abort_headers: Callable[[], Mapping[str, str]]
 
 
-class Pair:
+class Attempt:
     """The legs are watched together: the first failure of either is the pair's.
 
     Args:
@@ -38,6 +39,7 @@ class Pair:
         stream: the answer comes token by token; else nothing comes before its last one.
 
     Attributes:
+        digest: of the request's body; None for a probe.
         ending: runs `end`, once it has begun; kept by the owner.
     """
 
@@ -46,20 +48,19 @@ class Pair:
         parts: AttemptDeps,
         prefill: Worker,
         decode: Worker,
-        rids: tuple[str, ...],
-        rooms: tuple[int, ...],
+        transfer: Transfer,
         on_prefill: Callable[[], None],
-        abort_headers: Mapping[str, str],
         stream: bool = False,
     ) -> None:
         self.prefill = prefill
         self.decode = decode
         self.prefill_body = b""
+        self.digest: int | None = None
         self.ending: asyncio.Task[None] | None = None
         self._parts = parts
-        self._rooms = rooms
+        self._transfer = transfer
         self._on_prefill = on_prefill
-        self._abort = Abort(parts.pool, parts.metrics, rids, abort_headers)
+        self._abort = Abort(parts.pool, parts.metrics, transfer.rids, parts.abort_headers())
         self._stream = stream
         self._path = ""
         self._legs: dict[Role, Leg] = {}
@@ -71,7 +72,7 @@ class Pair:
         self._first = True
         self._closed = False
         for instance in (prefill, decode):
-            instance.pairs.add(self)
+            instance.attempts.add(self)
 
     async def open(self, path: str, body: bytes, headers: Mapping[Role, Mapping[str, str]]) -> int:
         """Send the request to both; the decode server's status.
@@ -166,6 +167,22 @@ class Pair:
             await leg.connection.wait()
         return self.prefill_body
 
+    def worker(self, role: Role) -> Worker:
+        """The worker of one leg."""
+        return self.prefill if role is Role.PREFILL else self.decode
+
+    def silent_since_s(self, worker: Worker) -> float | None:
+        """When a leg that still runs at `worker` last got anything from it, monotonic seconds; None
+        where no leg runs there any more."""
+        role = Role.PREFILL if worker is self.prefill else Role.DECODE
+        leg = self._legs.get(role)
+        return None if leg is None or not leg.live else leg.connection.heard_s
+
+    def streaming_s(self) -> float | None:
+        """When the decode worker last sent something of its answer; None before its first byte."""
+        leg = self._legs.get(Role.DECODE)
+        return None if leg is None or self._first else leg.connection.heard_s
+
     def fail(self, error: LegError) -> None:
         """End the attempt; whoever reads gets `error`. The first failure counts."""
         if self._failure is None and not self._closed:
@@ -208,8 +225,8 @@ class Pair:
                 leg.connection.close()
             leg.release()
         for instance in (self.prefill, self.decode):
-            instance.pairs.discard(self)
-        self._parts.rooms.release(self._rooms)
+            instance.attempts.discard(self)
+        self._parts.rooms.release(self._transfer.rooms)
         self._on_prefill = _nothing  # it knows the request, which knows this pair
 
     def _check(self, decode: Leg, started: bool = False) -> None:
@@ -230,6 +247,7 @@ class Pair:
             self.fail(error)
             return
         leg.release()  # decode may take long: the connection is for others
+        self.prefill.attempts.discard(self)  # whatever becomes of that worker
         self.prefill_body = body
         self._prefilled = True
         self._legs[Role.DECODE].connection.wake()

@@ -1,31 +1,33 @@
-"""The decode server's answer, on its way to the client."""
+"""The decode worker's answer, on its way to the client."""
 
 import asyncio
 import time
+from dataclasses import replace
 
 from aiohttp import web
 
 from kairos.router.config.settings import Timeouts
 from kairos.router.edge.answers import error_document
 from kairos.router.observe.metrics import RouterMetrics
+from kairos.router.paths import GENERATE
 from kairos.router.queue.dispatcher import Dispatcher
-from kairos.router.request import parsing as intakes
-from kairos.router.request.context import RequestContext
+from kairos.router.request.context import Answer, RequestContext, Understood
 from kairos.router.request.outcome import Outcome
 from kairos.router.request.token_counter import TokenCounter
 from kairos.router.upstream import relay as relays
-from kairos.router.upstream.attempt import Pair
-from kairos.router.upstream.engine_answer import problem_of
+from kairos.router.upstream.attempt import Attempt
+from kairos.router.upstream.engine_answer import problem_of, usage_of
 from kairos.router.upstream.leg import LegError
 from kairos.router.upstream.relay import Relay
 from kairos.router.workers.endpoint import Role
 from kairos.router.workers.registry import WorkerRegistry
 
 _MAX_ANSWER_BYTES = 256 << 20
+_MAX_FIRST_EVENT = 16 << 20
 
 
 class Delivery:
-    """Passes answers on, whole or as they come, and notes down what they tell."""
+    """Passes answers on, whole or as they come, and notes what they tell."""
 
     def __init__(
         self,
@@ -43,81 +45,87 @@ class Delivery:
 
     async def deliver(
         self,
-        life: RequestContext,
+        context: RequestContext,
         request: web.BaseRequest,
-        pair: Pair,
+        understood: Understood,
         status: int,
-        echo: dict[str, str],
+        headers: dict[str, str],
     ) -> web.StreamResponse:
-        """Pass on what `pair` answers.
+        """Pass on what the attempt of `context` answers.
 
         Args:
-            status: the decode server's.
-            echo: headers to add.
+            status: the decode worker's.
+            headers: to be added to the answer.
 
         Raises:
-            LegError: the pair failed before the client got anything.
+            LegError: the attempt failed before the client got anything.
             SlowClientError: the client does not take its answer.
         """
-        assert life.intake
-        if life.intake.stream and status == 200:
-            return await self._stream(life, request, pair, echo)
-        return await self._whole(life, pair, status, echo)
+        attempt = context.attempt
+        assert attempt is not None
+        if understood.parsed.stream and status == 200:
+            return await self._stream(context, request, understood, attempt, headers)
+        return await self._whole(context, understood, attempt, status, headers)
 
     async def _whole(
-        self, life: RequestContext, pair: Pair, status: int, echo: dict[str, str]
+        self,
+        context: RequestContext,
+        understood: Understood,
+        attempt: Attempt,
+        status: int,
+        headers: dict[str, str],
     ) -> web.Response:
         """An answer that is sent at once: until it is complete another pair may be tried."""
-        assert life.intake
-        body = await pair.read_all(_MAX_ANSWER_BYTES)
-        error = problem_of(Role.DECODE, status, body, life.path)
+        path = context.receipt.path
+        body = await attempt.read_all(_MAX_ANSWER_BYTES)
+        error = problem_of(Role.DECODE, status, body, path)
         if error is None and body[:1] not in (b"{", b"["):
             error = LegError(Role.DECODE, "garbage", "the decode server's answer is not JSON")
         if error is not None:
             raise error
-        if life.intake.merge_logprobs:
-            body = _merged(await pair.prefilled(), body)
-        life.first_s = life.last_s = time.monotonic()
-        count = relays.reported if life.intake.batch is None else relays.reported_in_all
-        life.output_tokens = count(body, b'"completion_tokens":')
-        self._completed(life, pair, relays.reported(body, b'"prompt_tokens":'))
-        life.sent = True
-        headers = {**echo, "Content-Type": pair.content_type}
-        return web.Response(body=body, headers=headers)
+        if understood.parsed.merge_logprobs:
+            body = _merged(await attempt.prefilled(), body)
+        now_s = time.monotonic()
+        usage = usage_of(body, path, batch=understood.parsed.batch is not None)
+        context.answer = Answer(now_s, now_s, usage.output_tokens)
+        self._completed(context, understood, attempt, usage.prompt_tokens)
+        context.answering = True
+        return web.Response(body=body, headers={**headers, "Content-Type": attempt.content_type})
 
     async def _stream(
-        self, life: RequestContext, request: web.BaseRequest, pair: Pair, echo: dict[str, str]
+        self,
+        context: RequestContext,
+        request: web.BaseRequest,
+        understood: Understood,
+        attempt: Attempt,
+        headers: dict[str, str],
     ) -> web.StreamResponse:
         """A stream, passed on as it comes."""
-        assert life.intake
-        batch = life.path == intakes.GENERATE and life.intake.batch is not None
-        relay = Relay(request, self._timeouts.write_timeout_s, life.path, batch)
+        parsed, path = understood.parsed, context.receipt.path
+        batch = path == GENERATE and parsed.batch is not None
+        relay = Relay(request, self._timeouts.write_timeout_s, path, batch)
         late: asyncio.TimerHandle | None = None
         try:
-            chunk = await pair.read()
-            error = problem_of(Role.DECODE, 200, chunk, life.path)
-            if error is None and not relays.looks_like_events(chunk):
-                error = LegError(Role.DECODE, "garbage", "the decode server's answer is no stream")
-            if error is not None:
-                raise error
+            chunk = await _first_event(attempt, path)
             relay.seen()
-            life.first_s = relay.first_s
+            context.answer = Answer(first_s=relay.first_s)
             self._registry.last_success_s = relay.first_s
-            self._dispatcher.first_token(life.id, relay.first_s)
-            if life.intake.merge_logprobs:
-                relay.change = relays.LogprobMerge(await pair.prefilled())
-            life.sent = True
-            life.intake.body.clear()  # there is no other attempt: the prompt is done with
-            late = self._limit(life, pair)
-            await relay.start(pair.content_type, echo)
+            self._dispatcher.first_token(context.receipt.id, relay.first_s)
+            if parsed.merge_logprobs:
+                relay.change = relays.LogprobMerge(await attempt.prefilled())
+            elif parsed.hide_usage:
+                relay.change = relays.without_usage
+            context.answering = True
+            parsed.body.clear()  # there is no other attempt: the prompt is done with
+            late = self._limit(context, attempt)
+            await relay.start(attempt.content_type, headers)
             while chunk:
                 await relay.pass_on(chunk)
-                chunk = await pair.read()
+                chunk = await attempt.read()
                 if chunk:
                     relay.seen()
-            life.last_s = relay.last_s
-            life.output_tokens = relay.tokens
-            error = problem_of(Role.DECODE, 200, relay.error, life.path)
+            context.answer = Answer(relay.first_s, relay.last_s, relay.tokens)
+            error = problem_of(Role.DECODE, 200, relay.error, path)
             if error is not None:
                 raise error
             if relay.aborted or not relay.complete:
@@ -126,45 +134,80 @@ class Delivery:
         except LegError as error:
             if not relay.started:
                 raise
-            life.last_s = relay.last_s
-            life.output_tokens = relay.tokens
-            shutting = error.reason == "shut_down"
-            error.__traceback__ = None  # see Router._serve
-            outcome = Outcome.SHUT_DOWN if shutting else Outcome.ENGINE_FAILED
-            if error.late:
-                outcome = Outcome.EXPIRED
-            life.end(outcome, 200, error.reason)
-            self._registry.attempt_failed(life.pair, error)
-            await relay.break_off(error_document(502, error.reason, str(error)))
-            assert relay.response is not None
-            return relay.response
+            context.answer = replace(
+                context.answer, last_s=relay.last_s, output_tokens=relay.tokens
+            )
+            return await self._broken_off(context, attempt, relay, error)
         finally:
             if late is not None:
                 late.cancel()
-        self._completed(life, pair, relay.prompt_tokens)
-        await relay.finish()
-        assert relay.response is not None
-        return relay.response
+        self._completed(context, understood, attempt, relay.prompt_tokens)
+        return await relay.finish()
 
-    def _limit(self, life: RequestContext, pair: Pair) -> asyncio.TimerHandle:
+    async def _broken_off(
+        self, context: RequestContext, attempt: Attempt, relay: Relay, error: LegError
+    ) -> web.StreamResponse:
+        """End a stream that failed after its first event with an error event."""
+        error.__traceback__ = None  # see RequestHandler._serve
+        outcome = Outcome.ENGINE_FAILED
+        if error.reason == "shut_down":
+            outcome = Outcome.SHUT_DOWN
+        elif error.late:
+            outcome = Outcome.EXPIRED
+        elif error.refused:
+            outcome = Outcome.ENGINE_REFUSED
+        context.ends(outcome, 200, error.reason)
+        self._registry.attempt_failed(attempt, error)
+        return await relay.break_off(error_document(502, error.reason, str(error)))
+
+    def _limit(self, context: RequestContext, attempt: Attempt) -> asyncio.TimerHandle:
         """From here on a request that takes too long ends with an error event, not with a reset:
-        the pair fails then, and every write is bounded."""
-        assert life.limit is not None
-        life.limit.reschedule(None)
+        the attempt fails then, and every write is bounded."""
+        assert context.limit is not None
+        context.limit.reschedule(None)
         limit_s = self._timeouts.request_timeout_s
         error = LegError(Role.DECODE, "request_timeout", "the request took too long")
-        left_s = life.received_s + limit_s - time.monotonic()
-        return asyncio.get_running_loop().call_later(max(left_s, 0.0), pair.fail, error)
+        left_s = context.receipt.at_s + limit_s - time.monotonic()
+        return asyncio.get_running_loop().call_later(max(left_s, 0.0), attempt.fail, error)
 
-    def _completed(self, life: RequestContext, pair: Pair, prompt_tokens: int) -> None:
-        life.end(Outcome.COMPLETED, 200)
-        self._registry.succeeded(pair.prefill, pair.decode)
-        counted = life.counted
-        if counted is not None and prompt_tokens and life.intake and life.intake.sequences == 1:
-            self._counter.observe(counted, prompt_tokens)
-            if not counted.exact:
-                label = self._metrics.model(counted.model)
-                self._metrics.token_estimate.labels(label).observe(counted.tokens / prompt_tokens)
+    def _completed(
+        self,
+        context: RequestContext,
+        understood: Understood,
+        attempt: Attempt,
+        prompt_tokens: int,
+    ) -> None:
+        context.ends(Outcome.COMPLETED, 200)
+        self._registry.succeeded(attempt.prefill, attempt.decode)
+        prompt = understood.prompt
+        if prompt_tokens and understood.parsed.sequences == 1:
+            self._counter.observe(prompt, prompt_tokens)
+            if not prompt.exact:
+                label = self._metrics.model(prompt.model)
+                self._metrics.token_estimate.labels(label).observe(prompt.tokens / prompt_tokens)
+
+
+async def _first_event(attempt: Attempt, path: str) -> bytes:
+    """The beginning of a stream up to the end of its first event at least: until then another pair
+    may be tried, however the bytes were cut on their way.
+
+    Raises:
+        LegError: the attempt failed, the first event is an error, or this is no stream of events.
+    """
+    data = b""
+    while b"\n\n" not in data and len(data) < _MAX_FIRST_EVENT:
+        chunk = await attempt.read()
+        if not chunk:
+            break
+        data += chunk
+        if not relays.may_be_events(data):
+            break
+    error = problem_of(Role.DECODE, 200, data, path)
+    if error is None and not relays.looks_like_events(data):
+        error = LegError(Role.DECODE, "garbage", "the decode server's answer is no stream")
+    if error is not None:
+        raise error
+    return data
 
 
 def _merged(prefill: bytes, decode: bytes) -> bytes:

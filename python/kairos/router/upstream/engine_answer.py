@@ -1,18 +1,50 @@
 """What a server says in its answer beside what was asked for: an error, an abort, the end."""
 
 import re
+from typing import NamedTuple
 
 import orjson
 
-from kairos.router.request.parsing import RESPONSES
+from kairos.router.paths import GENERATE, RESPONSES
 from kairos.router.upstream.leg import LegError
 from kairos.router.workers.endpoint import Role
 
 # Quotes inside of JSON strings are escaped, so generated text cannot look like these.
 _ABORTED = (b'"type":"abort"', b'"finish_reason":"abort"')
+_NUMBER = re.compile(rb"\s*(\d{1,12})")
+_USAGE_NAMES = {RESPONSES: (b'"input_tokens":', b'"output_tokens":')}
+# The reason is an object without objects in it.
+_ABORT_REASON = re.compile(rb'"finish_reason":(\{"type":"abort"[^{}]*\})')
 _ERROR_EVENT = re.compile(rb'data: ?\{"error": ?(?!null)')
 # At the beginning of a line, where nothing can stand that a client or a model wrote.
 _RESPONSE_END = re.compile(rb"^event: response\.(completed|incomplete|failed)$", re.MULTILINE)
+
+
+class Usage(NamedTuple):
+    """Tokens that an answer reports; 0 where it reports none. Of a batch, those of all its answers
+    together."""
+
+    prompt_tokens: int
+    output_tokens: int
+
+
+def usage_of(data: bytes, path: str, batch: bool = False) -> Usage:
+    """What a whole answer, or the end of a stream, reports."""
+    names = _USAGE_NAMES.get(path, (b'"prompt_tokens":', b'"completion_tokens":'))
+    count = _reported_in_all if batch and path == GENERATE else _reported
+    return Usage(_reported(data, names[0]), count(data, names[1]))
+
+
+def _reported(data: bytes, name: bytes) -> int:
+    """The last number that follows `name`; 0 if there is none."""
+    at = data.rfind(name)
+    found = _NUMBER.match(data, at + len(name)) if at >= 0 else None
+    return int(found[1]) if found else 0
+
+
+def _reported_in_all(data: bytes, name: bytes) -> int:
+    """The sum over the answers of a batch."""
+    return sum(int(found[1]) for found in re.finditer(re.escape(name) + _NUMBER.pattern, data))
 
 
 def problem_of(role: Role, status: int, data: bytes, path: str) -> LegError | None:
@@ -37,8 +69,24 @@ def problem_of(role: Role, status: int, data: bytes, path: str) -> LegError | No
         text = f"the {role.value} server reported an error"
         return LegError(role, f"error_{code}", text, code, document.strip())
     if is_aborted(data, path):
-        return LegError(role, "aborted", f"the {role.value} server aborted the request")
+        return _aborted(role, data)
     return None
+
+
+def _aborted(role: Role, data: bytes) -> LegError:
+    """What an abort says: an engine tells in it what is wrong with a request (status 4xx)."""
+    found = _ABORT_REASON.search(data)
+    try:
+        reason = orjson.loads(found[1]) if found else {}
+    except orjson.JSONDecodeError:
+        reason = {}
+    status = reason.get("status_code")
+    if not isinstance(status, int) or not 400 <= status < 500:
+        return LegError(role, "aborted", f"the {role.value} server aborted the request")
+    message = str(reason.get("message"))
+    error = {"message": message, "type": reason.get("err_type") or "BadRequest", "code": status}
+    text = f"the {role.value} server refused the request: {message}"
+    return LegError(role, f"error_{status}", text, status, orjson.dumps({"error": error}))
 
 
 def is_aborted(data: bytes, path: str) -> bool:

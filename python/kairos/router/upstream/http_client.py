@@ -35,13 +35,14 @@ class BrokenError(Exception):
         return str(self).replace(" ", "_")
 
 
-class Connection(asyncio.Protocol):
+class EngineConnection(asyncio.Protocol):
     """One connection; one exchange at a time.
 
     Attributes:
         status: of the answer; 0 before its header lines are complete.
         ended: the answer is complete, or never will be.
         broken: why it never will be.
+        heard_s: when the server last sent something, or the exchange began; monotonic seconds.
     """
 
     def __init__(self) -> None:
@@ -50,6 +51,7 @@ class Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self.ended = True
         self.broken: BrokenError | None = None
+        self.heard_s = 0.0
         self._parser: httptools.HttpResponseParser | None = None
         self._pieces: list[bytes] = []
         self._size = 0
@@ -59,6 +61,7 @@ class Connection(asyncio.Protocol):
         self._header_bytes = 0
         self._closing = False
         self._keep = False
+        self._until_close = False
         self._waiter: asyncio.Future[None] | None = None
         self._on_end: Callable[[], None] | None = None
 
@@ -73,11 +76,12 @@ class Connection(asyncio.Protocol):
         self.status = 0
         self.headers = []
         self.ended = False
+        self.heard_s = time.monotonic()
         self._parser = httptools.HttpResponseParser(self)
         self._pieces.clear()
         self._size = self._header_bytes = 0
         self._most = most
-        self._discard = self._keep = False
+        self._discard = self._keep = self._until_close = False
         self._on_end = on_end
         self.transport.write(data)
         if self._closing:
@@ -140,6 +144,7 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         assert self._parser is not None
+        self.heard_s = time.monotonic()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
@@ -158,7 +163,10 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
-        self._end("connection reset" if exc is not None else "connection closed")
+        if exc is None and self.status and self._until_close:
+            self._end(None)  # an answer without a length ends with its connection
+        else:
+            self._end("connection reset" if exc is not None else "connection closed")
 
     # httptools
 
@@ -175,6 +183,8 @@ class Connection(asyncio.Protocol):
             self.headers = []
             return
         self.status = status
+        names = {name for name, _ in self.headers}
+        self._until_close = not names & {b"content-length", b"transfer-encoding"}
 
     def on_body(self, data: bytes) -> None:
         if not self._discard:
@@ -210,9 +220,9 @@ class ConnectionPool:
     def __init__(self, context: Callable[[], ssl.SSLContext], connect_timeout_s: float) -> None:
         self._context = context
         self._connect_timeout_s = connect_timeout_s
-        self._idle: dict[str, deque[tuple[float, Connection]]] = {}
+        self._idle: dict[str, deque[tuple[float, EngineConnection]]] = {}
 
-    async def take(self, endpoint: Endpoint) -> Connection:
+    async def take(self, endpoint: Endpoint) -> EngineConnection:
         """An open connection.
 
         Raises:
@@ -227,7 +237,7 @@ class ConnectionPool:
             connection.close()
         return await self._connect(endpoint)
 
-    def give(self, endpoint: Endpoint, connection: Connection) -> None:
+    def give(self, endpoint: Endpoint, connection: EngineConnection) -> None:
         """Hand a connection back; it is kept if it can serve again."""
         idle = self._idle.setdefault(endpoint.url, deque())
         connection.take()  # reads on, if it was paused
@@ -288,17 +298,17 @@ class ConnectionPool:
             raise broken
         return answer
 
-    async def _connect(self, endpoint: Endpoint) -> Connection:
+    async def _connect(self, endpoint: Endpoint) -> EngineConnection:
         scheme, _, key = endpoint.url.partition("://")
         secure = scheme == "https"
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    Connection,
+                    EngineConnection,
                     endpoint.host,
                     int(key.rpartition(":")[2]),
                     ssl=self._context() if secure else None,
-                    server_hostname=endpoint.host if secure else None,
+                    server_hostname=(endpoint.name or endpoint.host) if secure else None,
                 )
         except TimeoutError:
             raise BrokenError("connect timed out") from None

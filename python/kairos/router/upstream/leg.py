@@ -3,9 +3,12 @@
 import asyncio
 import time
 
-from kairos.router.upstream.http_client import NO_FILES, Connection, ConnectionPool
+from kairos.router.upstream.http_client import NO_FILES, ConnectionPool, EngineConnection
 from kairos.router.workers.endpoint import Role
 from kairos.router.workers.worker import Worker
+
+_NO_ENDPOINT = b'{"detail":"Not Found"}'
+"""What FastAPI answers where there is no endpoint. A 404 about a model has another body."""
 
 
 class LegError(Exception):
@@ -38,7 +41,12 @@ class LegError(Exception):
     @property
     def ours(self) -> bool:
         """The router ended the attempt or could not make it; neither server is at fault."""
-        return self.reason in ("shut_down", "request_timeout", NO_FILES)
+        return self.reason in ("shut_down", "request_timeout", NO_FILES, "server_gone")
+
+    @property
+    def moved(self) -> bool:
+        """The worker left before anything was sent to it: this was no attempt."""
+        return self.reason == "server_gone"
 
     @property
     def late(self) -> bool:
@@ -48,7 +56,22 @@ class LegError(Exception):
     @property
     def refused(self) -> bool:
         """The server found fault with the request; another one would too."""
-        return 400 <= self.status < 500
+        return 400 <= self.status < 500 and not self.busy and not self.unfit
+
+    @property
+    def busy(self) -> bool:
+        """The server takes nothing more now; another one may."""
+        return self.status in (429, 503)
+
+    @property
+    def unfit(self) -> bool:
+        """The server wants another key, or has no such endpoint: it is none of this router's."""
+        return self.status == 401 or (self.status == 404 and self.body == _NO_ENDPOINT)
+
+    @property
+    def broken(self) -> bool:
+        """The connection broke after the request was sent: the server may have died."""
+        return self.reason in ("connection_reset", "connection_closed", "connection_lost")
 
 
 class Leg:
@@ -59,7 +82,7 @@ class Leg:
     """
 
     def __init__(
-        self, role: Role, instance: Worker, connection: Connection, pool: ConnectionPool
+        self, role: Role, instance: Worker, connection: EngineConnection, pool: ConnectionPool
     ) -> None:
         self.role = role
         self.instance = instance

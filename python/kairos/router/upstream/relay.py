@@ -1,19 +1,22 @@
 """The answer's way to the client: bytes as they are, in whole events, within bounds."""
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
-from kairos.router.request.parsing import RESPONSES
-from kairos.router.upstream.engine_answer import error_event, is_aborted, response_end
+from kairos.router.paths import RESPONSES
+from kairos.router.upstream.engine_answer import error_event, is_aborted, response_end, usage_of
 
 _MAX_EVENT = 16 << 20
 _TAIL = 8192
 _STARTS = (b"data:", b"event:", b"id:", b":", b"retry:")
-_COMPLETION_TOKENS = b'"completion_tokens":'
+_INDEX = re.compile(rb'"index":\s*(\d{1,9})')
+_NO_CHOICES = re.compile(rb'"choices":\s*\[\]')
 
 
 class SlowClientError(Exception):
@@ -71,6 +74,8 @@ class Relay:
         response = web.StreamResponse(headers={**headers, "Content-Type": content_type})
         response.headers["Cache-Control"] = "no-cache"
         response.headers["X-Accel-Buffering"] = "no"
+        if self._request.version < HttpVersion11:
+            response.force_close()  # without chunks only its end tells the end of the stream
         self._response = response
         await self._within(response.prepare(self._request))
 
@@ -96,26 +101,30 @@ class Relay:
         self.error = self.error or error_event(chunk)
         if self._counts is not None:
             for event in chunk.split(b"\n\n"):
-                if _COMPLETION_TOKENS in event:
-                    tokens = reported(event, _COMPLETION_TOKENS)
-                    self._counts[reported(event, b'"index":')] = tokens
+                if b'"completion_tokens":' in event:
+                    index = _INDEX.search(event)
+                    tokens = usage_of(event, self._path).output_tokens
+                    self._counts[int(index[1]) if index else 0] = tokens
         self._tail = chunk if len(chunk) >= _TAIL else (self._tail + chunk)[-_TAIL:]
         assert self._response is not None
         if self.change is not None:
             chunk = self.change(chunk)
+        if not chunk:
+            return
         await self._within(self._response.write(chunk))
 
-    async def finish(self) -> None:
+    async def finish(self) -> web.StreamResponse:
         """End the answer."""
         assert self._response is not None
         await self._within(self._response.write_eof())
+        return self._response
 
-    async def break_off(self, error: bytes) -> None:
+    async def break_off(self, error: bytes) -> web.StreamResponse:
         """End the answer with an error event, unless the server sent one."""
         assert self._response is not None
         if not self._told:
             await self._within(self._response.write(b"data: " + error + b"\n\n"))
-        await self._within(self._response.write_eof())
+        return await self.finish()
 
     @property
     def complete(self) -> bool:
@@ -142,13 +151,14 @@ class Relay:
     @property
     def tokens(self) -> int:
         """Output tokens: as reported, else one per event."""
-        known = sum((self._counts or {}).values()) or reported(self._tail, _COMPLETION_TOKENS)
+        known = sum((self._counts or {}).values())
+        known = known or usage_of(self._tail, self._path).output_tokens
         return known or max(self._events - 1, 0)
 
     @property
     def prompt_tokens(self) -> int:
         """Prompt tokens as reported; 0 where they are not."""
-        return reported(self._tail, b'"prompt_tokens":')
+        return usage_of(self._tail, self._path).prompt_tokens
 
     async def _within(self, sending: Awaitable[object]) -> None:
         try:
@@ -158,27 +168,24 @@ class Relay:
             raise SlowClientError from None
 
 
-def looks_like_events(chunk: bytes) -> bool:
+def looks_like_events(data: bytes) -> bool:
     """Whether the beginning of a stream is one of server-sent events."""
-    return chunk.startswith(_STARTS)
+    return data.startswith(_STARTS)
 
 
-def reported(data: bytes, name: bytes) -> int:
-    """The last number that follows `name` in the end of an answer; 0 if there is none."""
-    at = data.rfind(name)
-    if at < 0:
-        return 0
-    digits = data[at + len(name) : at + len(name) + 12].lstrip()
-    end = 0
-    while end < len(digits) and 48 <= digits[end] <= 57:
-        end += 1
-    return int(digits[:end] or 0)
+def may_be_events(data: bytes) -> bool:
+    """The same where so few bytes have come that more could tell."""
+    return data.startswith(_STARTS) or any(start.startswith(data) for start in _STARTS)
 
 
-def reported_in_all(data: bytes, name: bytes) -> int:
-    """The sum over the answers of a batch."""
-    parts = data.split(name)[1:]
-    return sum(reported(name + part[:12], name) for part in parts)
+def without_usage(events: bytes) -> bytes:
+    """Whole events without those that report nothing but usage: the router asks for it, this client
+    did not."""
+    return b"".join(
+        event + b"\n\n"
+        for event in events.split(b"\n\n")
+        if event.strip() and not (_NO_CHOICES.search(event) and b'"usage":' in event)
+    )
 
 
 def merge_logprobs(prefill: bytes, decode: bytes) -> bytes:
@@ -202,21 +209,30 @@ class LogprobMerge:
     def __init__(self, prefill: bytes) -> None:
         self._first: dict[int, object] = {}
         for event in prefill.split(b"\n\n"):
-            text = event.removeprefix(b"data:").strip()
-            if text and text != b"[DONE]":
-                document = orjson.loads(text)
+            document = _document(event)
+            if document is not None:
                 self._first.setdefault(document.get("index", 0), document)
 
     def __call__(self, chunk: bytes) -> bytes:
         merged = []
         for event in chunk.split(b"\n\n"):
-            text = event.removeprefix(b"data:").strip()
-            if text and text != b"[DONE]":
-                document = orjson.loads(text)
+            document = _document(event)
+            if document is not None:
                 _merge(self._first.get(document.get("index", 0)), document)
-                event = b"data: " + orjson.dumps(document)
+                other = [line for line in event.split(b"\n") if not line.startswith(b"data:")]
+                event = b"\n".join([*other, b"data: " + orjson.dumps(document)])
             merged.append(event)
         return b"\n\n".join(merged)
+
+
+def _document(event: bytes) -> dict[str, Any] | None:
+    """The object in the data line of an event; None for comments and the end of the stream."""
+    lines = [line for line in event.split(b"\n") if line.startswith(b"data:")]
+    text = lines[0].removeprefix(b"data:").strip() if len(lines) == 1 else b""
+    if not text or text == b"[DONE]":
+        return None
+    document = orjson.loads(text)
+    return document if isinstance(document, dict) else None
 
 
 def _merge(prefill: object, decode: object) -> None:

@@ -2,8 +2,22 @@
 
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 ROOM_BITS = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What both workers know an attempt by.
+
+    Attributes:
+        rids: request ids, one per sequence.
+        rooms: bootstrap rooms, one per sequence.
+    """
+
+    rids: tuple[str, ...]
+    rooms: tuple[int, ...]
 
 
 class BootstrapRooms:

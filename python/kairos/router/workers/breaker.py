@@ -1,4 +1,4 @@
-"""Takes a server out after failures in a row."""
+"""Takes a worker out after failures in a row."""
 
 from enum import Enum
 
@@ -12,30 +12,41 @@ class BreakerState(Enum):
 
 
 class Breaker:
-    """Closed: requests go to the server. Open: none do. Half open: one probe through a whole pair
-    decides; clients' requests are no guinea pigs.
+    """Counts failures in a row of one worker.
 
-    Times are monotonic seconds.
+    Closed: requests go to the worker. Open: none do. Half open: one probe through a whole pair
+    decides, not a client's request. Times are monotonic seconds.
     """
 
     def __init__(self, failures: int, open_s: float) -> None:
         self._limit = failures
         self._open_s = open_s
         self._failures = 0
+        self._digests: set[int] = set()  # of requests that were answered with an error
         self._until_s = 0.0
         self.state = BreakerState.CLOSED
 
     def succeeded(self) -> None:
         """A request came to its end. One that began earlier proves nothing to an open breaker."""
         self._failures = 0
+        self._digests.clear()
 
     def proven(self) -> None:
         """A probe came to its end."""
-        self._failures = 0
+        self.succeeded()
         self.state = BreakerState.CLOSED
 
-    def failed(self, now_s: float) -> bool:
-        """A failure that is the server's; whether it opened the breaker."""
+    def failed(self, now_s: float, digest: int | None = None) -> bool:
+        """A failure that may be the worker's; whether it opened the breaker.
+
+        Args:
+            digest: of the request where the failure may as well be the request's: sending it again
+                and again counts once.
+        """
+        if digest is not None and digest in self._digests:
+            return False
+        if digest is not None:
+            self._digests.add(digest)
         self._failures += 1
         if self.state is BreakerState.CLOSED and self._failures < self._limit:
             return False

@@ -7,12 +7,11 @@ keeps the set it had: servers that are really gone are taken out by their health
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 from kairos.errors import InputError
-from kairos.router.cells import assigned
 from kairos.router.config.load import read_document, refuse_unknown
 from kairos.router.config.settings import RouterConfig, Workers
 from kairos.router.workers.endpoint import Endpoint, Role, allowed, parse_endpoint
@@ -20,6 +19,7 @@ from kairos.router.workers.endpoint import Endpoint, Role, allowed, parse_endpoi
 _log = logging.getLogger(__name__)
 
 _FILE_POLL_MS = 5000
+_SETTLE_S = 0.3  # between two readings of a file, which must agree
 _AGAIN_S = 5.0  # after a failure that a source did not expect
 
 Endpoints = frozenset[Endpoint]
@@ -61,7 +61,7 @@ class FileSource:
         from watchfiles import awatch
 
         last: Endpoints | None = None
-        for now in self._good():
+        async for now in self._good():
             yield (last := now)
         # The folder is watched, not the file: editors and Kubernetes replace it by renaming, or by
         # moving a link that leads to it. Time-outs yield too: not every file system tells.
@@ -73,14 +73,18 @@ class FileSource:
             rust_timeout=_FILE_POLL_MS,
             yield_on_timeout=True,
         ):
-            for now in self._good():
+            async for now in self._good():
                 if now != last:
                     yield (last := now)
 
-    def _good(self) -> Iterator[Endpoints]:
-        """What the file holds; nothing if that is no good, which `WorkerDiscovery` refuses."""
+    async def _good(self) -> AsyncIterator[Endpoints]:
+        """What the file holds; nothing if that is no good. A file that is still being written
+        differs from itself a moment later."""
         try:
-            yield read_workers(self._path)
+            found = read_workers(self._path)
+            await asyncio.sleep(_SETTLE_S)
+            if read_workers(self._path) == found:
+                yield found
         except InputError as error:
             _log.error("%s; the servers stay as they are", error)
 
@@ -123,6 +127,7 @@ class DnsSource:
                 origin.role,
                 f"{scheme}://{f'[{a}]' if ':' in a else a}:{port}",
                 origin.bootstrap_port,
+                origin.host if scheme == "https" else "",
             )
             for a in addresses
         )
@@ -139,7 +144,7 @@ def read_workers(path: Path) -> Endpoints:
     refuse_unknown(document, [role.value for role in Role], where)
     endpoints: list[Endpoint] = []
     for role in Role:
-        items = document.get(role.value) or []
+        items = document.get(role.value, [])
         if not isinstance(items, list):
             raise InputError(f"{where}: {role.value}: it must be a list")
         for item in items:
@@ -148,6 +153,10 @@ def read_workers(path: Path) -> Endpoints:
                 raise InputError(f"{where}: {role.value}: an item is not URL or [URL, PORT]")
             port = words[1] if len(words) == 2 else None
             endpoints.append(parse_endpoint(role, words[0], port, f"{where}: {role.value}"))
+    for role in Role:
+        if role.value not in document:
+            text = f"it names no {role.value} server; write {role.value}: [] if that is meant"
+            raise InputError(f"{where}: {text}")
     keys = [endpoint.key for endpoint in endpoints]
     for key in keys:
         if keys.count(key) > 1:
@@ -157,7 +166,7 @@ def read_workers(path: Path) -> Endpoints:
 
 class WorkerDiscovery:
     """All servers that this process may use: the sources' union, bounded by `--allow-worker`,
-    less what the administrator removed, in this cell's share."""
+    less what the administrator removed."""
 
     def __init__(self, config: RouterConfig, changed: Changed) -> None:
         workers = config.workers
@@ -211,9 +220,8 @@ class WorkerDiscovery:
         """Add a server on the administrator's behalf.
 
         Raises:
-            InputError: not in `--allow-worker`, known already, or there are several cells.
+            InputError: not in `--allow-worker`, or known already.
         """
-        self._refuse_cells("added")
         patterns = self._config.workers.allow_worker
         if not patterns:
             raise InputError(
@@ -245,13 +253,6 @@ class WorkerDiscovery:
             self._removed.add(key)
         self._update()
 
-    def _refuse_cells(self, done: str) -> None:
-        if self._config.listen.cells > 1:
-            raise InputError(
-                f"workers cannot be {done} here: with --cells each process would know others; "
-                "use --workers-file"
-            )
-
     async def _follow(self, source: Source) -> None:
         while True:
             try:
@@ -274,10 +275,7 @@ class WorkerDiscovery:
         return permitted
 
     def _update(self) -> None:
-        listen = self._config.listen
         wanted = unite(self._by_source.values(), self._removed)
-        if listen.cell is not None:
-            wanted = assigned(wanted, listen.cells)[listen.cell]
         added, gone = wanted - self._current, self._current - wanted
         if not added and not gone:
             return

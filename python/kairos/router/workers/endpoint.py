@@ -29,11 +29,13 @@ class Endpoint:
         url: `http://host:port` or `https://host:port`, lower case, nothing after the port.
         bootstrap_port: of a prefill server; None leaves it to the decode server's own
             `--disaggregation-bootstrap-port`.
+        name: that its certificate is for, where it was found by a DNS name; empty: its host.
     """
 
     role: str
     url: str
     bootstrap_port: int | None = None
+    name: str = ""
 
     @property
     def key(self) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 import orjson
 
 from kairos.router.config.settings import Workers
-from kairos.router.request.parsing import GENERATE
-from kairos.router.upstream.attempt import AttemptDeps, Pair
+from kairos.router.paths import GENERATE
+from kairos.router.upstream.attempt import Attempt, AttemptDeps
 from kairos.router.upstream.engine_answer import problem_of
 from kairos.router.upstream.http_client import NO_FILES, BrokenError
 from kairos.router.upstream.leg import LegError
-from kairos.router.upstream.rooms import new_rid
+from kairos.router.upstream.rooms import Transfer, new_rid
 from kairos.router.workers.endpoint import Role
 from kairos.router.workers.registry import WorkerRegistry
 from kairos.router.workers.worker import State, Worker
@@ -27,6 +27,9 @@ READY_S = 15.0
 a probe is sent after half of it."""
 _EAGER_S = 0.3  # between two checks of a server that is not in use yet
 _INFO_EVERY = 5  # checks
+_DEATH_CHECKS = 3
+_DEATH_CHECK_S = 1.0
+_DEATH_PAUSE_S = 0.1
 _PROBE_PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]
 
 
@@ -43,13 +46,11 @@ class Health:
         registry: WorkerRegistry,
         parts: AttemptDeps,
         headers: Callable[[], Mapping[str, str]],
-        abort_headers: Callable[[], Mapping[str, str]],
     ) -> None:
         self._workers = workers
         self._registry = registry
         self._parts = parts
         self._headers = headers
-        self._abort_headers = abort_headers
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing: set[str] = set()
         self._turn = 0
@@ -59,12 +60,13 @@ class Health:
     def ready(self) -> bool:
         """Whether a pair generated a token recently, and one is in use now."""
         registry = self._registry
-        proven = registry.last_success_s and time.monotonic() - registry.last_success_s < READY_S
-        return bool(proven) and all(registry.of(role, State.READY) for role in Role)
+        return time.monotonic() - registry.last_sign_s() < READY_S and all(
+            registry.of(role, State.READY) for role in Role
+        )
 
-    def watch(self, instance: Worker) -> None:
+    def watch(self, worker: Worker) -> None:
         """Look after a server until it is forgotten."""
-        self._start(self._watch(instance), f"health {instance.key}")
+        self._start(self._watch(worker), f"health {worker.key}")
 
     def start(self) -> None:
         self._start(self._keep_ready(), "health of pairs")
@@ -77,9 +79,7 @@ class Health:
     async def probe(self, prefill: Worker, decode: Worker) -> LegError | None:
         """Generate through a pair; None if it worked."""
         rid, rooms = new_rid(), self._parts.rooms.take(1)
-        pair = Pair(
-            self._parts, prefill, decode, (rid,), rooms, lambda: None, self._abort_headers()
-        )
+        pair = Attempt(self._parts, prefill, decode, Transfer((rid,), rooms), lambda: None)
         body = orjson.dumps(
             {
                 "input_ids": _PROBE_PROMPT,
@@ -110,42 +110,45 @@ class Health:
             self._registry.succeeded(prefill, decode)
         return problem
 
-    async def _watch(self, instance: Worker) -> None:
+    async def _watch(self, worker: Worker) -> None:
         checks = 0
-        while self._registry.workers.get(instance.key) is instance:
+        while self._registry.workers.get(worker.key) is worker:
             try:
-                await self._check(instance, checks % _INFO_EVERY == 0)
+                await self._check(worker, checks % _INFO_EVERY == 0)
             except Exception:
-                _log.exception("health check of %s", instance.key)
+                _log.exception("health check of %s", worker.key)
             checks += 1
-            in_use = instance.state in (State.READY, State.DRAINING)
+            in_use = worker.state in (State.READY, State.DRAINING)
             interval_s = self._workers.health_interval_s
             await asyncio.sleep(interval_s if in_use else min(_EAGER_S, interval_s))
 
-    async def _check(self, instance: Worker, with_info: bool) -> None:
-        if not await self._answers(instance):
+    async def _check(self, worker: Worker, with_info: bool) -> None:
+        if not await self._answers(worker):
             return
-        self._registry.reached(instance)
-        if (with_info or instance.suspect or instance.state is State.STARTING) and not (
-            await self._learn(instance)
+        self._registry.reached(worker)
+        if (with_info or worker.suspect or worker.state is State.STARTING) and not (
+            await self._learn(worker)
         ):
             return
-        wants_probe = instance.state is State.STARTING or (
-            instance.state is State.OPEN and instance.breaker.may_probe(time.monotonic())
+        wants_probe = worker.state is State.STARTING or (
+            worker.state is State.OPEN and worker.breaker.may_probe(time.monotonic())
         )
         if wants_probe:
-            await self._prove(instance)
+            await self._prove(worker)
 
-    async def _answers(self, instance: Worker) -> bool:
+    async def _answers(self, worker: Worker) -> bool:
         """Whether the server's process is there. Not /health: that generates, and fails behind a
         long prompt."""
         problem = ""
         gone = False
+        begun_s = time.monotonic()
         try:
-            status, _, _ = await self._call(instance, "/model_info")
+            status, _, _ = await self._call(worker, "/model_info")
             if status == 200:
+                worker.unanswered_since_s = None
                 return True
             problem = f"/model_info answered {status}"
+            worker.unanswered_since_s = None
         except BrokenError as error:
             problem = str(error)
             if error.reason == NO_FILES:
@@ -153,36 +156,61 @@ class Health:
             gone = problem == "connection refused"
         except TimeoutError:
             problem = "no answer to /model_info"
-        instance.failed_checks += 1
-        instance.suspect = True
-        if gone or instance.failed_checks >= self._workers.breaker_failures:
-            self._registry.lost(instance, problem)
+            worker.unanswered_since_s = worker.unanswered_since_s or begun_s
+        worker.failed_checks += 1
+        worker.suspect = True
+        if gone or worker.failed_checks >= self._workers.breaker_failures:
+            self._registry.unhealthy(worker, problem)
+            if worker.unanswered_since_s is not None:
+                self._registry.unanswering(worker, problem)
         return False
 
-    async def _learn(self, instance: Worker) -> bool:
+    async def died(self, worker: Worker) -> bool:
+        """Whether the process behind a connection that broke has ended: it refuses connections, or
+        another one answers in its place."""
+        for _ in range(_DEATH_CHECKS):
+            try:
+                async with asyncio.timeout(_DEATH_CHECK_S):
+                    status, _, data = await self._call(worker, "/server_info")
+            except (BrokenError, TimeoutError) as error:
+                if isinstance(error, BrokenError) and str(error) == "connection refused":
+                    return True
+                await asyncio.sleep(_DEATH_PAUSE_S)
+                continue
+            try:
+                info = orjson.loads(data) if status == 200 else None
+            except orjson.JSONDecodeError:
+                info = None
+            if not isinstance(info, dict) or worker.start_id is None:
+                return False
+            return start_id_of(info) != worker.start_id
+        return False
+
+    async def _learn(self, worker: Worker) -> bool:
         """Ask the server what it is, and whether it is still the same; whether it said."""
         try:
-            status, _, data = await self._call(instance, "/server_info")
+            status, _, data = await self._call(worker, "/server_info")
             info = orjson.loads(data) if status == 200 else None
         except (BrokenError, TimeoutError, orjson.JSONDecodeError):
             info = None
         if not isinstance(info, dict):
             # A server that is busy or of another kind: what is known stays.
-            return instance.start_id is not None or instance.state is State.STARTING
+            return worker.start_id is not None or worker.state is State.STARTING
         start_id = start_id_of(info)
-        if instance.start_id not in (None, start_id):
-            self._registry.restarted(instance)
-        instance.start_id = start_id
-        instance.suspect = False
-        instance.info = {**info, **_first_state(info)}
-        instance.kairos = "kairos" in _first_state(info)
+        if worker.start_id not in (None, start_id):
+            self._registry.restarted(worker)
+        worker.start_id = start_id
+        worker.suspect = False
+        worker.info = {**info, **_first_state(info), **_of_kairos(info)}
+        worker.kairos = "kairos" in _first_state(info)
+        self._registry.learned(worker)
         return True
 
-    async def _prove(self, instance: Worker) -> None:
+    async def _prove(self, worker: Worker) -> None:
         """Put a server into use if it generates together with another one."""
-        if instance.key in self._probing:
+        if worker.key in self._probing:
             return
-        other = Role.DECODE if instance.role is Role.PREFILL else Role.PREFILL
+        other = Role.DECODE if worker.role is Role.PREFILL else Role.PREFILL
         partners = self._registry.of(other, State.READY) or self._registry.of(
             other, State.STARTING, State.OPEN
         )
@@ -190,19 +218,19 @@ class Health:
             return
         # Not in turns: two servers that are probed in step would meet the same partners for ever.
         partner = random.choice(partners)
-        self._probing.add(instance.key)
+        self._probing.add(worker.key)
         try:
-            pair = (instance, partner) if other is Role.DECODE else (partner, instance)
+            pair = (worker, partner) if other is Role.DECODE else (partner, worker)
             problem = await self.probe(*pair)
         finally:
-            self._probing.discard(instance.key)
+            self._probing.discard(worker.key)
         if problem is None:
-            self._registry.ready(instance)
+            self._registry.ready(worker)
             self._registry.ready(partner)
             return
-        _log.info("probe of %s with %s: %s", instance.key, partner.key, problem)
-        if instance.state is State.OPEN:
-            instance.breaker.failed(time.monotonic())
+        _log.info("probe of %s with %s: %s", worker.key, partner.key, problem)
+        if worker.state is State.OPEN:
+            worker.breaker.failed(time.monotonic())
 
     async def _keep_ready(self) -> None:
         """While no request goes through, prove one pair after the other."""
@@ -224,10 +252,10 @@ class Health:
                     self._registry.failed(blamed, problem.reason)
 
     async def _call(
-        self, instance: Worker, path: str
+        self, worker: Worker, path: str
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         return await self._parts.pool.call(
-            instance.endpoint,
+            worker.endpoint,
             "GET",
             path,
             self._workers.health_timeout_s,
@@ -247,6 +275,14 @@ def start_id_of(info: Mapping[str, Any]) -> str:
     kairos = _first_state(info).get("kairos")
     epoch = kairos.get("epoch") if isinstance(kairos, dict) else None
     return repr((info.get("random_seed"), info.get("startup_time"), epoch))
+
+
+def _of_kairos(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Kairos engine says of its model."""
+    kairos = _first_state(info).get("kairos")
+    if not isinstance(kairos, dict):
+        return {}
+    return {name: kairos[name] for name in ("vocab_size", "context_length") if name in kairos}
 
 
 def _first_state(info: Mapping[str, Any]) -> dict[str, Any]:

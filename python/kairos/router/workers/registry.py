@@ -3,14 +3,15 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any
 
 from kairos.latency import Profile
 from kairos.router.config.settings import Workers
 from kairos.router.observe.metrics import BREAKER_STATES, RouterMetrics
-from kairos.router.placement.load import InstanceLoad
+from kairos.router.placement.load import WorkerLoad
 from kairos.router.queue.dispatcher import Dispatcher
-from kairos.router.upstream.attempt import Pair
+from kairos.router.upstream.attempt import Attempt
 from kairos.router.upstream.http_client import ConnectionPool
 from kairos.router.upstream.leg import LegError
 from kairos.router.workers.breaker import Breaker
@@ -20,6 +21,9 @@ from kairos.router.workers.telemetry import Telemetry
 from kairos.router.workers.worker import State, Worker
 
 _log = logging.getLogger(__name__)
+
+_UNREACHED = ("connection_refused", "connect_failed", "connect_timed_out", "TLS_failed")
+"""Reasons of attempts that reached no server process."""
 
 
 class WorkerRegistry:
@@ -55,6 +59,49 @@ class WorkerRegistry:
         """Servers of a role in one of these states."""
         return [i for i in self.workers.values() if i.role is role and i.state in states]
 
+    def find(self, role: Role, key: str) -> Worker:
+        """The worker of an assignment.
+
+        Raises:
+            LegError: it has left since.
+        """
+        worker = self.workers.get(key)
+        if worker is None:
+            raise LegError(role, "server_gone", "the server was removed")
+        return worker
+
+    def last_sign_s(self) -> float:
+        """When a pair last generated something, monotonic seconds: a request that went through, or
+        a stream that flows; minus infinity if none ever did."""
+        flowing: list[float] = [
+            heard_s
+            for worker in self.of(Role.DECODE, State.READY, State.DRAINING)
+            for attempt in worker.attempts
+            if (heard_s := attempt.streaming_s()) is not None
+        ]
+        return max(self.last_success_s or -inf, *flowing, -inf)
+
+    def learned(self, worker: Worker) -> None:
+        """A worker said what it is."""
+        served = (w.info.get("served_model_name") for w in self.workers.values())
+        names = {name for name in served if isinstance(name, str)}
+        self._metrics.model.names = frozenset(names)
+
+    def model_limits(self) -> tuple[int | None, int | None]:
+        """Vocabulary and longest prompt, tokens, that every worker in use takes; None where none
+        says."""
+        vocabularies: list[int] = []
+        contexts: list[int] = []
+        for worker in self.workers.values():
+            for found, name in (
+                (vocabularies, "vocab_size"),
+                (contexts, "max_req_input_len"),
+                (contexts, "context_length"),
+            ):
+                if (value := _count(worker.info, name)) is not None:
+                    found.append(value)
+        return min(vocabularies, default=None), min(contexts, default=None)
+
     def discovered(self, added: Endpoints, gone: Endpoints) -> None:
         """Servers came and went."""
         for endpoint in sorted(gone):
@@ -64,97 +111,132 @@ class WorkerRegistry:
 
     def drain(self, key: str) -> None:
         """Send a server nothing new. KeyError if it is not known."""
-        self._set(self.workers[key], State.DRAINING)
+        worker = self.workers[key]
+        worker.drained = True
+        self._set(worker, State.DRAINING)
 
-    def ready(self, instance: Worker) -> None:
+    def undrain(self, key: str) -> None:
+        """A drained server may get requests again, once a probe has proven it. KeyError if it is
+        not known."""
+        worker = self.workers[key]
+        if worker.state is State.DRAINING and not worker.leaving:
+            worker.drained = False
+            self._set(worker, State.STARTING)
+
+    def ready(self, worker: Worker) -> None:
         """A whole pair answered through it."""
-        instance.breaker.proven()
-        if instance.state in (State.STARTING, State.OPEN):
-            self._set(instance, State.READY)
+        worker.breaker.proven()
+        if worker.state in (State.STARTING, State.OPEN):
+            self._set(worker, State.READY)
 
-    def reached(self, instance: Worker) -> None:
+    def reached(self, worker: Worker) -> None:
         """It answers again; it has to prove itself through a pair before it gets requests."""
-        instance.failed_checks = 0
-        if instance.state is State.DOWN:
-            self._set(instance, State.STARTING)
+        worker.failed_checks = 0
+        if worker.state is State.DOWN:
+            self._set(worker, State.STARTING)
 
-    def lost(self, instance: Worker, reason: str) -> None:
-        """It does not answer any more: what it works on has failed."""
-        if instance.state is not State.DRAINING:
-            self._set(instance, State.DOWN)
-        self._pool.drop(instance.endpoint)
-        for pair in list(instance.pairs):
-            pair.fail(
-                LegError(
-                    instance.role, "server_down", f"the {instance.role.value} server: {reason}"
-                )
-            )
+    def unhealthy(self, worker: Worker, reason: str) -> None:
+        """Its health checks fail, so it gets nothing new. What runs there runs on."""
+        worker.reason = reason
+        if worker.state is not State.DRAINING:
+            self._set(worker, State.DOWN)
+        self._pool.drop(worker.endpoint)
 
-    def restarted(self, instance: Worker) -> None:
+    def unanswering(self, worker: Worker, reason: str) -> None:
+        """It does not answer its health checks, so legs that have been silent since then are over:
+        a process that hangs resets no connection."""
+        since_s = worker.unanswered_since_s
+        for attempt in list(worker.attempts):
+            silent_s = attempt.silent_since_s(worker)
+            if since_s is not None and silent_s is not None and silent_s <= since_s:
+                text = f"the {worker.role.value} server: {reason}"
+                attempt.fail(LegError(worker.role, "server_down", text))
+
+    def unfit(self, worker: Worker, reason: str) -> None:
+        """It answers as no worker of this router would; a probe has to prove it first."""
+        worker.reason = reason
+        if worker.state is State.READY:
+            self._set(worker, State.STARTING)
+
+    def restarted(self, worker: Worker) -> None:
         """Another process answers under the same address: nothing that was known of it holds."""
-        _log.warning("%s server %s: restarted", instance.role.value, instance.key)
-        instance.restarts += 1
-        self._metrics.worker_restarts.labels(*self._labels(instance)).inc()
-        self._pool.drop(instance.endpoint)
-        if instance.key in self._known:
+        _log.warning("%s server %s: restarted", worker.role.value, worker.key)
+        worker.restarts += 1
+        self._metrics.worker_restarts.labels(*self._labels(worker)).inc()
+        self._pool.drop(worker.endpoint)
+        if worker.key in self._known:
             # It is introduced anew when it is ready: with its sizes, and where it reports.
-            self._known.discard(instance.key)
-            self._dispatcher.remove_instance(instance.key)
-        if instance.state is State.READY:
-            self._set(instance, State.STARTING)
+            self._known.discard(worker.key)
+            self._dispatcher.remove_worker(worker.key)
+        # It was drained for this restart.
+        worker.drained = False
+        if worker.state in (State.READY, State.DRAINING):
+            self._set(worker, State.STARTING)
 
-    def succeeded(self, *instances: Worker) -> None:
+    def succeeded(self, *workers: Worker) -> None:
         """A request went through these."""
         self.last_success_s = time.monotonic()
-        for instance in instances:
-            instance.breaker.succeeded()
+        for worker in workers:
+            worker.breaker.succeeded()
 
-    def failed(self, instance: Worker, reason: str) -> None:
-        """A request failed by this server's fault."""
-        instance.suspect = True
+    def failed(self, worker: Worker, reason: str, digest: int | None = None) -> None:
+        """A request failed by this server's fault.
+
+        Args:
+            digest: of a request that the server answered with an error: such a failure is the
+                request's until others fail too, so each request counts once.
+        """
+        worker.suspect = True
         label = self._metrics.reason(reason)
-        self._metrics.worker_failures.labels(*self._labels(instance), label).inc()
-        opened = instance.breaker.failed(time.monotonic())
-        if instance.state is not State.READY:
+        self._metrics.worker_failures.labels(*self._labels(worker), label).inc()
+        opened = worker.breaker.failed(time.monotonic(), digest)
+        if worker.state is not State.READY:
             return
-        if opened:
-            self._set(instance, State.OPEN)
-        elif reason.startswith("connect"):
+        if opened and self._may_open(worker.role):
+            worker.reason = reason
+            self._set(worker, State.OPEN)
+        elif opened:
+            worker.breaker.proven()
+        elif reason in _UNREACHED:
             # Its process may be gone: a further attempt shall not find it before it is proven.
-            self._set(instance, State.STARTING)
+            self._set(worker, State.STARTING)
 
-    def attempt_failed(self, pair: Pair | None, error: LegError) -> None:
-        """Count it, against the server at fault if one is."""
+    def attempt_failed(self, attempt: Attempt, error: LegError) -> None:
+        """Count a failed attempt, against the worker at fault if one is."""
         if error.ours:
             return
         label = self._metrics.reason(error.reason)
         self._metrics.pair_failures.labels(error.role.value, label).inc()
-        if error.refused or pair is None:
+        if error.refused or error.busy:
             return
-        for role, instance in ((Role.PREFILL, pair.prefill), (Role.DECODE, pair.decode)):
+        if error.unfit:
+            self.unfit(attempt.worker(error.role), error.reason)
+            return
+        for role in Role:
             # Of two that may be at fault, probes through whole pairs find the one that is.
             if error.shared or error.role is role:
-                self.failed(instance, error.reason)
+                digest = attempt.digest if error.status else None
+                self.failed(attempt.worker(role), error.reason, digest)
 
     def flushed(self, key: str) -> None:
         """The prefix cache of a server is empty."""
         if key in self._known:
             self._dispatcher.forget_cache(key)
 
-    def load(self, key: str, load: InstanceLoad) -> None:
+    def load(self, key: str, load: WorkerLoad) -> None:
         """A report of a server came in."""
         if key in self._known:
             self._dispatcher.loads(key, load, time.monotonic())
             self._changed()
 
-    def idle(self, instance: Worker) -> None:
+    def idle(self, worker: Worker) -> None:
         """An attempt through it ended; one that is leaving is forgotten when none is left."""
-        if instance.leaving and not instance.pairs:
-            self._forget(instance)
+        if worker.leaving and not worker.attempts:
+            self._forget(worker)
 
     def snapshot(self) -> list[dict[str, Any]]:
         """For /workers."""
-        details = self._dispatcher.snapshot(time.monotonic())["instances"]
+        details = self._dispatcher.snapshot(time.monotonic())["workers"]
         watched = self.telemetry.snapshot() if self.telemetry else {}
         return [
             {
@@ -163,8 +245,9 @@ class WorkerRegistry:
                 "url": i.endpoint.url,
                 "bootstrap_port": i.endpoint.bootstrap_port,
                 "state": i.state.value,
+                "reason": i.reason or None,
                 "kairos": i.kairos,
-                "running": len(i.pairs),
+                "running": len(i.attempts),
                 "restarts": i.restarts,
                 "breaker": BREAKER_STATES[i.breaker.state.value],
                 "leaving": i.leaving,
@@ -180,83 +263,88 @@ class WorkerRegistry:
         for role in Role:
             for state in State:
                 metrics.workers.labels(role.value, state.value).set(len(self.of(role, state)))
-        details = self._dispatcher.snapshot(time.monotonic())["instances"]
-        for instance in self.workers.values():
-            labels = self._labels(instance)
-            metrics.breaker.labels(*labels).set(instance.breaker.state.value)
-            detail = details.get(instance.key, {})
+        details = self._dispatcher.snapshot(time.monotonic())["workers"]
+        for worker in self.workers.values():
+            labels = self._labels(worker)
+            metrics.breaker.labels(*labels).set(worker.breaker.state.value)
+            detail = details.get(worker.key, {})
             if (age_s := detail.get("report_age_s")) is not None:
                 metrics.telemetry_age.labels(*labels).set(age_s)
             if (backlog_s := detail.get("backlog_s")) is not None:
                 metrics.backlog.labels(*labels).set(backlog_s)
+
+    def _may_open(self, role: Role) -> bool:
+        """Whether a breaker of this role may open: at most half of a role is out by breakers, so
+        that requests which make workers fail never take all of them."""
+        workers = [w for w in self.workers.values() if w.role is role]
+        out = sum(w.state is State.OPEN for w in workers)
+        return 2 * (out + 1) <= len(workers)
 
     def _come(self, endpoint: Endpoint) -> None:
         old = self.workers.get(endpoint.key)
         if old is not None:
             self._forget(old)
         breaker = Breaker(self._workers.breaker_failures, self._workers.breaker_open_s)
-        instance = Worker(endpoint, breaker)
-        self.workers[endpoint.key] = instance
-        self.came(instance)
+        worker = Worker(endpoint, breaker)
+        self.workers[endpoint.key] = worker
+        self.came(worker)
 
     def _leave(self, endpoint: Endpoint) -> None:
-        instance = self.workers.get(endpoint.key)
-        if instance is not None:
-            instance.leaving = True
-            self._set(instance, State.DRAINING)
-            self.idle(instance)
+        worker = self.workers.get(endpoint.key)
+        if worker is not None:
+            worker.leaving = True
+            self._set(worker, State.DRAINING)
+            self.idle(worker)
 
-    def _forget(self, instance: Worker) -> None:
-        if self.workers.get(instance.key) is not instance:
+    def _forget(self, worker: Worker) -> None:
+        if self.workers.get(worker.key) is not worker:
             return
-        del self.workers[instance.key]
-        instance.leaving = True
-        self._pool.drop(instance.endpoint)
+        del self.workers[worker.key]
+        worker.leaving = True
+        self._pool.drop(worker.endpoint)
         if self.telemetry is not None:
-            self.telemetry.forget(instance.key)
-        if instance.key in self._known:
-            self._known.discard(instance.key)
-            self._dispatcher.remove_instance(instance.key)
-        self._metrics.forget_worker(instance.role.value, instance.key)
+            self.telemetry.forget(worker.key)
+        if worker.key in self._known:
+            self._known.discard(worker.key)
+            self._dispatcher.remove_worker(worker.key)
+        self._metrics.forget_worker(worker.role.value, worker.key)
 
-    def _set(self, instance: Worker, state: State) -> None:
-        if instance.state is state:
+    def _set(self, worker: Worker, state: State) -> None:
+        if worker.state is state:
             return
-        if (
-            instance.state is State.DRAINING
-            and not instance.leaving
-            and state is not State.DRAINING
-        ):
+        if worker.state is State.DRAINING and worker.drained:
             return
         _log.info(
             "%s server %s: %s, was %s",
-            instance.role.value, instance.key, state.value, instance.state.value,
+            worker.role.value, worker.key, state.value, worker.state.value,
         )  # fmt: skip
-        instance.state = state
+        worker.state = state
+        if state is State.READY:
+            worker.reason = ""
         available = state is State.READY
-        if available and instance.key not in self._known:
-            self._introduce(instance)
-        elif instance.key in self._known:
-            self._dispatcher.set_available(instance.key, available)
+        if available and worker.key not in self._known:
+            self._introduce(worker)
+        elif worker.key in self._known:
+            self._dispatcher.set_available(worker.key, available)
         if available:
             self._changed()
 
-    def _introduce(self, instance: Worker) -> None:
-        info = instance.info
-        self._dispatcher.add_instance(
-            instance.key,
-            instance.role,
+    def _introduce(self, worker: Worker) -> None:
+        info = worker.info
+        self._dispatcher.add_worker(
+            worker.key,
+            worker.role,
             self._profile,
-            preemptive=instance.kairos,
+            preemptive=worker.kairos,
             kv_tokens=_count(info, "max_total_num_tokens"),
             max_running=_count(info, "max_running_requests"),
         )
-        self._known.add(instance.key)
+        self._known.add(worker.key)
         if self.telemetry is not None:
-            self.telemetry.watch(instance.key, instance.endpoint.url, info)
+            self.telemetry.watch(worker.key, worker.endpoint.url, info)
 
-    def _labels(self, instance: Worker) -> tuple[str, str]:
-        return instance.role.value, self._metrics.worker(instance.key)
+    def _labels(self, worker: Worker) -> tuple[str, str]:
+        return worker.role.value, self._metrics.worker(worker.key)
 
 
 def _count(info: Mapping[str, Any], name: str) -> int | None:

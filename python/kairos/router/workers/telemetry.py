@@ -15,7 +15,7 @@ import orjson
 import zmq
 import zmq.asyncio
 
-from kairos.router.placement.load import InstanceLoad
+from kairos.router.placement.load import WorkerLoad
 from kairos.telemetry import MAX_BYTES, VERSION, TelemetryReport, decoder, is_endpoint
 
 POLL_S = 0.5
@@ -23,7 +23,7 @@ POLL_TIMEOUT_S = 2.0
 _MAX_ANSWER_BYTES = 1 << 20
 _WILDCARDS = ("0.0.0.0", "[::]")
 
-OnLoad = Callable[[str, InstanceLoad], None]
+OnLoad = Callable[[str, WorkerLoad], None]
 
 _log = logging.getLogger(__name__)
 
@@ -57,10 +57,15 @@ class Telemetry:
     """
 
     def __init__(
-        self, on_load: OnLoad, session: aiohttp.ClientSession, poll_s: float = POLL_S
+        self,
+        on_load: OnLoad,
+        session: aiohttp.ClientSession,
+        headers: Callable[[], Mapping[str, str]] = dict,
+        poll_s: float = POLL_S,
     ) -> None:
         self._on_load = on_load
         self._session = session
+        self._headers = headers
         self._poll_s = poll_s
         self._context: zmq.asyncio.Context | None = None
         self._watches: dict[str, Watch] = {}
@@ -136,7 +141,10 @@ class Telemetry:
             asked = time.monotonic()
             try:
                 async with self._session.get(
-                    f"{url}/v1/loads", params={"include": "core"}, timeout=timeout
+                    f"{url}/v1/loads",
+                    params={"include": "core"},
+                    headers=self._headers(),  # asked for each time: a reload changes the key
+                    timeout=timeout,
                 ) as answer:
                     data = await answer.content.read(_MAX_ANSWER_BYTES)
                     if answer.status == 200:
@@ -147,7 +155,7 @@ class Telemetry:
             self._take(key, load, problem)
             await asyncio.sleep(self._poll_s)
 
-    def _take(self, key: str, load: InstanceLoad | None, problem: str) -> None:
+    def _take(self, key: str, load: WorkerLoad | None, problem: str) -> None:
         watch = self._watches.get(key)
         if watch is None:
             return
@@ -176,7 +184,7 @@ def endpoint_of(server_info: Mapping[str, Any], url: str) -> str | None:
     return None
 
 
-def read_report(data: bytes, received_s: float) -> InstanceLoad | None:
+def read_report(data: bytes, received_s: float) -> WorkerLoad | None:
     """A message of a Kairos engine; None if it is not one."""
     try:
         report: TelemetryReport = decoder.decode(data)
@@ -185,7 +193,7 @@ def read_report(data: bytes, received_s: float) -> InstanceLoad | None:
     if report.version != VERSION:
         return None
     prefill = report.role == "prefill"
-    return InstanceLoad(
+    return WorkerLoad(
         measured_s=received_s,
         kv_used_tokens=report.kv_used_tokens,
         kv_capacity_tokens=report.kv_capacity_tokens or None,
@@ -201,7 +209,7 @@ def read_report(data: bytes, received_s: float) -> InstanceLoad | None:
     )
 
 
-def read_loads(data: bytes, measured_s: float) -> InstanceLoad | None:
+def read_loads(data: bytes, measured_s: float) -> WorkerLoad | None:
     """An answer of /v1/loads, summed over data-parallel ranks; None if it is not one."""
     with suppress(KeyError, AttributeError, TypeError, ValueError, OverflowError):
         ranks = orjson.loads(data)["loads"] if data else []
@@ -214,7 +222,7 @@ def read_loads(data: bytes, measured_s: float) -> InstanceLoad | None:
                 return None
             return int(sum(values))
 
-        return InstanceLoad(
+        return WorkerLoad(
             measured_s=measured_s,
             kv_used_tokens=total("num_total_tokens"),
             kv_capacity_tokens=total("max_total_num_tokens") or None,

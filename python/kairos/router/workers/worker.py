@@ -1,6 +1,7 @@
-"""One prefill or decode server, as the router knows it."""
+"""One prefill or decode worker, as the router knows it."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -11,11 +12,16 @@ from kairos.slo import DEFAULT_CLASS
 
 MAX_ABORTS = 16
 """Aborts in flight to one server; a storm of them has taken clusters down."""
+_TOGETHER_S = 1.0
+"""Legs that break within this time broke for one reason."""
 
 
 class State(Enum):
-    """STARTING: not reached yet, or restarted; wants a probe through a whole pair. READY: gets
-    requests. DOWN: does not answer. OPEN: its breaker is. DRAINING: gets nothing new."""
+    """Whether a worker gets requests.
+
+    STARTING: not reached yet, restarted or unfit; wants a probe through a whole pair. READY: gets
+    requests. DOWN: fails its health checks. OPEN: its breaker is open. DRAINING: gets nothing new.
+    """
 
     STARTING = "starting"
     READY = "ready"
@@ -26,12 +32,17 @@ class State(Enum):
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """Attributes:
-    start_id: differs after every restart of the server, as far as it can be told.
-    kairos: it schedules by SLO itself.
-    pairs: attempts in flight; ended when the server is found dead.
-    suspect: something went wrong with it; it may have been restarted.
-    leaving: it is forgotten once it is idle.
+    """A worker and its state.
+
+    Attributes:
+        start_id: differs after every restart of the server, as far as it can be told.
+        kairos: it schedules by SLO itself.
+        attempts: attempts whose leg runs here.
+        suspect: something went wrong with it; it may have been restarted.
+        leaving: it is forgotten once it is idle.
+        drained: by the administrator, until its restart or an undrain.
+        reason: why it does not get requests, for /workers; empty where it does.
+        unanswered_since_s: when the first of the health checks without an answer began.
     """
 
     endpoint: Endpoint
@@ -39,11 +50,15 @@ class Worker:
     state: State = State.STARTING
     start_id: str | None = None
     kairos: bool = False
-    pairs: set[Any] = field(default_factory=set)
+    attempts: set[Any] = field(default_factory=set)
     suspect: bool = True
     leaving: bool = False
+    drained: bool = False
     restarts: int = 0
     failed_checks: int = 0
+    unanswered_since_s: float | None = None
+    reason: str = ""
+    _broken_legs: list[tuple[float, Any]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
     aborts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_ABORTS))
 
@@ -54,6 +69,20 @@ class Worker:
     @property
     def role(self) -> Role:
         return Role(self.endpoint.role)
+
+    def leg_broke(self, attempt: Any) -> int:
+        """Note that the connection of a leg broke.
+
+        Returns:
+            how many attempts were here then: legs that broke within the last second, and those
+            that run on.
+        """
+        now_s = time.monotonic()
+        self._broken_legs = [
+            (at_s, other) for at_s, other in self._broken_legs if now_s - at_s < _TOGETHER_S
+        ]
+        self._broken_legs.append((now_s, attempt))
+        return len({id(other) for _, other in self._broken_legs} | {id(a) for a in self.attempts})
 
     def knows_class(self, name: str) -> bool:
         """Whether the server takes an SLO of this class. One without Kairos takes any."""

@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from kairos.router.placement.load import InstanceLoad
+from kairos.router.placement.load import WorkerLoad
 from kairos.router.workers.endpoint import Role
 from support.dispatching import PROFILE, dispatcher, work
 
@@ -101,12 +101,12 @@ class Machine(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS))
     def replace(self, key):
         held = {id for id, pair in self.sent.items() if key in pair}
-        assert set(self.made.remove_instance(key)) == held
+        assert set(self.made.remove_worker(key)) == held
         for id in held:
             self.made.cancelled(id, self.now)
             del self.sent[id]
         role = Role.PREFILL if key.startswith("p") else Role.DECODE
-        self.made.add_instance(key, role, PROFILE, preemptive=True, kv_tokens=KV)
+        self.made.add_worker(key, role, PROFILE, preemptive=True, kv_tokens=KV)
         self.up[key] = True
 
     @rule(
@@ -116,7 +116,7 @@ class Machine(RuleBasedStateMachine):
         backlog=st.none() | st.floats(0.0, 10.0),
     )
     def report(self, key, age, used, backlog):
-        load = InstanceLoad(self.now - age, used, KV, 3, 1, 64, 5_000, backlog)
+        load = WorkerLoad(self.now - age, used, KV, 3, 1, 64, 5_000, backlog)
         self.made.loads(key, load, self.now)
 
     @invariant()
@@ -124,7 +124,7 @@ class Machine(RuleBasedStateMachine):
         shown = self.made.snapshot(self.now)
         assert shown["queue"]["requests"] == len(self.queued) == self.made.waiting()
         assert shown["dispatched"] == len(self.sent)
-        for key, instance in shown["instances"].items():
+        for key, instance in shown["workers"].items():
             held = [id for id, pair in self.sent.items() if key in pair]
             if instance["role"] == "decode":
                 assert instance["dispatched"] == len(held)

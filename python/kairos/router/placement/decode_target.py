@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kairos.latency import Profile
-from kairos.router.placement.load import InstanceLoad
+from kairos.router.placement.load import WorkerLoad
 
 _FRESH_SHARE = 0.96
 """Share of the KV that may be promised while reports are fresh; the rest is pages and growth."""
@@ -29,7 +29,7 @@ class Resident:
     since_s: float
 
 
-class DecodeInstance:
+class DecodeTarget:
     """KV and step time of one instance.
 
     A request holds KV from its dispatch on: the instance allocates before prefill starts. The sum
@@ -123,7 +123,7 @@ class DecodeInstance:
         self._context = self._context - resident.context if self._residents else 0.0
         return True
 
-    def report(self, load: InstanceLoad) -> None:
+    def report(self, load: WorkerLoad) -> None:
         """Use beyond what is promised here counts as that of others."""
         self._reported_s = load.measured_s
         if load.kv_capacity_tokens:

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from kairos.router.placement.load import InstanceLoad
+from kairos.router.placement.load import WorkerLoad
 from support.dispatching import dispatcher, work
 
 
 def chosen(*reports: dict[str, Any], now_s: float = 1.0) -> str:
     made = dispatcher(decode=len(reports))
     for at, report in enumerate(reports):
-        made.loads(f"d{at}", InstanceLoad(1.0, **report), 1.0)
+        made.loads(f"d{at}", WorkerLoad(1.0, **report), 1.0)
     made.offer(work(1, arrival_s=now_s), now_s)
     (sent,) = made.dispatch(now_s)
     return sent.decode

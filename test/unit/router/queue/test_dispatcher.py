@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kairos.errors import InputError
-from kairos.router.placement.load import InstanceLoad
+from kairos.router.placement.load import WorkerLoad
 from kairos.router.queue.dispatcher import Dispatcher
 from kairos.router.queue.params import DispatchParams
 from kairos.router.workers.endpoint import Role
@@ -211,7 +211,7 @@ def test_14_an_instance_of_unknown_speed_is_given_work_at_once_and_learned():
         sent = made.dispatch(20.0 + 5 * i)
         for one in ids(sent):
             made.finished(one, 20.0 + 5 * i + 0.4, 10)
-    shown = made.snapshot(600.0)["instances"]["p0"]
+    shown = made.snapshot(600.0)["workers"]["p0"]
     assert shown["speed_factor"] is not None
     offer(made, *[work(200 + i, 600.0, 8_000, ttft_ms=90_000.0) for i in range(40)])
     for i in range(200, 240):
@@ -246,25 +246,25 @@ def test_15_a_request_that_needs_much_memory_is_not_passed_for_ever():
 
 def test_16_memory_that_others_use_counts_while_the_report_is_fresh():
     made = dispatcher(decode_kv=100_000)
-    made.loads("d0", InstanceLoad(1.0, kv_used_tokens=95_000, kv_capacity_tokens=100_000), 1.0)
+    made.loads("d0", WorkerLoad(1.0, kv_used_tokens=95_000, kv_capacity_tokens=100_000), 1.0)
     offer(made, work(0, 1.0, 5_000, ttft_ms=90_000.0))
     assert made.dispatch(1.1) == []
-    shown = made.snapshot(1.2)["instances"]["d0"]
+    shown = made.snapshot(1.2)["workers"]["d0"]
     assert (shown["stale"], shown["report_age_s"]) == (False, pytest.approx(0.2))
     assert ids(made.dispatch(5.0)) == [0]
-    assert made.snapshot(5.0)["instances"]["d0"]["stale"]
+    assert made.snapshot(5.0)["workers"]["d0"]["stale"]
 
 
 def test_16_a_report_that_comes_too_late_is_ignored():
     made = dispatcher()
-    made.loads("d0", InstanceLoad(1.0, kv_used_tokens=10**9), 9.0)
-    assert made.snapshot(9.0)["instances"]["d0"]["report_age_s"] is None
-    made.loads("gone", InstanceLoad(9.0), 9.0)
+    made.loads("d0", WorkerLoad(1.0, kv_used_tokens=10**9), 9.0)
+    assert made.snapshot(9.0)["workers"]["d0"]["report_age_s"] is None
+    made.loads("gone", WorkerLoad(9.0), 9.0)
 
 
 def test_16_a_reported_backlog_holds_requests_back():
     made = dispatcher()
-    made.loads("p0", InstanceLoad(0.0, backlog_s=1.5), 0.0)
+    made.loads("p0", WorkerLoad(0.0, backlog_s=1.5), 0.0)
     offer(made, work(0, 0.0, ttft_ms=90_000.0))
     assert made.dispatch(0.01) == []
     assert ids(made.dispatch(1.6)) == [0]
@@ -274,7 +274,7 @@ def test_16_a_reported_backlog_that_is_short_brings_requests_forward():
     made = dispatcher()
     offer(made, work(0, 0.0, LONG, ttft_ms=90_000.0), work(1, 0.0, LONG, ttft_ms=91_000.0))
     assert len(made.dispatch(0.0)) == 1
-    made.loads("p0", InstanceLoad(0.5, backlog_s=0.1), 0.5)
+    made.loads("p0", WorkerLoad(0.5, backlog_s=0.1), 0.5)
     assert len(made.dispatch(0.5)) == 1
 
 
@@ -286,7 +286,7 @@ def test_17_a_restart_forgets_the_prefix_cache():
     (sent,) = made.dispatch(0.0)
     made.finished(0, 0.1, 10)
     for id, epoch, cached in ((1, "a", 2_559), (2, "a", 2_559), (3, "b", 0)):
-        made.loads(sent.prefill, InstanceLoad(float(id), epoch=epoch), float(id))
+        made.loads(sent.prefill, WorkerLoad(float(id), epoch=epoch), float(id))
         made.offer(work(id, float(id), 40 * 64, blocks=blocks, ttft_ms=9_000.0), float(id))
         (again,) = made.dispatch(float(id))
         assert again.cached_tokens == cached
@@ -377,9 +377,9 @@ def test_22_ids_and_keys_are_unique():
     with pytest.raises(InputError, match="request 0 is known"):
         made.offer(work(0), 0.0)
     with pytest.raises(InputError, match="p0 is known"):
-        made.add_instance("p0", Role.DECODE)
+        made.add_worker("p0", Role.DECODE)
     with pytest.raises(InputError, match="kv_tokens = 0"):
-        made.add_instance("d9", Role.DECODE, kv_tokens=0)
+        made.add_worker("d9", Role.DECODE, kv_tokens=0)
     with pytest.raises(InputError, match="starve_share"):
         DispatchParams(starve_share=2.0)
     with pytest.raises(InputError, match="tenant 'x'"):
@@ -394,5 +394,5 @@ def test_23_expected_outputs_follow_what_was_seen():
         made.finished(i, i + 0.5, 100)
     made.offer(work(999, 300.0, max_output_tokens=50_000), 300.0)
     made.dispatch(300.0)
-    reserved = made.snapshot(300.0)["instances"]["d0"]["kv_reserved_tokens"]
+    reserved = made.snapshot(300.0)["workers"]["d0"]["kv_reserved_tokens"]
     assert 1_050 < reserved < 1_200

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from kairos.latency import Chunk, Profile
 from kairos.router.placement.backlog import Backlog
-from kairos.router.placement.load import InstanceLoad
+from kairos.router.placement.load import WorkerLoad
 from kairos.router.placement.prefix_index import PrefixIndex
 from kairos.router.placement.speed import Speed
 
@@ -23,7 +23,7 @@ _BEGUN = 0.1
 _BLOCK_TOKENS = 64
 
 
-class PrefillInstance:
+class PrefillTarget:
     """Backlog, speed and prefix cache of one instance, by the router's own account: what was sent,
     what came back, and reports where there are any.
 
@@ -152,7 +152,7 @@ class PrefillInstance:
         self._period_work_s = 0.0
         return True
 
-    def report(self, load: InstanceLoad, now_s: float, stale_s: float) -> None:
+    def report(self, load: WorkerLoad, now_s: float, stale_s: float) -> None:
         """What the instance says of its backlog replaces what is believed of it: less shortens the
         prompts it holds, more is work of others and is believed for `stale_s`."""
         age_s = max(0.0, now_s - load.measured_s)

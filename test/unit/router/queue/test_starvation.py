@@ -2,7 +2,7 @@
 
 import pytest
 
-from kairos.router.placement.decode_worker import DecodeInstance
+from kairos.router.placement.decode_target import DecodeTarget
 from kairos.router.queue.params import DispatchParams
 from kairos.router.queue.starvation import Starvation
 from support.dispatching import dispatcher, ids, work
@@ -14,7 +14,7 @@ LATE_S = 1_000.0
 def starvation() -> Starvation:
     """With a door at "d" for request 1."""
     made = Starvation()
-    decode = DecodeInstance("d", None, 100_000, None)
+    decode = DecodeTarget("d", None, 100_000, None)
     made.hold_door(work(1, 0.0, 50_000), [decode], LATE_S, DispatchParams())
     assert made.door == (1, "d")
     return made
@@ -36,7 +36,7 @@ def test_a_door_is_given_up_when_its_instance_takes_nothing(starvation: Starvati
 
 def test_who_has_not_waited_too_long_gets_no_door() -> None:
     made = Starvation()
-    decode = DecodeInstance("d", None, 100_000, None)
+    decode = DecodeTarget("d", None, 100_000, None)
     made.hold_door(work(1, 0.0, 50_000), [decode], 0.1, DispatchParams())
     assert made.door is None
 

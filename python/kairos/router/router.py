@@ -1,0 +1,196 @@
+"""All parts of one router process, tied together."""
+
+import asyncio
+import ssl
+import time
+from functools import cached_property
+
+import aiohttp
+from aiohttp import web
+
+from kairos.latency import load_profile
+from kairos.router.background import Background
+from kairos.router.config.settings import RouterConfig
+from kairos.router.edge.keys import Keyring
+from kairos.router.edge.limits import TenantGate, read_body
+from kairos.router.edge.tls import client_context
+from kairos.router.observe.access_log import AccessLog
+from kairos.router.observe.metrics import RouterMetrics
+from kairos.router.queue.dispatch_waiter import DispatchWaiter
+from kairos.router.queue.dispatcher import Dispatcher
+from kairos.router.queue.params import DispatchParams
+from kairos.router.request.body_memory import BodyMemory, BodyReservation
+from kairos.router.request.handler import HandlerDeps, RequestHandler
+from kairos.router.request.token_counter import TokenCounter
+from kairos.router.upstream.attempt import AttemptDeps
+from kairos.router.upstream.http_client import ConnectionPool
+from kairos.router.upstream.rooms import BootstrapRooms
+from kairos.router.workers.discovery import WorkerDiscovery
+from kairos.router.workers.health import Health
+from kairos.router.workers.registry import WorkerRegistry
+from kairos.router.workers.telemetry import Telemetry
+
+_SCRAPE_SLACK = 1.5
+_MAX_LINGER_S = 60.0
+_END_LIMIT_S = 15.0  # for what ends in the background when the router stops
+
+
+class Router:
+    """Builds the parts, starts and stops them.
+
+    Raises:
+        InputError: a file that the configuration names cannot be used.
+    """
+
+    def __init__(self, config: RouterConfig) -> None:
+        self.config = config
+        self.metrics = RouterMetrics()
+        self.keyring = Keyring(config)
+        self.log = AccessLog(config.observability.access_log, self.metrics.log_dropped.inc)
+        self.counter = TokenCounter(config.scheduling.tokenizer_path)
+        self.dispatcher = Dispatcher(self._params())
+        self.waiting = DispatchWaiter(self.dispatcher, config.timeouts.queue_timeout_s)
+        self.rooms = BootstrapRooms()
+        self.pool = ConnectionPool(lambda: self._tls, config.timeouts.connect_timeout_s)
+        self.attempts = AttemptDeps(
+            self.pool, self.rooms, config.timeouts, self.metrics, self.admin_headers
+        )
+        self.registry = WorkerRegistry(
+            config.workers,
+            self.dispatcher,
+            self.pool,
+            self.metrics,
+            load_profile(config.scheduling.profile),
+            self.waiting.schedule_dispatch,
+        )
+        self.health = Health(config.workers, self.registry, self.attempts, self.engine_headers)
+        self.discovery = WorkerDiscovery(config, self.registry.discovered)
+        self.gate = TenantGate()
+        self.bodies = BodyMemory(config.limits.max_reading_bytes, config.overload.overload_status)
+        self.handler = RequestHandler(
+            HandlerDeps(
+                config=config,
+                metrics=self.metrics,
+                log=self.log,
+                keyring=self.keyring,
+                gate=self.gate,
+                memory=self.bodies,
+                counter=self.counter,
+                dispatcher=self.dispatcher,
+                waiter=self.waiting,
+                registry=self.registry,
+                health=self.health,
+                attempts=self.attempts,
+                engine_headers=self.engine_headers,
+            )
+        )
+        self._scraped_s = 0.0
+        self._scrape_every_s = 0.0
+        self._background = Background()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Begin to look after the workers."""
+        connector = aiohttp.TCPConnector(ssl=self._tls)
+        self._session = aiohttp.ClientSession(connector=connector)
+        self.registry.telemetry = Telemetry(self.registry.load, self._session, self.engine_headers)
+        self.health.start()
+        self.discovery.start()
+        self._background.start(self.discovery.run(), "discovery")
+        self._background.start(self._measure_lag(), "loop lag")
+
+    async def drain(self) -> None:
+        """Let running requests end, for the drain time at most, then end them; then wait until
+        /metrics was read once more, if anything reads it regularly."""
+        self.handler.draining = True
+        deadline_s = time.monotonic() + self.config.timeouts.drain_timeout_s
+        while self.handler.active and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.02)
+        await self.health.close()  # its probes hold rooms
+        await self.handler.stop(_END_LIMIT_S)
+        ended_s = time.monotonic()
+        linger_s = min(_SCRAPE_SLACK * self._scrape_every_s, _MAX_LINGER_S)
+        while self._scraped_s < ended_s and time.monotonic() < ended_s + linger_s:
+            await asyncio.sleep(0.05)
+
+    def scraped(self) -> None:
+        """Somebody reads /metrics."""
+        now_s = time.monotonic()
+        if self._scraped_s:
+            self._scrape_every_s = now_s - self._scraped_s
+        self._scraped_s = now_s
+
+    async def stop(self) -> None:
+        """Drain, if that was not done, and end what looks after the workers."""
+        await self.drain()
+        await self._background.close()
+        if self.registry.telemetry is not None:
+            await self.registry.telemetry.close()
+        if self._session is not None:
+            await self._session.close()
+        self.pool.close()
+        self.counter.close()
+
+    def close(self) -> None:
+        """Write the rest of the log; after the last request has ended."""
+        self.log.close()
+
+    def reload(self) -> None:
+        """Read keys and classes again, reopen the log."""
+        problem = self.keyring.reload()
+        self.metrics.reloads.labels("keys", "failed" if problem else "ok").inc()
+        if problem is None:
+            self.gate.keep(self.keyring.tenants)
+            self.dispatcher.configure(self._params())
+        self.log.reopen()
+
+    def engine_headers(self) -> dict[str, str]:
+        """What the workers want to see with every request."""
+        key = self.keyring.engine_key
+        return {} if key is None else {"authorization": f"Bearer {key}"}
+
+    def admin_headers(self) -> dict[str, str]:
+        """The same for their administrative endpoints."""
+        key = self.keyring.engine_admin_key
+        return {} if key is None else {"authorization": f"Bearer {key}"}
+
+    async def body_of(self, request: web.BaseRequest, reservation: BodyReservation) -> bytes:
+        """See `read_body`."""
+        return await read_body(request, self.config.limits, self.config.timeouts, reservation)
+
+    def gauges(self) -> None:
+        """Bring the gauges up to date."""
+        metrics, active = self.metrics, self.handler.active
+        queue = self.dispatcher.snapshot(time.monotonic())["queue"]
+        metrics.queued_requests.set(queue["requests"])
+        metrics.queued_sequences.set(queue["sequences"])
+        metrics.queued_bytes.set(queue["bytes"])
+        metrics.reading_bytes.set(self.bodies.held)
+        oldest_s = min((active[id].receipt.at_s for id in self.waiting.ids), default=None)
+        metrics.oldest_wait.set(0.0 if oldest_s is None else time.monotonic() - oldest_s)
+        attempts = {attempt for w in self.registry.workers.values() for attempt in w.attempts}
+        metrics.running.set(len(attempts))
+        metrics.live_rooms.set(len(self.rooms))
+        self.registry.gauges()
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return client_context(self.config.security)
+
+    def _params(self) -> DispatchParams:
+        limits, config = self.config.limits, self.config
+        return DispatchParams(
+            max_requests=limits.max_queued_requests,
+            max_sequences=limits.max_queued_sequences,
+            max_bytes=limits.max_queued_bytes,
+            infeasible=config.overload.infeasible,
+            tenant_weights={tenant.name: tenant.weight for tenant in self.keyring.tenants},
+            binding=config.scheduling.binding,
+        )
+
+    async def _measure_lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due_s = loop.time() + 0.25
+            await asyncio.sleep(0.25)
+            self.metrics.loop_lag.set(max(loop.time() - due_s, 0.0))
