@@ -113,10 +113,10 @@ class _Shard:
             self.prefill[name] = PrefillServer(_queue(layout, profile), engine, prompts)
             self.caches[name] = PrefixIndex(limits.kv_tokens // BLOCK_TOKENS)
             preemptive = layout.engine == "urgency"
-            self.dispatcher.add_instance(name, Role.PREFILL, profile, preemptive=preemptive)
+            self.dispatcher.add_worker(name, Role.PREFILL, profile, preemptive=preemptive)
         for name in (f"d{i}" for i in range(layout.decode)):
             self.decode[name] = RoutedDecodeMemory(_KV_SHARE * limits.kv_tokens)
-            self.dispatcher.add_instance(name, Role.DECODE, profile)
+            self.dispatcher.add_worker(name, Role.DECODE, profile)
 
 
 def _queue(layout: ShardLayout, profile: Profile) -> PrefillQueue:
