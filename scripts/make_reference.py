@@ -28,6 +28,7 @@ from kairos.router.cli import default_text
 from kairos.router.config.schema import flag_of, knob_of
 from kairos.router.config.settings import RouterConfig
 from kairos.router.observe.metrics import RouterMetrics
+from kairos.sim.config import SimConfig
 from kairos.workload.synthetic import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,6 +142,17 @@ def request_record() -> str:
     return _fields_table(RequestRecord)
 
 
+def simulation() -> str:
+    """Return the parameters of a simulation with their defaults."""
+    fields = {field.name: field for field in dataclasses.fields(SimConfig)}
+    rows = []
+    for name, meaning in _attributes(SimConfig):
+        default = fields[name].default
+        policy = default is dataclasses.MISSING
+        rows.append((f"`{name}`", "the policy's" if policy else f"`{default!r}`", _prose(meaning)))
+    return _table(("name", "default", "meaning"), rows)
+
+
 def run_header() -> str:
     """Return the fields of the first line of a record file."""
     return _fields_table(RunHeader)
@@ -156,6 +168,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "presets": presets,
     "request_record": request_record,
     "run_header": run_header,
+    "simulation": simulation,
 }
 
 
@@ -181,15 +194,23 @@ def built_parser(
 
 def _fields_table(described: type) -> str:
     """Return the attributes that a class's docstring describes."""
+    rows = [
+        (", ".join(f"`{name}`" for name in names.split(", ")), _prose(meaning))
+        for names, meaning in _attributes(described)
+    ]
+    return _table(("field", "meaning"), rows)
+
+
+def _attributes(described: type) -> list[tuple[str, str]]:
+    """Return names and meanings of the attributes that a class's docstring describes."""
     _, _, text = inspect.cleandoc(described.__doc__ or "").partition("Attributes:\n")
-    rows = []
+    found: list[tuple[str, str]] = []
     for line in text.splitlines():
         if match := re.match(r" {0,4}([a-z0-9_]+(?:, [a-z0-9_]+)*): (.*)", line):
-            names = ", ".join(f"`{name}`" for name in match[1].split(", "))
-            rows.append([names, match[2]])
-        elif rows:
-            rows[-1][1] += f" {line.strip()}"
-    return _table(("field", "meaning"), [(names, _prose(meaning)) for names, meaning in rows])
+            found.append((match[1], match[2]))
+        elif found:
+            found[-1] = (found[-1][0], f"{found[-1][1]} {line.strip()}")
+    return found
 
 
 def _engine_config() -> ModuleType:
