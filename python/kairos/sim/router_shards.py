@@ -31,6 +31,7 @@ from kairos.sim.prefill_server import (
     PromptProgress,
     SimulatedBatch,
 )
+from kairos.sim.result import ShardedResult
 from kairos.sim.routed_memory import RoutedDecodeMemory
 from kairos.sim.shard_layout import ShardLayout
 from kairos.slo import Slo
@@ -46,39 +47,23 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class ShardedResult:
-    """Figures of a sharded simulation; all of them are simulated except `router_us`.
-
-    Attributes:
-        ttft_attainment: percent of the requests.
-        ttft_p50_s, ttft_p99_s: seconds.
-        rejected: requests.
-        cached_share: percent of the prompt tokens that prefix caches held.
-        most_waiting: largest number of requests in one dispatcher's queue.
-        router_us: CPU time of the dispatchers per request on this machine, microseconds.
-    """
-
-    ttft_attainment: float
-    ttft_p50_s: float
-    ttft_p99_s: float
-    rejected: int
-    cached_share: float
-    most_waiting: int
-    router_us: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Arrived:
+    """A request reaches the balancer."""
+
     request: int
 
 
 @dataclass(frozen=True, slots=True)
 class _HandoverEnded:
+    """A dispatched request with decode memory reaches its prefill instance."""
+
     request: int
 
 
 @dataclass(frozen=True, slots=True)
 class _BatchEnded:
+    """A prefill instance has finished a batch."""
+
     shard: int
     server: str
     batch: SimulatedBatch
@@ -86,11 +71,15 @@ class _BatchEnded:
 
 @dataclass(frozen=True, slots=True)
 class _LastTokenMade:
+    """A request has all its tokens."""
+
     request: int
 
 
 @dataclass(frozen=True, slots=True)
 class _DispatcherWoken:
+    """The dispatcher of a shard asked to be called now."""
+
     shard: int
 
 

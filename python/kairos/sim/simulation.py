@@ -13,33 +13,16 @@ from kairos.policy.preallocation import PreallocationRequest, shortest_prefill_s
 from kairos.policy.residents import DecodeResident
 from kairos.sim.admission_controller import AdmissionController
 from kairos.sim.config import SimConfig
-from kairos.sim.decode_server import DecodeServer, SimulatedStep
+from kairos.sim.decode_server import SimulatedStep
 from kairos.sim.event_queue import EventQueue
 from kairos.sim.prefill_server import PrefillServer, PromptProgress, SimulatedBatch
 from kairos.sim.records import SimRecords
+from kairos.sim.result import SimResult
 from kairos.sim.scenario import Scenario
 from kairos.sim.server_factory import ServerFactory
 
 HOLD_MARGIN_S = 1e-3
 """A held first token is released this long before its deadline."""
-
-
-@dataclass(frozen=True, slots=True)
-class SimResult:
-    """A simulation that ran until every request was served or refused.
-
-    Attributes:
-        scenario: the requests.
-        config: what was simulated.
-        records: what happened to each request.
-        prefill, decode: the instances after the last event.
-    """
-
-    scenario: Scenario
-    config: SimConfig
-    records: SimRecords
-    prefill: list[PrefillServer]
-    decode: list[DecodeServer]
 
 
 def simulate(scenario: Scenario, config: SimConfig, profile: Profile) -> SimResult:
@@ -103,6 +86,8 @@ _Event = _BatchEnded | _StepEnded | _KvArrived | _HandshakeEnded
 
 
 class _Simulation:
+    """State and event handlers of one run."""
+
     def __init__(self, scenario: Scenario, config: SimConfig, profile: Profile) -> None:
         self.scenario = scenario
         self.config = config

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kairos.sim.records import Flags
-from kairos.sim.simulation import SimResult
+from kairos.sim.result import SimResult
 
 
 def summarise(done: SimResult, chosen: Flags | None = None) -> dict[str, Any]:

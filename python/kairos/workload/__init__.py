@@ -1,1 +1,1 @@
-"""Traces and what a replay or a simulation makes of them: prefixes, load, SLOs."""
+"""Request traces, their scaling to a load, and the SLOs of their requests."""

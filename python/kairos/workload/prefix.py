@@ -1,4 +1,4 @@
-"""Which part of each prompt a prefix cache would hold already."""
+"""The expected prefix hit of each prompt."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from kairos.workload.trace import BLOCK_TOKENS, TraceRequest
 
 CACHE_TOKENS = 4_000_000
-"""Capacity of the modelled prefix cache, part of the definition of load."""
+"""Capacity of the modelled prefix cache, tokens; part of the definition of load."""
 
 
 def expected_cached_tokens(
     requests: Sequence[TraceRequest], capacity_tokens: int = CACHE_TOKENS
 ) -> list[int]:
-    """Cached tokens per request in an initially empty LRU cache, visited in arrival order.
+    """Tokens of each prompt that an initially empty LRU cache holds when the request arrives.
 
     Only whole leading blocks count, and at least one token of a prompt is always computed. An id
-    stands for its block and all before it, as in the traces that have them, so an id that is in
-    the cache is a prefix there too.
+    stands for its block and all blocks before it, so an id in the cache is a prefix there too.
+
+    Args:
+        requests: in order of arrival.
+        capacity_tokens: size of the cache.
     """
     cache: OrderedDict[int, None] = OrderedDict()
     capacity_blocks = capacity_tokens // BLOCK_TOKENS
@@ -27,7 +30,7 @@ def expected_cached_tokens(
             if block not in cache:
                 break
             hits += 1
-        # Leaves first, so that a root is never older than what hangs on it.
+        # Leaves first, so that a block is never older than the blocks behind it.
         for block in reversed(request.hash_ids):
             cache[block] = None
             cache.move_to_end(block)

@@ -1,4 +1,4 @@
-"""Read traces: the normalised format and three public ones.
+"""Readers of traces: the normalised format and three public ones.
 
 | format     | content                                                                          |
 |------------|----------------------------------------------------------------------------------|
@@ -7,7 +7,7 @@
 | azure      | CSV: TIMESTAMP (date and time), ContextTokens, GeneratedTokens                   |
 | burstgpt   | CSV: Timestamp (s), Model, Request tokens, Response tokens, Total tokens, Log Type |
 
-Any of them may be compressed with gzip; content decides, not the file's name.
+Any of them may be compressed with gzip. The content decides, not the file's name.
 """
 
 import csv
@@ -34,13 +34,13 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclass(frozen=True, slots=True)
 class TraceFormat:
-    """How one format names its fields.
+    """A trace format: its fields and their form.
 
     Attributes:
         table: True for CSV with a header line, False for JSON lines.
         arrival, inputs, outputs: field names.
         seconds: turns the arrival field into seconds; raises ValueError.
-        arrival_form: what `seconds` accepts, for messages.
+        arrival_form: the values that `seconds` accepts, for messages.
     """
 
     table: bool
@@ -58,8 +58,10 @@ def _number(value: Any) -> float:
 
 
 def _date_time(value: str) -> float:
-    """Seconds of a date and time; without a zone it counts as UTC. Azure writes seven decimals,
-    `datetime` reads six, so the fraction is taken apart."""
+    """Seconds of a date and time; UTC without a zone.
+
+    The fraction is parsed apart: Azure writes seven decimals, and `datetime` reads six.
+    """
     whole, dot, rest = value.strip().partition(".")
     digits = len(rest) - len(rest.lstrip("0123456789"))
     fraction, zone = rest[:digits], rest[digits:]
@@ -106,8 +108,8 @@ def read_trace(path: str | Path, format_name: str | None = None) -> Trace:
         format_name: one of FORMATS; None recognises it by the first line.
 
     Raises:
-        InputError: unreadable file or bad content; names file, line, field, value and what is
-            allowed.
+        InputError: unreadable file or bad content; names file, line, field, value and the allowed
+            values.
     """
     path = Path(path)
     if format_name is not None and format_name not in FORMATS:

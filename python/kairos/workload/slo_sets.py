@@ -1,7 +1,7 @@
-"""SLO sets: which TTFT and TPOT each request of a replay has to meet.
+"""SLO sets: the TTFT and TPOT objectives of each request of a trace.
 
-Own prefill is the time the prompt takes alone on an idle prefill instance, in full chunks, behind
-the prefix that the cache is expected to hold.
+Own prefill is the time that a prompt takes alone on an idle prefill instance, in full chunks,
+behind the prefix that the cache is expected to hold.
 """
 
 import random
@@ -25,7 +25,15 @@ DEFAULT_TPOT_MS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class SloTier:
-    """One class of the tiers set: its share of requests, TTFT = base + factor x own prefill."""
+    """A class of the tiers set; its TTFT objective is base + factor x own prefill.
+
+    Attributes:
+        name: of the SLO class.
+        share: of the requests, 0..1.
+        base_s: seconds.
+        factor: of own prefill.
+        tpot_ms: TPOT objective, milliseconds.
+    """
 
     name: str
     share: float
@@ -42,9 +50,10 @@ TIERS = (
 
 
 def in_words(slo_set: str, tpot: float) -> str:
-    """What a set asks for.
+    """The objectives of a set in words.
 
     Args:
+        slo_set: one of SLO_SETS.
         tpot: TPOT objective in milliseconds; tiers have their own.
     """
     if slo_set != "tiers":
@@ -57,7 +66,7 @@ def in_words(slo_set: str, tpot: float) -> str:
 
 
 def own_prefill_s(input_tokens: int, cached_tokens: int, profile: Profile) -> float:
-    """Seconds from dispatch to the end of prefill for a prompt that has an instance to itself."""
+    """Prefill time of a prompt that has an instance to itself, seconds."""
     seconds, done, chunk = 0.0, cached_tokens, profile.limits.chunk_tokens
     while done < input_tokens:
         new = min(chunk, input_tokens - done)
@@ -75,10 +84,12 @@ def assign_slos(
     tpot: float = DEFAULT_TPOT_MS,
     seed: int = 0,
 ) -> list[Slo]:
-    """The SLO of every request.
+    """Give every request of a trace its SLO.
 
     Args:
+        requests: the requests.
         cached_tokens: expected prefix hit of each request.
+        profile: prefill latency of an instance.
         slo_set: one of SLO_SETS.
         tpot: TPOT objective in milliseconds; tiers have their own.
         seed: draws the tier of each request.

@@ -23,13 +23,14 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class LengthDistribution:
-    """A distribution of token counts, clipped to [low, high].
+    """A distribution of token counts: log-normal bodies with a Pareto tail.
 
     Attributes:
         bodies: (weight, median in tokens, sigma of the logarithm) of each log-normal part.
         tail_share: part of the requests that is drawn from the tail.
         tail_start: tokens at which the Pareto tail begins.
         tail_index: Pareto exponent; below 2 the untruncated variance is infinite.
+        low, high: smallest and largest count.
     """
 
     bodies: tuple[tuple[float, float, float], ...]
@@ -40,7 +41,7 @@ class LengthDistribution:
     high: int
 
     def sample(self, count: int, rng: np.random.Generator) -> IntArray:
-        """`count` lengths, shape [count]."""
+        """Draw token counts, shape [count]."""
         weights = np.array([weight for weight, _, _ in self.bodies])
         medians = np.array([median for _, median, _ in self.bodies])
         sigmas = np.array([sigma for _, _, sigma in self.bodies])
@@ -54,11 +55,13 @@ class LengthDistribution:
 
 @dataclass(frozen=True, slots=True)
 class ArrivalProcess:
-    """Attributes:
-    rate_per_s: mean requests per second.
-    cv: coefficient of variation of the gaps; 1 is Poisson, above is bursty.
-    drift: coefficient of variation of the rate between epochs; 0 keeps it constant.
-    epoch_s: length of an epoch, seconds.
+    """A Gamma renewal process whose rate drifts between epochs.
+
+    Attributes:
+        rate_per_s: mean requests per second.
+        cv: coefficient of variation of the gaps; 1 is Poisson, above is bursty.
+        drift: coefficient of variation of the rate between epochs; 0 keeps it constant.
+        epoch_s: length of an epoch, seconds.
     """
 
     rate_per_s: float
@@ -67,7 +70,7 @@ class ArrivalProcess:
     epoch_s: float = 60.0
 
     def sample(self, count: int, rng: np.random.Generator) -> FloatArray:
-        """Arrival times in seconds, sorted, the first at 0, shape [count]."""
+        """Draw arrival times in seconds, sorted, the first at 0, shape [count]."""
         shape = 1.0 / self.cv**2
         gaps = rng.gamma(shape, 1.0 / (shape * self.rate_per_s), count)
         at_mean_rate: FloatArray = np.cumsum(gaps) - gaps[0]
@@ -84,14 +87,14 @@ class ArrivalProcess:
 
 @dataclass(frozen=True, slots=True)
 class PrefixSharing:
-    """How prompts continue earlier ones.
+    """Prefixes that prompts share with earlier prompts.
 
     Attributes:
         common_blocks: leading blocks of 512 tokens that every prompt shares (system prompt).
         continued: part of the requests that continue an earlier prompt.
         mean_age: mean distance to that prompt, in requests.
-        tries: earlier prompts looked at; the longest that fits is continued, so more tries share
-            a larger part of the prompt.
+        tries: earlier prompts that are considered. The longest one that fits is continued, so more
+            tries share a larger part of the prompt.
     """
 
     common_blocks: int = 0
@@ -102,7 +105,7 @@ class PrefixSharing:
 
 @dataclass(frozen=True, slots=True)
 class TrafficPreset:
-    """All there is to say about one kind of traffic."""
+    """Lengths, arrivals and shared prefixes of one kind of traffic."""
 
     inputs: LengthDistribution
     outputs: LengthDistribution
@@ -110,7 +113,7 @@ class TrafficPreset:
     sharing: PrefixSharing = PrefixSharing()
 
 
-# Fitted to the quantiles, means and gap statistics of the public traces they are named after.
+# Presets are fitted to quantiles, means and gaps of the public traces they are named after.
 PRESETS = {
     "mooncake-conversation": TrafficPreset(
         LengthDistribution(((1.0, 7022.6, 0.999),), 0.010, 65108.0, 1.605, 892, 124_847),
@@ -140,7 +143,12 @@ PRESETS = {
 
 
 def generate(preset_name: str, count: int, seed: int) -> Trace:
-    """A synthetic trace of `count` requests; the same arguments give the same trace.
+    """Generate a synthetic trace; the same arguments give the same trace.
+
+    Args:
+        preset_name: key of PRESETS.
+        count: number of requests.
+        seed: of the generator.
 
     Raises:
         InputError: unknown preset, or a count out of range.
@@ -174,7 +182,7 @@ def generate(preset_name: str, count: int, seed: int) -> Trace:
 
 
 def write_trace(trace: Trace, path: Path) -> None:
-    """Write the normalised format, gzipped; the same trace gives the same bytes."""
+    """Write a trace in the normalised format, gzipped; the same trace gives the same bytes."""
     with path.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
         for line in _lines(trace.requests):
             packed.write(line)
@@ -192,7 +200,10 @@ def _lines(requests: Sequence[TraceRequest]) -> Iterator[bytes]:
 def _share(
     inputs: list[int], sharing: PrefixSharing, rng: np.random.Generator
 ) -> list[tuple[int, ...]]:
-    """hash_ids per request. A prompt that continues another starts with all its whole blocks."""
+    """`hash_ids` per request.
+
+    A prompt that continues another one starts with all whole blocks of it.
+    """
     if sharing.common_blocks == 0 and sharing.continued == 0.0:
         return [()] * len(inputs)
     common = tuple(range(sharing.common_blocks))

@@ -1,4 +1,4 @@
-"""Request traces: when requests arrive and how long they are. No text is kept."""
+"""Request traces: arrival times and lengths of requests, without text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class TraceRequest(msgspec.Struct, frozen=True, gc=False):
         input_tokens: prompt length, at least 1.
         output_tokens: tokens to generate, at least 1.
         hash_ids: ids of the prompt's blocks of 512 tokens, each standing for its block and all
-            before it. Two prompts share the prefix that their equal leading ids cover. Empty where
-            the trace knows nothing about sharing.
+            blocks before it. Two prompts share the prefix that their equal leading ids cover. Empty
+            where the trace has no information about sharing.
     """
 
     arrival_s: float
@@ -31,7 +31,7 @@ class TraceRequest(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Requests in order of arrival, and where they come from.
+    """Requests in order of arrival, and their source.
 
     Attributes:
         name: file name or generator preset.
@@ -51,8 +51,12 @@ class Trace:
     def window(self, start_s: float, duration_s: float) -> "Trace":
         """The requests that arrive in [start_s, start_s + duration_s), times counted from start_s.
 
+        Args:
+            start_s: start of the window, seconds.
+            duration_s: length of the window, seconds.
+
         Raises:
-            InputError: no request arrives in it.
+            InputError: no request arrives in the window.
         """
         end_s = start_s + duration_s
         kept = [

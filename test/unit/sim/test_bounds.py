@@ -45,9 +45,9 @@ def test_bound_of_an_idle_server_is_complete():
 
 def test_drop_reference_gains_by_dropping_and_counts_dropped_requests_as_missed():
     scenario = poisson(300, 20.0, None, 60).at_decode_load(1.3, SMALL)
-    settings = SimConfig("fcfs", "continuous", stages="decode")
-    own = summarise(simulate(scenario, settings, SMALL))["tpot_attainment"]
-    reference = drop_reference_tpot(scenario, settings, SMALL)
+    config = SimConfig("fcfs", "continuous", stages="decode")
+    own = summarise(simulate(scenario, config, SMALL))["tpot_attainment"]
+    reference = drop_reference_tpot(scenario, config, SMALL)
     assert own < reference <= 99.0
 
 

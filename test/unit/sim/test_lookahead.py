@@ -1,4 +1,4 @@
-"""Batches and steps composed one ahead. Numbered with the simulator's tests."""
+"""Batches and steps composed one ahead."""
 
 from dataclasses import replace
 
@@ -22,9 +22,9 @@ def test_arrival_waits_for_the_batch_that_lookahead_has_composed():
         np.full(4, 0.03),
         np.zeros(4, np.int64),
     )
-    settings = SimConfig(stages="prefill")
+    config = SimConfig(stages="prefill")
     ends = {
-        lookahead: simulate(scenario, replace(settings, lookahead=lookahead), flat_profile(0.1))
+        lookahead: simulate(scenario, replace(config, lookahead=lookahead), flat_profile(0.1))
         for lookahead in (False, True)
     }
     assert ends[False].records.prefilled_s[3] == pytest.approx(0.2)
@@ -33,13 +33,13 @@ def test_arrival_waits_for_the_batch_that_lookahead_has_composed():
 
 @pytest.mark.parametrize("policy", ["continuous", "slack"])
 def test_prompt_waits_for_the_step_that_lookahead_has_composed(policy):
-    # The second one arrives during the first one's first step.
+    # The second request arrives during the first step of the first request.
     scenario = one_by_one([0.0, 0.05], [10, 3])
     ends = {}
     for lookahead in (False, True):
-        settings = SimConfig("fcfs", policy, stages="decode", lookahead=lookahead)
-        ends[lookahead] = simulate(scenario, settings, flat_profile(0.1)).records
-    # Two tokens after the first one, from the second step on or from the third.
+        config = SimConfig("fcfs", policy, stages="decode", lookahead=lookahead)
+        ends[lookahead] = simulate(scenario, config, flat_profile(0.1)).records
+    # Two more tokens, from the second step on or from the third.
     assert ends[False].last_s[1] == pytest.approx(0.3)
     assert ends[True].last_s[1] == pytest.approx(0.4)
     assert ends[False].last_s[0] == ends[True].last_s[0] == pytest.approx(0.9)
@@ -48,19 +48,19 @@ def test_prompt_waits_for_the_step_that_lookahead_has_composed(policy):
 def test_lookahead_runs_a_finished_request_once_more_without_effect():
     scenario = one_by_one([0.0, 0.9], [3, 2])
     for lookahead, busy_s in ((False, 0.3), (True, 0.5)):
-        settings = SimConfig("fcfs", "continuous", stages="decode", lookahead=lookahead)
-        done = simulate(scenario, settings, flat_profile(0.1))
+        config = SimConfig("fcfs", "continuous", stages="decode", lookahead=lookahead)
+        done = simulate(scenario, config, flat_profile(0.1))
         assert done.decode[0].busy_s == pytest.approx(busy_s)
         assert done.decode[0].wasted_rows == (2 if lookahead else 0)
 
 
 @pytest.mark.parametrize("hold", [False, True])
 def test_decode_server_sends_first_tokens_when_it_admits_requests(hold):
-    # The second one's KV arrives during the first one's first step.
+    # The KV of the second request arrives during the first step of the first request.
     scenario = one_by_one([0.0, 0.05], [10, 3])
-    settings = SimConfig("fcfs", "continuous", stages="decode", first_token="decode", hold=hold)
-    records = simulate(scenario, settings, flat_profile(0.1)).records
-    # The pass in which the second step begins and the third is composed; held: until that begins.
+    config = SimConfig("fcfs", "continuous", stages="decode", first_token="decode", hold=hold)
+    records = simulate(scenario, config, flat_profile(0.1)).records
+    # The second step begins and the third is composed; a held token waits for the third.
     assert records.first_s[1] == pytest.approx(0.2 if hold else 0.1)
     assert records.admitted_s[1] == pytest.approx(0.2)
     assert records.last_s[1] == pytest.approx(0.4)

@@ -6,8 +6,9 @@ import pytest
 
 from kairos.errors import InputError
 from kairos.router.queue.params import Binding, DispatchParams
+from kairos.sim.result import ShardedResult
 from kairos.sim.routed_memory import RoutedDecodeMemory
-from kairos.sim.router_shards import ShardedResult, ShardedSimulation
+from kairos.sim.router_shards import ShardedSimulation
 from kairos.sim.shard_layout import ShardLayout
 from kairos.workload.resampling import PoissonLoad, resample
 from kairos.workload.slo_sets import assign_slos

@@ -16,8 +16,9 @@ from kairos.sim import decode_server as decode_module
 from kairos.sim.baselines.decode import ContinuousPolicy
 from kairos.sim.baselines.prefill import BASELINES
 from kairos.sim.config import SimConfig
+from kairos.sim.result import SimResult
 from kairos.sim.scenario import Scenario
-from kairos.sim.simulation import SimResult, simulate
+from kairos.sim.simulation import simulate
 from kairos.sim.summary import summarise
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
@@ -128,8 +129,8 @@ def constant_service(rho: float, seed: int) -> tuple[np.ndarray, Scenario]:
     """Waits of one server whose every prompt takes 0.1 s, load rho."""
     # Prompts as long as a chunk: one request per batch.
     scenario = poisson(20_000, rho / 0.1, 100, 1, seed)
-    settings = SimConfig("fcfs", stages="prefill", lookahead=False)
-    done = simulate(scenario, settings, flat_profile(0.1))
+    config = SimConfig("fcfs", stages="prefill", lookahead=False)
+    done = simulate(scenario, config, flat_profile(0.1))
     return done.records.prefilled_s - scenario.arrival_s - 0.1, scenario
 
 
@@ -159,8 +160,8 @@ def test_retracted_request_pays_for_moving_out_and_in():
     # One byte a token: half a millisecond each way and token.
     slow = msgspec.structs.replace(fast, kv=KvLink(0.0, 1.0, 2_000.0))
     scenario = poisson(60, 30.0, 90, 150)
-    settings = SimConfig("fcfs", "continuous", stages="decode")
-    free, paid = (simulate(scenario, settings, profile).decode[0] for profile in (fast, slow))
+    config = SimConfig("fcfs", "continuous", stages="decode")
+    free, paid = (simulate(scenario, config, profile).decode[0] for profile in (fast, slow))
     assert free.retractions > 0
     assert paid.busy_s > free.busy_s + 2 * 90 * 0.5e-3
 
@@ -179,8 +180,8 @@ def test_held_first_token_is_sent_before_the_deadline(scenario):
 def test_urgency_and_slack_beat_first_come_first_served_under_load():
     scenario = poisson(1_500, 11.0, None, 60, seed=3)
     figures = {
-        name: summarise(simulate(scenario, settings, SMALL))["e2e_attainment"]
-        for name, settings in (("base", VARIANTS["upstream"]), ("kairos", SimConfig()))
+        name: summarise(simulate(scenario, config, SMALL))["e2e_attainment"]
+        for name, config in (("base", VARIANTS["upstream"]), ("kairos", SimConfig()))
     }
     assert figures["kairos"] > figures["base"] + 10
 
@@ -202,7 +203,7 @@ def test_one_request_gives_finite_figures():
     assert all(value == value for value in figures.values() if isinstance(value, float))
 
 
-requests_strategy = st.lists(
+requests = st.lists(
     st.tuples(
         st.sampled_from([0.0, 1e-9, 0.01, 1.0, 1e4]),
         st.sampled_from([1, 7, 3_000, 90_000]),
@@ -212,7 +213,7 @@ requests_strategy = st.lists(
     min_size=1,
     max_size=12,
 )
-settings_strategy = st.builds(
+configs = st.builds(
     SimConfig,
     prefill_policy=st.sampled_from(["fcfs", "urgency"]),
     decode_policy=st.sampled_from(["continuous", "greedy", "slack"]),
@@ -226,12 +227,12 @@ settings_strategy = st.builds(
 
 
 @hypothesis_settings(max_examples=40, deadline=None)
-@given(requests_strategy, settings_strategy)
-def test_any_requests_are_served_to_their_last_token_with_finite_figures(rows, chosen):
+@given(requests, configs)
+def test_any_requests_are_served_to_their_last_token_with_finite_figures(rows, config):
     gaps, inputs, outputs, slos = (np.array(column) for column in zip(*rows, strict=True))
     zeros = np.zeros(len(rows), np.int64)
     scenario = Scenario(np.cumsum(gaps), inputs, outputs, zeros, slos, slos, zeros)
-    done = simulate(scenario, chosen, SMALL)
+    done = simulate(scenario, config, SMALL)
     records = done.records
     assert (records.made == outputs - 1).all()
     assert (records.first_s > scenario.arrival_s).all()
@@ -247,10 +248,10 @@ def test_transfer_is_part_of_ttft_where_decode_sends_the_first_token(output_toke
     """The transfer is then part of TTFT, and no longer of TPOT."""
     scenario = poisson(1, 1.0, 4000, output_tokens)
     seen = {}
-    for who in ("prefill", "decode"):
-        settings = SimConfig("fcfs", "continuous", first_token=who)
-        records = simulate(scenario, settings, PROFILE).records
-        seen[who] = float(records.first_s[0]), float(records.last_s[0])
+    for server in ("prefill", "decode"):
+        config = SimConfig("fcfs", "continuous", first_token=server)
+        records = simulate(scenario, config, PROFILE).records
+        seen[server] = float(records.first_s[0]), float(records.last_s[0])
     transfer = PROFILE.kv.transfer_s(4000)
     assert seen["decode"][0] - seen["prefill"][0] == pytest.approx(transfer)
     if output_tokens > 1:

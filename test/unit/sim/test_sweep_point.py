@@ -1,4 +1,4 @@
-"""The contract of scripts/simulate.py."""
+"""One simulation of a sweep, and the figures that its JSON promises."""
 
 import gzip
 import json
@@ -84,7 +84,7 @@ def test_bad_values_are_input_errors(trace, bad):
 
 
 def test_rates_refer_to_the_time_to_the_last_token(trace):
-    """As on an engine. An overloaded server needs longer than the arrivals take."""
+    """An overloaded server needs longer than the arrivals last."""
     result = run(point(trace, load=3.0))
     with gzip.open(trace, "rt") as file:
         tokens = sum(json.loads(line)["output_tokens"] for line in file)

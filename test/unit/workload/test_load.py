@@ -1,12 +1,14 @@
 """Windows, prefix hits, load and its scaling."""
 
+from typing import Any
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kairos.errors import InputError
 from kairos.latency import Profile, load_profile
-from kairos.workload.load import prefill_work_s, scale_to_load
+from kairos.workload.load import TraceSection, prefill_work_s, scale_to_load
 from kairos.workload.prefix import expected_cached_tokens
 from kairos.workload.synthetic import generate
 from kairos.workload.trace import Trace, TraceRequest
@@ -61,7 +63,7 @@ def test_cached_tokens_are_no_work() -> None:
 @pytest.mark.parametrize("load", [0.3, 0.9, 1.3])
 def test_duration_takes_the_requests_that_offer_the_load(load: float) -> None:
     source = generate("mooncake-conversation", 3000, seed=1)
-    workload = scale_to_load(source, load, PROFILE, duration_s=120, start_s=60)
+    workload = scale_to_load(source, load, PROFILE, section=TraceSection(60, 120))
     requests = workload.trace.requests
     work = sum(
         prefill_work_s(r, hit, PROFILE)
@@ -76,7 +78,9 @@ def test_duration_takes_the_requests_that_offer_the_load(load: float) -> None:
 
 
 def test_trace_shorter_than_the_duration_is_taken_whole() -> None:
-    workload = scale_to_load(trace((0, 100), (1, 100)), 0.5, PROFILE, duration_s=1e6)
+    workload = scale_to_load(
+        trace((0, 100), (1, 100)), 0.5, PROFILE, section=TraceSection(duration_s=1e6)
+    )
     assert len(workload.trace.requests) == 2
 
 
@@ -87,17 +91,18 @@ def test_trace_shorter_than_the_duration_is_taken_whole() -> None:
         ({"load": float("nan")}, "load: nan"),
         ({"load": -1.0}, "load: -1.0"),
         ({"instances": 0}, "instances: 0"),
-        ({"start_s": -1.0}, "start-s: -1.0"),
-        ({"duration_s": 0.0}, "duration-s: 0.0"),
-        ({"duration_s": float("inf")}, "duration-s: inf"),
-        ({"start_s": 2.0}, "1 requests arrive from 2 s on"),
-        ({"start_s": 5.0}, "0 requests arrive"),
+        ({"section": TraceSection(-1.0)}, "start-s: -1.0"),
+        ({"section": TraceSection(0.0, 0.0)}, "duration-s: 0.0"),
+        ({"section": TraceSection(0.0, float("inf"))}, "duration-s: inf"),
+        ({"section": TraceSection(2.0)}, "1 requests arrive from 2 s on"),
+        ({"section": TraceSection(5.0)}, "0 requests arrive"),
+        ({"cache_tokens": -1}, "prefix-cache-tokens: -1"),
     ],
 )
-def test_bad_arguments_are_rejected(change: dict[str, float], says: str) -> None:
-    arguments = {"load": 1.0} | change
+def test_bad_arguments_are_rejected(change: dict[str, Any], says: str) -> None:
+    arguments: dict[str, Any] = {"load": 1.0} | change
     with pytest.raises(InputError, match=says):
-        scale_to_load(trace((0, 10), (2, 10)), profile=PROFILE, **arguments)  # type: ignore[arg-type]
+        scale_to_load(trace((0, 10), (2, 10)), profile=PROFILE, **arguments)
 
 
 def test_simultaneous_arrivals_have_no_load() -> None:

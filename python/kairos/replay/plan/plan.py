@@ -9,7 +9,7 @@ from kairos.errors import InputError
 from kairos.latency import Profile
 from kairos.replay.plan.dilation import check_factor
 from kairos.slo import Slo
-from kairos.workload.load import Workload, scale_to_load
+from kairos.workload.load import TraceSection, Workload, scale_to_load
 from kairos.workload.prefix import CACHE_TOKENS
 from kairos.workload.slo_sets import DEFAULT_TPOT_MS, assign_slos
 from kairos.workload.trace import Trace, TraceRequest
@@ -88,8 +88,7 @@ def make_plan(trace: Trace, profile: Profile, config: PlanConfig) -> Plan:
         config.load,
         profile,
         instances=config.instances,
-        start_s=config.start_s,
-        duration_s=config.duration_s,
+        section=TraceSection(config.start_s, config.duration_s),
         cache_tokens=config.cache_tokens,
     )
     slos = assign_slos(

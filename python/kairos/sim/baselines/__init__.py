@@ -1,1 +1,1 @@
-"""Policies to compare with, simulated only."""
+"""Policies that Kairos is compared with; no server runs them from here."""

@@ -1,4 +1,4 @@
-"""Decode policies to compare with."""
+"""Decode policies to compare with: continuous batching, and greedy packing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,32 +11,44 @@ from kairos.latency.table import StepTable
 from kairos.policy.residents import Rows
 
 KV_SHARE = 0.96
-"""Share of KV that admission may fill; the rest is room for residents to grow."""
+"""Share of KV that admission may fill; residents grow into the rest."""
 
 
-def first_come(waiting: Rows, held: float, room: float, slots: int) -> npt.NDArray[np.int64]:
-    """Indices of the waiting rows to admit in order of arrival, until one does not fit."""
+def first_come(
+    waiting: Rows, used_tokens: float, limit_tokens: float, slots: int
+) -> npt.NDArray[np.int64]:
+    """Indices of the waiting rows to admit, in order of arrival until one does not fit.
+
+    Args:
+        waiting: rows, see `kairos.policy.residents.ROW`.
+        used_tokens: tokens in use.
+        limit_tokens: tokens that may be in use.
+        slots: requests that may be admitted at most.
+    """
     order = np.lexsort((waiting["id"], waiting["first_token_s"]))[: max(0, slots)]
-    total = held + np.cumsum(waiting["context_tokens"][order])
-    fits = total <= room
-    if held == 0.0 and len(fits):
+    total = used_tokens + np.cumsum(waiting["context_tokens"][order])
+    fits = total <= limit_tokens
+    if used_tokens == 0.0 and len(fits):
         fits[0] = True
     return order[: len(fits) if fits.all() else int(np.argmin(fits))]
 
 
 def keep_longest_output(residents: Rows) -> list[int]:
-    """Upstream's order of retraction: those with the most output are kept first, of these those
-    with the least context."""
+    """Indices of the rows in SGLang's order of retention.
+
+    Requests with the most output are kept first; among equals, requests with the least context.
+    """
     order = np.lexsort((residents["id"], residents["context_tokens"], -residents["output_tokens"]))
     return [int(at) for at in order]
 
 
 @dataclass(slots=True)
 class ContinuousPolicy:
-    """Continuous batching: first come first served, everybody admitted runs in every step.
+    """Continuous batching: first come first served, and every resident runs in every step.
 
     Attributes:
-        max_batch: a static cap on the batch.
+        table: predicts step times.
+        max_batch: static cap on the batch.
     """
 
     table: StepTable
@@ -50,9 +62,11 @@ class ContinuousPolicy:
         kv_capacity: int,
         slots: int,
     ) -> npt.NDArray[np.int64]:
+        """See `DecodePolicy.admit`."""
         return first_come(waiting, kv_tokens, KV_SHARE * kv_capacity, slots)
 
     def select(self, residents: Rows, now_s: float) -> float:
+        """See `DecodePolicy.select`."""
         residents["runs"] = True
         context = residents["context_tokens"]
         return self.table.step_s(len(residents), float(context.sum()), float(context.max()))
@@ -60,18 +74,24 @@ class ContinuousPolicy:
     def retention_order(
         self, residents: Rows, now_s: float, reload_s_per_token: float = 0.0
     ) -> list[int]:
+        """See `SlackPolicy.retention_order`."""
         return keep_longest_output(residents)
 
     def observe(self, predicted_s: float, measured_s: float) -> None:
-        """Nothing depends on predictions here."""
+        """Do nothing: the policy does not use predictions."""
 
     def completed(self, group: int, output_tokens: int) -> None:
-        """Nor on lengths."""
+        """Do nothing: the policy does not use lengths."""
 
 
 class GreedyPolicy:
-    """The literal reading of the paper's abstract: pack short requests first as long as the step
-    stays within the tightest slack of those packed. Fails in sustained overload.
+    """Pack short requests first while the step stays within the tightest slack of the batch.
+
+    This is the literal reading of the paper's abstract. It fails in sustained overload.
+
+    Args:
+        table: predicts step times.
+        max_batch: static cap on the batch.
     """
 
     def __init__(self, table: StepTable, max_batch: int) -> None:
@@ -90,9 +110,11 @@ class GreedyPolicy:
         kv_capacity: int,
         slots: int,
     ) -> npt.NDArray[np.int64]:
+        """See `DecodePolicy.admit`."""
         return first_come(waiting, kv_tokens, KV_SHARE * kv_capacity, slots)
 
     def select(self, residents: Rows, now_s: float) -> float:
+        """See `DecodePolicy.select`."""
         slack: Any = (
             residents["first_token_s"]
             + residents["tpot_s"] * (residents["output_tokens"] + 1)
@@ -116,10 +138,12 @@ class GreedyPolicy:
     def retention_order(
         self, residents: Rows, now_s: float, reload_s_per_token: float = 0.0
     ) -> list[int]:
+        """See `SlackPolicy.retention_order`."""
         return keep_longest_output(residents)
 
     def observe(self, predicted_s: float, measured_s: float) -> None:
+        """See `DecodePolicy.observe`."""
         self.calibration.observe(predicted_s / self.calibration.factor, measured_s)
 
     def completed(self, group: int, output_tokens: int) -> None:
-        """Nothing depends on lengths here."""
+        """Do nothing: the policy does not use lengths."""

@@ -1,4 +1,4 @@
-"""Prefill orders to compare with: one rank function each, over the same incremental queue."""
+"""Prefill orders to compare with: a rank function each, over one incremental queue."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from kairos.errors import InputError
 from kairos.latency.prefill import Chunk, PrefillModel
 from kairos.policy.jobs import PlannedChunk, PrefillJob, PrefillPlan
+from kairos.validation import check_choice
 
 Floats = npt.NDArray[np.float64]
 Jobs = npt.NDArray[Any]
@@ -28,9 +29,11 @@ _ROW = np.dtype(
 )
 
 
-MATCHED_MOST = 128
-"""Longer queues upstream serves in order of arrival where an order needs cached prefixes (lpm,
-hrrn): `WAITING_QUEUE_PREFIX_MATCH_MAX`."""
+MAX_MATCHED = 128
+"""Longest queue for which SGLang looks up cached prefixes (`WAITING_QUEUE_PREFIX_MATCH_MAX`).
+
+Orders that need them (lpm, hrrn) serve longer queues in the order of arrival.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +41,19 @@ class Baseline:
     """An order of prefill work.
 
     Attributes:
-        rank: sort keys of the jobs at a start time, lowest first; ties go by arrival, then id.
-        preemptive: whether a started prompt may wait for others between its chunks. Upstream
-            always finishes the prompt that it has started.
-        makes_room: the chunk of the started prompt leaves room for the shorter ones that fit whole.
+        rank: sort keys of the jobs at a start time, lowest first; ties break by arrival, then id.
+        preemptive: whether a started prompt may wait for others between its chunks. SGLang always
+            finishes a started prompt first.
+        shares_batch: whether the chunk of a started prompt leaves budget for shorter prompts that
+            fit whole.
     """
 
     rank: Callable[[Jobs, float], Floats]
     preemptive: bool
-    makes_room: bool = False
+    shares_batch: bool = False
 
 
-def _late(jobs: Jobs, start_s: float) -> npt.NDArray[np.bool_]:
+def _infeasible(jobs: Jobs, start_s: float) -> npt.NDArray[np.bool_]:
     return np.asarray(start_s + jobs["left_s"] > jobs["deadline"])
 
 
@@ -58,14 +62,14 @@ def _response_ratio(jobs: Jobs, start_s: float) -> Floats:
 
 
 def _token_ratio(jobs: Jobs, _: float) -> Floats:
-    """Upstream ages by tokens that the server has computed meanwhile, over uncached tokens."""
+    """SGLang's ratio: tokens that the server has computed meanwhile, over uncached tokens."""
     ratio = -jobs["waited"] / (jobs["total"] - jobs["cached"])
-    return np.asarray(ratio if len(jobs) <= MATCHED_MOST else jobs["arrival"])
+    return np.asarray(ratio if len(jobs) <= MAX_MATCHED else jobs["arrival"])
 
 
 def _longest_prefix(jobs: Jobs, _: float) -> Floats:
     return np.asarray(
-        -jobs["cached"].astype(float) if len(jobs) <= MATCHED_MOST else jobs["arrival"]
+        -jobs["cached"].astype(float) if len(jobs) <= MAX_MATCHED else jobs["arrival"]
     )
 
 
@@ -75,7 +79,7 @@ BASELINES = {
     "spf": Baseline(
         lambda jobs, _: jobs["total"] - jobs["cached"].astype(float),
         preemptive=False,
-        makes_room=True,
+        shares_batch=True,
     ),
     "hrrn": Baseline(_response_ratio, preemptive=True),
     "hrrn-np": Baseline(_token_ratio, preemptive=False),
@@ -84,18 +88,25 @@ BASELINES = {
     "edf": Baseline(lambda jobs, _: jobs["deadline"], preemptive=True),
     "llf": Baseline(lambda jobs, _: jobs["deadline"] - jobs["left_s"], preemptive=True),
     "ff-edf": Baseline(
-        # One addition keeps both keys in one: late jobs follow every deadline there is.
+        # The addition keeps two keys in one number: infeasible jobs follow all deadlines.
         lambda jobs, start_s: np.where(
-            _late(jobs, start_s), 1e12 + jobs["left_s"], jobs["deadline"]
+            _infeasible(jobs, start_s), 1e12 + jobs["left_s"], jobs["deadline"]
         ),
         preemptive=True,
     ),
 }
 
 
-def _room_for_shorter(jobs: Jobs, budget_tokens: int, page_tokens: int) -> int:
-    """Tokens of a batch that the first of `jobs`, which is started, leaves to those after it:
-    upstream's `SchedulePolicy.shortest_prefill_chunk_limit`."""
+def _budget_for_shorter(jobs: Jobs, budget_tokens: int, page_tokens: int) -> int:
+    """Tokens of a batch that a started prompt leaves to shorter prompts.
+
+    The rule is that of SGLang's `SchedulePolicy.shortest_prefill_chunk_limit`.
+
+    Args:
+        jobs: rows in the order of service; the first one is started.
+        budget_tokens: new tokens of the batch.
+        page_tokens: tokens of a KV page.
+    """
     left = jobs["total"] - jobs["done"]
     pages = np.cumsum(-(-left[1:] // page_tokens) * page_tokens)
     fits = (left[1:] < left[0]) & (pages <= budget_tokens - page_tokens)
@@ -104,15 +115,19 @@ def _room_for_shorter(jobs: Jobs, budget_tokens: int, page_tokens: int) -> int:
 
 
 class RankedQueue:
-    """Jobs served in the order of a `Baseline`, batches filled to the budget.
+    """Jobs in the order of a `Baseline`, in batches that fill the budget.
 
     Args:
+        model: predicts batch times.
         chunk_tokens: new tokens of a full batch; spreads the fixed cost over remaining work.
+        name: key of BASELINES.
+
+    Raises:
+        InputError: unknown name.
     """
 
     def __init__(self, model: PrefillModel, chunk_tokens: int, name: str) -> None:
-        if name not in BASELINES:
-            raise InputError(f"prefill policy {name!r}: allowed are {', '.join(BASELINES)}")
+        check_choice("prefill policy", name, tuple(BASELINES))
         self.model = model
         self._baseline = BASELINES[name]
         self._chunk_tokens = chunk_tokens
@@ -123,8 +138,10 @@ class RankedQueue:
         return len(self._at)
 
     def add(self, job: PrefillJob) -> None:
-        """Raises:
-        InputError: impossible values, or an id that is queued already.
+        """Queue a job.
+
+        Raises:
+            InputError: impossible values, or an id that is queued already.
         """
         job.check()
         if job.id in self._at:
@@ -145,11 +162,13 @@ class RankedQueue:
         )
 
     def progress(self, job_id: int, done_tokens: int) -> None:
+        """Set the computed tokens of a queued job; KeyError if it is not queued."""
         row = self._rows[self._at[job_id]]
         row["done"] = done_tokens
         row["left_s"] = self._left_s(done_tokens, int(row["total"]))
 
     def remove(self, job_id: int) -> None:
+        """Take a job out; KeyError if it is not queued."""
         at = self._at.pop(job_id)
         last = len(self._at)
         if at != last:
@@ -157,6 +176,13 @@ class RankedQueue:
             self._at[int(self._rows[at]["id"])] = at
 
     def plan(self, start_s: float, budget_tokens: int, page_tokens: int = 1) -> PrefillPlan:
+        """Plan the next batch; changes no job.
+
+        Args:
+            start_s: start of the batch, seconds.
+            budget_tokens: new tokens of the batch.
+            page_tokens: tokens of a KV page; chunks of unfinished prompts are whole pages.
+        """
         jobs = self._rows[: len(self._at)]
         rank = self._baseline.rank(jobs, start_s)
         started = jobs["done"] > jobs["cached"]
@@ -164,11 +190,11 @@ class RankedQueue:
         order = np.lexsort(keys if self._baseline.preemptive else [*keys, ~started])
         chunks: list[PlannedChunk] = []
         work: list[Chunk] = []
-        shared = self._baseline.makes_room and len(order) > 0 and bool(started[order[0]])
+        shared = self._baseline.shares_batch and len(order) > 0 and bool(started[order[0]])
         unfinished = False
         first_tokens = budget_tokens
         if shared:
-            first_tokens -= _room_for_shorter(jobs[order], budget_tokens, page_tokens)
+            first_tokens -= _budget_for_shorter(jobs[order], budget_tokens, page_tokens)
         for at in order:
             row = jobs[at]
             remaining = int(row["total"] - row["done"])

@@ -1,4 +1,4 @@
-"""Decode baselines, by numbered behaviours."""
+"""Decode baselines."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from kairos.sim.baselines.decode import ContinuousPolicy, GreedyPolicy
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
 TABLE = StepTable.from_model(PROFILE.decode, 256, PROFILE.limits.kv_tokens)
-TAU = 0.03
+TPOT_S = 0.03
 
 
 def held(residents: list[DecodeResident]) -> Residents:
@@ -34,7 +34,7 @@ rows_strategy = st.lists(
     max_size=40,
 ).map(
     lambda rows: [
-        DecodeResident(i, context, tokens, first, max(first, 0.0), TAU)
+        DecodeResident(i, context, tokens, first, max(first, 0.0), TPOT_S)
         for i, (context, first, tokens) in enumerate(rows)
     ]
 )
@@ -55,16 +55,16 @@ def test_greedy_leaves_no_batch_empty_and_ignores_the_order_of_insertion(residen
 
 def test_greedy_packs_short_contexts_within_the_tightest_slack():
     # All due in 30 ms; together they would take longer than that.
-    residents = [DecodeResident(i, 20_000 * (i + 1), 0, 0.0, 0.0, TAU) for i in range(12)]
+    residents = [DecodeResident(i, 20_000 * (i + 1), 0, 0.0, 0.0, TPOT_S) for i in range(12)]
     table = held(residents)
-    assert GreedyPolicy(TABLE, 256).select(table.rows, 0.0) <= TAU
+    assert GreedyPolicy(TABLE, 256).select(table.rows, 0.0) <= TPOT_S
     chosen = running(table)
     assert 0 < len(chosen) < 12
     assert chosen == set(range(len(chosen)))
 
 
 def test_continuous_runs_every_resident():
-    table = held([DecodeResident(i, 50_000, 0, -9.0, -9.0, TAU) for i in range(40)])
+    table = held([DecodeResident(i, 50_000, 0, -9.0, -9.0, TPOT_S) for i in range(40)])
     policy = ContinuousPolicy(TABLE, 256)
     assert policy.select(table.rows, 0.0) == pytest.approx(TABLE.step_s(40, 2_000_000))
     assert running(table) == set(range(40))
@@ -74,9 +74,9 @@ def test_continuous_runs_every_resident():
 def test_admission_is_in_order_of_arrival_and_stops_at_a_request_that_does_not_fit(kind):
     waiting = held(
         [
-            DecodeResident(1, 100, 0, 3.0, 3.0, TAU),
-            DecodeResident(2, 70_000, 0, 2.0, 2.0, TAU),
-            DecodeResident(3, 100, 0, 1.0, 1.0, TAU),
+            DecodeResident(1, 100, 0, 3.0, 3.0, TPOT_S),
+            DecodeResident(2, 70_000, 0, 2.0, 2.0, TPOT_S),
+            DecodeResident(3, 100, 0, 1.0, 1.0, TPOT_S),
         ]
     )
     policy = kind(TABLE, 256)
@@ -89,9 +89,9 @@ def test_admission_is_in_order_of_arrival_and_stops_at_a_request_that_does_not_f
 def test_least_output_and_longest_context_are_retracted_first(kind):
     table = held(
         [
-            DecodeResident(1, 900, 5, 0.0, 0.0, TAU),
-            DecodeResident(2, 100, 50, 0.0, 0.0, TAU),
-            DecodeResident(3, 100, 5, 0.0, 0.0, TAU),
+            DecodeResident(1, 900, 5, 0.0, 0.0, TPOT_S),
+            DecodeResident(2, 100, 50, 0.0, 0.0, TPOT_S),
+            DecodeResident(3, 100, 5, 0.0, 0.0, TPOT_S),
         ]
     )
     order = kind(TABLE, 256).retention_order(table.rows, 1.0)

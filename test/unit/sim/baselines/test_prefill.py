@@ -23,7 +23,7 @@ def first(name: str, jobs: list[PrefillJob], started: dict[int, int] | None = No
 OLD_LONG = PrefillJob(1, 0.0, 30.0, 60_000)
 NEW_SHORT = PrefillJob(2, 0.9, 2.0, 500)
 CACHED = PrefillJob(3, 0.5, 9.0, 20_000, done_tokens=15_000)
-LOST = PrefillJob(4, 0.0, 1.001, 30_000)
+INFEASIBLE = PrefillJob(4, 0.0, 1.001, 30_000)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ LOST = PrefillJob(4, 0.0, 1.001, 30_000)
     ],
 )
 def test_each_baseline_serves_its_own_first_prompt(name, expected):
-    assert first(name, [OLD_LONG, NEW_SHORT, CACHED, LOST]) == expected
+    assert first(name, [OLD_LONG, NEW_SHORT, CACHED, INFEASIBLE]) == expected
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))
@@ -102,13 +102,11 @@ def test_shortest_first_leaves_budget_for_shorter_prompts_beside_a_started_one(p
         queue.add(PrefillJob(number, 0.0, 60.0, total))
     queue.progress(1, 8_192)
     chunks = queue.plan(0.0, 8_192, page).chunks
-    # 9,000 tokens do not fit beside it, and nobody else may be left unfinished.
+    # 9,000 tokens do not fit beside it, and no second prompt may be left unfinished.
     assert chunks == [(1, lead), (2, 300), (3, 400)]
 
 
 def test_shortest_first_fills_the_batch_in_which_the_started_prompt_ends():
-    """The simulator once left the rest of such a batch empty, and shortest first looked three
-    points better than it is."""
     queue = RankedQueue(MODEL, 8_192, "spf")
     for number, total in ((1, 9_000), (2, 300), (3, 40_000)):
         queue.add(PrefillJob(number, 0.0, 60.0, total))
@@ -138,5 +136,5 @@ def test_hrrn_ages_by_computed_tokens():
     assert queue.plan(0.6, 8_192).chunks == [(1, 8_192)]
     queue.remove(1)
     queue.add(PrefillJob(3, 0.9, 60.0, 1_000))
-    # By the clock the third one's ratio would be the largest by far.
+    # Aged by the clock, the third job would have the largest ratio.
     assert queue.plan(10.0, 8_192).chunks[0].id == 2
