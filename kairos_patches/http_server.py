@@ -28,10 +28,10 @@ HOOKS = [
         kind=HookKind.AROUND,
         process=HookProcess.HTTP,
         call=serve_generate_request,
-        changes="/generate reads SLO headers and body fields into custom_params, answers 400 to "
-        "malformed ones and echoes the applied SLO in a response header.",
-        why="The tokenizer manager sees no errors before a stream's 200 is sent, and upstream's "
-        "header overrides cover neither SLOs nor the OpenAI endpoints.",
+        changes="/generate reads SLO headers and body fields into custom_params. It answers 400 to "
+        "malformed ones, and echoes the applied SLO in a response header.",
+        why="The tokenizer manager runs after a stream's status 200 is sent. Upstream's header "
+        "overrides cover neither SLOs nor the OpenAI endpoints.",
         test="test/engine/test_request_slo.py",
     ),
 ]

@@ -30,9 +30,9 @@ HOOKS = [
         process=HookProcess.HTTP,
         call=handle_request,
         changes="/v1/completions and /v1/chat/completions read SLO headers and body fields into "
-        "custom_params, answer 400 to malformed ones and echo the applied SLO.",
-        why="The one place both endpoints pass with the headers at hand and errors still mapped "
-        "to status codes.",
+        "custom_params. They answer 400 to malformed ones, and echo the applied SLO.",
+        why="Both endpoints pass through it with the request's headers, and errors are still "
+        "mapped to status codes.",
         test="test/engine/test_request_slo.py",
     ),
 ]

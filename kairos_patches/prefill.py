@@ -1,4 +1,4 @@
-"""`sglang.srt.disaggregation.prefill`: the life of a request on a prefill server."""
+"""`sglang.srt.disaggregation.prefill`: the queues and results of a prefill server."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -37,7 +37,8 @@ HOOKS = [
         kind=HookKind.BEFORE,
         process=HookProcess.SCHEDULER,
         call=pop_bootstrapped,
-        changes="While metadata buffers are short, requests leave the handshake by urgency.",
+        changes="While metadata buffers are short, the most urgent requests leave the handshake "
+        "first.",
         why="A request without a buffer stays in this queue, in order of arrival.",
         test="test/unit/sglang_kairos/test_state.py",
     ),
@@ -49,7 +50,8 @@ HOOKS = [
         call=process_batch_result_disagg_prefill,
         changes="A prompt may be preempted while it still waits for its decode server (optimistic "
         "prefill, allocation after prefill).",
-        why="The result handler requeues such a prompt unless it is the scheduler's started one.",
+        why="The result handler requeues such a prompt unless it is the scheduler's started "
+        "prompt.",
         test="test/engine/test_prefill_modes.py",
     ),
 ]
@@ -57,6 +59,6 @@ DEPENDENCIES = [
     UpstreamDependency(
         "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin."
         "optimistic_release_and_requeue",
-        "gives the KV of a preempted prompt back when memory is short",
+        "frees the KV of a preempted prompt when memory is short",
     ),
 ]

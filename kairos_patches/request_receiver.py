@@ -1,4 +1,4 @@
-"""`sglang.srt.managers.scheduler_components.request_receiver`: what all ranks hear."""
+"""`sglang.srt.managers.scheduler_components.request_receiver`: requests and clock of all ranks."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -15,11 +15,11 @@ def recv_requests(
     receiver: object,
     local_reqs: Sequence[object] | None = None,
 ) -> list[object]:
-    """Send the first rank's clock along, take it out again."""
+    """Send the first rank's clock along with the requests, and take it out again."""
     return _clock().receive(original, receiver, local_reqs)
 
 
-@cache  # an import in every pass takes microseconds
+@cache  # an import statement takes microseconds in every pass
 def _clock() -> "SharedClock":
     from sglang.srt.kairos.shared_clock import installed
 
@@ -33,9 +33,9 @@ HOOKS = [
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
         call=recv_requests,
-        changes="With several tensor-parallel ranks, the first one's clock and learned values "
-        "reach the others with the requests of each pass.",
-        why="The one broadcast that every pass makes, before anything is decided in it.",
+        changes="With several tensor-parallel ranks, the clock and learned values of the first "
+        "rank reach the others with the requests of each pass.",
+        why="It is the only broadcast of every pass, and precedes all decisions of the pass.",
         test="test/engine/test_prefill_ranks.py",
     ),
 ]
@@ -43,6 +43,6 @@ DEPENDENCIES = [
     UpstreamDependency(
         "sglang.srt.managers.scheduler_components.request_receiver.SchedulerRequestReceiver."
         "_broadcast_reqs_across_ranks",
-        "sends what the first rank adds to all ranks that share its waiting queue",
+        "sends the additions of the first rank to all ranks that share its waiting queue",
     ),
 ]

@@ -17,7 +17,7 @@ def calc_priority(
     *args: object,
     **kwargs: object,
 ) -> None:
-    """Reorder the queue that upstream has just ordered, in place. Decode servers keep theirs."""
+    """Reorder the queue that upstream has just ordered, in place, except on decode servers."""
     state: KairosState | None = getattr(policy, "kairos", None)
     if state is not None:
         state.order(waiting_queue, policy)
@@ -57,9 +57,9 @@ HOOKS = [
         kind=HookKind.AFTER,
         process=HookProcess.SCHEDULER,
         call=calc_priority,
-        changes="Prefill takes waiting requests feasible-first by deadline; with "
-        "--enable-priority-scheduling, within equal priorities.",
-        why="Policies are a closed enum, validated by name.",
+        changes="Prefill orders waiting requests by deadline, feasible ones first. With "
+        "--enable-priority-scheduling it does so within equal priorities.",
+        why="Upstream's policies are a closed enum, validated by name.",
         test="test/unit/sglang_kairos/test_prefill_scheduler.py",
     ),
     Hook(
@@ -68,8 +68,8 @@ HOOKS = [
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
         call=shortest_prefill_chunk_limit,
-        changes="The continued prompt gets the tokens planned for it instead of the whole chunk.",
-        why="The one value between the chunk size and the continued prompt.",
+        changes="The continued prompt gets its planned tokens instead of the whole chunk.",
+        why="Its result is the only limit between the chunk size and the continued prompt.",
         test="test/engine/test_prefill_planner.py",
     ),
     Hook(
@@ -78,16 +78,16 @@ HOOKS = [
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
         call=select_prefill_admission,
-        changes="A request that no longer fits whole beside a continued prompt waits.",
-        why="Upstream has the rule, for its shortest-prefill-first policy only; without it the "
-        "scheduler stops on an assertion.",
+        changes="A request that does not fit whole beside a continued prompt waits.",
+        why="Upstream has this rule for its shortest-prefill-first policy only. Without the rule, "
+        "the scheduler stops on an assertion.",
         test="test/engine/test_prefill_planner.py",
     ),
 ]
 DEPENDENCIES = [
     UpstreamDependency(
         "sglang.srt.mem_cache.common.match_kv_cache",
-        "finds how much of a waiting prompt is cached; upstream matches before batch forming only "
+        "finds the cached part of a waiting prompt; before batch forming, upstream does so only "
         "under its cache-aware policies",
     ),
     UpstreamDependency(

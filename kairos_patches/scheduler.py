@@ -24,7 +24,7 @@ def init(
     *args: object,
     **kwargs: object,
 ) -> None:
-    """Attach Kairos' state; refuse modes that only an `Engine(...)` could still ask for."""
+    """Attach Kairos' state, and refuse unsupported modes of an `Engine(...)`."""
     from sglang.srt.kairos.config import active_config
     from sglang.srt.kairos.state import KairosState
     from sglang.srt.kairos.support import refuse_unsupported
@@ -41,7 +41,7 @@ def init(
 def create_generation_req(
     req: "Req", scheduler: "Scheduler", recv_req: object, *args: object, **kwargs: object
 ) -> None:
-    """Attach its SLO to a new request."""
+    """Attach the SLO of a new request to it."""
     scheduler.kairos.admit(req)
 
 
@@ -57,7 +57,7 @@ def get_internal_state(
 
 
 def publish_load_snapshot(result: object, scheduler: "Scheduler", force: bool = False) -> None:
-    """Publish the load for routers, too."""
+    """Publish the load for routers."""
     if scheduler.kairos_telemetry is not None:
         scheduler.kairos_telemetry.tick(scheduler)
 
@@ -83,12 +83,12 @@ def get_new_batch_prefill_raw(
 def should_defer_prefill(
     deferred: bool, scheduler: "Scheduler", running_batch: "ScheduleBatch"
 ) -> bool:
-    """Between prompts, let decode run before it has starved."""
+    """Defer prefill where a decode step is due between two prompts."""
     return deferred or scheduler.kairos.decode_is_due(running_batch, scheduler.last_batch)
 
 
 def abort_request(result: None, scheduler: "Scheduler", recv_req: "AbortReq") -> None:
-    """Find the request among the preempted prompts too."""
+    """Abort preempted prompts, too."""
     if scheduler.kairos.planner is not None:
         scheduler.kairos.planner.preempted.abort(recv_req)
 
@@ -96,7 +96,7 @@ def abort_request(result: None, scheduler: "Scheduler", recv_req: "AbortReq") ->
 def process_pending_chunked_abort(
     original: "Callable[[Scheduler], None]", scheduler: "Scheduler"
 ) -> None:
-    """End aborted preempted prompts where upstream ends its own started one."""
+    """End aborted preempted prompts where upstream ends its own started prompt."""
     planner = scheduler.kairos.planner
     if planner is None:
         original(scheduler)
@@ -112,13 +112,13 @@ def record_step_counters(
 
 
 def collect_inflight_reqs(found: "set[Req]", scheduler: "Scheduler") -> "set[Req]":
-    """Parked prompts are computed with more than one version of the weights, too."""
+    """Add preempted prompts, which a change of weights concerns, too."""
     planner = scheduler.kairos.planner
     return found if planner is None else found | set(planner.preempted.reqs)
 
 
 def is_fully_idle(idle: bool, scheduler: "Scheduler", *args: object, **kwargs: object) -> bool:
-    """A scheduler with a preempted prompt is not idle."""
+    """Return whether upstream is idle and no prompt is preempted."""
     planner = scheduler.kairos.planner
     return idle and not (planner is not None and planner.preempted.reqs)
 
@@ -131,7 +131,8 @@ HOOKS = [
         process=HookProcess.SCHEDULER,
         call=init,
         changes="The scheduler carries a `kairos` state object.",
-        why="Nothing else runs once per scheduler, after its role and policy are known.",
+        why="It is the one function that runs once per scheduler after its role and policy are "
+        "known.",
         test="test/engine/test_request_slo.py",
     ),
     Hook(
@@ -150,7 +151,7 @@ HOOKS = [
         kind=HookKind.AFTER,
         process=HookProcess.SCHEDULER,
         call=get_internal_state,
-        changes="/server_info shows a `kairos` object per scheduler.",
+        changes="/server_info shows one `kairos` object per scheduler.",
         why="Upstream assembles the answer from a fixed list of contributors.",
         test="test/engine/test_request_slo.py",
     ),
@@ -161,8 +162,8 @@ HOOKS = [
         process=HookProcess.SCHEDULER,
         call=publish_load_snapshot,
         changes="With --kairos-telemetry, load, calibration and slack are published for routers, "
-        "20 times a second at most.",
-        why="Runs after every batch and, bounded, while the scheduler waits.",
+        "at most 20 times a second.",
+        why="It runs after every batch and, at bounded intervals, while the scheduler is idle.",
         test="test/unit/sglang_kairos/test_telemetry.py",
     ),
     Hook(
@@ -171,9 +172,9 @@ HOOKS = [
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
         call=get_new_batch_prefill_raw,
-        changes="A prefill server plans every batch by urgency; a started prompt may be preempted "
-        "between its chunks so that more urgent ones overtake it.",
-        why="Batch forming continues the started prompt before it looks at the queue.",
+        changes="A prefill server plans every batch by urgency. A started prompt may be preempted "
+        "between its chunks, so that more urgent prompts overtake it.",
+        why="Upstream continues the started prompt before it reads the waiting queue.",
         test="test/engine/test_prefill_planner.py",
     ),
     Hook(
@@ -183,7 +184,7 @@ HOOKS = [
         process=HookProcess.SCHEDULER,
         call=should_defer_prefill,
         changes="Without disaggregation, running requests get a decode step between prompts once "
-        "their TPOT SLO has passed without one.",
+        "their TPOT objective has passed without a step.",
         why="Upstream runs every waiting prompt first. Its own interval counts batches, not time.",
         test="test/engine/test_decode_turns.py",
     ),
@@ -194,7 +195,7 @@ HOOKS = [
         process=HookProcess.SCHEDULER,
         call=abort_request,
         changes="An abort reaches preempted prompts.",
-        why="Upstream looks for started prompts in one attribute.",
+        why="Upstream keeps one started prompt, in one attribute.",
         test="test/engine/test_prefill_planner.py",
     ),
     Hook(
@@ -203,8 +204,8 @@ HOOKS = [
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
         call=process_pending_chunked_abort,
-        changes="Aborted preempted prompts are ended where it is safe.",
-        why="As for abort_request.",
+        changes="Aborted preempted prompts end where upstream ends its own started prompt.",
+        why="Upstream keeps one started prompt, in one attribute.",
         test="test/engine/test_prefill_planner.py",
     ),
     Hook(
@@ -213,9 +214,9 @@ HOOKS = [
         kind=HookKind.AFTER,
         process=HookProcess.SCHEDULER,
         call=record_step_counters,
-        changes="The duration of every planned batch corrects the latency model; with "
+        changes="The duration of every planned batch corrects the latency model. With "
         "--enable-metrics, Kairos' figures appear in /metrics.",
-        why="Runs once per batch, right after its result was processed.",
+        why="It runs once per batch, right after the result of the batch was processed.",
         test="test/engine/test_prefill_modes.py",
     ),
     Hook(
@@ -224,8 +225,8 @@ HOOKS = [
         kind=HookKind.AFTER,
         process=HookProcess.SCHEDULER,
         call=collect_inflight_reqs,
-        changes="A change of weights is noted on preempted prompts too.",
-        why="As for abort_request.",
+        changes="A change of weights is noted on preempted prompts, too.",
+        why="Upstream keeps one started prompt, in one attribute.",
         test="test/engine/test_prefill_modes.py",
     ),
     Hook(
@@ -236,7 +237,7 @@ HOOKS = [
         call=is_fully_idle,
         changes="A scheduler with preempted prompts does not count as idle, so its cache is not "
         "flushed under them.",
-        why="As for abort_request.",
+        why="Upstream keeps one started prompt, in one attribute.",
         test="test/engine/test_prefill_planner.py",
     ),
 ]
@@ -244,7 +245,7 @@ DEPENDENCIES = [
     UpstreamDependency(
         "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin."
         "process_prefill_chunk",
-        "has published the KV of the started prompt before a batch is formed, so that it can be "
-        "preempted then",
+        "publishes the KV of the started prompt before a batch is formed, so that this prompt can "
+        "be preempted then",
     ),
 ]

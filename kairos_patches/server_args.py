@@ -64,8 +64,8 @@ HOOKS = [
         kind=HookKind.AROUND,
         process=HookProcess.LAUNCHER,
         call=from_cli_args,
-        changes="Validates the flags and puts them where child processes find them.",
-        why="It keeps declared fields only, so a flag of a plugin would be parsed and dropped.",
+        changes="Validates the flags and passes them to child processes in the environment.",
+        why="It keeps declared fields only, so a plugin's flag would be parsed and dropped.",
         test="test/unit/sglang_kairos/test_config.py",
     ),
 ]

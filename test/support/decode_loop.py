@@ -26,6 +26,7 @@ from kairos.latency.table import StepTable
 from kairos.policy.length import LengthEstimator
 from kairos.policy.slack import SlackParams, SlackPolicy
 from kairos.slo import Slo, SloClasses
+from support.fake_req import FakeSamplingParams, FakeTimeStats
 
 PROFILE = load_profile("tiny-fast")
 MODEL = PROFILE.decode
@@ -42,17 +43,6 @@ class Finish:
         return {"type": self.kind}
 
 
-@dataclass(frozen=True)
-class SamplingOptions:
-    max_new_tokens: int = 100
-    custom_params: dict[str, object] | None = None
-
-
-class TimeStats:
-    def set_decode_prebuilt_finish_time(self) -> None:
-        pass
-
-
 @dataclass(eq=False)
 class DecodeReq:
     """A request of a decode server.
@@ -65,7 +55,7 @@ class DecodeReq:
     kairos: RequestSlo
     origin_input_ids: Sequence[int]
     output_ids: list[int]
-    sampling_params: SamplingOptions = field(default_factory=SamplingOptions)
+    sampling_params: FakeSamplingParams = field(default_factory=FakeSamplingParams)
     length: int = 0
     finished_reason: upstream.BaseFinishReason | None = None
     to_finish: upstream.BaseFinishReason | None = None
@@ -75,7 +65,7 @@ class DecodeReq:
     lora_id: str | None = None
     bootstrap_host: str = "10.0.0.1"
     bootstrap_port: int | None = 8998
-    time_stats: TimeStats = field(default_factory=TimeStats)
+    time_stats: FakeTimeStats = field(default_factory=FakeTimeStats)
     token_s: list[float] = field(default_factory=list)
     # Read on prefill servers only.
     rid: str = ""
@@ -267,7 +257,7 @@ class Loop:
         """A request whose KV has arrived joins the running batch."""
         self.made += 1
         request = RequestSlo(Slo(ttft_ms, tpot_ms), self.now, self.made)
-        options = SamplingOptions(max_new_tokens=new)
+        options = FakeSamplingParams(max_new_tokens=new)
         req = DecodeReq(request, [0] * prompt, [0], options, length=prompt)
         if self.held is not None:
             self.held.mark([req], self.now)

@@ -12,7 +12,9 @@ from sglang.srt.kairos.shared_clock import SharedClock
 from kairos.latency import load_profile
 from kairos.policy.length import LengthEstimator
 from kairos.slo import Slo, SloClasses
-from support.decode_loop import Allocator, Batch, DecodeReq, SamplingOptions
+from support.decode_loop import Allocator, Batch, DecodeReq
+from support.fake_req import FakeSamplingParams
+from support.fake_scheduler import FakeServerArgs
 
 CAPACITY_TOKENS = 100_000
 RESERVED_TOKENS = 512
@@ -38,7 +40,7 @@ def retracted(
 ) -> DecodeReq:
     """A request without memory."""
     slo = RequestSlo(Slo(10_000.0, 50.0), 0.0, number)
-    options = SamplingOptions(max_new_tokens=max_new)
+    options = FakeSamplingParams(max_new_tokens=max_new)
     return DecodeReq(slo, [1] * tokens, [], options, lora_id=lora, bootstrap_host=host)
 
 
@@ -71,32 +73,6 @@ class PreallocQueue:
 
 
 @dataclass
-class Options:
-    """Upstream's server options."""
-
-    disaggregation_decode_allocation_policy: str = "early"
-    disaggregation_decode_enable_radix_cache: bool = False
-    disaggregation_decode_host_receive_threshold: float = 1.0
-    disaggregation_mode: str = "decode"
-    retraction_policy: str = "default"
-    model_path: str = "m"
-    dtype: str = "auto"
-    quantization: str | None = None
-    kv_cache_dtype: str = "auto"
-    dp_size: int = 1
-    pp_size: int = 1
-    enable_dp_attention: bool = False
-    enable_pd_role_switch: bool = False
-    encoder_only: bool = False
-    grpc_mode: bool = False
-    grpc_port: int | None = None
-    smg_grpc_mode: bool = False
-    speculative_algorithm: str | None = None
-    tokenizer_worker_num: int = 1
-    use_ray: bool = False
-
-
-@dataclass
 class Scheduler:
     """Upstream's scheduler, as preallocation uses it.
 
@@ -106,7 +82,7 @@ class Scheduler:
 
     running_batch: Batch
     disagg_decode_prealloc_queue: PreallocQueue
-    server_args: Options = field(default_factory=Options)
+    server_args: FakeServerArgs = field(default_factory=FakeServerArgs)
     max_total_num_tokens: int = CAPACITY_TOKENS
     page_size: int = 1
     enable_lora: bool = False
