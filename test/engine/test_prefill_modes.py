@@ -27,7 +27,7 @@ from support.pair import (
 )
 
 LONG = 80_000
-HOPELESS = {"ttft_ms": 1000}
+INFEASIBLE = {"ttft_ms": 1000}
 URGENT = {"ttft_ms": 60_000}
 
 MODES = replace(
@@ -82,7 +82,7 @@ def test_a_prompt_without_decode_memory_is_overtaken_and_completes(cluster: Clus
             finished.append(name)
             return ids
 
-        long = pool.submit(answered, "long", body(LONG, HOPELESS))
+        long = pool.submit(answered, "long", body(LONG, INFEASIBLE))
         wait_for(lambda: started(cluster))
         others = [pool.submit(answered, f"{n}", body(20_000, URGENT)) for n in range(2)]
         assert [len(answer.result()) for answer in (long, *others)] == [2, 2, 2]
@@ -120,7 +120,7 @@ def test_priority_goes_first_whatever_the_deadlines(cluster: Cluster) -> None:
 @on(MODES)
 def test_preempted_prompts_outlast_a_pause_and_refuse_a_flush(cluster: Cluster) -> None:
     with ThreadPoolExecutor(2) as pool:
-        long = pool.submit(send, cluster, body(LONG, HOPELESS))
+        long = pool.submit(send, cluster, body(LONG, INFEASIBLE))
         wait_for(lambda: started(cluster))
         urgent = pool.submit(send, cluster, body(40_000, URGENT))
         wait_for(lambda: planner(cluster)["preempted"] == 1)
@@ -144,7 +144,7 @@ def test_preempted_prompts_outlast_an_update_of_weights(cluster: Cluster, paused
     info = httpx.get(f"{cluster.prefill[0].url}/model_info", timeout=30).json()
     update = {"model_path": info["model_path"]}
     with ThreadPoolExecutor(3) as pool:
-        long = pool.submit(send, cluster, body(LONG, HOPELESS))
+        long = pool.submit(send, cluster, body(LONG, INFEASIBLE))
         wait_for(lambda: started(cluster))
         urgent = pool.submit(send, cluster, body(40_000, URGENT))
         wait_for(lambda: planner(cluster)["preempted"] == 1)
@@ -163,7 +163,7 @@ def test_preempted_prompts_outlast_an_update_of_weights(cluster: Cluster, paused
 
 @on(MODES)
 def test_a_preempted_prompt_without_decode_memory_can_be_aborted(cluster: Cluster) -> None:
-    with Streaming(cluster, LONG, 2, slo=HOPELESS) as long:
+    with Streaming(cluster, LONG, 2, slo=INFEASIBLE) as long:
         wait_for(lambda: started(cluster))
         with Streaming(cluster, 40_000, 2, slo=URGENT) as urgent:
             wait_for(lambda: planner(cluster)["preempted"] == 1)

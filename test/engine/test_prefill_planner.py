@@ -23,9 +23,9 @@ from support.pair import (
     wait_idle,
 )
 
-# 20,000 tokens/s and attention: about seven seconds, hopeless against one.
+# 20,000 tokens/s and attention: about seven seconds, infeasible against one.
 LONG = 80_000
-HOPELESS = {"ttft_ms": 1000}
+INFEASIBLE = {"ttft_ms": 1000}
 URGENT = {"ttft_ms": 60_000}
 
 NO_OVERLAP = replace(KAIROS, args=(*KAIROS.args, "--disable-overlap-schedule"))
@@ -52,7 +52,7 @@ def started(cluster: Cluster) -> bool:
 
 
 def race(cluster: Cluster, tokens: int) -> tuple[float, float]:
-    """Seconds until a hopeless long prompt, and one of `tokens` tokens sent later, are answered."""
+    """Seconds until an infeasible long prompt, and one of `tokens` tokens sent later, are answered."""
 
     def timed(future: "Future[Answer]") -> float:
         assert future.result().decode.status_code == 200
@@ -60,7 +60,7 @@ def race(cluster: Cluster, tokens: int) -> tuple[float, float]:
 
     with ThreadPoolExecutor(4) as pool:
         begin = time.monotonic()
-        long = pool.submit(send, cluster, body(fresh_prompt(LONG), HOPELESS))
+        long = pool.submit(send, cluster, body(fresh_prompt(LONG), INFEASIBLE))
         long_s = pool.submit(timed, long)
         wait_for(lambda: started(cluster))
         short_s = pool.submit(timed, pool.submit(send, cluster, body(fresh_prompt(tokens), URGENT)))
@@ -94,7 +94,7 @@ def test_upstream_serves_it_last(cluster: Cluster) -> None:
 def test_overtaking_nests(cluster: Cluster) -> None:
     with ThreadPoolExecutor(3) as pool:
         # Together they leave free what decode keeps for prompts that are in a hurry.
-        answers = [pool.submit(send, cluster, body(fresh_prompt(50_000), HOPELESS))]
+        answers = [pool.submit(send, cluster, body(fresh_prompt(50_000), INFEASIBLE))]
         wait_for(lambda: started(cluster))
         for ttft_ms in (50_000, 20_000):
             prompt = fresh_prompt(40_000)
@@ -108,7 +108,7 @@ def test_overtaking_nests(cluster: Cluster) -> None:
 @on(KAIROS, long=(NO_OVERLAP,))
 @pytest.mark.parametrize("by", ["rid", "disconnect"])
 def test_a_preempted_prompt_can_be_aborted(cluster: Cluster, by: str) -> None:
-    with Streaming(cluster, LONG, 2, slo=HOPELESS) as long:
+    with Streaming(cluster, LONG, 2, slo=INFEASIBLE) as long:
         wait_for(lambda: started(cluster))
         with Streaming(cluster, 40_000, 2, slo=URGENT) as urgent:
             wait_for(lambda: planner(cluster)["preempted"] == 1)
@@ -126,7 +126,7 @@ def test_a_preempted_prompt_can_be_aborted(cluster: Cluster, by: str) -> None:
 
 @on(KAIROS, long=(NO_OVERLAP,))
 def test_a_preempted_prompt_ends_when_all_requests_are_aborted(cluster: Cluster) -> None:
-    with Streaming(cluster, LONG, 2, slo=HOPELESS) as long:
+    with Streaming(cluster, LONG, 2, slo=INFEASIBLE) as long:
         wait_for(lambda: started(cluster))
         with Streaming(cluster, 40_000, 2, slo=URGENT) as urgent:
             wait_for(lambda: planner(cluster)["preempted"] == 1)
@@ -145,7 +145,7 @@ def test_a_preempted_prompt_ends_when_all_requests_are_aborted(cluster: Cluster)
 def test_a_preempted_prompt_outlasts_a_pause_and_an_attempt_to_flush(cluster: Cluster) -> None:
     url = cluster.prefill[0].url
     with ThreadPoolExecutor(2) as pool:
-        answers = [pool.submit(send, cluster, body(fresh_prompt(LONG), HOPELESS))]
+        answers = [pool.submit(send, cluster, body(fresh_prompt(LONG), INFEASIBLE))]
         wait_for(lambda: started(cluster))
         answers.append(pool.submit(send, cluster, body(fresh_prompt(40_000), URGENT)))
         wait_for(lambda: planner(cluster)["preempted"] == 1)

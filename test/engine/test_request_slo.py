@@ -153,7 +153,7 @@ def test_a_bad_value_in_custom_params_names_its_place(cluster: Cluster) -> None:
 
 
 @on(KAIROS)
-def test_a_bad_request_harms_nobody_else(cluster: Cluster) -> None:
+def test_a_bad_request_leaves_others_alone(cluster: Cluster) -> None:
     before = kairos_state(cluster.prefill[0])
     send(cluster, BODIES["/generate"], headers={"x-slo-ttft-ms": "-1"})
     good = send(cluster, BODIES["/generate"], headers={"x-slo-ttft-ms": "900"})

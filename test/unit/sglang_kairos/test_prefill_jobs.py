@@ -1,37 +1,34 @@
 """The planner's prompts stay in step with the scheduler's lists, whatever happens to those."""
 
-from types import SimpleNamespace
-from typing import Any
-
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from sglang.srt.kairos import upstream
 from sglang.srt.kairos.prefill_jobs import PrefillJobs
 from sglang.srt.kairos.request_slo import RequestSlo
 
 from kairos.latency import load_profile
 from kairos.policy.priorities import PriorityQueues
 from kairos.slo import Slo
+from support.fake_req import FakeReq
+from support.fake_scheduler import FakePolicy
 
 MODEL = load_profile("tiny-fast").prefill
-UNORDERED = SimpleNamespace(enable_priority_scheduling=False, priority_sign=-1)
+UNORDERED = FakePolicy()
 
 
-class Req:
-    """The fields of an upstream request that are read; counts how often it was looked into."""
+class CountedReq(FakeReq):
+    """Counts how often Kairos looks into the request."""
 
-    def __init__(self, number: int) -> None:
-        self._slo = RequestSlo(Slo(1_000, 50), 0.0, number)
-        self.looks = 0
-        self.origin_input_ids = [0] * 100
-        self.output_ids: list[int] = []
-        self.num_matched_prefix_tokens = 0
-        self.extend_end = 0
-        self.priority: int | None = None
+    looks = 0
 
-    @property
-    def kairos(self) -> RequestSlo:
-        self.looks += 1
-        return self._slo
+    def __getattribute__(self, name: str) -> object:
+        if name == "kairos":
+            self.looks += 1
+        return super().__getattribute__(name)
+
+
+def request(number: int) -> CountedReq:
+    return CountedReq(f"r{number}", [0] * 100, RequestSlo(Slo(1_000, 50), 0.0, number))
 
 
 class Lists(RuleBasedStateMachine):
@@ -41,14 +38,15 @@ class Lists(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.jobs = PrefillJobs(PriorityQueues(MODEL, 2048))
-        self.waiting: list[Req] = []
-        self.started: list[Req] = []
+        self.queue = PriorityQueues(MODEL, 2048)
+        self.jobs = PrefillJobs(self.queue)
+        self.waiting: list[upstream.Req] = []
+        self.started: list[upstream.Req] = []
         self.numbers = 0
 
-    def a_new_one(self) -> Req:
+    def a_new_one(self) -> FakeReq:
         self.numbers += 1
-        return Req(self.numbers)
+        return request(self.numbers)
 
     @rule(count=st.integers(1, 3))
     def arrive(self, count: int) -> None:
@@ -81,7 +79,7 @@ class Lists(RuleBasedStateMachine):
         assert not [req for req in fresh if req not in self.waiting + self.started]
         known = {req.kairos.number for req in self.waiting + self.started}
         assert {number for number in range(1, self.numbers + 1) if number in self.jobs} == known
-        assert len(self.jobs) == len(known)
+        assert len(self.jobs) == len(self.queue) == len(known)
         assert all(self.jobs.waits(req.kairos.number) for req in self.waiting)
         assert not any(self.jobs.waits(req.kairos.number) for req in self.started)
         for _ in range(min(whole, len(self.waiting))):
@@ -103,26 +101,28 @@ class Lists(RuleBasedStateMachine):
 TestLists = Lists.TestCase
 
 
-def test_who_was_there_in_the_last_pass_is_not_looked_into() -> None:
+def test_requests_of_the_last_pass_are_not_looked_into() -> None:
     jobs = PrefillJobs(PriorityQueues(MODEL, 2048))
-    waiting: list[Any] = [Req(number) for number in range(1, 101)]
-    started: list[Any] = []
+    waiting: list[upstream.Req] = [request(number) for number in range(1, 101)]
+    started: list[upstream.Req] = []
     jobs.sync(waiting, started, UNORDERED)
     started.append(waiting.pop(0))
     jobs.note_start(1)
     jobs.record_queue(waiting)
-    waiting.append(Req(200))
-    for req in waiting:
+    known = [req for req in waiting if isinstance(req, CountedReq)]
+    for req in known:
         req.looks = 0
+    waiting.append(request(200))
     assert jobs.sync(waiting, started, UNORDERED) == waiting[-1:]
-    assert not any(req.looks for req in waiting[:-1])
+    assert len(known) == 99
+    assert not any(req.looks for req in known)
     assert 200 in jobs
 
 
-def test_nothing_is_kept_of_what_is_gone() -> None:
+def test_clearing_drops_every_request() -> None:
     jobs = PrefillJobs(PriorityQueues(MODEL, 2048))
-    jobs.sync([Req(1), Req(2)], (), UNORDERED)
-    jobs.record_queue([Req(1)])
+    jobs.sync([request(1), request(2)], (), UNORDERED)
+    jobs.record_queue([request(1)])
     jobs.clear()
     assert not jobs
     assert 1 not in jobs

@@ -1,8 +1,5 @@
 """Figures of /server_info in /metrics."""
 
-from types import SimpleNamespace
-from typing import Any
-
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from sglang.srt.kairos.prefill_planner import PrefillPlanner
@@ -11,18 +8,11 @@ from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import load_profile
 from kairos.metrics import ENGINE_METRICS, figure
+from support.fake_scheduler import FakeScheduler
 
 
 def test_every_prefill_metric_has_its_figure() -> None:
-    scheduler = SimpleNamespace(
-        enable_overlap=True,
-        enable_lora=False,
-        page_size=1,
-        chunked_prefill_size=2048,
-        max_total_num_tokens=10_000,
-        server_args=SimpleNamespace(disaggregation_decode_allocation_policy="early"),
-    )
-    planner = PrefillPlanner(load_profile("tiny-fast"), scheduler, SharedClock(1))
+    planner = PrefillPlanner(load_profile("tiny-fast"), FakeScheduler("prefill"), SharedClock(1))
     state = {"planner": planner.snapshot()}
     for metric in ENGINE_METRICS:
         if metric.path[0] == "planner":
@@ -35,7 +25,7 @@ def test_names_are_distinct_and_explained() -> None:
 
 
 def test_figures_are_copied_and_counters_only_grow() -> None:
-    state: dict[str, Any] = {"invalid_slos": 2, "planner": {"preemptions": 3, "preempted": 1}}
+    state: dict[str, object] = {"invalid_slos": 2, "planner": {"preemptions": 3, "preempted": 1}}
     registry = CollectorRegistry()
     metrics = EngineMetricsExporter(lambda: state, {"model_name": "m", "tp_rank": 0}, registry)
     labels = {"model_name": "m", "tp_rank": "0"}
@@ -56,8 +46,7 @@ def test_figures_are_copied_and_counters_only_grow() -> None:
 
 
 def test_no_metrics_where_upstream_has_none() -> None:
-    scheduler = SimpleNamespace(metrics_reporter=SimpleNamespace(metrics_collector=None))
-    assert engine_metrics(scheduler, dict) is None
+    assert engine_metrics(FakeScheduler("prefill"), dict) is None
 
 
 def test_what_is_no_number_is_no_figure() -> None:

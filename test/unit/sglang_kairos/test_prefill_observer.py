@@ -1,9 +1,8 @@
-"""Durations of batches, and what a restart begins with."""
+"""Durations of batches, and the model that a restart begins with."""
 
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from sglang.srt.kairos import prefill_observer
@@ -12,15 +11,18 @@ from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import Chunk, load_profile
 from kairos.latency.prefill_learner import REFIT_EVERY
+from support.prefill_loop import FakeBatch
 
 PROFILE = load_profile("tiny-fast")
 CHUNKS = [Chunk(0, 1000)]
 
 
-class Device:
-    """Runs batches one after the other, and tells an observer as upstream's scheduler would."""
+class OneDevice:
+    """Runs batches one after the other and reports them to an observer."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, overlap: bool, folder: Any = None):
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *, overlap: bool, folder: str | None = None
+    ):
         self.now = 100.0
         local_time = SimpleNamespace(monotonic=lambda: self.now)
         monkeypatch.setattr(prefill_observer, "time", local_time)
@@ -28,15 +30,15 @@ class Device:
         self.observer = PrefillObserver(PROFILE, self.clock, overlap, folder)
         self.iteration = 0
 
-    def launch(self, idle: bool = False) -> Any:
+    def launch(self, idle: bool = False) -> FakeBatch:
         self.iteration += 1
         model, factor = self.observer.model()
         self.observer.formed(self.iteration, CHUNKS, factor * model.batch_s(CHUNKS))
-        return SimpleNamespace(forward_iter=self.iteration, launch_ts=self.now, after_idle_gap=idle)
+        return FakeBatch([], self.iteration, self.now, idle)
 
 
 def test_overlapped_batches_are_measured_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Device(monkeypatch, overlap=True)
+    device = OneDevice(monkeypatch, overlap=True)
     slow_s = 2 * PROFILE.prefill.batch_s(CHUNKS)
     queued = [device.launch(idle=True), device.launch()]
     for _ in range(60):
@@ -49,9 +51,9 @@ def test_overlapped_batches_are_measured_from_end_to_end(monkeypatch: pytest.Mon
     assert figures["prediction_ratio"] < 1.5, "of predictions that were corrected on the way"
 
 
-def test_the_time_of_an_idle_server_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_time_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     for overlap in (True, False):
-        device = Device(monkeypatch, overlap=overlap)
+        device = OneDevice(monkeypatch, overlap=overlap)
         for _ in range(30):
             batch = device.launch(idle=True)
             device.now += PROFILE.prefill.batch_s(CHUNKS)
@@ -61,17 +63,17 @@ def test_the_time_of_an_idle_server_counts_for_nothing(monkeypatch: pytest.Monke
 
 
 def test_a_batch_that_was_not_announced_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Device(monkeypatch, overlap=True)
+    device = OneDevice(monkeypatch, overlap=True)
     batch = device.launch()
     batch.forward_iter += 1
     device.observer.finished(batch)
     assert device.observer.snapshot()["batches_measured"] == 0
 
 
-def test_a_restart_begins_with_what_was_learned(
+def test_a_restart_begins_with_the_learned_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    device = Device(monkeypatch, overlap=False, folder=str(tmp_path))
+    device = OneDevice(monkeypatch, overlap=False, folder=str(tmp_path))
     for _ in range(REFIT_EVERY + 1):
         batch = device.launch(idle=True)
         device.now += 3 * PROFILE.prefill.batch_s(CHUNKS)

@@ -1,35 +1,30 @@
-"""What a scheduler knows of its requests, against a stand-in for upstream's scheduler."""
+"""A scheduler's requests and their SLOs, against a stand-in for upstream's scheduler."""
 
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Mapping
 
 import pytest
 from sglang.srt.kairos.config import KairosConfig
 from sglang.srt.kairos.state import HANDSHAKE_ORDER_S, RECENT, KairosState
+from sglang.srt.kairos.upstream import Req
 
 from kairos.slo import Slo, SloClasses
-from support.fake_scheduler import fake_scheduler
+from support.fake_req import FakeReq, fake_req
+from support.fake_scheduler import FakePolicy, FakeScheduler
 
 CONFIG = KairosConfig(SloClasses(Slo(2000, 50)), "tiny-fast", ("--kairos",))
-POLICY = SimpleNamespace(
-    enable_priority_scheduling=False, waiting_queue_prefix_matched=lambda _: True
-)
+POLICY = FakePolicy()
 
 
 def state(role: str) -> KairosState:
-    return KairosState(CONFIG, fake_scheduler(role))
+    return KairosState(CONFIG, FakeScheduler(role))
 
 
-def request(rid: str, custom_params: Any = None) -> Any:
-    return SimpleNamespace(
-        rid=rid,
-        bootstrap_room=None,
-        origin_input_ids=[0] * 100,
-        output_ids=[],
-        num_matched_prefix_tokens=0,
-        priority=None,
-        sampling_params=SimpleNamespace(custom_params=custom_params),
-    )
+def request(rid: str, custom_params: Mapping[str, object] | None = None) -> FakeReq:
+    """A request without an SLO yet."""
+    req = fake_req(0, 100)
+    del req.kairos
+    req.rid, req.sampling_params.custom_params = rid, custom_params
+    return req
 
 
 @pytest.mark.parametrize(("role", "plans"), [("prefill", True), ("decode", False), ("null", False)])
@@ -44,7 +39,7 @@ def test_embeddings_are_ordered_with_the_default_slo() -> None:
     made = state("null")
     hurried = request("hurried", {"kairos": {"ttft_ms": 900}})
     made.admit(hurried)
-    waiting = [request("embedding"), hurried]
+    waiting: list[Req] = [request("embedding"), hurried]
     made.order(waiting, POLICY)
     assert [req.rid for req in waiting] == ["hurried", "embedding"]
 
@@ -79,7 +74,7 @@ def test_handshakes_go_by_urgency_and_are_not_sorted_in_every_pass(
     made = state("prefill")
     now = [100.0]
     monkeypatch.setattr(made.clock, "now", lambda: now[0])
-    queue = [request(f"{ms}", {"kairos": {"ttft_ms": ms}}) for ms in (9000, 500, 3000)]
+    queue: list[Req] = [request(f"{ms}", {"kairos": {"ttft_ms": ms}}) for ms in (9000, 500, 3000)]
 
     def order() -> list[str]:
         made.order_handshakes(queue, POLICY)
