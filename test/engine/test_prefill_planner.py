@@ -52,7 +52,7 @@ def started(cluster: Cluster) -> bool:
 
 
 def race(cluster: Cluster, tokens: int) -> tuple[float, float]:
-    """Seconds until an infeasible long prompt, and one of `tokens` tokens sent later, are answered."""
+    """Seconds to the answers of an infeasible long prompt and of one of `tokens` sent later."""
 
     def timed(future: "Future[Answer]") -> float:
         assert future.result().decode.status_code == 200
