@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import aiohttp
-from bench_prefill import Client
+from bench_prefill import PairClient
 
 from kairos.cluster import Cluster, ClusterError, ClusterSpec, Server
 from kairos.errors import InputError
@@ -78,7 +78,7 @@ class Soak:
         timeout = aiohttp.ClientTimeout(total=None)
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-            client = Client(self._cluster, session)
+            client = PairClient(self._cluster, session)
             monitor = asyncio.create_task(self._monitor())
             requests: set[asyncio.Task[None]] = set()
             begin = time.monotonic()
@@ -98,7 +98,7 @@ class Soak:
                 monitor.result()
             monitor.cancel()
 
-    async def _request(self, client: Client, number: int) -> None:
+    async def _request(self, client: PairClient, number: int) -> None:
         tokens = prompt_tokens(self._dice)
         patience = self._dice.uniform(0.1, 5.0) if self._dice.random() < IMPATIENT_SHARE else None
         self._alive[number] = time.monotonic()

@@ -1,4 +1,4 @@
-"""Every way to start a server knows --kairos, and refuses what it cannot serve."""
+"""Every way to start a server knows --kairos, and refuses unsupported modes."""
 
 import json
 import os
@@ -126,4 +126,4 @@ def test_wrong_flags_are_one_line_and_nothing_is_left_running(
     ]
     assert "Traceback" not in done.stderr
     with socket.create_server(("127.0.0.1", int(port))):
-        pass  # nobody listens there
+        pass  # the address is free

@@ -15,7 +15,7 @@ from support.configs import KAIROS
 from support.pair import Streaming, kairos_state, wait_idle
 
 # Upstream loses sight of a request whose client leaves in the moment in which a paused server goes
-# on. What ends it then is the timeout of its handshake.
+# on. The timeout of its handshake ends it then.
 HANDSHAKE_S = 15
 OPERATED = replace(KAIROS, env=(("SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT", f"{HANDSHAKE_S}"),))
 AFTER_PREFILL = replace(
@@ -67,7 +67,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule()
     def flush(self) -> None:
-        """Refused while anybody is there; either way nobody is harmed."""
+        """Refused while requests are there; they continue either way."""
         httpx.post(f"{self.cluster.prefill[0].url}/flush_cache", timeout=30)
 
     @rule(seconds=st.sampled_from([0.05, 0.5]))
@@ -129,12 +129,12 @@ def planner(cluster: Cluster) -> dict[str, int]:
 
 
 @on(KAIROS)
-def test_whatever_clients_do_all_is_given_back(cluster: Cluster) -> None:
+def test_everything_is_given_back_whatever_clients_do(cluster: Cluster) -> None:
     run(Traffic, cluster, examples=2)
 
 
 @on(OPERATED, long=(AFTER_PREFILL, OPTIMISTIC, PAGES, NO_CACHE, NO_OVERLAP))
-def test_whatever_operators_do_besides_all_is_given_back(cluster: Cluster) -> None:
+def test_everything_is_given_back_whatever_operators_do(cluster: Cluster) -> None:
     run(Operation, cluster, examples=3)
 
 

@@ -1,6 +1,6 @@
 """Planned prefill under upstream's other modes: prompts that are computed before their handshake,
-because decode memory is allocated after prefill or because they are let, and priorities. Pause,
-flush and what is learned."""
+with decode memory allocated after prefill or with optimistic prefill, and priorities. Pause,
+flush and learned models."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -104,8 +104,8 @@ def test_priority_goes_first_whatever_the_deadlines(cluster: Cluster) -> None:
 
         blocker = pool.submit(answered, 9, 60_000, {"ttft_ms": 20_000})
         wait_for(lambda: started(cluster))
-        # The later the deadline, the higher the priority. Chunks are of 2,048 tokens: who is next
-        # is through ten later, which threads that wait for answers do not mix up.
+        # The later the deadline, the higher the priority. Chunks are of 2,048 tokens: the next
+        # prompt is through ten later, which threads that wait for answers do not mix up.
         rest = []
         for priority in (1, 2, 3):
             slo = {"ttft_ms": 20_000.0 * priority}
@@ -140,7 +140,7 @@ def test_preempted_prompts_outlast_a_pause_and_refuse_a_flush(cluster: Cluster) 
 @pytest.mark.parametrize("paused", [False, True])
 def test_preempted_prompts_outlast_an_update_of_weights(cluster: Cluster, paused: bool) -> None:
     """Upstream waits for requests to end before it loads; on a paused server it loads at once and
-    says that the cache still holds what the old weights made."""
+    says that the cache still holds KV of the old weights."""
     info = httpx.get(f"{cluster.prefill[0].url}/model_info", timeout=30).json()
     update = {"model_path": info["model_path"]}
     with ThreadPoolExecutor(3) as pool:

@@ -1,4 +1,4 @@
-"""Order in which a prefill server takes what waits."""
+"""Order in which a prefill server takes waiting requests."""
 
 import threading
 import time

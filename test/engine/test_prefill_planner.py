@@ -93,7 +93,7 @@ def test_upstream_serves_it_last(cluster: Cluster) -> None:
 @on(KAIROS)
 def test_overtaking_nests(cluster: Cluster) -> None:
     with ThreadPoolExecutor(3) as pool:
-        # Together they leave free what decode keeps for prompts that are in a hurry.
+        # Together they leave free the decode memory that is kept for tight deadlines.
         answers = [pool.submit(send, cluster, body(fresh_prompt(50_000), INFEASIBLE))]
         wait_for(lambda: started(cluster))
         for ttft_ms in (50_000, 20_000):

@@ -36,7 +36,7 @@ class FakeBatch:
 
 
 class FakeKvPool:
-    """Stands in for upstream's KV allocator; `free_tokens` says what is free."""
+    """Stands in for upstream's KV allocator; `free_tokens` returns the free tokens."""
 
     def __init__(self, free_tokens: Callable[[], int]) -> None:
         self.available_size = free_tokens
@@ -119,7 +119,7 @@ def as_fake(req: upstream.Req) -> FakeReq:
 
 
 def publish(req: upstream.Req) -> None:
-    """Upstream's `process_prefill_chunk`: what was computed is in the cache."""
+    """Upstream's `process_prefill_chunk`: computed tokens are in the cache."""
     as_fake(req).prefix_len = req.extend_end or 0
 
 

@@ -16,7 +16,7 @@ ENUMS = ("Enum", "IntEnum", "StrEnum", "Flag", "IntFlag")
 
 @dataclass
 class UpstreamClass:
-    """What one class and its bases define.
+    """The members of one class and its bases.
 
     Attributes:
         names: full names of the class and of its upstream bases.

@@ -6,5 +6,5 @@ from sglang.srt.kairos import prefill_planner
 
 @pytest.fixture
 def no_radix_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts are looked up by nobody: the stand-in has no radix cache."""
+    """No prompt is looked up: the stand-in has no radix cache."""
     monkeypatch.setattr(prefill_planner, "match_prefixes", lambda *_: [])

@@ -66,7 +66,7 @@ def test_out_of_memory_for_the_urgent_prompt_lets_the_preempted_one_finish() -> 
     loop.out_of_memory = True
     loop.waiting_queue.append(fake_req(2, 100))
     for _ in range(20):
-        assert loop.step(), "the preempted prompt must go on, it is what frees memory"
+        assert loop.step(), "the preempted prompt must go on, only it frees memory"
         if loop.chunked_req is None:
             break
     assert loop.chunked_req is None

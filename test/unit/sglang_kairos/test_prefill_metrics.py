@@ -49,7 +49,7 @@ def test_no_metrics_where_upstream_has_none() -> None:
     assert engine_metrics(FakeScheduler("prefill"), dict) is None
 
 
-def test_what_is_no_number_is_no_figure() -> None:
+def test_only_numbers_are_figures() -> None:
     state = {"planner": "mixed chunks", "decode": None, "on": True}
     assert figure(state, ("planner", "preemptions")) is None
     assert figure(state, ("decode", "steps")) is None

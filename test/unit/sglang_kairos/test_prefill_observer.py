@@ -95,4 +95,4 @@ def test_a_damaged_file_is_a_cold_start(tmp_path: Path, caplog: pytest.LogCaptur
     state_file(str(tmp_path), PROFILE.name).write_text("{")
     observer = PrefillObserver(PROFILE, SharedClock(1), True, str(tmp_path))
     assert observer.model() == (PROFILE.prefill, 1.0)
-    assert "begins without" in caplog.text
+    assert "begins without the learned" in caplog.text

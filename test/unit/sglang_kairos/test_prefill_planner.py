@@ -1,4 +1,4 @@
-"""What the planner lets upstream do in one batch, against a stand-in for upstream's loop."""
+"""Batches of the planner, against a stand-in for upstream's scheduler."""
 
 import pytest
 from hypothesis import given, settings
@@ -65,8 +65,8 @@ def test_an_urgent_request_preempts_a_long_prompt_and_it_resumes() -> None:
     assert run_dry(loop) == ["r2", "r1"]
 
 
-def test_late_prompts_of_like_slo_are_finished_one_after_the_other() -> None:
-    """They took turns slice by slice, and together grew beyond the memory."""
+def test_infeasible_prompts_of_equal_slo_are_finished_one_after_the_other() -> None:
+    """Taking turns slice by slice, they would together outgrow the memory."""
     loop = PrefillLoop()
     for number in range(1, 6):
         loop.waiting_queue.append(fake_req(number, 49_000, INFEASIBLE_MS))
@@ -117,7 +117,7 @@ def test_a_prompt_that_upstream_gives_back_to_the_queue_starts_anew() -> None:
     loop.step()
     (req,), loop.chunked_req = loop.started(), None
     loop.optimistic_release_and_requeue(req)
-    req.num_matched_prefix_tokens = 2 * CHUNK  # what the radix cache kept of it
+    req.num_matched_prefix_tokens = 2 * CHUNK  # kept by the radix cache
     batch = loop.step()
     assert [(r.rid, r.prefix_len) for r in batch] == [("r1", 2 * CHUNK)]
     assert run_dry(loop) == ["r1"]
@@ -133,7 +133,7 @@ def test_priority_comes_before_urgency() -> None:
 
 
 def test_an_urgent_request_does_not_wait_for_the_adapter_of_a_long_prompt() -> None:
-    """Upstream continues the long prompt first, and passes over who does not fit beside it."""
+    """Upstream continues the long prompt first and passes over adapters that do not fit."""
     loop = PrefillLoop(adapters=1)
     loop.waiting_queue = [fake_req(1, 10 * CHUNK, ttft_ms=INFEASIBLE_MS)]
     loop.step()
@@ -161,7 +161,7 @@ def test_no_adapter_is_starved(arrivals: list[tuple[int, float, str | None]], mo
         run_dry(loop)
 
 
-def test_health_is_counted() -> None:
+def test_preemptions_and_overtakes_are_counted() -> None:
     loop = preempted_behind(3 * CHUNK)
     run_dry(loop)
     figures = loop.planner.snapshot()
@@ -232,11 +232,11 @@ def test_deadlines_leave_room_for_the_longer_handover_after_prefill() -> None:
         ({"chunked_prefill_size": None}, "chunked prefill is off"),
     ],
 )
-def test_what_cannot_be_planned_is_said(change: dict[str, object], reason: str | None) -> None:
+def test_a_mode_without_planning_is_named(change: dict[str, object], reason: str | None) -> None:
     assert planning_refusal(fake_scheduler("prefill", **change)) == reason
 
 
-def test_an_empty_prompt_is_a_job_like_any_other() -> None:
+def test_an_empty_prompt_is_computed() -> None:
     """It once ended the loop: -1 tokens of it were cached."""
     loop = PrefillLoop()
     empty = fake_req(1, 1)
@@ -245,7 +245,7 @@ def test_an_empty_prompt_is_a_job_like_any_other() -> None:
     assert {req.rid for req in loop.step()} == {"r1", "r2"}
 
 
-def test_aborted_prompts_are_forgotten_though_nothing_is_left_to_plan() -> None:
+def test_aborted_prompts_are_dropped_when_nothing_is_left_to_plan() -> None:
     loop = PrefillLoop()
     loop.waiting_queue = [fake_req(1, CHUNK), fake_req(2, CHUNK), fake_req(3, CHUNK)]
     loop.step()
@@ -254,10 +254,10 @@ def test_aborted_prompts_are_forgotten_though_nothing_is_left_to_plan() -> None:
     assert loop.planner.is_idle()
 
 
-def test_of_a_burst_with_one_prefix_those_behind_the_first_are_looked_up_again(
+def test_prompts_with_the_prefix_of_a_computed_one_are_looked_up_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They once counted in full for as long as they waited, and were given up."""
+    """Counted in full, they would be infeasible for as long as they wait."""
     cached = 0
 
     def match(waiting: list[FakeReq], _: object) -> list[FakeReq]:

@@ -15,7 +15,7 @@ def arrival(told: object) -> float:
     return of_request({KEY: {"arrival_s": told}}, CLASSES, NOW).arrival_s
 
 
-def test_it_has_run_since_the_first_process() -> None:
+def test_the_clock_runs_since_the_first_process() -> None:
     assert arrival(NOW - 5.0) == NOW - 5.0
     assert of_request(None, CLASSES, NOW).arrival_s == NOW
 
@@ -23,6 +23,6 @@ def test_it_has_run_since_the_first_process() -> None:
 @pytest.mark.parametrize(
     "told", [NOW + 1.0, NOW - MAX_WAIT_S - 1.0, -1e300, -math.inf, math.nan, "5", None]
 )
-def test_a_clock_that_is_not_this_host_s_counts_for_nothing(told: object) -> None:
-    """A time of minus infinity once ended the scheduler."""
+def test_an_arrival_by_another_clock_is_ignored(told: object) -> None:
+    """Minus infinity would make the deadline no number."""
     assert arrival(told) == NOW

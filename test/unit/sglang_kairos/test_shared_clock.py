@@ -18,7 +18,7 @@ class Ranks:
         self.polled = True
 
     def step(self, requests: list[Any]) -> tuple[list[Any], list[Any]]:
-        """One pass of both event loops; what each rank receives."""
+        """One pass of both event loops; the requests that each rank receives."""
         sent: list[Any] = []
 
         def leads(_receiver: Any, local_reqs: Any) -> list[Any]:
@@ -36,7 +36,7 @@ class Ranks:
         )
 
 
-def test_both_ranks_have_the_first_ones_time() -> None:
+def test_both_ranks_use_the_time_of_the_first() -> None:
     ranks = Ranks()
     for ranks.time_s in (1000.0, 1003.5):
         ranks.step([])
@@ -45,7 +45,7 @@ def test_both_ranks_have_the_first_ones_time() -> None:
     assert ranks.first.now() == ranks.second.now() == 1003.5, "until the next pass"
 
 
-def test_requests_arrive_as_without_it() -> None:
+def test_requests_arrive_unchanged() -> None:
     assert Ranks().step(["a", "b"]) == (["a", "b", "timeout"], ["a", "b", "timeout"])
 
 
@@ -57,7 +57,7 @@ def test_a_pass_that_polls_nothing_keeps_the_time() -> None:
     assert ranks.first.now() == ranks.second.now() == 1000.0
 
 
-def test_what_the_first_rank_has_learned_counts() -> None:
+def test_the_learned_values_of_the_first_rank_are_used() -> None:
     ranks = Ranks()
     ranks.first.learn("factor", 1.2)
     ranks.second.learn("factor", 1.4)

@@ -1,4 +1,4 @@
-"""The Protocols of `sglang.srt.kairos.upstream` say what the installed SGLang has."""
+"""The Protocols of `sglang.srt.kairos.upstream` agree with the installed SGLang."""
 
 import importlib
 import inspect

@@ -1,6 +1,6 @@
-"""What Kairos runs inside SGLang's processes.
+"""The part of Kairos that runs inside SGLang's processes.
 
-`config` and `http` live in the process that serves HTTP, `state`, `prefill_planner` and
-`prefill_scheduler` in the scheduler, `request_slo` in both. The hooks that call them are in
-`kairos_patches`.
+`config` and `http` run in the process that serves HTTP, `request_slo` there and in the scheduler,
+everything else in the scheduler, where `state` owns it. The hooks in `kairos_patches` call these
+modules, and `upstream` declares the members of SGLang's classes that the modules use.
 """

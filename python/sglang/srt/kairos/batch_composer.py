@@ -19,7 +19,7 @@ MAX_STARTED_KV = 0.5  # of the server's KV tokens
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What one batch of a server may hold.
+    """The limits of one batch.
 
     Attributes:
         page_tokens: size of a KV page.

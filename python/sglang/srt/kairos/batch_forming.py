@@ -68,7 +68,7 @@ def form_unplanned(
     Args:
         budget: leaves the memory of started prompts to them.
         bounded: prompts are started, or memory is reserved. Otherwise an empty server shows
-            upstream its whole queue when nothing fits: upstream decides what fits it at all.
+            upstream its whole queue when nothing fits, and upstream decides alone.
         form: upstream's batch forming.
         scheduler: its waiting queue is cut meanwhile.
         running_batch: goes to `form`.

@@ -10,7 +10,7 @@ from sglang.srt.kairos.upstream import PlanningScheduler, Req
 
 
 class KvBudget:
-    """Free memory less what started prompts still need.
+    """Free memory less the need of started prompts.
 
     Upstream takes the memory of a continued prompt unasked and ends the process when there is none.
     """
@@ -23,7 +23,7 @@ class KvBudget:
         Args:
             scheduler: has the pool and the radix cache, whose unused prefixes count as free.
             started: prompts of which a part is computed.
-            reserved_for: the next memory is for this prompt; the others get what it leaves.
+            reserved_for: the next memory is for this prompt; the others get the rest.
         """
         self._page = scheduler.page_size
         self._reserved_for = reserved_for

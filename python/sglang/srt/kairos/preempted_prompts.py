@@ -87,8 +87,8 @@ class PreemptedPrompts:
     def release_one(self, scheduler: PlanningScheduler, wanted: Sequence[Req]) -> None:
         """Free the KV of the prompt with the longest slack; it will be computed again.
 
-        Only prompts of which nothing has been sent are considered: a transfer may still read what
-        was sent, and the scheduler receives no transfer-completion event.
+        Only prompts of which nothing has been sent are considered: a transfer may still read sent
+        tokens, and the scheduler receives no transfer-completion event.
 
         Args:
             scheduler: takes the prompt back into its queue.

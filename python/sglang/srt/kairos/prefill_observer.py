@@ -178,7 +178,7 @@ def _earlier_model(file: Path) -> PrefillModel | None:
     try:
         return load_profile(file).prefill
     except InputError as error:
-        _log.warning("Kairos begins without what it had learned: %s", error)
+        _log.warning("Kairos begins without the learned prefill model: %s", error)
         return None
 
 
@@ -186,4 +186,4 @@ def _write(profile: Profile, file: Path) -> None:
     try:
         save_profile(profile, file)
     except InputError as error:
-        _log.warning("Kairos could not keep what it learned: %s", error)
+        _log.warning("Kairos cannot keep the learned prefill model: %s", error)

@@ -45,7 +45,7 @@ class _Attempt(NamedTuple):
         start_s: when the batch will start, seconds on the clock of decisions.
         started: prompts of which a part is computed.
         reserved_for: the prompt that the next free memory is for, or None.
-        batch: what upstream is to form.
+        batch: the batch that upstream is to form.
         wanted: the first prompt that was planned to be taken from the waiting queue, or nothing.
     """
 
@@ -79,7 +79,7 @@ class PrefillPlanner:
             profile: the latency models to begin with.
             scheduler: the scheduler, without a `planning_refusal`.
             clock: time and learned values of the decisions.
-            state_dir: folder of what earlier runs learned; None keeps nothing.
+            state_dir: folder of learned models; None keeps nothing.
         """
         self._clock = clock
         self._overlap = scheduler.enable_overlap
@@ -227,7 +227,7 @@ class PrefillPlanner:
         return self.forming.form_planned(batch, form, scheduler, running_batch)
 
     def _note_formed(self, formed: PrefillBatch, attempt: _Attempt, iteration: int) -> None:
-        """Take in what upstream put into the batch, which may be less than planned."""
+        """Take in the prompts of the formed batch, which may be fewer than planned."""
         ends = [(req, req.extend_end or 0) for req in formed.reqs]
         chunks = [Chunk(req.prefix_len, end - req.prefix_len) for req, end in ends]
         model, factor = self.observer.model()

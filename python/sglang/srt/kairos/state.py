@@ -18,7 +18,7 @@ from sglang.srt.kairos.upstream import Req, ScheduleBatch, SchedulePolicy, Sched
 from kairos.errors import InputError
 from kairos.latency import load_profile
 
-# Requests shown in /server_info: enough to see what arrives, too few to cost anything.
+# Requests shown in /server_info: enough to see the traffic, too few to cost anything.
 RECENT = 32
 
 # Seconds for which an order of the handshake queue is good enough.
@@ -160,7 +160,7 @@ class KairosState:
                 self.admit(req)
 
     def _state_dir(self) -> str | None:
-        """Return where this rank keeps what it learns: only the first rank's values are used."""
+        """Return where this rank keeps its learned models: only the first rank's are used."""
         # Here, because importing it takes seconds; a scheduler has it loaded.
         from sglang.srt.runtime_context import get_parallel
 
