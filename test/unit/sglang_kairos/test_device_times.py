@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from sglang.srt.kairos.decode_steps import DecodeSteps
-from sglang.srt.kairos.device_times import MAX_APART, DeviceTimes, StepLoad, device_times
+from sglang.srt.kairos.device_times import MAX_APART, DeviceStepTimes, StepLoad, device_step_times
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import DeviceTimeReporter
 
@@ -36,7 +36,7 @@ def load(batch: int) -> StepLoad:
 
 def test_late_reports_are_paired_with_their_steps() -> None:
     timer = Timer()
-    times = DeviceTimes(timer)
+    times = DeviceStepTimes(timer)
     assert times.processed(load(1), after_idle=True) == []
     assert times.processed(load(2), after_idle=False) == []
     timer.report(0.1)
@@ -52,7 +52,7 @@ def test_late_reports_are_paired_with_their_steps() -> None:
 
 def test_pairing_starts_anew_after_an_idle_gap() -> None:
     timer = Timer()
-    times = DeviceTimes(timer)
+    times = DeviceStepTimes(timer)
     times.processed(load(1), after_idle=True)
     timer.report(0.1)
     timer.report(9.9)  # of a step whose result was never processed
@@ -62,20 +62,20 @@ def test_pairing_starts_anew_after_an_idle_gap() -> None:
 
 
 def test_steps_without_reports_do_not_pile_up() -> None:
-    times = DeviceTimes(Timer())
+    times = DeviceStepTimes(Timer())
     for _ in range(1_000):
         times.processed(load(1), after_idle=False)
         assert len(times) <= MAX_APART + 2
 
 
 def test_no_device_times_without_a_timer() -> None:
-    assert device_times(fake_scheduler("decode")) is None
+    assert device_step_times(fake_scheduler("decode")) is None
 
 
 def test_table_follows_the_device_and_calibration_the_pace() -> None:
     timer = Timer()
     clock = SharedClock(1, lambda: 0.0)
-    steps = DecodeSteps(PRIOR, clock, overlap=True, device=DeviceTimes(timer))
+    steps = DecodeSteps(PRIOR, clock, overlap=True, device=DeviceStepTimes(timer))
     batch = Batch([], Allocator())
     batch.seq_lens_cpu = HostLengths(np.full(8, 500))
     expected = PRIOR.step_s(8, 4_000.0, 500.0)

@@ -16,7 +16,7 @@ from sglang.srt.kairos.decode_selection import DecodeSelection
 from sglang.srt.kairos.decode_skipping import skipping_refusal
 from sglang.srt.kairos.decode_state import DecodeStateFile, Restore
 from sglang.srt.kairos.decode_steps import DecodeSteps
-from sglang.srt.kairos.device_times import device_times
+from sglang.srt.kairos.device_times import device_step_times
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import ScheduleBatch, Scheduler
 
@@ -66,7 +66,7 @@ class DecodeScheduler:
         overlap = scheduler.enable_overlap
         rows = DecodeRows(config.classes)
         self.lengths = LengthEstimator(1 + len(config.classes.named))
-        self._steps = DecodeSteps(prior, clock, overlap, device_times(scheduler))
+        self._steps = DecodeSteps(prior, clock, overlap, device_step_times(scheduler))
         self.held = HeldTokens() if config.hold and refusal is None else None
         policy = SlackPolicy(prior, max_batch, lengths=self.lengths)
         # An operator who asks for retraction by priority gets upstream's order.

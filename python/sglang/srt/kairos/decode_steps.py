@@ -3,7 +3,7 @@
 from collections import deque
 
 import numpy as np
-from sglang.srt.kairos.device_times import DeviceTimes, StepLoad
+from sglang.srt.kairos.device_times import DeviceStepTimes, StepLoad
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import ScheduleBatch
 
@@ -32,7 +32,7 @@ class DecodeSteps:
         prior: StepTable,
         clock: SharedClock,
         overlap: bool,
-        device: DeviceTimes | None = None,
+        device: DeviceStepTimes | None = None,
     ) -> None:
         self.learner = StepLearner(prior)
         self._tables = StepTables(prior)

@@ -26,7 +26,7 @@ class StepLoad(NamedTuple):
     longest: float
 
 
-class DeviceTimes:
+class DeviceStepTimes:
     """Pairs reports of upstream's device timer with the steps whose results were processed.
 
     Reports come late and do not name their batch. Reports and steps are both in order of launch.
@@ -71,7 +71,7 @@ class DeviceTimes:
         return found
 
 
-def device_times(scheduler: Scheduler) -> DeviceTimes | None:
+def device_step_times(scheduler: Scheduler) -> DeviceStepTimes | None:
     """Return the device times of a scheduler; None where upstream's device timer is off."""
     timer = scheduler.metrics_reporter.forward_pass_device_timer
-    return None if timer is None else DeviceTimes(timer)
+    return None if timer is None else DeviceStepTimes(timer)
