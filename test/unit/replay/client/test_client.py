@@ -47,7 +47,7 @@ async def engine() -> AsyncIterator[GenerateStandIn]:
 async def replay(
     requests: list[PlannedRequest], target: Target, **options: object
 ) -> list[RequestRecord]:
-    config = ClientConfig(**options)  # type: ignore[arg-type]
+    config = ClientConfig(**options)  # type: ignore[arg-type]  # options vary
     return await ReplayClient(WorkerJob(target, Prompts(1024), config, "t", requests)).run()
 
 

@@ -95,7 +95,7 @@ def test_keep_alive_comments_are_no_tokens() -> None:
 
 @pytest.mark.parametrize("names", list(SLO_HEADERS))
 def test_body_and_headers_have_the_openai_form(names: str) -> None:
-    api = CompletionsApi("m", names, "secret")  # type: ignore[arg-type]
+    api = CompletionsApi("m", names, "secret")  # type: ignore[arg-type]  # a name from the parameters
     request = planned(0, output_tokens=7, ttft_ms=750, tpot_ms=40)
     body = json.loads(api.body(request, "r", b"[1,2,3]", [], True))
     assert (body["model"], body["prompt"], body["max_tokens"]) == ("m", [1, 2, 3], 7)

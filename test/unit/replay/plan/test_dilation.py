@@ -25,7 +25,7 @@ FACTOR = 2.0  # a power of two stays exact in binary
 
 def figures(arm: str, factor: float) -> dict:
     plan = make_plan(TRACE, PROFILE, PlanConfig(load=0.9, dilate=factor))
-    records = [make_record(p, f"r{p.index}", "ok") for p in plan.requests]  # type: ignore[arg-type]
+    records = [make_record(p, f"r{p.index}", RequestOutcome.OK) for p in plan.requests]
     head = header(arm, profile=dilated(PROFILE, factor), dilate=factor)
     found = simulated_figures(head, records)
     assert found is not None
@@ -109,7 +109,7 @@ def test_simulated_prefix_hits_are_those_the_server_reported() -> None:
 
 def test_simulated_goodput_uses_the_same_requests() -> None:
     plan = make_plan(TRACE, PROFILE, PlanConfig(load=0.9))
-    records = [make_record(p, f"r{p.index}", "ok") for p in plan.requests]  # type: ignore[arg-type]
+    records = [make_record(p, f"r{p.index}", RequestOutcome.OK) for p in plan.requests]
     fcfs = simulated_goodput(header("fcfs", profile=PROFILE), records)
     kairos = simulated_goodput(header("kairos", profile=PROFILE), records)
     assert fcfs is not None

@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def table(arms: list) -> str:
     console = Console(file=io.StringIO(), width=100)
     console.print(terminal_table(arms))
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return console.file.getvalue()  # type: ignore[attr-defined]  # it is a StringIO
 
 
 def test_table_has_both_arms_and_every_row() -> None:
