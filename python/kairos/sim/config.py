@@ -99,6 +99,10 @@ class SimConfig:
             check_range(_option(name), getattr(self, name), allowed)
         if self.grants:
             check_choice("grants", self.grants, GRANT_ORDERS)
+        if self.preallocate and self.stages == "decode":
+            raise InputError(
+                "preallocate: with stages 'decode' no prompt waits for memory; leave one out"
+            )
         prefill_instances, _ = self.shape
         if self.admission and (prefill_instances > 1 or self.stages == "decode"):
             raise InputError(

@@ -18,6 +18,7 @@ from kairos.sim.config import SimConfig
         ({"stages": "none"}, "stages: 'none' is not one of both, prefill, decode"),
         ({"grants": "size"}, "grants: 'size' is not one of arrival, deadline"),
         ({"admission": True, "instances": "2P1D"}, "it needs one prefill instance"),
+        ({"preallocate": True, "stages": "decode"}, "preallocate: with stages 'decode'"),
         ({"admission": True, "stages": "decode"}, "stages 'both' or 'prefill'"),
     ],
 )
