@@ -1,59 +1,85 @@
-"""Admission: what a new request can expect, given what waits already, and what to do about it."""
+"""Admission: what a new request can expect, and what happens to it.
 
-import heapq
+The router and the simulator take the decision with `decide`. They predict the time to first token
+on their own: the router from its view of several servers, the simulator with `forecast` from the
+queue of one. docs/explanation/admission.md has the method.
+"""
+
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
 
 from kairos.errors import InputError
-from kairos.latency.decode import DecodeModel
-from kairos.latency.prefill import PrefillModel
+from kairos.latency.profile import Profile
 from kairos.policy.jobs import PrefillJob
 from kairos.validation import Range, check_range
 
 
 class AdmissionDecision(Enum):
-    """ADMIT: both objectives can be met. DEGRADE: one cannot; serve it with a weaker one.
-    REJECT: neither can, or the first token would come far too late; try again later."""
+    """What happens to a new request.
+
+    ADMIT: it is served as asked. DEGRADE: it is served with a weaker TTFT objective. BEST_EFFORT:
+    it is served after all others. REJECT: it is not served; the client may try again later.
+    """
 
     ADMIT = "admit"
     DEGRADE = "degrade"
+    BEST_EFFORT = "best_effort"
     REJECT = "reject"
 
 
-@dataclass(frozen=True, slots=True)
-class AdmissionParams:
-    """Attributes:
-    reject_after: reject when the predicted TTFT exceeds this many times the objective.
-    spread: relative standard deviation of predictions, from `Calibration.spread`.
+class AdmissionParams(NamedTuple):
+    """Parameters of admission.
+
+    Attributes:
+        infeasible_after: a TTFT objective is infeasible when the predicted TTFT exceeds the time
+            left this many times.
+        on_infeasible: what happens to a request with one infeasible objective.
+        reject_after: a request is rejected when its predicted TTFT exceeds its objective this many
+            times; infinite: never for that reason.
+        spread: relative standard deviation of predictions, from `Calibration.spread`.
     """
 
+    infeasible_after: float = 1.0
+    on_infeasible: AdmissionDecision = AdmissionDecision.DEGRADE
     reject_after: float = 5.0
     spread: float = 0.1
 
-    def __post_init__(self) -> None:
-        check_range("admission: reject_after", self.reject_after, Range(1.0, 1e6))
+    def check(self) -> None:
+        """Raise `InputError` for a value out of range."""
+        check_range("admission: infeasible_after", self.infeasible_after, Range(1.0, 1e6))
+        check_range("admission: reject_after", self.reject_after, Range(1.0, math.inf))
         check_range("admission: spread", self.spread, Range(0.0, 10.0))
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeLoad:
-    """What a decode instance holds: requests, and the sum of their contexts in tokens."""
+class InstanceLoad(NamedTuple):
+    """Work of the instances that would serve a new request.
 
-    requests: int
+    Attributes:
+        queue: jobs of the prefill instance, without the new one.
+        decode_requests: requests that the decode instance holds.
+        context_tokens: sum of their contexts, tokens.
+        kv_capacity_tokens: KV of the decode instance, tokens.
+    """
+
+    queue: Sequence[PrefillJob]
+    decode_requests: int
     context_tokens: int
-    kv_capacity: int
+    kv_capacity_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class AdmissionForecast:
-    """Attributes:
-    decision: what to do.
-    ttft_s: predicted time to first token from now, seconds.
-    tpot_s: predicted step time with the request in the batch, seconds.
-    ttft_attainment: predicted probability of meeting the TTFT objective, 0..1.
-    retry_after_s: when the objective could be met, seconds; 0 unless rejected.
+class AdmissionForecast(NamedTuple):
+    """What a new request can expect.
+
+    Attributes:
+        decision: what happens to it.
+        ttft_s: predicted time to first token from now, seconds.
+        tpot_s: predicted step time with the request in the batch, seconds.
+        ttft_attainment: predicted probability of meeting the TTFT objective, 0 to 1.
+        retry_after_s: when the objective could be met, seconds; 0 unless rejected.
     """
 
     decision: AdmissionDecision
@@ -63,80 +89,94 @@ class AdmissionForecast:
     retry_after_s: float
 
 
+def decide(
+    ttft_s: float,
+    left_s: float,
+    params: AdmissionParams,
+    ttft_slo_s: float = math.inf,
+    tpot_feasible: bool = True,
+) -> AdmissionDecision:
+    """Decide on a new request.
+
+    Args:
+        ttft_s: predicted time to first token from now, seconds; NaN where nothing is known.
+        left_s: time left until the first token is due, seconds.
+        params: see `AdmissionParams`.
+        ttft_slo_s: TTFT objective, seconds.
+        tpot_feasible: whether the TPOT objective can be met.
+    """
+    # A NaN compares false: without a prediction the TTFT objective counts as feasible.
+    ttft_infeasible = ttft_s > params.infeasible_after * left_s
+    if ttft_s > params.reject_after * ttft_slo_s or (ttft_infeasible and not tpot_feasible):
+        return AdmissionDecision.REJECT
+    if ttft_infeasible or not tpot_feasible:
+        return params.on_infeasible
+    return AdmissionDecision.ADMIT
+
+
 def forecast(
     job: PrefillJob,
     tpot_slo_s: float,
-    queue: Sequence[PrefillJob],
-    decode: DecodeLoad,
+    load: InstanceLoad,
     now_s: float,
-    prefill: PrefillModel,
-    decode_model: DecodeModel,
-    chunk_tokens: int,
+    profile: Profile,
     params: AdmissionParams,
 ) -> AdmissionForecast:
-    """Predict one request, given the work that urgency serves before it. O(n log n) in the queue.
+    """Predict what one new request can expect, and decide on it.
+
+    O(n log n) in the queue.
 
     Args:
-        queue: jobs of the instance that would serve it, without `job`.
-        now_s: time on the policy's clock.
+        job: the new request.
+        tpot_slo_s: its TPOT objective, seconds.
+        load: of the instances that would serve it.
+        now_s: time on the policy's clock, or when the prefill instance is free.
+        profile: predicts prefill and decode times.
+        params: see `AdmissionParams`.
+
+    Raises:
+        InputError: impossible values of the request.
     """
     job.check()
     if not 0.0 < tpot_slo_s < math.inf:
         raise InputError(f"job {job.id}: TPOT objective {tpot_slo_s!r} must be finite and positive")
-    own = prefill.fixed_s + prefill.weight_floor_s
-    own += prefill.remaining_s(job.done_tokens, job.total_tokens, chunk_tokens)
-    ttft = _work_ahead_s(job, own, queue, now_s, prefill, chunk_tokens) + own
-    budget = job.deadline_s - now_s
-    attainment = _normal_cdf((budget - ttft) / max(params.spread * ttft, 1e-9))
-    step = decode_model.step_s(
-        decode.requests + 1, decode.context_tokens + job.total_tokens, job.total_tokens
-    )
-    late = ttft > budget
-    slow = step > tpot_slo_s or decode.context_tokens + job.total_tokens > decode.kv_capacity
-    swamped = ttft > params.reject_after * (job.deadline_s - job.arrival_s)
-    if swamped or (late and slow):
-        return AdmissionForecast(
-            AdmissionDecision.REJECT, ttft, step, attainment, max(ttft - budget, 0.0)
-        )
-    decision = AdmissionDecision.DEGRADE if late or slow else AdmissionDecision.ADMIT
-    return AdmissionForecast(decision, ttft, step, attainment, 0.0)
+    ttft_s = _ttft_s(job, load.queue, now_s, profile)
+    left_s = job.deadline_s - now_s
+    context = load.context_tokens + job.total_tokens
+    step_s = profile.decode.step_s(load.decode_requests + 1, context, job.total_tokens)
+    tpot_feasible = step_s <= tpot_slo_s and context <= load.kv_capacity_tokens
+    decision = decide(ttft_s, left_s, params, job.deadline_s - job.arrival_s, tpot_feasible)
+    attainment = _normal_cdf((left_s - ttft_s) / max(params.spread * ttft_s, 1e-9))
+    rejected = decision is AdmissionDecision.REJECT
+    retry_s = max(ttft_s - left_s, 0.0) if rejected else 0.0
+    return AdmissionForecast(decision, ttft_s, step_s, attainment, retry_s)
 
 
-def _work_ahead_s(
-    job: PrefillJob,
-    own_s: float,
-    queue: Sequence[PrefillJob],
-    now_s: float,
-    prefill: PrefillModel,
-    chunk_tokens: int,
-) -> float:
-    """Seconds of work that urgency serves before `job`, which takes `own_s`: Moore-Hodgson over all
-    that can still make it. A job that is given up follows those kept and smaller ones given up."""
-    kept: list[tuple[float, int, tuple[float, int]]] = []  # a heap, the largest on top
-    end_s = now_s
-    given_up_s: list[float] = []
-    for each in sorted([*queue, job], key=_due):
-        work = own_s
-        if each is not job:
-            work = prefill.remaining_s(each.done_tokens, each.total_tokens, chunk_tokens)
-        if now_s + work > each.deadline_s:
-            continue
-        heapq.heappush(kept, (-work, each.id, _due(each)))
-        end_s += work
-        if end_s > each.deadline_s:
-            largest, _, _ = heapq.heappop(kept)
-            end_s += largest
-            given_up_s.append(-largest)
-    on_time = any(number == job.id for _, number, _ in kept)
-    if on_time:
-        return sum(-work for work, _, due in kept if due < _due(job))
-    late = now_s + own_s > job.deadline_s
-    smaller = sum(work for work in given_up_s if late or work < own_s)
-    return sum(-work for work, _, _ in kept) + smaller
+def _ttft_s(job: PrefillJob, queue: Sequence[PrefillJob], now_s: float, profile: Profile) -> float:
+    """Return the predicted time to first token of `job`, behind the work that urgency serves first.
 
+    A feasible job follows the feasible jobs that are due earlier. Any other job follows all
+    feasible jobs, and the deferred ones that are smaller.
+    """
+    from kairos.policy.moore_hodgson import DEFERRED, FEASIBLE, INFEASIBLE, defer_overload
 
-def _due(job: PrefillJob) -> tuple[float, int]:
-    return job.deadline_s, job.id
+    model, chunk_tokens = profile.prefill, profile.limits.chunk_tokens
+    jobs = sorted([*queue, job], key=lambda each: (each.deadline_s, each.id))
+    own = next(i for i, each in enumerate(jobs) if each is job)
+    works = [model.remaining_s(one.done_tokens, one.total_tokens, chunk_tokens) for one in jobs]
+    # Alone in its batches, the new job pays what the others share.
+    works[own] += model.fixed_s + model.weight_floor_s
+    work_s, due_s = np.array(works), np.array([one.deadline_s for one in jobs])
+    state = np.where(now_s + work_s > due_s, INFEASIBLE, FEASIBLE).astype(np.int8)
+    defer_overload(work_s, work_s, due_s, now_s, state)
+    feasible = work_s[state == FEASIBLE]
+    if state[own] == FEASIBLE:
+        feasible = work_s[:own][state[:own] == FEASIBLE]
+        return float(feasible.sum()) + works[own]
+    deferred = work_s[state == DEFERRED]
+    if state[own] == DEFERRED:
+        deferred = deferred[deferred < works[own]]
+    return float(feasible.sum()) + float(deferred.sum()) + works[own]
 
 
 def _normal_cdf(x: float) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from kairos.latency import Profile
-from kairos.policy.admission import AdmissionDecision, AdmissionParams, DecodeLoad, forecast
+from kairos.policy.admission import AdmissionDecision, AdmissionParams, InstanceLoad, forecast
 from kairos.policy.jobs import PrefillJob
 from kairos.sim.decode_server import DecodeServer
 from kairos.sim.prefill_server import PrefillServer, PromptProgress
@@ -52,17 +52,7 @@ class AdmissionController:
         self._update_progress()
         # The batch in flight, and with look-ahead the one composed already, come first.
         ready_s = max(now_s, self._prefill.free_s)
-        seen = forecast(
-            job,
-            tpot_slo_s,
-            list(self._unfinished.values()),
-            self._decode_load(),
-            ready_s,
-            self._profile.prefill,
-            self._profile.decode,
-            self._profile.limits.chunk_tokens,
-            self._params,
-        )
+        seen = forecast(job, tpot_slo_s, self._load(), ready_s, self._profile, self._params)
         if seen.decision is AdmissionDecision.REJECT:
             return None
         if seen.decision is AdmissionDecision.DEGRADE and seen.ttft_s > job.deadline_s - ready_s:
@@ -80,7 +70,11 @@ class AdmissionController:
             if done[job.id] < job.total_tokens
         }
 
-    def _decode_load(self) -> DecodeLoad:
+    def _load(self) -> InstanceLoad:
         decode = min(self._decode, key=lambda each: each.load_tokens)
-        requests = len(decode.running) + len(decode.waiting)
-        return DecodeLoad(requests, decode.load_tokens, self._profile.limits.kv_tokens)
+        return InstanceLoad(
+            list(self._unfinished.values()),
+            len(decode.running) + len(decode.waiting),
+            decode.load_tokens,
+            self._profile.limits.kv_tokens,
+        )

@@ -11,26 +11,24 @@ from kairos.policy.admission import (
     AdmissionDecision,
     AdmissionForecast,
     AdmissionParams,
-    DecodeLoad,
+    InstanceLoad,
     forecast,
 )
 from kairos.policy.jobs import PrefillJob
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
-IDLE = DecodeLoad(0, 0, 1_000_000)
-FULL = DecodeLoad(80, 990_000, 1_000_000)
+IDLE = InstanceLoad([], 0, 0, 1_000_000)
+FULL = InstanceLoad([], 80, 990_000, 1_000_000)
 
 
 def ask(
     queue: list[PrefillJob],
-    decode: DecodeLoad = IDLE,
+    load: InstanceLoad = IDLE,
     tpot_s: float = 0.03,
     now_s: float = 0.0,
 ) -> AdmissionForecast:
     job = PrefillJob(10**6, now_s, now_s + 1.0, 8_000)
-    return forecast(
-        job, tpot_s, queue, decode, now_s, PROFILE.prefill, PROFILE.decode, 8_192, AdmissionParams()
-    )
+    return forecast(job, tpot_s, load._replace(queue=queue), now_s, PROFILE, AdmissionParams())
 
 
 def backlog(jobs: int) -> list[PrefillJob]:
@@ -119,17 +117,8 @@ def test_9_while_nobody_is_given_up_more_work_ahead_never_helps(rows):
 def test_11_a_small_prompt_passes_a_backlog_of_which_most_cannot_be_on_time():
     """The whole backlog counted, as each of its prompts could be on time if it were alone."""
     small = PrefillJob(10**6, 0.0, 1.0, 500)
-    seen = forecast(
-        small,
-        0.03,
-        backlog(100),
-        IDLE,
-        0.0,
-        PROFILE.prefill,
-        PROFILE.decode,
-        8_192,
-        AdmissionParams(),
-    )
+    load = IDLE._replace(queue=backlog(100))
+    seen = forecast(small, 0.03, load, 0.0, PROFILE, AdmissionParams())
     assert seen.decision is AdmissionDecision.ADMIT
     assert ask([]).ttft_s / 4 < seen.ttft_s < 1.0
 
@@ -139,17 +128,17 @@ def test_12_a_prompt_that_is_given_up_waits_for_all_that_is_kept():
     job = PrefillJob(10**6, 0.0, 1.0, 60_000)
     assert ask(kept).decision is AdmissionDecision.ADMIT
     work_s = PROFILE.prefill.remaining_s(0, 6_000, 8_192)
-    args = (IDLE, 0.0, PROFILE.prefill, PROFILE.decode, 8_192, AdmissionParams())
-    alone = forecast(job, 0.03, [], *args).ttft_s
-    assert forecast(job, 0.03, kept, *args).ttft_s == pytest.approx(alone + 8 * work_s)
+    alone, behind = (
+        forecast(job, 0.03, IDLE._replace(queue=queue), 0.0, PROFILE, AdmissionParams()).ttft_s
+        for queue in ([], kept)
+    )
+    assert behind == pytest.approx(alone + 8 * work_s)
 
 
 @pytest.mark.parametrize("total", [1, 10_000_000])
 @pytest.mark.parametrize("slo", [1e-6, 1e6])
 def test_10_extremes_stay_finite(total, slo):
     job = PrefillJob(1, 0.0, slo, total)
-    seen = forecast(
-        job, 1e-6, [], FULL, 0.0, PROFILE.prefill, PROFILE.decode, 8_192, AdmissionParams()
-    )
+    seen = forecast(job, 1e-6, FULL, 0.0, PROFILE, AdmissionParams())
     figures = (seen.ttft_s, seen.tpot_s, seen.ttft_attainment, seen.retry_after_s)
     assert all(math.isfinite(figure) and figure >= 0.0 for figure in figures)

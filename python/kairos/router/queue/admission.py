@@ -3,17 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from kairos.policy.admission import AdmissionDecision
 from kairos.slo import Slo
-
-
-class Decision(Enum):
-    """ADMIT: queued as asked. DEGRADE: queued with a longer TTFT objective. BEST_EFFORT: queued,
-    yields to everything else. REJECT: not queued, forgotten."""
-
-    ADMIT = "admit"
-    DEGRADE = "degrade"
-    BEST_EFFORT = "best_effort"
-    REJECT = "reject"
 
 
 class Reason(Enum):
@@ -39,7 +30,7 @@ class AdmissionResult:
     predicted_ttft_s: from now, seconds; NaN where nothing is known.
     """
 
-    decision: Decision
+    decision: AdmissionDecision
     slo: Slo
     reason: Reason | None = None
     detail: str = ""
@@ -48,4 +39,4 @@ class AdmissionResult:
 
     @property
     def queued(self) -> bool:
-        return self.decision is not Decision.REJECT
+        return self.decision is not AdmissionDecision.REJECT

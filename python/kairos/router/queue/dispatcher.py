@@ -8,6 +8,7 @@ import numpy as np
 
 from kairos.errors import InputError
 from kairos.latency import Profile
+from kairos.policy.admission import AdmissionDecision, decide
 from kairos.router.placement.decode_target import DecodeTarget
 from kairos.router.placement.load import WorkerLoad
 from kairos.router.placement.placement import (
@@ -19,13 +20,13 @@ from kairos.router.placement.placement import (
     untried,
 )
 from kairos.router.placement.prefill_target import PrefillTarget
-from kairos.router.queue.admission import AdmissionResult, Decision, Reason
+from kairos.router.queue.admission import AdmissionResult, Reason
 from kairos.router.queue.arrivals import Arrivals
 from kairos.router.queue.demand import Assignment, RequestDemand
 from kairos.router.queue.dispatched import DispatchedRequest
 from kairos.router.queue.expected_outputs import Outputs
 from kairos.router.queue.fair_queueing import FairQueueing
-from kairos.router.queue.params import Binding, DispatchParams, Infeasible
+from kairos.router.queue.params import Binding, DispatchParams
 from kairos.router.queue.queue_limits import QueueLimits
 from kairos.router.queue.request_queue import QueuedRequest, WaitingQueue
 from kairos.router.queue.starvation import Starvation
@@ -157,7 +158,7 @@ class Dispatcher:
             reason, detail = refused
             never = reason is Reason.TOO_LARGE
             retry_s = 0.0 if never else self._retry_s()
-            return AdmissionResult(Decision.REJECT, work.slo, reason, detail, retry_s)
+            return AdmissionResult(AdmissionDecision.REJECT, work.slo, reason, detail, retry_s)
         entry = QueuedRequest(work, 0.0, -1)
         entry.work_s = min(
             instance.work_s(cached_tokens(entry, instance), work.input_tokens)
@@ -165,12 +166,12 @@ class Dispatcher:
         )
         ttft_s = self._predicted_ttft_s(entry, now_s)
         left_s = max(work.deadline_s - now_s, 0.0)
-        # A NaN is not infeasible: nothing is known.
-        if work.best_effort or not ttft_s > self.params.infeasible_after * left_s:
+        decision = decide(ttft_s, left_s, self.params.admission)
+        if work.best_effort or decision is AdmissionDecision.ADMIT:
             self._expect(entry, left_s, now_s)
             self._enqueue(entry)
-            return AdmissionResult(Decision.ADMIT, work.slo, predicted_ttft_s=ttft_s)
-        return self._infeasible(entry, ttft_s, left_s, now_s)
+            return AdmissionResult(AdmissionDecision.ADMIT, work.slo, predicted_ttft_s=ttft_s)
+        return self._infeasible(entry, decision, ttft_s, left_s, now_s)
 
     def dispatch(self, now_s: float) -> list[Assignment]:
         """Requests to send now, most urgent first; they count as sent when this returns."""
@@ -340,22 +341,24 @@ class Dispatcher:
         return self._bounds.refuses(work, self.params)
 
     def _infeasible(
-        self, entry: QueuedRequest, ttft_s: float, left_s: float, now_s: float
+        self,
+        entry: QueuedRequest,
+        decision: AdmissionDecision,
+        ttft_s: float,
+        left_s: float,
+        now_s: float,
     ) -> AdmissionResult:
-        """What `params.infeasible` says of a request that is expected after `ttft_s` seconds, but
-        due in `left_s`."""
+        """Carry out `decision` for a request that is expected in `ttft_s` and due in `left_s`."""
         work, reason = entry.work, Reason.INFEASIBLE
         detail = f"the first token is expected in {ttft_s:.1f} s and due in {left_s:.1f} s"
-        if self.params.infeasible is Infeasible.REJECT:
+        if decision is AdmissionDecision.REJECT:
             retry_s = min(max(ttft_s - left_s, RETRY_S[0]), RETRY_S[1])
-            return AdmissionResult(Decision.REJECT, work.slo, reason, detail, retry_s, ttft_s)
-        if self.params.infeasible is Infeasible.DEGRADE:
-            decision = Decision.DEGRADE
+            return AdmissionResult(decision, work.slo, reason, detail, retry_s, ttft_s)
+        if decision is AdmissionDecision.DEGRADE:
             longer_s = now_s - work.arrival_s + DEGRADE_SPARE * ttft_s
             slo = replace(work.slo, ttft_ms=min(longer_s * 1e3, TTFT_RANGE_MS[1]))
             entry.work = replace(work, slo=slo)
         else:
-            decision = Decision.BEST_EFFORT
             entry.work = replace(work, best_effort=True)
         self._enqueue(entry)
         return AdmissionResult(decision, entry.work.slo, reason, detail, 0.0, ttft_s)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from kairos.errors import InputError
+from kairos.policy.admission import AdmissionDecision, AdmissionParams
 
 
 class Infeasible(Enum):
@@ -63,6 +64,12 @@ class DispatchParams:
     stale_s: float = 2.0
     block_limit: int = 131_072
     binding: Binding = Binding.URGENCY
+
+    @property
+    def admission(self) -> AdmissionParams:
+        """The parameters of `kairos.policy.admission.decide`."""
+        on_infeasible = AdmissionDecision(self.infeasible.value)
+        return AdmissionParams(self.infeasible_after, on_infeasible, reject_after=math.inf)
 
     def __post_init__(self) -> None:
         allowed = {

@@ -12,6 +12,7 @@ from aiohttp import web
 from opentelemetry import trace
 
 from kairos.errors import InputError
+from kairos.policy.admission import AdmissionDecision
 from kairos.router.background import Background
 from kairos.router.config.settings import RouterConfig
 from kairos.router.edge.answers import SERVER, error_document, refusal
@@ -29,7 +30,6 @@ from kairos.router.edge.tenant import Tenant
 from kairos.router.observe import tracing
 from kairos.router.observe.access_log import AccessLog
 from kairos.router.observe.metrics import RouterMetrics
-from kairos.router.queue.admission import Decision
 from kairos.router.queue.demand import Assignment, RequestDemand
 from kairos.router.queue.dispatch_waiter import DispatchWaiter
 from kairos.router.queue.dispatcher import Dispatcher
@@ -248,7 +248,7 @@ class RequestHandler:
         result = deps.dispatcher.offer(demand, time.monotonic())
         if not result.queued:
             raise rejected(result, deps.config.overload.overload_status)
-        best_effort = result.decision is Decision.BEST_EFFORT
+        best_effort = result.decision is AdmissionDecision.BEST_EFFORT
         context.admission = Admission(result.slo, best_effort, result.predicted_ttft_s)
         return demand
 

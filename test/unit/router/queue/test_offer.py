@@ -5,7 +5,8 @@ import math
 import pytest
 
 from kairos.errors import InputError
-from kairos.router.queue.admission import Decision, Reason
+from kairos.policy.admission import AdmissionDecision
+from kairos.router.queue.admission import Reason
 from kairos.router.queue.params import Infeasible
 from support.dispatching import dispatcher, ids, work
 
@@ -22,7 +23,7 @@ def test_11_the_queue_is_bounded(params, fields, reason):
     made = dispatcher(tenant_room=math.inf, **params)
     assert all(made.offer(work(i, **fields), 0.0).queued for i in range(2))
     verdict = made.offer(work(2, **fields), 0.0)
-    assert (verdict.decision, verdict.reason) == (Decision.REJECT, reason)
+    assert (verdict.decision, verdict.reason) == (AdmissionDecision.REJECT, reason)
     assert 1.0 <= verdict.retry_after_s <= 60.0
     assert "at most" in verdict.detail
     made.cancelled(0, 0.0)
@@ -70,7 +71,9 @@ def test_13_what_cannot_be_on_time_is_treated_as_configured(infeasible):
         for i in range(1, 30):
             made.offer(work(i, 0.0, 8_000, ttft_ms=20_000.0), 0.0)
         assert next(iter(ids(made.dispatch(0.0)))) != 0
-    assert made.offer(work(99, tokens=1_000, ttft_ms=5_000.0), 0.0).decision is Decision.ADMIT
+    assert (
+        made.offer(work(99, tokens=1_000, ttft_ms=5_000.0), 0.0).decision is AdmissionDecision.ADMIT
+    )
 
 
 def test_13_the_queue_ahead_counts():
