@@ -1,4 +1,4 @@
-"""Every metric that Kairos adds to a server's /metrics: name, help text, and where the figure is.
+"""Every metric that Kairos adds to a server's /metrics: name, help text, and source.
 
 `kairos.router.observe.metrics` has those of the router.
 """
@@ -12,11 +12,14 @@ from kairos.validation import as_number
 
 @dataclass(frozen=True, slots=True)
 class EngineMetric:
-    """Attributes:
-    name: Prometheus name; counters get `_total` appended by the client library.
-    help: one line.
-    kind: counters only grow while a server runs.
-    path: keys into the `kairos` object of /server_info; absent there, it is absent here.
+    """A metric of an engine.
+
+    Attributes:
+        name: Prometheus name; the client library appends `_total` to counters.
+        help: one line.
+        kind: counters only grow while a server runs.
+        path: keys into the `kairos` object of /server_info. A metric whose path does not exist
+            there is left out.
     """
 
     name: str
@@ -42,24 +45,26 @@ ENGINE_METRICS: tuple[EngineMetric, ...] = (
         "counter",
         ("invalid_slos",),
     ),
-    _prefill("preempted", "gauge", "Started prompts that are set aside now."),
-    _prefill("preemptions", "counter", "Times that a started prompt was set aside."),
+    _prefill("preempted", "gauge", "Started prompts that are preempted now."),
+    _prefill("preemptions", "counter", "Preemptions of started prompts."),
     _prefill("overtakes", "counter", "Prompts that finished before one that had started earlier."),
-    _prefill("demotions", "counter", "Prompts given up that had been going to be on time."),
-    _prefill(
-        "starvation_grants", "counter", "Batches that served a prompt that had waited too long."
-    ),
-    _prefill("recomputed", "counter", "Set-aside prompts whose KV cache was given back."),
+    _prefill("demotions", "counter", "Prompts that were feasible in one plan and not in the next."),
+    _prefill("starvation_grants", "counter", "Batches that served a starved prompt out of turn."),
+    _prefill("recomputed", "counter", "Preempted prompts whose KV cache was freed."),
     _prefill("prediction_ratio", "gauge", "Measured / predicted batch time, weighted mean."),
     _prefill("prediction_spread", "gauge", "Mean deviation of that ratio."),
-    _decode("skipped", "gauge", "Requests that sit out the current decode step."),
-    _decode("skips", "counter", "Times that a request sat out decode steps."),
+    _decode("skipped", "gauge", "Requests that do not run in the current decode step."),
+    _decode("skips", "counter", "Times that a running request was skipped."),
     _decode("steps", "counter", "Decode steps decided on."),
     _decode(
-        "steps_selection_skipped", "counter", "Decode steps before which nobody was looked at."
+        "steps_selection_skipped",
+        "counter",
+        "Decode steps without a selection, in which all requests run.",
     ),
-    _decode("steps_with_skips", "counter", "Decode steps that some request sat out."),
-    _decode("starvation_grants", "counter", "Turns given to requests that had sat out too long."),
+    _decode("steps_with_skips", "counter", "Decode steps in which a request was skipped."),
+    _decode(
+        "starvation_grants", "counter", "Steps given to requests without a token for too long."
+    ),
     _decode("retractions", "counter", "Requests moved out of KV memory."),
     _decode(
         "prediction_ratio",
@@ -71,12 +76,12 @@ ENGINE_METRICS: tuple[EngineMetric, ...] = (
     _decode(
         "granted_infeasible",
         "counter",
-        "Of them, those that were late already.",
+        "Requests given decode memory that were infeasible already.",
         ("preallocation", "granted_infeasible"),
     ),
     EngineMetric(
         "kairos:decode_turns",
-        "Without disaggregation: decode steps that went before a waiting prompt.",
+        "Without disaggregation: decode steps that ran before a waiting prompt.",
         "counter",
         ("decode_turns", "taken"),
     ),
@@ -85,7 +90,7 @@ ENGINE_METRICS: tuple[EngineMetric, ...] = (
 
 
 def figure(state: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
-    """The number at `path` in the `kairos` object of /server_info; None where there is none."""
+    """Return the number at `path` in the `kairos` object of /server_info; None if there is none."""
     found: Any = state
     for key in path:
         if not isinstance(found, Mapping) or key not in found:

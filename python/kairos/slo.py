@@ -1,7 +1,7 @@
-"""Service-level objectives of a request: what it may ask for, in which form, within which bounds.
+"""Service-level objectives of a request: their forms and their bounds.
 
 A request can carry its SLO in HTTP headers, in a `kairos` object of the body, or in the engine's
-`custom_params`. All three end in one `Slo`; every rejection is an `InputError` that names the
+`custom_params`. All three become one `Slo`. Every rejection is an `InputError` that names the
 field, the value and what is allowed.
 """
 
@@ -16,8 +16,8 @@ DEFAULT_CLASS = "default"
 APPLIED_HEADER = "x-kairos-slo-applied"
 CLASS_HEADER = "x-kairos-slo-class"
 
-# Wide enough for any service, narrow enough that seconds written for milliseconds, or a tenant
-# asking for the impossible, is noticed at the door. Milliseconds.
+# Milliseconds. Wide enough for any service, and narrow enough to catch seconds written for
+# milliseconds.
 TTFT_RANGE_MS = Range(1.0, 3_600_000.0)
 TPOT_RANGE_MS = Range(0.1, 600_000.0)
 ELAPSED_RANGE_MS = Range(0.0, 3_600_000.0)
@@ -41,23 +41,28 @@ class Slo:
 
     @property
     def ttft_s(self) -> float:
+        """Time to first token, seconds."""
         return self.ttft_ms / 1e3
 
     @property
     def tpot_s(self) -> float:
+        """Time per output token, seconds."""
         return self.tpot_ms / 1e3
 
     def header(self) -> str:
-        """Value of the response header that echoes the applied SLO."""
+        """Return the value of the response header that echoes the applied SLO."""
         return f"ttft-ms={self.ttft_ms:g}, tpot-ms={self.tpot_ms:g}, class={self.slo_class}"
 
 
 @dataclass(frozen=True, slots=True)
 class SloRequest:
-    """What a request asked for; None where it left the choice to its class.
+    """The SLO that a request carries; None where its class decides.
 
     Attributes:
-        elapsed_ms: time the request has already spent upstream of this process, milliseconds.
+        ttft_ms: time to first token, milliseconds.
+        tpot_ms: time per output token, milliseconds.
+        slo_class: name of its class.
+        elapsed_ms: time that the request has spent before this process, milliseconds.
     """
 
     ttft_ms: float | None = None
@@ -66,7 +71,7 @@ class SloRequest:
     elapsed_ms: float = 0.0
 
     def over(self, other: "SloRequest") -> "SloRequest":
-        """This request's fields, completed by `other`'s where this one has none."""
+        """Return the fields of this request, completed by those of `other`."""
         return SloRequest(
             other.ttft_ms if self.ttft_ms is None else self.ttft_ms,
             other.tpot_ms if self.tpot_ms is None else self.tpot_ms,
@@ -77,13 +82,18 @@ class SloRequest:
 
 @dataclass(frozen=True, slots=True)
 class SloClasses:
-    """The classes a server offers; `default` applies where a request names none."""
+    """The SLO classes that a server offers.
+
+    Attributes:
+        default: applies to a request that names no class.
+        named: the other classes by name.
+    """
 
     default: Slo
     named: Mapping[str, Slo] = field(default_factory=dict)
 
     def resolve(self, asked: SloRequest) -> Slo:
-        """Complete `asked` from its class.
+        """Return the SLO of a request, completed from its class.
 
         Raises:
             InputError: the class is not offered here.
@@ -103,17 +113,17 @@ class SloClasses:
 
 
 def ttft_ms(value: object, where: str) -> float:
-    """Validate a TTFT objective in milliseconds; `where` labels errors."""
+    """Validate a TTFT objective in milliseconds; `where` names it in messages."""
     return parse_number(value, where, TTFT_RANGE_MS, "milliseconds")
 
 
 def tpot_ms(value: object, where: str) -> float:
-    """Validate a TPOT objective in milliseconds; `where` labels errors."""
+    """Validate a TPOT objective in milliseconds; `where` names it in messages."""
     return parse_number(value, where, TPOT_RANGE_MS, "milliseconds")
 
 
 def class_name(value: object, where: str) -> str:
-    """Validate an SLO class name; `where` labels errors."""
+    """Validate an SLO class name; `where` names it in messages."""
     if not isinstance(value, str) or not _CLASS_NAME.fullmatch(value):
         raise InputError(
             f"{where}: {shown(value)} is not a class name; allowed are 1 to 64 letters, digits, "
@@ -123,7 +133,7 @@ def class_name(value: object, where: str) -> str:
 
 
 def parse_class(text: str, where: str) -> Slo:
-    """Parse a class definition `NAME=TTFT,TPOT` (milliseconds)."""
+    """Parse a class definition `NAME=TTFT_MS,TPOT_MS`; `where` names it in messages."""
     name, equals, objectives = text.partition("=")
     ttft, comma, tpot = objectives.partition(",")
     if not equals or not comma:
@@ -138,7 +148,10 @@ def parse_class(text: str, where: str) -> Slo:
 
 
 def from_headers(headers: Iterable[tuple[str, str]]) -> SloRequest:
-    """Read the SLO headers among `headers` (name, value), repeated names included.
+    """Read the SLO headers of a request.
+
+    Args:
+        headers: (name, value) of all its headers, repeated names included.
 
     Raises:
         InputError: a malformed value, or two headers for one objective.
@@ -165,8 +178,8 @@ def _tpot_ms_of_rate(value: object, where: str) -> float:
     return 1e3 / parse_number(value, where, allowed, "tokens per second")
 
 
-# header -> (objective, its parser); the canonical names first, then the aliases other routers
-# and load generators send.
+# Header -> (objective, its parser). The canonical names come first, then the aliases that other
+# routers and load generators send.
 _OBJECTIVES: dict[str, tuple[str, Callable[[object, str], float]]] = {
     "x-kairos-slo-ttft-ms": ("TTFT", ttft_ms),
     "x-kairos-slo-tpot-ms": ("TPOT", tpot_ms),
@@ -182,9 +195,14 @@ SLO_HEADERS = (*_OBJECTIVES, CLASS_HEADER)
 
 
 def from_mapping(fields: object, where: str) -> SloRequest:
-    """Read a `kairos` object of a request body or of custom_params; `where` labels errors.
+    """Read a `kairos` object of a request body or of custom_params.
 
-    Allowed keys: ttft_ms, tpot_ms, class, elapsed_ms.
+    Args:
+        fields: the object; allowed keys are ttft_ms, tpot_ms, class and elapsed_ms.
+        where: names it in messages.
+
+    Raises:
+        InputError: not an object, an unknown key, or a malformed value.
     """
     if not isinstance(fields, Mapping):
         raise InputError(f"{where}: {shown(fields)} is not an object")

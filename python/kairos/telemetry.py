@@ -1,4 +1,4 @@
-"""What a Kairos engine tells a router about itself: one msgpack map per message."""
+"""Telemetry from a Kairos engine to a router: one msgpack map per message."""
 
 import re
 
@@ -6,27 +6,30 @@ import msgspec
 
 VERSION = 1
 MAX_BYTES = 4096
-"""A message is never longer; longer ones are not received."""
+"""Longest message; longer ones are not received."""
 
 
 class TelemetryReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One message; None where it does not apply. Fields may be added: receivers ignore what they do
-    not know. `version` changes when a field changes its meaning.
+    """One message; a field is None where it does not apply.
+
+    Fields may be added: receivers ignore unknown fields. `version` changes when a field changes its
+    meaning.
 
     Attributes:
-        epoch: random, new after every start of the engine.
-        sequence: counts the messages of an epoch.
+        epoch: random text, new after every start of the engine.
+        sequence: number of the message in its epoch.
         role: "prefill", "decode" or "null".
-        running: requests in its batch, parked ones included.
+        running: requests in its batch, skipped ones included.
         waiting: requests in its queues.
-        max_running: requests it runs at most.
-        kv_used_tokens: KV tokens in use or asked for by queued requests.
-        kv_capacity_tokens: KV tokens there are.
-        uncached_tokens: prompt tokens still to be computed.
+        max_running: most requests that it runs.
+        kv_used_tokens: KV tokens in use or requested by queued requests.
+        kv_capacity_tokens: KV tokens in total.
+        version: of the message format.
+        uncached_tokens: prompt tokens that are not computed.
         backlog_s: predicted time to compute them, seconds.
         calibration: measured / predicted time of the latency model.
-        skipped: requests that sit out decode steps.
-        skipped_kv_tokens: KV they hold.
+        skipped: requests that do not run in the current decode step.
+        skipped_kv_tokens: KV tokens that they hold.
         slack_s: smallest slack of the residents, seconds.
     """
 
@@ -53,7 +56,7 @@ _ENDPOINT = re.compile(
 
 
 def is_endpoint(text: str) -> bool:
-    """Whether `text` is `tcp://host:port`."""
+    """Return whether `text` is `tcp://host:port`."""
     found = _ENDPOINT.fullmatch(text)
     return found is not None and int(found[1]) <= 65_535
 

@@ -1,6 +1,6 @@
 """Latency models of one engine: prefill batches, decode steps and KV transfer.
 
-`Profile` bundles the three with the engine's limits and says where the numbers come from.
+A `Profile` holds the three, the limits of the engine, and the origin of its numbers.
 """
 
 from kairos.latency.calibration import Calibration

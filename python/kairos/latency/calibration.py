@@ -1,4 +1,4 @@
-"""Online correction of a latency model by what is measured."""
+"""Online correction of a latency model by measurements."""
 
 import math
 
@@ -6,11 +6,16 @@ import math
 class Calibration:
     """Exponentially weighted mean and spread of measured / predicted.
 
-    Args:
-        alpha: weight of one sample; 0.05 forgets a drift within some 60 samples.
-
     A sample beyond four spreads counts as one at four spreads: a garbage collection or a page
     fault must not stretch the predictions of the next hundred steps.
+
+    Args:
+        alpha: weight of one sample; 0.05 follows a drift within some 60 samples.
+
+    Attributes:
+        factor: mean of measured / predicted.
+        spread: estimate of its standard deviation.
+        samples: that were taken in.
     """
 
     def __init__(self, alpha: float = 0.05) -> None:
@@ -20,8 +25,12 @@ class Calibration:
         self._alpha = alpha
 
     def observe(self, predicted_s: float, measured_s: float) -> None:
-        """Take in one sample. `predicted_s` is the model's own, without this factor. Samples that
-        are not positive and finite are ignored."""
+        """Take in one sample; values that are not positive and finite are ignored.
+
+        Args:
+            predicted_s: prediction of the model without this factor, seconds.
+            measured_s: duration, seconds.
+        """
         if not (0.0 < predicted_s < math.inf and 0.0 < measured_s < math.inf):
             return
         error = measured_s / predicted_s - self.factor
@@ -33,9 +42,9 @@ class Calibration:
 
     @property
     def bias(self) -> float:
-        """How much longer than predicted things take, as a fraction."""
+        """Relative error of the model: 0.1 if durations are 10 % longer than predicted."""
         return self.factor - 1.0
 
     def quantile(self, sigmas: float) -> float:
-        """Factor that measured / predicted stays below up to `sigmas` standard deviations."""
+        """Return the value of measured / predicted that is `sigmas` deviations above its mean."""
         return self.factor + sigmas * self.spread

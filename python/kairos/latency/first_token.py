@@ -1,4 +1,4 @@
-"""A prefill model from times to first token of lone requests, seen by a client."""
+"""A prefill model from times to first token that a client measures on an idle server."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ class FirstToken(NamedTuple):
     """A measured time to first token.
 
     Attributes:
-        batches: the chunks that the prompt was computed in, one after the other.
+        batches: chunks in which the prompt was computed, one after the other.
         seconds: from sending the request to its first token, on an idle server.
     """
 
@@ -29,42 +29,51 @@ class FirstToken(NamedTuple):
 
 
 class FirstTokenPath(NamedTuple):
-    """What a first token takes beside prefill: HTTP, handshake, transfer, the way back.
+    """Time to first token beside prefill: HTTP, handshake, transfer, response.
 
     Attributes:
         fixed_s: of every request, seconds.
-        per_token_s: per token of the whole prompt: reading its ids, moving its KV.
+        per_token_s: per token of the whole prompt, seconds: reading its ids, moving its KV.
     """
 
     fixed_s: float
     per_token_s: float
 
     def seconds(self, length: int) -> float:
-        """Of a prompt of `length` tokens."""
+        """Return the time of a prompt of `length` tokens, seconds."""
         return self.fixed_s + self.per_token_s * length
 
 
 def single_request_chunks(length: int, cached: int, chunk_tokens: int) -> tuple[Chunk, ...]:
-    """Chunks in which a server computes a prompt that it has for itself."""
+    """Return the chunks in which an idle server computes a prompt.
+
+    Args:
+        length: tokens of the prompt.
+        cached: tokens of it that are cached.
+        chunk_tokens: new tokens of a full batch.
+    """
     starts = range(cached, length, chunk_tokens)
     return tuple(Chunk(at, min(chunk_tokens, length - at)) for at in starts)
 
 
 def prefill_s(model: PrefillModel, batches: Sequence[Chunk]) -> float:
-    """Seconds of `batches`, each a forward of its own."""
+    """Return the predicted seconds of `batches`, each a forward of its own."""
     return sum(model.batch_s((chunk,)) for chunk in batches)
 
 
 def fit_first_tokens(
     samples: Sequence[FirstToken],
 ) -> tuple[PrefillModel, FirstTokenPath, Fit]:
-    """The prefill model and the path behind `samples`.
+    """Fit a prefill model and the rest of the path to times to first token.
 
-    What tells them apart: prompts of several chunks pay the fixed cost of a batch several times and
-    the path once; prompts with a cached prefix are long for the path and short for prefill. Without
-    the former the path's fixed part counts as the batch's, without the latter its part per token
-    as prefill's. The weight floor is where times stop falling with fewer new tokens; each size
-    among the samples is tried as that place.
+    Prompts of several chunks pay the fixed cost of a batch several times and the path once. Prompts
+    with a cached prefix are long for the path and short for prefill. Without the former the path's
+    fixed part counts as the batch's, without the latter its part per token counts as prefill's.
+    At the weight floor times stop falling with fewer new tokens; each size among the samples is
+    tried as that point.
+
+    Returns:
+        the model, the path, and the quality of the fit.
 
     Raises:
         InputError: too few samples, or values that are not positive and finite.
@@ -76,7 +85,7 @@ def fit_first_tokens(
     cached = any(s.batches[0].context for s in samples)
     sizes = sorted({chunk.new for s in samples for chunk in s.batches})
     best, best_error = None, np.inf
-    # Two sizes above the floor at least, or nothing tells the cost per token.
+    # With fewer than two sizes above the floor the cost per token is undetermined.
     for floored_to in (0, *sizes[:-2]):
         columns = _columns(samples, floored_to)
         used = np.array([several, cached, True, floored_to > 0, True, True])
@@ -86,7 +95,7 @@ def fit_first_tokens(
         path_s, path_token, fixed, floor, per_token, attention = map(float, coefficients)
         model = PrefillModel(fixed, floor, max(per_token, 1e-12), attention)
         path = FirstTokenPath(path_s, path_token)
-        # Of the model itself: it takes the larger of floor and linear part, wherever they cross.
+        # The error of the model itself, which takes the larger of floor and linear part.
         error = _mean_error(model, path, samples)
         if error < best_error:
             best, best_error = (model, path, fit), error
@@ -95,7 +104,7 @@ def fit_first_tokens(
 
 
 def _columns(samples: Sequence[FirstToken], floored_to: int) -> Floats:
-    """A row per sample: 1, length, batches, batches on the floor, new tokens above it, area."""
+    """Return a row per sample: 1, length, batches, batches on the floor, new tokens above, area."""
     rows = []
     for sample in samples:
         above = [chunk.new for chunk in sample.batches if chunk.new > floored_to]

@@ -1,4 +1,4 @@
-"""Coefficients of the latency models from measurements: non-negative least squares."""
+"""Fits the coefficients of the latency models by non-negative least squares."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,18 +16,29 @@ _OUTLIER_SIGMAS = 4.0
 # Weight of the prior in `refine_prefill`: a coefficient 20 % off costs as much as one sample that
 # is 10 % off.
 _PRIOR_WEIGHT = 0.5
-_SMALL_SHARE = 0.05  # of a batch, which no prior is certain about
+_SMALL_SHARE = 0.05  # of a batch; a prior is not trusted below it
 
 
 class PrefillSample(NamedTuple):
-    """A measured prefill batch: its chunks and its seconds."""
+    """A measured prefill batch.
+
+    Attributes:
+        chunks: of the batch.
+        seconds: its duration.
+    """
 
     chunks: Sequence[Chunk]
     seconds: float
 
 
 class StepSample(NamedTuple):
-    """A measured decode step: requests, sum of contexts, seconds."""
+    """A measured decode step.
+
+    Attributes:
+        batch: requests.
+        total_context: sum of their contexts, tokens.
+        seconds: duration of the step.
+    """
 
     batch: int
     total_context: int
@@ -35,18 +46,23 @@ class StepSample(NamedTuple):
 
 
 class TransferSample(NamedTuple):
-    """A measured KV transfer over an idle link: tokens, seconds."""
+    """A measured KV transfer over an idle link.
+
+    Attributes:
+        tokens: whose KV was moved.
+        seconds: duration of the transfer.
+    """
 
     tokens: int
     seconds: float
 
 
 class Fit(NamedTuple):
-    """How well a model describes its samples.
+    """The quality of a fit.
 
     Attributes:
         relative_rms: root of the mean squared relative error.
-        outliers: samples left out, beyond four robust standard deviations.
+        outliers: samples that were left out, beyond four robust standard deviations.
     """
 
     relative_rms: float
@@ -56,17 +72,18 @@ class Fit(NamedTuple):
 def fit_prefill(
     samples: Sequence[PrefillSample], weight_floor_s: float
 ) -> tuple[PrefillModel, Fit]:
-    """Fixed, linear and attention cost of a prefill batch.
+    """Fit the fixed, linear and attention cost of a prefill batch.
 
     Args:
-        weight_floor_s: time to stream the weights once; a maximum cannot be fitted linearly, so it
-            is given: the measured time of a batch of one token, less the fixed cost.
+        samples: measured batches.
+        weight_floor_s: time to stream the weights once, seconds: the measured time of a batch of
+            one token, less the fixed cost. It is given because a maximum cannot be fitted linearly.
 
     Raises:
         InputError: fewer than four samples, or values that are not positive and finite.
     """
     new, area, seconds = _prefill_features(samples)
-    # Two rounds: which samples sit on the floor depends on the linear coefficient.
+    # Several rounds: the linear coefficient decides which samples are on the floor.
     per_token = 0.0
     coefficients, fit = np.zeros(3), Fit(0.0, 0)
     for _ in range(3):
@@ -80,10 +97,14 @@ def fit_prefill(
 
 
 def refine_prefill(prior: PrefillModel, samples: Sequence[PrefillSample]) -> PrefillModel:
-    """`prior` corrected by what was measured.
+    """Correct a prefill model by measurements.
 
-    What the samples say nothing about follows their overall level: a server that has seen short
-    prompts only keeps the prior's ratio of attention to linear cost.
+    Coefficients that the samples do not determine follow their overall level: a server that has
+    seen short prompts only keeps the prior's ratio of attention to linear cost.
+
+    Args:
+        prior: the model to correct.
+        samples: measured batches.
 
     Raises:
         InputError: no sample, or values that are not positive and finite.
@@ -93,11 +114,11 @@ def refine_prefill(prior: PrefillModel, samples: Sequence[PrefillSample]) -> Pre
         raise InputError("fit: every sample must be finite and take more than 0 seconds")
     level = float(np.median(seconds / [prior.batch_s(sample.chunks) for sample in samples]))
     known = level * np.array([prior.fixed_s, prior.per_token_s, prior.per_token_context_s])
-    # A coefficient that the prior says is nothing may still turn out to be something.
+    # A coefficient that is 0 in the prior may still turn out to be positive.
     most = np.median(seconds) / np.array([1.0, new.max(), max(area.max(), 1.0)])
     pulls = np.diag(_PRIOR_WEIGHT / np.maximum(known, _SMALL_SHARE * most))
     best, best_rms = prior, np.inf
-    # The floor is the bandwidth of memory, the rest mostly compute: either may follow the level.
+    # The floor is memory bandwidth, the rest mostly compute: the floor may or may not follow.
     for floor in (prior.weight_floor_s, level * prior.weight_floor_s):
         floored = known[1] * new < floor
         columns = np.column_stack([np.ones_like(new), np.where(floored, 0.0, new), area])
@@ -111,9 +132,10 @@ def refine_prefill(prior: PrefillModel, samples: Sequence[PrefillSample]) -> Pre
 
 
 def fit_decode(samples: Sequence[StepSample], expert_fraction: float) -> tuple[DecodeModel, Fit]:
-    """Fixed, expert, context and per-request cost of a decode step.
+    """Fit the fixed, expert, context and per-request cost of a decode step.
 
     Args:
+        samples: measured steps.
         expert_fraction: share of the experts that one token activates; 1 for a dense model.
     """
     batch = np.array([s.batch for s in samples], np.float64)
@@ -128,7 +150,12 @@ def fit_decode(samples: Sequence[StepSample], expert_fraction: float) -> tuple[D
 
 
 def fit_kv(samples: Sequence[TransferSample], bytes_per_token: float) -> tuple[KvLink, Fit]:
-    """Fixed cost and bandwidth of KV transfers."""
+    """Fit the fixed cost and the bandwidth of KV transfers.
+
+    Args:
+        samples: measured transfers.
+        bytes_per_token: KV bytes of one token.
+    """
     tokens = np.array([s.tokens for s in samples], np.float64)
     seconds = np.array([s.seconds for s in samples], np.float64)
     columns = np.column_stack([np.ones_like(tokens), tokens * bytes_per_token])
@@ -137,7 +164,7 @@ def fit_kv(samples: Sequence[TransferSample], bytes_per_token: float) -> tuple[K
 
 
 def _prefill_features(samples: Sequence[PrefillSample]) -> tuple[Floats, Floats, Floats]:
-    """New tokens, area and seconds of each sample."""
+    """Return new tokens, area and seconds of each sample."""
     new = np.array([sum(c.new for c in s.chunks) for s in samples], np.float64)
     area = np.array(
         [sum(c.new * (c.context + c.new / 2) for c in s.chunks) for s in samples], np.float64

@@ -1,4 +1,4 @@
-"""Time of one prefill batch."""
+"""The time of one prefill batch."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -19,10 +19,11 @@ class Chunk(NamedTuple):
 
 
 class PrefillModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """t = fixed + max(weight_floor, per_token * sum new) + per_token_context * sum of areas.
+    """Predicts t = fixed + max(weight_floor, per_token * new) + per_token_context * area.
 
-    The area of a chunk is the attention work ((context + new)^2 - context^2) / 2, in pairs of
-    tokens. `weight_floor_s` is the time to stream the weights once: small batches pay it whole.
+    `new` and `area` are sums over the chunks. The area of a chunk is its attention work
+    ((context + new)^2 - context^2) / 2, in pairs of tokens. `weight_floor_s` is the time to stream
+    the weights once: small batches pay it whole.
 
     Attributes:
         fixed_s: launch and host cost of a batch, seconds.
@@ -37,7 +38,7 @@ class PrefillModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     per_token_context_s: float
 
     def batch_s(self, chunks: Iterable[Chunk]) -> float:
-        """Predicted duration in seconds of one forward over `chunks`."""
+        """Return the predicted seconds of one forward over `chunks`."""
         new = 0
         area = 0.0
         for context, fresh in chunks:
@@ -47,10 +48,15 @@ class PrefillModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.fixed_s + linear + self.per_token_context_s * area
 
     def remaining_s(self, context: int, total: int, chunk_tokens: int) -> float:
-        """Engine time in seconds to take a prompt from `context` to `total` computed tokens.
+        """Return the engine time to compute the rest of a prompt, seconds.
 
-        The fixed cost is spread over full chunks of `chunk_tokens`, as in a busy server where
-        several requests share a batch. This is marginal work, not the latency of a lone request.
+        The fixed cost is spread over full chunks, as in a busy server where several requests share
+        a batch. This is marginal work, not the latency of a request on an idle server.
+
+        Args:
+            context: tokens of the prompt that are computed.
+            total: tokens of the prompt.
+            chunk_tokens: new tokens of a full batch.
         """
         new = total - context
         if new <= 0:

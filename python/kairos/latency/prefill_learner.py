@@ -1,4 +1,4 @@
-"""A prefill model that follows what is measured while serving."""
+"""A prefill model that follows the batches measured while serving."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from kairos.latency.fit import PrefillSample, refine_prefill
 from kairos.latency.prefill import Chunk, PrefillModel
 
 REFIT_EVERY = 128  # batches
-_KEPT = 512  # batches that a refit looks at: minutes of a busy server
+_KEPT = 512  # batches that a refit uses: minutes of a busy server
 _REPLAYED = 64  # recent batches that calibrate a refitted model
 
 
 class PrefillLearner:
-    """The coefficients are refitted now and then, their overall level follows every batch.
+    """Refits the coefficients periodically; their overall level follows every batch.
 
     Args:
-        prior: what refits are pulled towards, say a profile's model.
-        learned: an earlier run's result to begin with.
+        prior: model towards which refits are pulled, such as a profile's.
+        learned: model of an earlier run to begin with.
 
     Attributes:
         model: the coefficients in use.
@@ -35,12 +35,19 @@ class PrefillLearner:
 
     @property
     def factor(self) -> float:
-        """Multiplies every prediction of `model`."""
+        """Correction of every prediction of `model`."""
         return self._level.factor
 
     def observe(self, chunks: Sequence[Chunk], seconds: float) -> bool:
-        """Take in a measured batch; True when the model has been refitted. Durations that are not
-        positive are ignored."""
+        """Take in a measured batch.
+
+        Args:
+            chunks: of the batch.
+            seconds: its duration; values that are not positive are ignored.
+
+        Returns:
+            whether the model has been refitted.
+        """
         if not 0.0 < seconds < 3600.0 or not chunks:
             return False
         self._samples.append(PrefillSample(chunks, seconds))
@@ -51,7 +58,7 @@ class PrefillLearner:
         self._since_refit = 0
         try:
             self.model = refine_prefill(self._prior, self._samples)
-        except InputError:  # no solution found; the next samples may have one
+        except InputError:  # no solution; the next samples may have one
             return False
         self.refits += 1
         self._level = Calibration()

@@ -18,11 +18,11 @@ SCHEMA = 1
 
 
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the numbers come from.
+    """The origin of a profile's numbers.
 
     Attributes:
         kind: "assumed", "measured" or "learned".
-        source: the formula, command or data behind them.
+        source: the formula, command or data that they come from.
         date: ISO date on which they were written.
     """
 
@@ -32,12 +32,12 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class InstanceLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one instance can hold.
+    """The capacity of one instance.
 
     Attributes:
-        chunk_tokens: new tokens in one prefill batch at most.
+        chunk_tokens: most new tokens in one prefill batch.
         kv_tokens: tokens of KV cache.
-        max_batch: requests in one decode step at most.
+        max_batch: most requests in one decode step.
     """
 
     chunk_tokens: int
@@ -46,7 +46,7 @@ class InstanceLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One engine's latency models. All durations are seconds, all lengths tokens."""
+    """The latency models of one engine. All durations are seconds, all lengths tokens."""
 
     schema: int
     name: str
@@ -81,7 +81,7 @@ _RANGES = {
 
 
 def builtin_profiles() -> list[str]:
-    """Names of the profiles that ship with Kairos."""
+    """Return the names of the profiles that ship with Kairos."""
     folder = resources.files("kairos.latency") / "profiles"
     return sorted(
         f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json")
@@ -92,8 +92,8 @@ def load_profile(name_or_path: str | Path) -> Profile:
     """Load a shipped profile by name, or any profile by path.
 
     Raises:
-        InputError: unreadable, not JSON, unknown or missing field, value out of range. The
-            message names the file, the line and the field.
+        InputError: the file is unreadable or not JSON, a field is unknown or missing, or a value is
+            out of range. The message names the file, the line and the field.
     """
     name = str(name_or_path)
     if re.fullmatch(r"[\w.-]+", name) and not name.endswith(".json") and not Path(name).exists():
@@ -113,7 +113,15 @@ def load_profile(name_or_path: str | Path) -> Profile:
 
 
 def parse_profile(text: str, file: str) -> Profile:
-    """Decode and validate the JSON `text`; `file` only labels errors."""
+    """Decode and validate a profile.
+
+    Args:
+        text: JSON.
+        file: names it in messages.
+
+    Raises:
+        InputError: see `load_profile`.
+    """
     try:
         json.loads(text)  # for its line numbers; msgspec reports byte offsets
     except json.JSONDecodeError as error:
@@ -139,7 +147,7 @@ def parse_profile(text: str, file: str) -> Profile:
 
 
 def _line_of(text: str, field: str) -> int:
-    """Line of a dotted field in JSON text; of its parent where the field itself is missing."""
+    """Return the line of a dotted field in JSON text, or of its parent if the field is missing."""
     position = 0
     for part in field.split("."):
         found = text.find(f'"{part}"', position)

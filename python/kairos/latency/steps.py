@@ -1,4 +1,4 @@
-"""Decode step times learned while serving, on top of the analytic prior of a profile."""
+"""Decode step times that are learned while serving, from the analytic prior of a profile."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,34 +11,33 @@ from kairos.latency.table import Floats, StepTable
 
 CONTEXT_KNOTS = 9
 RATE = 0.05
-"""Weight of one sample at a knot that has seen many; the first ones count fully."""
+"""Weight of one sample at a knot with many samples; the first ones count fully."""
 PRIOR_SAMPLES = 4.0
-"""Samples at a knot that weigh as much as what the other knots say."""
+"""Samples at a knot that weigh as much as the mean of all knots."""
 REFRESH = 16
-"""Samples between two tables. Between them the calibration follows."""
+"""Samples between two tables; the calibration follows every sample."""
 SHAPE_EVERY = 4
-"""Only every so-many-th step is shared out over the knots, which costs more than the rest."""
+"""One step of this many updates the knots, which costs more than the rest."""
 MEMORY = 1.0 - 1.0 / 4096
-"""What is left of a knot's samples after each step that is shared out: a knot that is not visited
-any more comes to lean on the others."""
+"""Decay of a knot's samples at each such step: a knot without new samples approaches the mean."""
 FIRST_SPREADS = 1.0
-"""Up to twice what is known counts, before a spread is known."""
+"""Before a spread is known, a sample counts up to twice the known ratio."""
 WINDOW = 512
-"""Steps by which the weight of the longest context is judged."""
+"""Steps from which the weight of the longest context is learned."""
 _RATIO_RANGE = (0.02, 50.0)
 _STRAGGLER_RATE = 0.3
 _TELLING_SPREAD = 0.1
-_TELLING_SHARE = 0.15  # of a step that context must take
+_TELLING_SHARE = 0.15  # least share of a step that context takes
 
 
 class LearnedSteps(NamedTuple):
-    """What decisions need of a `StepLearner`; plain values, so that ranks can share it.
+    """The state of a `StepLearner` that decisions need; plain values, so that ranks can share it.
 
     Attributes:
         version: a new number whenever one of the next two changes.
         ratios: measured / prior at every knot, row by row, as the bytes of float64.
         straggler: weight of B x longest context in K, see `DecodeModel`.
-        factor: correction of every step time, newer than the ratios.
+        factor: calibration of every step time, newer than the ratios.
     """
 
     version: int
@@ -48,13 +47,15 @@ class LearnedSteps(NamedTuple):
 
 
 class StepGrid:
-    """Knots over batch size (1, 2, 4, ..., the largest) and context K (equally spaced), with the
-    prior's step times between them.
+    """Knots over batch size and context, with the prior's step times between them.
+
+    Batch sizes are 1, 2, 4, ... and the largest; contexts K are equally spaced.
 
     Args:
-        prior: analytic, `CONTEXT_KNOTS` context knots.
+        prior: analytic, with `CONTEXT_KNOTS` context knots.
 
     Attributes:
+        prior: as given.
         batches: sizes of the knots, ascending.
     """
 
@@ -63,7 +64,7 @@ class StepGrid:
         largest = len(prior.seconds) - 1
         powers = 2.0 ** np.arange(math.ceil(math.log2(largest)) if largest > 1 else 0)
         self.batches = np.append(powers, float(largest))
-        # Of each row of the table: the knot at or below it, the next one, the share of the way.
+        # For each row of the table: the knot at or below it, the next one, the share of the way.
         sizes, knots = np.arange(1, largest + 1), np.log2(self.batches)
         self._below = np.searchsorted(self.batches, sizes, side="right") - 1
         self._above = np.minimum(self._below + 1, len(knots) - 1)
@@ -71,8 +72,14 @@ class StepGrid:
         self._way = ((np.log2(sizes) - knots[self._below]) / apart)[:, None]
 
     def table(self, ratios: Floats, straggler: float) -> StepTable:
-        """The prior times the bilinear interpolation of `ratios`, shape (batch knots, context
-        knots). A step never gets faster with load."""
+        """Return the prior times the bilinear interpolation of `ratios`.
+
+        A step never gets faster with load.
+
+        Args:
+            ratios: measured / prior, shape (batch knots, context knots).
+            straggler: weight of the longest context.
+        """
         below = ratios[self._below]
         seconds = self.prior.seconds.copy()
         body = seconds[1:] * (below + self._way * (ratios[self._above] - below))
@@ -81,27 +88,30 @@ class StepGrid:
 
 
 class StepLearner:
-    """Follows measured steps: a grid of measured / prior for the shape, the weight of the longest
-    context, and a calibration for what changes from one moment to the next.
+    """Learns step times from measured steps.
+
+    It learns a grid of measured / prior for the shape, the weight of the longest context, and a
+    calibration for changes from one moment to the next.
 
     Args:
-        prior: step times of the profile, see `StepTable.from_model`, `CONTEXT_KNOTS` knots.
+        prior: step times of the profile with `CONTEXT_KNOTS` knots, see `StepTable.from_model`.
 
     Attributes:
+        grid: knots and prior.
         calibration: measured / table.
         table: the current step times, without the calibration.
         samples: steps whose pace was taken in.
     """
 
     def __init__(self, prior: StepTable) -> None:
-        from scipy.optimize import nnls  # here: its import would stall a serving process
+        from scipy.optimize import nnls  # imported early: the import stalls a serving process
 
         self._nnls = nnls
         self.grid = StepGrid(prior)
         self.calibration = Calibration()
         self.table = prior
         self.samples = 0
-        self._shapes = 0  # steps that the table was learned from
+        self._shapes = 0  # steps from which the table was learned
         self._batches = self.grid.batches
         self._log_batches = np.log2(self._batches)
         self._ratios = np.ones((len(self._batches), prior.seconds.shape[1]))
@@ -109,27 +119,29 @@ class StepLearner:
         self._straggler = prior.straggler
         self._mean = 1.0
         self._window = np.zeros((WINDOW, 4))
-        self._seen = 0  # steps of this run, which is what the window holds
+        self._seen = 0  # steps of this run; the window holds the newest of them
         self._version = 0
         self._learned = LearnedSteps(0, self._ratios.tobytes(), self._straggler, 1.0)
 
     @property
     def learned(self) -> LearnedSteps:
-        """For `StepTables`, on this rank and on others."""
+        """The state for `StepTables`, on this rank and on others."""
         return self._learned
 
     def observe(self, batch: int, total: float, longest: float, seconds: float) -> None:
-        """Take in one measured step; what is not positive and finite, or outside the table, is
-        ignored.
+        """Take in one measured step; a step outside the table is ignored.
 
         Args:
-            batch: requests. total, longest: sum and maximum of their contexts, tokens.
+            batch: requests.
+            total: sum of their contexts, tokens.
+            longest: longest of their contexts, tokens.
+            seconds: duration; ignored if it is not positive and finite.
         """
         self.observe_shape(batch, total, longest, seconds)
         self.observe_pace(batch, total, longest, seconds)
 
     def observe_shape(self, batch: int, total: float, longest: float, seconds: float) -> None:
-        """As `observe`, for the table alone: what the step took on the device."""
+        """Take in the duration of a step on the device, for the table alone; see `observe`."""
         if not self._is_step(batch, seconds):
             return
         self._shapes += 1
@@ -141,7 +153,7 @@ class StepLearner:
             self._learn_straggler()
 
     def observe_pace(self, batch: int, total: float, longest: float, seconds: float) -> None:
-        """As `observe`, for the calibration alone: how long until the next one."""
+        """Take in the time until the next step, for the calibration alone; see `observe`."""
         if not self._is_step(batch, seconds):
             return
         self.samples += 1
@@ -154,7 +166,7 @@ class StepLearner:
         return 1 <= batch < len(self.table.seconds) and 0.0 < seconds < math.inf
 
     def state(self) -> dict[str, Any]:
-        """Plain values for a file."""
+        """Return the learned state as plain values for a file."""
         return {
             "ratios": self._ratios.tolist(),
             "counts": self._counts.tolist(),
@@ -164,10 +176,10 @@ class StepLearner:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned.
+        """Continue from a state that `state` returned.
 
         Raises:
-            InputError: of another grid, or not a state.
+            InputError: not a state, or one of another grid.
         """
         try:
             ratios, counts = (np.array(state[name], np.float64) for name in ("ratios", "counts"))
@@ -185,7 +197,9 @@ class StepLearner:
             and samples >= 0
         )
         if not sane:
-            raise InputError("learned steps: of another engine, or out of range")
+            raise InputError(
+                "learned steps: the state is of another engine or out of range; delete its file"
+            )
         self._ratios, self._counts = ratios, counts
         self._mean, self._straggler = mean, straggler
         self.samples = self._shapes = samples
@@ -208,8 +222,8 @@ class StepLearner:
         known = float((self._effective(own, counts) * here).sum())
         self._counts *= MEMORY
         counts += here
-        # Calibrated errors are clipped to four spreads; these too, in the same unit. At first
-        # nobody knows the spread; one stall must not make a knot slow for ever.
+        # As in the calibration, errors are clipped to four spreads. At first the spread is
+        # unknown, and one stall must not make a knot slow for ever.
         spreads = 4.0 * self.calibration.spread + 0.05 if self._shapes > 64 else FIRST_SPREADS
         error = min(max(ratio - known, -spreads * known), spreads * known)
         self._mean += max(RATE, 1.0 / (self._shapes + 1.0)) * (known + error - self._mean)
@@ -218,8 +232,11 @@ class StepLearner:
         np.clip(own, *_RATIO_RANGE, out=own)
 
     def _learn_straggler(self) -> None:
-        """Which of the two contexts the last `WINDOW` steps followed, by non-negative least squares
-        of relative errors. Steps of alike requests say nothing about it and leave it as it is."""
+        """Learn whether the last `WINDOW` steps followed the total or the longest context.
+
+        Non-negative least squares of relative errors. Steps of requests with similar contexts do
+        not determine it and leave it unchanged.
+        """
         batch, total, longest, seconds = self._window.T
         padded = batch * longest
         if np.mean((padded - total) / padded) < _TELLING_SPREAD:
@@ -231,7 +248,7 @@ class StepLearner:
             weighted = columns / scale / seconds[:, None]
             try:
                 found, _ = self._nnls(weighted[kept], np.ones(int(kept.sum())))
-            except RuntimeError:  # it does not always end
+            except RuntimeError:  # it does not always converge
                 return
             error = np.abs(weighted @ found - 1.0)
             kept = error <= 4.0 * 1.4826 * np.median(error) + 1e-9
@@ -242,7 +259,7 @@ class StepLearner:
             self._weigh_longest(self._straggler + _STRAGGLER_RATE * (seen - self._straggler))
 
     def _weigh_longest(self, straggler: float) -> None:
-        """Contexts mean something else from now on: learn the ratios anew, from a first guess."""
+        """Change the weight of the longest context and learn the ratios anew."""
         if abs(straggler - self._straggler) < 0.02:
             return
         self._straggler = straggler
@@ -252,7 +269,7 @@ class StepLearner:
         self._mean = float(np.median([s / prior.step_s(int(b), k, m) for b, k, m, s in steps]))
 
     def _effective(self, ratios: Floats, counts: Floats) -> Floats:
-        """Knots with few samples lean on what the others say."""
+        """Return the ratios, pulled towards the mean at knots with few samples."""
         return (counts * ratios + PRIOR_SAMPLES * self._mean) / (counts + PRIOR_SAMPLES)
 
     def _refresh(self) -> None:
@@ -265,7 +282,7 @@ class StepLearner:
 
 
 class StepTables:
-    """The dense table of the newest `LearnedSteps`, made once per version."""
+    """Makes the dense table of the newest `LearnedSteps`, once per version."""
 
     def __init__(self, prior: StepTable) -> None:
         self._grid = StepGrid(prior)
@@ -274,7 +291,7 @@ class StepTables:
         self._table = prior
 
     def of(self, learned: LearnedSteps) -> StepTable:
-        """Step times with the newest correction left out: multiply by `learned.factor`."""
+        """Return the step times without the calibration `learned.factor`."""
         if learned.version != self._version:
             ratios = np.frombuffer(learned.ratios, np.float64).reshape(self._shape)
             self._table = self._grid.table(ratios, learned.straggler)
@@ -283,7 +300,7 @@ class StepTables:
 
 
 def _between(knots: Floats, x: float) -> tuple[int, float]:
-    """Index of the knot left of `x` and the share of the way to the next."""
+    """Return the index of the knot left of `x`, and the share of the way to the next."""
     at = int(np.searchsorted(knots, x, side="right")) - 1
     at = min(max(at, 0), max(len(knots) - 2, 0))
     if len(knots) == 1 or knots[at + 1] <= knots[at]:

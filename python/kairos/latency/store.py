@@ -1,4 +1,4 @@
-"""Writing profile files and learned state, and putting a profile together from several."""
+"""Profile files and learned state on disk, and profiles merged from several."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _STATE_SCHEMA = 1
 
 
 def save_profile(profile: Profile, path: str | Path) -> None:
-    """Write `profile` as JSON, all of it or nothing.
+    """Write a profile as JSON, atomically.
 
     Raises:
         InputError: a value out of range, or the file cannot be written.
@@ -27,24 +27,31 @@ def save_profile(profile: Profile, path: str | Path) -> None:
 
 
 def save_state(folder: str | Path, name: str, key: str, state: Any) -> None:
-    """Write what a server has learned as `folder`/`name`.json, all of it or nothing.
+    """Write learned state to `folder`/`name`.json, atomically.
 
     Args:
-        key: describes the engine it was learned on; `load_state` asks for the same.
+        folder: where it is kept.
+        name: of the learner.
+        key: describes the engine on which it was learned; `load_state` requires the same.
         state: plain values.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     text = msgspec.json.encode({"schema": _STATE_SCHEMA, "key": key, "state": state}).decode()
     _write(Path(folder) / f"{name}.json", text, "state")
 
 
 def load_state(folder: str | Path, name: str, key: str) -> Any:
-    """What `save_state` wrote, or None: nothing there, or learned on another engine.
+    """Return the state that `save_state` wrote; None if there is none for this engine.
+
+    Args:
+        folder: where it is kept.
+        name: of the learner.
+        key: describes the engine.
 
     Raises:
-        InputError: the file is there and cannot be read.
+        InputError: the file exists and cannot be read.
     """
     path = Path(folder) / f"{name}.json"
     try:
@@ -72,11 +79,16 @@ def _write(path: Path, text: str, what: str) -> None:
 
 
 def merge_profiles(base: Profile, other: Profile, parts: Sequence[str], name: str) -> Profile:
-    """`base` with some of its parts taken from `other`, say a measured decode model in an assumed
-    profile. The provenance names both.
+    """Return `base` with some of its parts taken from `other`. The provenance names both.
 
     Args:
+        base: profile that has the other parts.
+        other: profile that has `parts`.
         parts: any of "prefill", "decode", "kv", "limits".
+        name: of the merged profile.
+
+    Raises:
+        InputError: no part, or an unknown one.
     """
     unknown = sorted(set(parts) - set(PARTS))
     if unknown or not parts:
@@ -86,7 +98,7 @@ def merge_profiles(base: Profile, other: Profile, parts: Sequence[str], name: st
         f"{', '.join(sorted(parts))} of {other.name} ({kinds[1]}: {other.provenance.source}); "
         f"the rest of {base.name} ({kinds[0]}: {base.provenance.source})"
     )
-    # A profile is as good as its worst part.
+    # A profile is as reliable as its least reliable part.
     kind = next(kind for kind in ("assumed", "learned", "measured") if kind in kinds)
     merged = msgspec.structs.replace(
         base,

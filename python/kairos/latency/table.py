@@ -1,4 +1,4 @@
-"""Decode step time as a table over batch size and context, for fast look-ups."""
+"""Decode step times as a table over batch size and context, for fast look-ups."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,10 +13,10 @@ Floats = npt.NDArray[np.float64]
 
 
 class StepTable(NamedTuple):
-    """t(B, K) for every batch size B, linear in K between equally spaced knots.
+    """Step times t(B, K) for every batch size B, linear in K between equally spaced knots.
 
     Attributes:
-        seconds: shape (max_batch + 1, knots); row B is the step time at K = 0, knot, 2 x knot, ...
+        seconds: shape (max_batch + 1, knots); row B has the times at K = 0, knot, 2 x knot, ...
         knot_tokens: distance of two knots, tokens of context.
         straggler: weight of B x longest context in K, see `DecodeModel`.
     """
@@ -34,14 +34,15 @@ class StepTable(NamedTuple):
         graph_batches: Sequence[int] = (),
         knots: int = 2,
     ) -> "StepTable":
-        """The analytic prior.
+        """Return the table of an analytic model.
 
         Args:
+            model: the model.
             max_batch: largest batch of a step.
-            kv_tokens: context at the last knot; beyond it the last slope goes on.
-            graph_batches: sizes for which CUDA graphs were captured: a step costs what the next
-                larger captured size costs. Empty: no padding.
-            knots: two describe the model exactly; more leave room for what is learned later.
+            kv_tokens: context at the last knot, tokens; beyond it the last slope continues.
+            graph_batches: sizes for which CUDA graphs were captured: a step costs as much as the
+                next larger captured size. Empty: no padding.
+            knots: two describe the model exactly; more can be learned later.
         """
         if max_batch < 1 or kv_tokens < 1 or knots < 2:
             raise InputError(
@@ -54,12 +55,12 @@ class StepTable(NamedTuple):
         for batch in range(1, max_batch + 1):
             padded = next((size for size in captured if size >= batch), batch)
             for k in range(knots):
-                # step_s blends with the longest row; K here is the blend already.
+                # `step_s` blends with the longest row; K is the blend already.
                 seconds[batch, k] = _step_at(model, padded, k * knot)
         return cls(seconds, knot, model.straggler)
 
     def step_s(self, batch: int, total_context: float, max_context: float = 0.0) -> float:
-        """Predicted duration in seconds; see `DecodeModel.step_s`."""
+        """Return the predicted duration in seconds; see `DecodeModel.step_s`."""
         context = (1.0 - self.straggler) * total_context + self.straggler * batch * max_context
         row = self.seconds[min(batch, len(self.seconds) - 1)]
         x = context / self.knot_tokens

@@ -1,4 +1,4 @@
-"""What a prefill policy sees of a request, and what it answers."""
+"""Jobs and plans: the inputs and outputs of a prefill policy."""
 
 import math
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from kairos.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class PrefillJob:
-    """One request that waits for prefill, started or not.
+    """A request that waits for prefill, started or not.
 
     Attributes:
         id: breaks ties; must be the same on all tensor-parallel ranks (the bootstrap room).
         arrival_s: when the request arrived, seconds on the policy's clock.
-        deadline_s: when its first token is due, same clock; after `arrival_s`.
+        deadline_s: when its first token is due, seconds on the same clock; after `arrival_s`.
         total_tokens: length of the prompt.
         done_tokens: tokens whose KV exists or is being computed: cached prefix, earlier chunks,
             the chunk of a batch in flight.
-        weight: what meeting this deadline is worth, relative to other requests.
+        weight: value of meeting this deadline, relative to other requests.
     """
 
     id: int
@@ -29,7 +29,7 @@ class PrefillJob:
     weight: float = 1.0
 
     def check(self) -> None:
-        """Raise `InputError` for values under which no order makes sense."""
+        """Raise `InputError` for values under which no order is defined."""
         if not (math.isfinite(self.arrival_s) and math.isfinite(self.deadline_s)):
             raise InputError(f"job {self.id}: arrival_s and deadline_s must be finite")
         if self.deadline_s <= self.arrival_s:
@@ -44,7 +44,12 @@ class PrefillJob:
 
 
 class PlannedChunk(NamedTuple):
-    """`tokens` new tokens of job `id`, to be computed in the planned batch."""
+    """A part of one prompt in a planned batch.
+
+    Attributes:
+        id: of the job.
+        tokens: new tokens to compute.
+    """
 
     id: int
     tokens: int
@@ -55,7 +60,7 @@ class PrefillPlan:
     """One prefill batch.
 
     Attributes:
-        chunks: what to compute, most urgent first; empty only when no job or no budget was left.
+        chunks: parts of prompts, most urgent first; empty only if there is no job or no budget.
         batch_s: predicted duration of the batch, seconds.
     """
 
@@ -64,15 +69,21 @@ class PrefillPlan:
 
 
 class PrefillQueue(Protocol):
-    """What the engine and the simulator need of a prefill policy. Updates between decisions are
-    incremental; `plan` changes no job."""
+    """What the engine and the simulator need of a prefill policy.
+
+    Updates between decisions are incremental; `plan` changes no job.
+    """
 
     def __len__(self) -> int: ...
 
-    def add(self, job: PrefillJob) -> None: ...
+    def add(self, job: PrefillJob) -> None:
+        """Queue a job."""
 
-    def progress(self, job_id: int, done_tokens: int) -> None: ...
+    def progress(self, job_id: int, done_tokens: int) -> None:
+        """Set the computed tokens of a queued job."""
 
-    def remove(self, job_id: int) -> None: ...
+    def remove(self, job_id: int) -> None:
+        """Remove a job that is completed or aborted."""
 
-    def plan(self, start_s: float, budget_tokens: int, page_tokens: int = 1) -> PrefillPlan: ...
+    def plan(self, start_s: float, budget_tokens: int, page_tokens: int = 1) -> PrefillPlan:
+        """Compose the batch that starts at `start_s`."""

@@ -1,4 +1,4 @@
-"""An online estimate of how many output tokens a request still has to make."""
+"""An online estimate of the output tokens that a request is still to make."""
 
 from typing import Any
 
@@ -22,28 +22,33 @@ Indices = npt.NDArray[np.int64]
 
 
 def bin_of(tokens: int) -> int:
-    """Bin of an output length."""
+    """Return the bin of an output length."""
     return min(int(BINS_PER_OCTAVE * np.log2(tokens + 1.0)), BINS - 1)
 
 
 def group_of(slo_class: int, prompt_tokens: int) -> int:
-    """Group of a request: its SLO class and prompt length matter for its output length."""
+    """Return the group of a request: output lengths vary by SLO class and prompt length."""
     bucket = sum(prompt_tokens >= edge for edge in _PROMPT_EDGES)
     return slo_class * PROMPT_BUCKETS + bucket
 
 
 class LengthEstimator:
-    """Lengths of completed requests by SLO class and prompt length, and what they say about those
-    still running: the distribution of the length given that it exceeds the tokens made so far.
+    """Predicts remaining output from the lengths of completed requests, by group.
 
-    A group with fewer than 100 completions uses those of all groups; while these are fewer too,
+    A prediction is the distribution of the length given that it exceeds the tokens made so far. A
+    group with fewer than 100 completions uses those of all groups; while these are fewer too,
     nothing is predicted.
 
     Args:
         classes: number of SLO classes.
-        quantile: share of requests that end before the horizon, 0..1. Low values plan for short
-            outputs: time lost is then caught up early, which costs throughput.
+        quantile: share of requests that end before the horizon, 0 to 1. Low values plan for short
+            outputs: lost time is then caught up early, which costs throughput.
         memory: completions after which a sample counts 1/e.
+
+    Attributes:
+        horizons: quantile of the remaining tokens, shape (groups, bins of tokens made so far); 0
+            where nothing is known.
+        means: mean of the remaining tokens, same shape.
     """
 
     def __init__(self, classes: int = 1, quantile: float = 0.05, memory: float = 2_000.0) -> None:
@@ -59,19 +64,17 @@ class LengthEstimator:
         self._all = np.zeros(BINS)
         self._seen = 0
         self.horizons: Floats = np.zeros((groups, BINS))
-        """Per group and bin of tokens made so far: the horizon in tokens, 0 where unknown."""
         self.means: Floats = np.zeros((groups, BINS))
-        """The same for the mean of the tokens still to come."""
 
     def state(self) -> dict[str, Any]:
-        """Plain values for a file."""
+        """Return the learned state as plain values for a file."""
         return {"counts": self._counts.tolist(), "all": self._all.tolist(), "seen": self._seen}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned.
+        """Continue from a state that `state` returned.
 
         Raises:
-            InputError: for other classes, or not a state.
+            InputError: not a state, or one of other SLO classes.
         """
         try:
             counts, pooled = (np.array(state[name], np.float64) for name in ("counts", "all"))
@@ -79,15 +82,18 @@ class LengthEstimator:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"learned lengths: {error!r}") from error
         if counts.shape != self._counts.shape or pooled.shape != self._all.shape or seen < 0:
-            raise InputError("learned lengths: for other SLO classes")
+            raise InputError("learned lengths: the state is of other SLO classes; delete its file")
         if not all(np.isfinite(c).all() and (c >= 0.0).all() for c in (counts, pooled)):
             raise InputError("learned lengths: counts are out of range")
         self._counts, self._all, self._seen = counts, pooled, seen
         self._refresh()
 
     def observe(self, group: int, output_tokens: int) -> None:
-        """A request of `group` ended after `output_tokens` tokens, the first one not counted: that
-        is how residents count theirs.
+        """Count a request that ended.
+
+        Args:
+            group: of the request.
+            output_tokens: tokens after the first one.
 
         Raises:
             InputError: no such group, or a negative number of tokens.
@@ -106,11 +112,12 @@ class LengthEstimator:
             self._refresh()
 
     def remaining(self, groups: Indices, tokens: Indices, limits: Floats) -> Floats:
-        """Expected tokens still to come for many requests at once; 0 where nothing is known.
+        """Return the expected remaining tokens of many requests; 0 where nothing is known.
 
         Args:
-            groups, tokens, limits: per request its group, the tokens it has made, and how many it
-                may make.
+            groups: group of each request.
+            tokens: tokens that each has made.
+            limits: tokens that each may make.
         """
         at = np.minimum((BINS_PER_OCTAVE * np.log2(tokens + 1.0)).astype(np.int64), BINS - 1)
         expected: Floats = np.minimum(self.means[groups, at], np.maximum(limits - tokens, 0.0))
@@ -124,8 +131,13 @@ class LengthEstimator:
             self.means[row] = self._mean(counts) if known else pooled_mean
 
     def expected_remaining(self, group: int, tokens: int, max_new_tokens: int) -> float | None:
-        """Mean of the tokens still to come after `tokens`, at most `max_new_tokens - tokens`; None
-        while nothing is known."""
+        """Return the mean of the remaining tokens; None while nothing is known.
+
+        Args:
+            group: of the request.
+            tokens: that it has made.
+            max_new_tokens: that it may make.
+        """
         counts = self._counts[group]
         if counts.sum() < _MIN_SAMPLES:
             counts = self._all
@@ -139,24 +151,24 @@ class LengthEstimator:
         return float(max(0.0, (longer * remaining).sum() / longer.sum()))
 
     def _mean(self, counts: Floats) -> Floats:
-        """Mean of the remaining length for each bin of tokens made so far."""
+        """Return the mean of the remaining length for each bin of tokens made so far."""
         if counts.sum() < _MIN_SAMPLES:
             return np.zeros(BINS)
         middle = (_EDGES[:-1] + _EDGES[1:]) / 2
         longer = np.cumsum(counts[::-1])[::-1]
         total = np.cumsum((counts * middle)[::-1])[::-1]
         made = _EDGES[:-1]
-        # Beyond the longest output seen: as many again as there are already.
+        # Beyond the longest output seen, as many tokens again are expected.
         mean = np.where(longer >= 1.0, total / np.maximum(longer, 1e-300) - made, made)
         return np.maximum(mean, 1.0)
 
     def _horizon(self, counts: Floats) -> Floats:
-        """The quantile of the remaining length for each bin of tokens made so far."""
+        """Return the quantile of the remaining length for each bin of tokens made so far."""
         if counts.sum() < _MIN_SAMPLES:
             return np.zeros(BINS)
         ended = np.concatenate([[0.0], np.cumsum(counts)])
         longer = ended[-1] - ended[:-1]
         target = ended[:-1] + self._quantile * longer
         ends = np.interp(target, ended, _EDGES)
-        # Beyond the longest output seen: as many again as there are already.
+        # Beyond the longest output seen, as many tokens again are expected.
         return np.where(longer >= 1.0, np.maximum(ends - _EDGES[:-1], 1.0), _EDGES[:-1])

@@ -1,4 +1,4 @@
-"""Priority first, urgency within: prefill work of several priorities."""
+"""Prefill work of several priorities: the priority comes first, urgency within it."""
 
 import math
 
@@ -11,15 +11,16 @@ from kairos.policy.urgency import UrgencyParams, UrgencyQueue
 class PriorityQueues:
     """One `UrgencyQueue` per priority.
 
-    A batch takes what the highest priority wants. Lower ones get what room it leaves, as long as
-    they neither make a prompt of a higher one late nor stretch the batch beyond a slice.
+    A batch takes the plan of the highest priority. Jobs of lower priorities join it as long as no
+    prompt of a higher one misses its deadline and the batch stays within a slice.
 
     Args:
         model: predicts batch times.
         chunk_tokens: new tokens of a full batch.
+        params: of urgency, the same for all priorities.
 
     Attributes:
-        demotions: how often a job that was going to be on time was given up.
+        demotions: jobs that were feasible in one plan and not in the next.
         grants: batches that served a starved job out of the bounded share.
     """
 
@@ -29,7 +30,7 @@ class PriorityQueues:
         self.demotions = 0
         self.grants = 0
         self._chunk_tokens = chunk_tokens
-        # Made now, because the first one compiles.
+        # Made at once, because the first construction compiles.
         self._spare: UrgencyQueue | None = UrgencyQueue(model, chunk_tokens, params)
         self._model, self._factor, self._params = model, 1.0, self._spare.params
         self._queues: dict[int, UrgencyQueue] = {}
@@ -39,11 +40,15 @@ class PriorityQueues:
         return len(self._level_of)
 
     def predict_with(self, model: PrefillModel, factor: float) -> None:
-        """From now on, batches take `factor` times what `model` says."""
+        """Predict batches as `factor` times the time of `model` from now on."""
         self._model, self._factor = model, factor
 
     def add(self, job: PrefillJob, level: int = 0) -> None:
-        """Smaller levels go first.
+        """Queue a job.
+
+        Args:
+            job: to queue.
+            level: its priority; smaller levels go first.
 
         Raises:
             InputError: impossible values, or an id that is queued already, on any level.
@@ -60,20 +65,28 @@ class PriorityQueues:
         self._level_of[job.id] = level
 
     def progress(self, job_id: int, done_tokens: int) -> None:
-        """Set the computed tokens of a queued job; KeyError if it is not queued."""
+        """Set the computed tokens of a queued job.
+
+        Raises:
+            KeyError: the job is not queued.
+        """
         self._queues[self._level_of[job_id]].progress(job_id, done_tokens)
 
     def remove(self, job_id: int) -> None:
-        """Forget a job; KeyError if it is not queued."""
+        """Remove a job that is completed or aborted.
+
+        Raises:
+            KeyError: the job is not queued.
+        """
         level = self._level_of.pop(job_id)
         queue = self._queues[level]
         queue.remove(job_id)
-        # The last one stays, with the credit it has for starved jobs.
+        # The last queue stays, with its credit for starved jobs.
         if not len(queue) and len(self._queues) > 1:
             del self._queues[level]
 
     def plan(self, start_s: float, budget_tokens: int, page_tokens: int = 1) -> PrefillPlan:
-        """The next batch, see `UrgencyQueue.plan`."""
+        """Compose the next batch; see `UrgencyQueue.plan`."""
         chunks: list[PlannedChunk] = []
         work: list[Chunk] = []
         batch_s, due, budget, room_s = 0.0, math.inf, budget_tokens, math.inf

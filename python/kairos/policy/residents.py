@@ -1,4 +1,7 @@
-"""The requests of one decode instance, as rows that the kernels of a policy read."""
+"""The requests of one decode instance, as rows that the kernels of a policy read.
+
+The fields of a row are those of `DecodeResident`. `infeasible` and `runs` belong to the policy.
+"""
 
 import math
 from dataclasses import dataclass
@@ -30,19 +33,19 @@ ROW = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class DecodeResident:
-    """A request whose KV a decode instance holds, or that waits to be admitted to it.
+    """A request that a decode instance holds, or that waits to be admitted to it.
 
     Attributes:
         id: breaks ties; the same on all tensor-parallel ranks (the bootstrap room).
         context_tokens: tokens of KV: prompt and output so far.
         output_tokens: output tokens after the first one.
-        first_token_s: when the client got the first token, seconds on the policy's clock.
-        last_token_s: when the newest token was made; `first_token_s` before the second one.
+        first_token_s: when the client received the first token, seconds on the policy's clock.
+        last_token_s: when the newest token was made, seconds.
         tpot_s: its TPOT objective, seconds.
-        hold_until_s: a first token that is ready may be held back until then; minus infinity:
-            not at all.
+        hold_until_s: a first token that is ready may be held back until then, seconds; minus
+            infinity: not at all.
         length_group: row of a length estimator's table, see `length.group_of`.
-        max_new_tokens: output ends there at the latest.
+        max_new_tokens: most output tokens.
     """
 
     id: int
@@ -56,7 +59,7 @@ class DecodeResident:
     max_new_tokens: float = math.inf
 
     def check(self) -> None:
-        """Raise `InputError` for values under which slack means nothing."""
+        """Raise `InputError` for values under which slack is undefined."""
         if not all(map(math.isfinite, (self.first_token_s, self.last_token_s, self.tpot_s))):
             raise InputError(f"resident {self.id}: times must be finite")
         if math.isnan(self.hold_until_s):
@@ -76,7 +79,10 @@ class DecodeResident:
 
 
 class Residents:
-    """Rows in no particular order; policies sort by their own keys and break ties by id."""
+    """A table of residents, in no particular order.
+
+    Policies sort by their own keys and break ties by id.
+    """
 
     def __init__(self) -> None:
         self._rows = np.zeros(64, ROW)
@@ -90,14 +96,23 @@ class Residents:
 
     @property
     def rows(self) -> Rows:
-        """View of the rows; valid until the next add or remove."""
+        """A view of the rows; valid until the next add or remove."""
         return self._rows[: len(self._at)]
 
     def row(self, resident_id: int) -> Any:
-        """View of one row; KeyError if it is not held."""
+        """Return a view of one row.
+
+        Raises:
+            KeyError: the resident is not in the table.
+        """
         return self._rows[self._at[resident_id]]
 
     def add(self, resident: DecodeResident) -> None:
+        """Add a resident.
+
+        Raises:
+            InputError: impossible values, or an id that is in the table already.
+        """
         resident.check()
         if resident.id in self._at:
             raise InputError(f"resident {resident.id} is held already")
@@ -115,7 +130,7 @@ class Residents:
         self.add_row(row[()])
 
     def add_row(self, row: Any) -> None:
-        """Add a row taken from another table."""
+        """Add a row of another table."""
         n = len(self._at)
         if n == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
@@ -123,7 +138,11 @@ class Residents:
         self._at[int(row["id"])] = n
 
     def remove(self, resident_id: int) -> Any:
-        """Take a row out and return a copy of it; KeyError if it is not held."""
+        """Remove a row and return a copy of it.
+
+        Raises:
+            KeyError: the resident is not in the table.
+        """
         at = self._at.pop(resident_id)
         row = self._rows[at].copy()
         last = len(self._at)
