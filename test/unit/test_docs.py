@@ -16,7 +16,7 @@ import pytest
 import kairos_patches
 from kairos import slo
 from kairos.latency import profile
-from kairos.policy.admission import AdmissionParams
+from kairos.policy.admission import AdmissionDecision, AdmissionParams
 from kairos.policy.preallocation import PreallocationParams
 from kairos.policy.slack import SlackParams
 from kairos.policy.urgency import UrgencyParams
@@ -177,7 +177,10 @@ def test_parameters_are_described_with_their_defaults(page: str, params: object)
     else:
         values = params._asdict()
     for name, value in values.items():
-        assert shown[name] == ("none" if value == float("inf") else f"{value:g}"), name
+        if isinstance(value, AdmissionDecision):
+            assert shown[name] == value.value
+        else:
+            assert shown[name] == ("none" if value == float("inf") else f"{value:g}"), name
 
 
 def test_every_way_to_state_an_slo_is_described() -> None:
