@@ -32,7 +32,7 @@ DECISIONS = 400
 
 
 def percentiles(decide: Callable[[int], object], repeats: int) -> tuple[float, float]:
-    """Median over repeats of the p50 and the p99 of one decision, microseconds."""
+    """Return the medians over repeats of the p50 and the p99 of one decision, microseconds."""
     p50, p99 = [], []
     for _ in range(repeats):
         taken = np.empty(DECISIONS)
@@ -46,7 +46,7 @@ def percentiles(decide: Callable[[int], object], repeats: int) -> tuple[float, f
 
 
 def urgency_queue(size: int) -> UrgencyQueue:
-    """A queue of which a part is feasible, a part given up and a part late."""
+    """Return a queue of feasible, deferred and infeasible jobs."""
     rng = np.random.default_rng(size)
     queue = UrgencyQueue(PROFILE.prefill, PROFILE.limits.chunk_tokens)
     lengths = np.minimum(rng.lognormal(8.5, 1.2, size).astype(int) + 1, 200_000)
@@ -58,7 +58,7 @@ def urgency_queue(size: int) -> UrgencyQueue:
 
 
 def short_prompts(size: int) -> UrgencyQueue:
-    """Prompts of 50 tokens that are all late: a batch takes many of them."""
+    """Return a queue of infeasible prompts of 50 tokens: a batch takes many of them."""
     queue = UrgencyQueue(PROFILE.prefill, PROFILE.limits.chunk_tokens)
     for i in range(size):
         queue.add(PrefillJob(i, -10.0 - 1e-3 * i, -9.0 - 1e-3 * i, 50))
@@ -66,7 +66,7 @@ def short_prompts(size: int) -> UrgencyQueue:
 
 
 def decide_urgency(queue: UrgencyQueue, size: int) -> Callable[[int], object]:
-    """One decision as a server takes it: a request arrives, a batch is planned, one leaves."""
+    """Return a decision as a server takes it: a job arrives, a batch is planned, a job leaves."""
 
     def decide(step: int) -> object:
         now = 1e-3 * step
@@ -79,7 +79,7 @@ def decide_urgency(queue: UrgencyQueue, size: int) -> Callable[[int], object]:
 
 
 def decide_slack(size: int) -> Callable[[int], object]:
-    """Selection among residents of which some are behind and some have banked slack."""
+    """Return a selection among residents of which some are behind and some have banked slack."""
     rng = np.random.default_rng(size)
     table = StepTable.from_model(PROFILE.decode, max(size, 256), PROFILE.limits.kv_tokens)
     policy = SlackPolicy(table, size, lengths=LengthEstimator())
@@ -94,7 +94,7 @@ def decide_slack(size: int) -> Callable[[int], object]:
 
 
 def simulator_seconds() -> float:
-    """A synthetic long-tailed scenario of 8,927 requests, 1P1D, both policies, one core."""
+    """Return the seconds of simulating a long-tailed scenario of 8,927 requests, 1P1D, one core."""
     rng = np.random.default_rng(1)
     n = 8_927
     lengths = np.minimum(rng.lognormal(8.9, 1.05, n).astype(np.int64) + 1, 125_000)
@@ -110,9 +110,12 @@ def simulator_seconds() -> float:
 
 
 def soak(requests: int) -> dict[str, list[float]]:
-    """Pass `requests` through every policy's state; resident memory in MiB at every tenth of them.
+    """Pass requests through the state of every policy.
 
-    What the first tenth allocates, compiled kernels among it, is not growth.
+    The first tenth allocates compiled kernels, which is not growth.
+
+    Returns:
+        resident memory after every tenth of the requests, MiB.
     """
     queue = UrgencyQueue(PROFILE.prefill, PROFILE.limits.chunk_tokens)
     lengths = LengthEstimator()
@@ -138,7 +141,7 @@ def soak(requests: int) -> dict[str, list[float]]:
 
 
 def plot(figures: dict[str, float], path: Path) -> None:
-    """p50 and p99 over size, with n log n through the largest size."""
+    """Plot p50 and p99 over size, with n log n through the largest size."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -166,8 +169,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--plot", type=Path, help="write the growth plot here")
-    parser.add_argument("--no-simulator", action="store_true", help="leave the simulator out")
-    parser.add_argument("--soak", type=int, default=0, help="only this: so many requests")
+    parser.add_argument("--no-simulator", action="store_true", help="do not time the simulator")
+    parser.add_argument(
+        "--soak", type=int, default=0, help="measure only memory, over this many requests"
+    )
     args = parser.parse_args()
     if args.soak:
         print(orjson.dumps(soak(args.soak)).decode())

@@ -38,14 +38,14 @@ def prefill_samples(noise: float = 0.0) -> list[PrefillSample]:
     return samples
 
 
-def test_1_a_fit_finds_the_prefill_model_behind_its_samples():
+def test_a_fit_finds_the_prefill_model_behind_its_samples():
     model, fit = fit_prefill(prefill_samples(), PROFILE.prefill.weight_floor_s)
     for name in ("fixed_s", "per_token_s", "per_token_context_s"):
         assert getattr(model, name) == pytest.approx(getattr(PROFILE.prefill, name), rel=0.02)
     assert fit.relative_rms < 1e-3
 
 
-def test_2_outliers_do_not_move_a_fit():
+def test_outliers_do_not_move_a_fit():
     samples = prefill_samples(noise=0.02)
     spoiled = [s._replace(seconds=s.seconds * 20) for s in samples[:6]] + samples[6:]
     model, fit = fit_prefill(spoiled, PROFILE.prefill.weight_floor_s)
@@ -53,7 +53,7 @@ def test_2_outliers_do_not_move_a_fit():
     assert model.per_token_s == pytest.approx(PROFILE.prefill.per_token_s, rel=0.1)
 
 
-def test_3_a_fit_finds_the_decode_model_and_the_link():
+def test_a_fit_finds_the_decode_model_and_the_link():
     steps = []
     for _ in range(300):
         batch = int(RNG.integers(1, 200))
@@ -68,7 +68,7 @@ def test_3_a_fit_finds_the_decode_model_and_the_link():
 
 
 @pytest.mark.parametrize("seconds", [math.nan, 0.0, -1.0, math.inf])
-def test_4_a_fit_rejects_impossible_samples(seconds):
+def test_a_fit_rejects_impossible_samples(seconds):
     with pytest.raises(InputError, match="fit"):
         fit_decode([StepSample(1, 10, seconds)] * 9, 0.1)
     with pytest.raises(InputError, match="samples"):
@@ -76,20 +76,20 @@ def test_4_a_fit_rejects_impossible_samples(seconds):
 
 
 @given(st.integers(1, 256), st.floats(0, 2e6))
-def test_5_the_table_is_the_model_and_extends_it(batch, context):
+def test_the_table_is_the_model_and_extends_it(batch, context):
     table = StepTable.from_model(PROFILE.decode, 256, 1_180_000, knots=9)
     assert table.step_s(batch, context) == pytest.approx(
         PROFILE.decode.step_s(batch, int(context)), rel=1e-5
     )
 
 
-def test_6_captured_batch_sizes_cost_what_the_next_larger_one_costs():
+def test_a_batch_costs_as_much_as_the_next_larger_captured_size():
     table = StepTable.from_model(PROFILE.decode, 16, 100_000, graph_batches=(1, 4, 16))
     assert table.step_s(2, 1_000) == table.step_s(4, 1_000) < table.step_s(5, 1_000)
     assert table.step_s(5, 1_000) == table.step_s(16, 1_000)
 
 
-def test_8_calibration_finds_a_bias_and_its_spread():
+def test_calibration_finds_a_bias_and_its_spread():
     calibration = Calibration()
     for _ in range(2_000):
         calibration.observe(0.02, 0.024 * (1 + 0.1 * RNG.standard_normal()))
@@ -98,7 +98,7 @@ def test_8_calibration_finds_a_bias_and_its_spread():
     assert calibration.quantile(2.0) > calibration.factor
 
 
-def test_9_one_outlier_moves_calibration_little_and_nonsense_not_at_all():
+def test_one_outlier_moves_calibration_little_and_invalid_samples_not_at_all():
     calibration = Calibration()
     for _ in range(300):
         calibration.observe(0.02, 0.02)
@@ -111,14 +111,14 @@ def test_9_one_outlier_moves_calibration_little_and_nonsense_not_at_all():
         assert calibration.samples == before
 
 
-def test_10_a_profile_survives_saving(tmp_path):
+def test_a_profile_survives_saving(tmp_path):
     path = tmp_path / "own.json"
     save_profile(PROFILE, path)
     assert load_profile(path) == PROFILE
     assert [child.name for child in tmp_path.iterdir()] == ["own.json"]
 
 
-def test_11_merging_takes_parts_and_names_both_sources():
+def test_merging_takes_parts_and_names_both_sources():
     other = msgspec.structs.replace(load_profile("tiny-fast"), name="other")
     merged = merge_profiles(PROFILE, other, ["decode"], "both")
     assert merged.decode == other.decode
@@ -133,7 +133,7 @@ def test_11_merging_takes_parts_and_names_both_sources():
     ("part", "field"), [("prefill", "per_token_s"), ("decode", "per_request_s"), ("kv", "fixed_s")]
 )
 @pytest.mark.parametrize("value", [-1.0, 1e9])
-def test_12_a_profile_that_gets_faster_with_load_is_rejected(part, field, value, tmp_path):
+def test_a_profile_that_gets_faster_with_load_is_rejected(part, field, value, tmp_path):
     changed = msgspec.structs.replace(getattr(PROFILE, part), **{field: value})
     bad = msgspec.structs.replace(PROFILE, **{part: changed})
     with pytest.raises(InputError, match=rf"line \d+, field {part}.{field}"):
@@ -141,12 +141,12 @@ def test_12_a_profile_that_gets_faster_with_load_is_rejected(part, field, value,
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', "null"])
-def test_13_a_broken_profile_names_file_and_line(text):
+def test_a_broken_profile_names_file_and_line(text):
     with pytest.raises(InputError, match=r"own\.json, line 1"):
         parse_profile(text, "own.json")
 
 
-def test_14_a_quantile_covers_the_share_of_a_normal_error_that_it_says():
+def test_a_quantile_covers_its_share_of_a_normal_error():
     rng = np.random.default_rng(3)
     calibration = Calibration(alpha=0.02)
     ratios = 1.2 + 0.1 * rng.standard_normal(4_000)

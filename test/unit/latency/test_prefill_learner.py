@@ -53,14 +53,16 @@ def error(learner: PrefillLearner, true: PrefillModel, work: list[list[Chunk]]) 
     "true", [(1, 1, 1, 1), (4, 4, 4, 4), (2, 1.5, 3, 0.7), (0.3, 0.5, 0.2, 0.5)]
 )
 @pytest.mark.parametrize("most_context", [60_000, 200])
-def test_predictions_come_to_fit(true: tuple[float, ...], most_context: int) -> None:
+def test_predictions_converge_to_the_measurements(
+    true: tuple[float, ...], most_context: int
+) -> None:
     machine = server(*true)
     learner = taught(machine, most_context)
     assert learner.refits == 6
     assert error(learner, machine, batches(100, most_context, seed=2)) < 0.15
 
 
-def test_what_was_never_seen_follows_the_overall_level() -> None:
+def test_sizes_that_were_not_measured_follow_the_overall_level() -> None:
     machine = server(2, 2, 2, 2)
     learner = taught(machine, most_context=200)
     assert error(learner, machine, [[Chunk(100_000, 2000)]]) < 0.25

@@ -35,44 +35,44 @@ def backlog(jobs: int) -> list[PrefillJob]:
     return [PrefillJob(i, 0.0, 0.9, 8_000) for i in range(jobs)]
 
 
-def test_1_an_idle_server_admits():
+def test_an_idle_server_admits():
     seen = ask([])
     assert seen.decision is AdmissionDecision.ADMIT
     assert seen.ttft_attainment > 0.99
     assert seen.retry_after_s == 0.0
 
 
-def test_2_a_backlog_that_is_due_earlier_delays():
+def test_a_backlog_that_is_due_earlier_delays_a_request():
     seen = ask(backlog(12))
     assert seen.decision is AdmissionDecision.DEGRADE
     assert seen.ttft_s > ask([]).ttft_s
     assert seen.ttft_attainment < 0.5
 
 
-def test_3_work_that_is_due_later_or_late_anyway_does_not_count():
+def test_later_and_infeasible_work_does_not_delay_a_request():
     later = [PrefillJob(i, 0.0, 100.0, 8_000) for i in range(50)]
     lost = [PrefillJob(i, -9.0, 0.01, 8_000) for i in range(50, 100)]
     assert ask(later + lost).ttft_s == ask([]).ttft_s
 
 
-def test_4_neither_objective_in_reach_rejects_with_the_time_to_wait():
+def test_two_infeasible_objectives_are_rejected_with_the_time_to_wait():
     seen = ask(backlog(12), FULL)
     assert seen.decision is AdmissionDecision.REJECT
     assert seen.retry_after_s == pytest.approx(seen.ttft_s - 1.0)
 
 
-def test_5_a_flood_rejects_even_with_decode_idle():
+def test_a_flood_is_not_admitted_even_with_decode_idle():
     assert ask(backlog(100)).decision in (AdmissionDecision.DEGRADE, AdmissionDecision.REJECT)
     long = [PrefillJob(i, 0.0, 50.0 - 49.5 * (i == 0), 8_000) for i in range(2)]
     assert ask(long).decision is AdmissionDecision.ADMIT
 
 
-def test_6_full_memory_degrades():
+def test_full_memory_degrades():
     assert ask([], FULL).decision is AdmissionDecision.DEGRADE
 
 
 @pytest.mark.parametrize("tpot_s", [0.0, -1.0, math.nan, math.inf])
-def test_7_a_bad_objective_is_rejected(tpot_s):
+def test_a_bad_objective_is_rejected(tpot_s):
     with pytest.raises(InputError, match="TPOT"):
         ask([], tpot_s=tpot_s)
 
@@ -89,7 +89,7 @@ queues = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(queues, st.randoms(use_true_random=False), st.integers(-1_000, 1_000))
-def test_8_neither_the_order_of_the_queue_nor_the_clock_matters(queue, random, shift):
+def test_neither_the_order_of_the_queue_nor_the_clock_matters(queue, random, shift):
     seen = ask(queue)
     shuffled = list(queue)
     random.shuffle(shuffled)
@@ -107,14 +107,14 @@ def test_8_neither_the_order_of_the_queue_nor_the_clock_matters(queue, random, s
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.5, 2.0), st.integers(1, 400)), max_size=10))
-def test_9_while_nobody_is_given_up_more_work_ahead_never_helps(rows):
+def test_more_work_ahead_never_helps_while_all_jobs_are_feasible(rows):
     queue = [PrefillJob(i, 0.0, due, total) for i, (due, total) in enumerate(rows)]
     ahead = PrefillJob(10**7, -0.5, 0.5, 5_000)
     assert ask([*queue, ahead]).ttft_s > ask(queue).ttft_s
     assert ask([*queue, ahead]).ttft_attainment <= ask(queue).ttft_attainment
 
 
-def test_11_a_small_prompt_passes_a_backlog_of_which_most_cannot_be_on_time():
+def test_a_small_prompt_bypasses_a_backlog_that_is_mostly_infeasible():
     """The whole backlog counted, as each of its prompts could be on time if it were alone."""
     small = PrefillJob(10**6, 0.0, 1.0, 500)
     load = IDLE._replace(queue=backlog(100))
@@ -123,7 +123,7 @@ def test_11_a_small_prompt_passes_a_backlog_of_which_most_cannot_be_on_time():
     assert ask([]).ttft_s / 4 < seen.ttft_s < 1.0
 
 
-def test_12_a_prompt_that_is_given_up_waits_for_all_that_is_kept():
+def test_a_deferred_prompt_waits_for_all_feasible_ones():
     kept = [PrefillJob(i, 0.0, 0.3 + 0.2 * i, 6_000) for i in range(8)]
     job = PrefillJob(10**6, 0.0, 1.0, 60_000)
     assert ask(kept).decision is AdmissionDecision.ADMIT
@@ -137,7 +137,7 @@ def test_12_a_prompt_that_is_given_up_waits_for_all_that_is_kept():
 
 @pytest.mark.parametrize("total", [1, 10_000_000])
 @pytest.mark.parametrize("slo", [1e-6, 1e6])
-def test_10_extremes_stay_finite(total, slo):
+def test_extremes_stay_finite(total, slo):
     job = PrefillJob(1, 0.0, slo, total)
     seen = forecast(job, 1e-6, FULL, 0.0, PROFILE, AdmissionParams())
     figures = (seen.ttft_s, seen.tpot_s, seen.ttft_attainment, seen.retry_after_s)

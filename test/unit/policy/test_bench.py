@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "bench_policy.py"
 
 
 @pytest.mark.slow
-def test_1_memory_does_not_grow_with_requests():
+def test_memory_does_not_grow_with_requests():
     command = [sys.executable, str(SCRIPT), "--soak", "100000"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=250)
     memory = json.loads(done.stdout)["soak_rss_mib"]

@@ -26,23 +26,23 @@ def planned(jobs: list[tuple[PrefillJob, int]], budget: int = BUDGET) -> dict[in
     return dict(queues.plan(0.0, budget).chunks)
 
 
-def test_1_a_higher_priority_goes_first_whatever_the_deadlines() -> None:
+def test_a_higher_priority_is_served_first_whatever_the_deadlines() -> None:
     urgent, important = (job(1, 3000, due_s=1.0), 0), (job(2, CHUNK, due_s=50.0), -1)
     assert list(planned([urgent, important], budget=CHUNK)) == [2]
 
 
-def test_2_a_lower_one_gets_the_room_that_is_left() -> None:
+def test_a_lower_priority_fills_the_rest_of_the_batch() -> None:
     assert planned([(job(1, 1000), 0), (job(2, 300), -1)]) == {2: 300, 1: 1000}
 
 
-def test_3_it_does_not_make_the_higher_one_late() -> None:
+def test_a_lower_priority_makes_no_higher_one_miss_its_deadline() -> None:
     alone_s = MODEL.batch_s([Chunk(0, 300)])
     tight = job(2, 300, due_s=alone_s + 0.01)
     assert planned([(job(1, 4000), 0), (tight, -1)]) == {2: 300}
 
 
 @given(st.lists(st.tuples(st.integers(1, 9000), st.floats(0.05, 60.0)), min_size=1, max_size=9))
-def test_4_one_priority_is_one_queue(jobs: list[tuple[int, float]]) -> None:
+def test_one_priority_is_one_queue(jobs: list[tuple[int, float]]) -> None:
     queue, queues = UrgencyQueue(MODEL, CHUNK), PriorityQueues(MODEL, CHUNK)
     for number, (tokens, due_s) in enumerate(jobs):
         queue.add(job(number, tokens, due_s))
@@ -53,7 +53,7 @@ def test_4_one_priority_is_one_queue(jobs: list[tuple[int, float]]) -> None:
 @given(
     st.lists(st.tuples(st.integers(1, 9000), st.floats(0.05, 60.0), st.integers(-2, 2)), max_size=9)
 )
-def test_5_plans_fit_and_lower_ones_wait_while_a_higher_one_gets_nothing(
+def test_plans_fit_and_lower_priorities_wait_while_a_higher_one_gets_no_chunk(
     jobs: list[tuple[int, float, int]],
 ) -> None:
     plan = planned([(job(n, tokens, due), level) for n, (tokens, due, level) in enumerate(jobs)])
@@ -63,7 +63,7 @@ def test_5_plans_fit_and_lower_ones_wait_while_a_higher_one_gets_nothing(
         assert jobs[next(iter(plan))][2] == min(level for _, _, level in jobs)
 
 
-def test_6_updates_reach_the_right_queue() -> None:
+def test_updates_reach_the_right_queue() -> None:
     queues = PriorityQueues(MODEL, CHUNK, UrgencyParams())
     for number, level in ((1, 0), (2, 5), (3, -5)):
         queues.add(job(number, 5000), level)
@@ -75,7 +75,7 @@ def test_6_updates_reach_the_right_queue() -> None:
     assert [number for number, _ in queues.plan(0.0, BUDGET).chunks] == [1]
 
 
-def test_7_predictions_are_scaled() -> None:
+def test_predictions_are_scaled() -> None:
     queues = PriorityQueues(MODEL, CHUNK)
     queues.add(job(1, 1000))
     before = queues.plan(0.0, BUDGET).batch_s
@@ -83,7 +83,7 @@ def test_7_predictions_are_scaled() -> None:
     assert queues.plan(0.0, BUDGET).batch_s == 3.0 * before
 
 
-def test_8_an_id_is_queued_once_whatever_the_level() -> None:
+def test_an_id_is_queued_once_whatever_the_level() -> None:
     queues = PriorityQueues(MODEL, CHUNK)
     queues.add(job(1, 1000), 0)
     for level in (0, 1):
@@ -94,7 +94,7 @@ def test_8_an_id_is_queued_once_whatever_the_level() -> None:
     assert queues.plan(0.0, BUDGET).chunks == []
 
 
-def test_9_a_plan_that_is_thrown_away_costs_the_lower_level_nothing() -> None:
+def test_a_discarded_plan_charges_the_lower_priority_nothing() -> None:
     """The lower one's chunk would make the higher one late."""
     params = UrgencyParams(starvation_share=1.0, min_chunk=16, slice_s=1.0, infeasible_slice_s=1.0)
     queues = PriorityQueues(MODEL, CHUNK, params)
@@ -112,7 +112,7 @@ def test_9_a_plan_that_is_thrown_away_costs_the_lower_level_nothing() -> None:
 
 
 @pytest.mark.parametrize("tokens", [1_000, 1_400, 2_000])
-def test_10_a_long_one_of_a_lower_priority_goes_on_in_what_is_left_of_the_slice(
+def test_a_long_prompt_of_a_lower_priority_continues_in_the_rest_of_the_slice(
     tokens: int,
 ) -> None:
     """It was cut for a slice of its own, did not fit beside the other, and got nothing."""

@@ -19,7 +19,7 @@ from kairos.sim.baselines.decode import ContinuousPolicy
 
 PROFILE = load_profile("minimax-m2.5-tp4-h200")
 TABLE = StepTable.from_model(PROFILE.decode, 256, PROFILE.limits.kv_tokens)
-TAU = 0.03
+TPOT_S = 0.03
 
 
 def policy(**params: float) -> SlackPolicy:
@@ -34,11 +34,11 @@ def held(residents: list[DecodeResident]) -> Residents:
 
 
 def at_slack(
-    i: int, context: int, slack_s: float, tokens: int = 50, tau: float = TAU
+    i: int, context: int, slack_s: float, tokens: int = 50, tpot_s: float = TPOT_S
 ) -> DecodeResident:
     """A resident whose next token is due in `slack_s` at time 0."""
-    first = slack_s - tau * (tokens + 1)
-    return DecodeResident(i, context, tokens, first, max(first, -tau), tau)
+    first = slack_s - tpot_s * (tokens + 1)
+    return DecodeResident(i, context, tokens, first, max(first, -tpot_s), tpot_s)
 
 
 def running(table: Residents) -> set[int]:
@@ -60,7 +60,7 @@ residents_strategy = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(residents_strategy)
-def test_1_a_batch_that_is_not_empty_is_never_emptied(residents):
+def test_a_batch_that_is_not_empty_is_never_emptied(residents):
     table = held(residents)
     step_s = policy().select(table.rows, 0.0)
     assert running(table)
@@ -69,7 +69,7 @@ def test_1_a_batch_that_is_not_empty_is_never_emptied(residents):
 
 @settings(max_examples=100, deadline=None)
 @given(residents_strategy)
-def test_2_the_predicted_step_is_that_of_the_selected(residents):
+def test_the_predicted_step_is_that_of_the_selected(residents):
     table = held(residents)
     step_s = policy().select(table.rows, 0.0)
     context = table.rows["context_tokens"][table.rows["runs"]]
@@ -78,7 +78,7 @@ def test_2_the_predicted_step_is_that_of_the_selected(residents):
 
 @settings(max_examples=60, deadline=None)
 @given(residents_strategy, st.randoms(use_true_random=False))
-def test_3_the_order_of_insertion_does_not_matter(residents, random):
+def test_the_order_of_insertion_does_not_matter(residents, random):
     shuffled = list(residents)
     random.shuffle(shuffled)
     one, other = held(residents), held(shuffled)
@@ -87,13 +87,13 @@ def test_3_the_order_of_insertion_does_not_matter(residents, random):
     assert running(one) == running(other)
 
 
-def test_4_everybody_runs_while_the_step_keeps_every_pace():
+def test_all_requests_run_while_the_step_keeps_every_pace():
     table = held([at_slack(i, 2_000, 0.1) for i in range(8)])
     policy().select(table.rows, 0.0)
     assert running(table) == set(range(8))
 
 
-def test_5_a_request_with_banked_slack_sits_out_when_the_step_would_be_too_long():
+def test_a_request_with_banked_slack_sits_out_when_the_step_would_be_too_long():
     tight = [at_slack(i, 10_000, 0.07) for i in range(40)]
     rich = at_slack(99, 500_000, 4.0)
     table = held([*tight, rich])
@@ -101,7 +101,7 @@ def test_5_a_request_with_banked_slack_sits_out_when_the_step_would_be_too_long(
     assert running(table) == set(range(40))
 
 
-def test_6_who_fell_behind_beyond_hope_stays_a_victim_until_back_on_pace():
+def test_an_infeasible_request_stays_infeasible_until_back_on_pace():
     table = held([at_slack(1, 1_000, -10.0), at_slack(2, 1_000, 0.1)])
     chooser = policy()
     chooser.select(table.rows, 0.0)
@@ -114,7 +114,7 @@ def test_6_who_fell_behind_beyond_hope_stays_a_victim_until_back_on_pace():
     assert not table.row(1)["infeasible"]
 
 
-def test_7_a_victim_gets_a_token_within_the_starvation_bound():
+def test_an_infeasible_request_gets_a_token_within_the_starvation_bound():
     tight = [at_slack(i, 12_000, 0.03) for i in range(40)]
     table = held([*tight, at_slack(99, 300_000, -100.0)])
     table.row(99)["last_token_s"] = -1.0
@@ -124,9 +124,9 @@ def test_7_a_victim_gets_a_token_within_the_starvation_bound():
     assert 99 in running(table)
 
 
-def test_8_a_fresh_request_that_is_behind_gets_a_short_step():
+def test_a_new_request_that_is_behind_gets_a_short_step():
     settled = [at_slack(i, 20_000, 0.5, tokens=200) for i in range(30)]
-    fresh = DecodeResident(99, 5_000, 0, -0.05, -0.05, TAU)
+    fresh = DecodeResident(99, 5_000, 0, -0.05, -0.05, TPOT_S)
     table = held([*settled, fresh])
     step_s = policy().select(table.rows, 0.0)
     assert 99 in running(table)
@@ -134,9 +134,12 @@ def test_8_a_fresh_request_that_is_behind_gets_a_short_step():
     assert policy(express_tokens=0).select(table.rows, 0.0) > 0.8 * TABLE.step_s(31, 605_000)
 
 
-def test_9_late_requests_leave_memory_free_for_those_that_can_be_on_time():
+def test_infeasible_requests_leave_memory_for_feasible_ones():
     waiting = held(
-        [DecodeResident(1, 9_000, 0, -60.0, -60.0, TAU), DecodeResident(2, 9_000, 0, 0.0, 0.0, TAU)]
+        [
+            DecodeResident(1, 9_000, 0, -60.0, -60.0, TPOT_S),
+            DecodeResident(2, 9_000, 0, 0.0, 0.0, TPOT_S),
+        ]
     )
     chooser = policy(infeasible_share=0.6, kv_share=0.96)
     admitted = chooser.admit(waiting.rows, 0.0, 60_000, 100_000, 200)
@@ -145,14 +148,14 @@ def test_9_late_requests_leave_memory_free_for_those_that_can_be_on_time():
     assert waiting.rows["id"][admitted].tolist() == [2, 1]
 
 
-def test_10_admission_takes_at_least_one_into_an_empty_instance():
-    waiting = held([DecodeResident(1, 200_000, 0, -60.0, -60.0, TAU)])
+def test_an_empty_instance_admits_at_least_one_request():
+    waiting = held([DecodeResident(1, 200_000, 0, -60.0, -60.0, TPOT_S)])
     assert len(policy().admit(waiting.rows, 0.0, 0, 100_000, 10)) == 1
     assert len(policy().admit(waiting.rows, 0.0, 0, 100_000, 0)) == 0
     assert len(ContinuousPolicy(TABLE, 8).admit(waiting.rows, 0.0, 0, 100_000, 10)) == 1
 
 
-def test_11_a_bias_of_the_predictor_is_learned():
+def test_a_bias_of_the_predictor_is_learned():
     chooser = policy()
     for _ in range(300):
         chooser.observe(0.02 * chooser.calibration.factor, 0.025)
@@ -161,7 +164,7 @@ def test_11_a_bias_of_the_predictor_is_learned():
     assert chooser.select(table.rows, 0.0) == pytest.approx(1.25 * TABLE.step_s(1, 1_000), rel=0.01)
 
 
-def test_12_between_selections_who_joined_runs_and_who_is_parked_stays():
+def test_between_selections_new_requests_run_and_skipped_ones_stay_skipped():
     table = held([at_slack(1, 1_000, 0.1), at_slack(2, 1_000, 0.1)])
     chooser = policy(period=4)
     table.row(1)["runs"] = False
@@ -170,10 +173,10 @@ def test_12_between_selections_who_joined_runs_and_who_is_parked_stays():
 
 
 @pytest.mark.parametrize("context", [1, 10_000_000])
-@pytest.mark.parametrize("tau", [1e-4, 600.0])
+@pytest.mark.parametrize("tpot_s", [1e-4, 600.0])
 @pytest.mark.parametrize("slack", [-1e6, 0.0, 1e6])
-def test_13_extremes_give_finite_steps(context, tau, slack):
-    table = held([at_slack(i, context, slack, tau=tau) for i in range(3)])
+def test_extremes_give_finite_steps(context, tpot_s, slack):
+    table = held([at_slack(i, context, slack, tpot_s=tpot_s) for i in range(3)])
     assert math.isfinite(policy().select(table.rows, 0.0))
     assert running(table)
 
@@ -181,17 +184,17 @@ def test_13_extremes_give_finite_steps(context, tau, slack):
 @pytest.mark.parametrize(
     "bad",
     [
-        DecodeResident(1, 10, 0, math.nan, 0.0, TAU),
+        DecodeResident(1, 10, 0, math.nan, 0.0, TPOT_S),
         DecodeResident(1, 10, 0, 0.0, 0.0, 0.0),
         DecodeResident(1, 10, 0, 0.0, 0.0, -1.0),
         DecodeResident(1, 10, 0, 0.0, 0.0, math.inf),
-        DecodeResident(1, 0, 0, 0.0, 0.0, TAU),
-        DecodeResident(1, 10, -1, 0.0, 0.0, TAU),
-        DecodeResident(1, 10, 0, 0.0, 0.0, TAU, max_new_tokens=0),
-        DecodeResident(1, 10, 0, 0.0, 0.0, TAU, hold_until_s=math.nan),
+        DecodeResident(1, 0, 0, 0.0, 0.0, TPOT_S),
+        DecodeResident(1, 10, -1, 0.0, 0.0, TPOT_S),
+        DecodeResident(1, 10, 0, 0.0, 0.0, TPOT_S, max_new_tokens=0),
+        DecodeResident(1, 10, 0, 0.0, 0.0, TPOT_S, hold_until_s=math.nan),
     ],
 )
-def test_14_impossible_residents_are_rejected_by_name(bad):
+def test_impossible_residents_are_rejected_by_name(bad):
     with pytest.raises(InputError, match="resident 1"):
         Residents().add(bad)
 
@@ -200,12 +203,12 @@ def test_14_impossible_residents_are_rejected_by_name(bad):
     "field", ["min_pace_ratio", "min_step_share", "period", "infeasible_share"]
 )
 @pytest.mark.parametrize("value", [math.nan, -1])
-def test_15_parameters_out_of_range_are_rejected(field, value):
+def test_parameters_out_of_range_are_rejected(field, value):
     with pytest.raises(InputError, match=field):
         policy(**{field: value})
 
 
-def test_16_rows_survive_removal_of_others():
+def test_rows_survive_removal_of_others():
     table = held([at_slack(i, 10 + i, 0.1) for i in range(200)])
     for i in range(0, 200, 2):
         table.remove(i)
@@ -214,7 +217,7 @@ def test_16_rows_survive_removal_of_others():
     assert sorted(table.rows["id"].tolist()) == list(range(1, 200, 2))
 
 
-def test_17_a_learned_length_replaces_the_horizon():
+def test_a_learned_length_replaces_the_horizon():
     lengths = LengthEstimator(quantile=0.5)
     for _ in range(200):
         lengths.observe(0, 1_000)
@@ -227,7 +230,7 @@ def test_17_a_learned_length_replaces_the_horizon():
     assert table.row(1)["infeasible"]
 
 
-def test_18_selection_prefers_short_contexts_when_not_all_fit():
+def test_selection_prefers_short_contexts_when_not_all_fit():
     table = held([at_slack(i, 2_000 * (i + 1), 0.05) for i in range(60)])
     policy().select(table.rows, 0.0)
     chosen = running(table)
@@ -236,9 +239,12 @@ def test_18_selection_prefers_short_contexts_when_not_all_fit():
     assert not np.isnan(table.rows["first_token_s"]).any()
 
 
-def test_19_late_requests_leave_slots_free_for_those_that_can_be_on_time():
+def test_infeasible_requests_leave_slots_for_feasible_ones():
     waiting = held(
-        [DecodeResident(1, 900, 0, -60.0, -60.0, TAU), DecodeResident(2, 900, 0, 0.0, 0.0, TAU)]
+        [
+            DecodeResident(1, 900, 0, -60.0, -60.0, TPOT_S),
+            DecodeResident(2, 900, 0, 0.0, 0.0, TPOT_S),
+        ]
     )
     chooser = policy(infeasible_share=0.6)
     admitted = chooser.admit(waiting.rows, 0.0, 60_000, 1_000_000, 102)  # of 256
@@ -247,20 +253,20 @@ def test_19_late_requests_leave_slots_free_for_those_that_can_be_on_time():
     assert waiting.rows["id"][admitted].tolist() == [2, 1]
 
 
-def test_20_victims_that_hold_all_slots_are_worked_off():
+def test_infeasible_requests_that_hold_all_slots_are_completed():
     """They kept new requests waiting: 90 of 256 slots ran, and no step was longer than the pace of
     who had waited for a slot (azure_conv at decode load 0.9)."""
 
-    def step_of(victims: int) -> float:
-        behind = [at_slack(i, 1_500, -1.2 * TAU, tokens=0) for i in range(80)]
-        given_up = [at_slack(100 + i, 1_500, -60.0) for i in range(victims)]
-        return policy().select(held([*behind, *given_up]).rows, 0.0)
+    def step_of(infeasible: int) -> float:
+        behind = [at_slack(i, 1_500, -1.2 * TPOT_S, tokens=0) for i in range(80)]
+        infeasible_rows = [at_slack(100 + i, 1_500, -60.0) for i in range(infeasible)]
+        return policy().select(held([*behind, *infeasible_rows]).rows, 0.0)
 
-    assert step_of(150) < 0.9 * TAU
-    assert 0.9 * TAU < step_of(176) <= 0.95 * TAU
+    assert step_of(150) < 0.9 * TPOT_S
+    assert 0.9 * TPOT_S < step_of(176) <= 0.95 * TPOT_S
 
 
-def test_21_without_an_estimator_the_class_of_a_request_changes_nothing():
+def test_without_an_estimator_the_class_of_a_request_changes_nothing():
     """Rows of the table were read that do not exist."""
     one, other = (
         held(
@@ -277,20 +283,20 @@ def test_21_without_an_estimator_the_class_of_a_request_changes_nothing():
 
 
 @pytest.mark.parametrize("slack", [-1.0, -60.0])
-def test_22_nobody_is_parked_where_it_makes_a_step_hardly_shorter(slack: float) -> None:
+def test_no_request_is_skipped_where_it_makes_a_step_hardly_shorter(slack: float) -> None:
     """One of 16 ran at a time: steps of 8.3 ms against 8.0 for one, a pace of 8.35 ms, and all a
     little behind, or all given up. None came back from that."""
     profile = load_profile("tiny-fast")
     flat = StepTable.from_model(profile.decode, 64, 50_000)
-    tau = 0.00835
-    table = held([at_slack(i, 300, slack * tau, tokens=0, tau=tau) for i in range(16)])
+    tpot_s = 0.00835
+    table = held([at_slack(i, 300, slack * tpot_s, tokens=0, tpot_s=tpot_s) for i in range(16)])
     SlackPolicy(flat, 64).select(table.rows, 0.0)
     assert len(running(table)) == 16
 
 
 @settings(max_examples=60, deadline=None)
 @given(residents_strategy, st.integers(-100_000, 100_000))
-def test_23_the_origin_of_the_clock_does_not_matter(residents, shift):
+def test_the_origin_of_the_clock_does_not_matter(residents, shift):
     moved = [
         replace(one, first_token_s=one.first_token_s + shift, last_token_s=one.last_token_s + shift)
         for one in residents
@@ -304,9 +310,9 @@ def test_23_the_origin_of_the_clock_does_not_matter(residents, shift):
     )
 
 
-def test_24_in_endless_overload_nobody_goes_without_a_token_for_longer_than_the_bound():
+def test_in_endless_overload_every_request_gets_a_token_within_the_bound():
     """Contexts of 20,000 tokens, a hundred of them: a step of all takes twice the objective."""
-    table = held([at_slack(i, 20_000, 0.1, tau=0.02) for i in range(100)])
+    table = held([at_slack(i, 20_000, 0.1, tpot_s=0.02) for i in range(100)])
     chooser = policy(starvation_s=0.5)
     now, longest_wait, longest_step = 0.0, 0.0, 0.0
     for _ in range(1_500):
@@ -322,7 +328,7 @@ def test_24_in_endless_overload_nobody_goes_without_a_token_for_longer_than_the_
     assert table.rows["infeasible"].any()
 
 
-def test_25_a_selection_grows_with_n_log_n():
+def test_a_selection_grows_with_n_log_n():
     def least_s(count: int) -> float:
         table = held([at_slack(i, 500 + 7 * i % 4_000, 1e-4 * (i % 50)) for i in range(count)])
         large = SlackPolicy(StepTable.from_model(PROFILE.decode, 4_096, 3_000_000), 4_096)
@@ -337,14 +343,14 @@ def test_25_a_selection_grows_with_n_log_n():
 
 
 @settings(max_examples=300, deadline=None)
-@given(residents_strategy, st.sampled_from([TAU, 0.08]), st.integers(0, 12), st.data())
-def test_26_where_it_says_so_everybody_runs_for_so_many_steps(residents, tau, steps, data):
-    table = held([replace(one, tpot_s=max(tau, one.tpot_s)) for one in residents])
+@given(residents_strategy, st.sampled_from([TPOT_S, 0.08]), st.integers(0, 12), st.data())
+def test_all_requests_run_for_the_steps_that_are_predicted(residents, tpot_s, steps, data):
+    table = held([replace(one, tpot_s=max(tpot_s, one.tpot_s)) for one in residents])
     rows = table.rows
-    given_up = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
+    infeasible_rows = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
     rows["infeasible"] = (
         rows["first_token_s"] + rows["tpot_s"] * rows["output_tokens"] < 0.0
-    ) | given_up
+    ) | infeasible_rows
     chooser, now = policy(), 0.0
     assume(chooser.all_run_for(rows, now, steps))  # hypothesis fails where that is too rare
     for _ in range(steps + 1):
@@ -356,12 +362,12 @@ def test_26_where_it_says_so_everybody_runs_for_so_many_steps(residents, tau, st
         rows["context_tokens"] += 1
 
 
-def test_27_it_does_not_say_so_where_somebody_is_behind_or_the_step_is_long():
+def test_no_steps_are_predicted_where_a_request_is_behind_or_the_step_is_long():
     ahead = [at_slack(i, 2_000, 0.1) for i in range(8)]
     chooser = policy()
     assert chooser.all_run_for(held(ahead).rows, 0.0, 8)
     assert not chooser.all_run_for(held([*ahead, at_slack(9, 2_000, -0.01)]).rows, 0.0, 8)
     long = [at_slack(i, 20_000, 0.1) for i in range(100)]
-    assert chooser.select(held(long).rows, 0.0) > 0.95 * TAU
+    assert chooser.select(held(long).rows, 0.0) > 0.95 * TPOT_S
     assert not chooser.all_run_for(held(long).rows, 0.0, 8)
     assert not SlackPolicy(TABLE, 7).all_run_for(held(ahead).rows, 0.0, 8)

@@ -46,7 +46,7 @@ jobs_strategy = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 9_000), st.floats(0.01, 3.0)), min_size=1, max_size=9))
-def test_1_no_larger_set_than_the_kept_one_can_be_on_time(rows):
+def test_no_larger_set_than_the_feasible_one_can_meet_its_deadlines(rows):
     jobs = [job(i, 0.0, slo, total) for i, (total, slo) in enumerate(rows)]
     kept = _kept(jobs)
     for size in range(len(jobs), len(kept), -1):
@@ -90,7 +90,7 @@ tight_strategy = st.tuples(
 
 @settings(max_examples=300, deadline=None)
 @given(jobs_strategy | tight_strategy, st.integers(1, 16_384))
-def test_2_packing_makes_no_completed_prompt_late_that_could_be_on_time(jobs, budget):
+def test_packing_makes_no_completed_prompt_miss_its_deadline(jobs, budget):
     plan = plan_batch(jobs, MODEL, 0.0, budget)
     by_id = {one.id: one for one in jobs}
     for k, chunk in enumerate(plan.chunks):
@@ -102,7 +102,7 @@ def test_2_packing_makes_no_completed_prompt_late_that_could_be_on_time(jobs, bu
             assert plan.batch_s <= one.deadline_s + EPS
 
 
-def test_2b_what_hides_under_the_weight_floor_still_pays_for_its_attention():
+def test_tokens_under_the_weight_floor_still_pay_for_their_attention():
     due, long = job(1, 0.0, 0.08, 500), job(2, 0.0, 60.0, 120_000, done=99_500)
     plan = plan_batch([due, long], MODEL, 0.0, CHUNK)
     assert [chunk.id for chunk in plan.chunks] == [1, 2]
@@ -110,14 +110,14 @@ def test_2b_what_hides_under_the_weight_floor_still_pays_for_its_attention():
 
 
 @pytest.mark.parametrize("model", [LINEAR, PrefillModel(0.0, 0.01, 1e-12, 0.0)])
-def test_2c_a_model_without_attention_or_nearly_without_work_plans(model):
+def test_a_model_without_attention_or_nearly_without_work_plans(model):
     jobs = [job(1, 0.0, 0.5, 500), job(2, 0.0, 60.0, 2_000)]
     assert plan_batch(jobs, model, 0.0, CHUNK).chunks == [(1, 500), (2, 2_000)]
 
 
 @settings(max_examples=150, deadline=None)
 @given(jobs_strategy, st.integers(1, 16_384), st.sampled_from([1, 16, 64]))
-def test_3_a_plan_fits_its_budget_and_its_jobs_and_predicts_its_time(jobs, budget, page):
+def test_a_plan_fits_its_budget_and_its_jobs_and_predicts_its_time(jobs, budget, page):
     plan = plan_batch(jobs, MODEL, 0.0, budget, page)
     by_id = {one.id: one for one in jobs}
     assert len({chunk.id for chunk in plan.chunks}) == len(plan.chunks)
@@ -135,7 +135,7 @@ def test_3_a_plan_fits_its_budget_and_its_jobs_and_predicts_its_time(jobs, budge
 
 @settings(max_examples=60, deadline=None)
 @given(jobs_strategy, st.randoms(use_true_random=False), st.integers(-1_000, 1_000))
-def test_4_neither_the_order_of_arrival_nor_the_clock_matters(jobs, random, shift):
+def test_neither_the_order_of_arrival_nor_the_clock_matters(jobs, random, shift):
     shuffled = list(jobs)
     random.shuffle(shuffled)
     assert plan_batch(jobs, MODEL, 0.0, CHUNK) == plan_batch(shuffled, MODEL, 0.0, CHUNK)
@@ -153,7 +153,7 @@ def test_4_neither_the_order_of_arrival_nor_the_clock_matters(jobs, random, shif
 
 @settings(max_examples=40, deadline=None)
 @given(jobs_strategy, st.data())
-def test_5_updates_between_decisions_equal_a_queue_built_anew(jobs, data):
+def test_updates_between_decisions_equal_a_queue_built_anew(jobs, data):
     queue = filled(jobs)
     current = {one.id: one for one in jobs}
     for one in jobs:
@@ -173,25 +173,25 @@ def test_5_updates_between_decisions_equal_a_queue_built_anew(jobs, data):
     assert queue.order(0.0) == anew.order(0.0)
 
 
-def test_6_a_job_that_cannot_make_it_comes_after_one_that_can():
+def test_an_infeasible_job_follows_a_feasible_one():
     late = job(1, -1.0, 1.001, 50_000)
     fine = job(2, 0.0, 5.0, 4_000)
     assert filled([late, fine]).order(0.0) == [2, 1]
 
 
-def test_7_an_urgent_arrival_overtakes_a_started_prompt():
+def test_an_urgent_arrival_overtakes_a_started_prompt():
     long = job(1, 0.0, 20.0, 100_000, done=40_000)
     short = job(2, 0.0, 0.6, 1_000)
     assert plan_batch([long, short], MODEL, 0.0, CHUNK).chunks[0] == (2, 1_000)
 
 
-def test_8_a_batch_is_cut_at_the_slice():
+def test_a_batch_is_cut_at_the_slice():
     jobs = [job(1, 0.0, 60.0, 150_000, done=100_000)]
     plan = plan_batch(jobs, MODEL, 0.0, CHUNK, params=UrgencyParams(slice_s=0.1))
     assert 0.09 < plan.batch_s <= 0.1 + EPS
 
 
-def test_9_a_heavier_class_is_dropped_last():
+def test_a_heavier_job_is_deferred_last():
     light = PrefillJob(1, 0.0, 0.5, 30_000)
     heavy = PrefillJob(2, 0.0, 0.5, 40_000, weight=10.0)
     alone = PrefillModel(0.0, 0.0, 1e-5, 0.0)
@@ -199,9 +199,9 @@ def test_9_a_heavier_class_is_dropped_last():
     assert filled([light, heavy], alone).order(0.0) == [2, 1]
 
 
-def test_10_what_was_given_up_is_served_within_a_bound_under_endless_urgent_work():
-    victim = job(0, -1_000.0, 1.0, 2_000)
-    queue = filled([victim], params=UrgencyParams(starvation_share=0.05))
+def test_a_starved_job_is_served_within_a_bound_under_endless_urgent_work():
+    infeasible = job(0, -1_000.0, 1.0, 2_000)
+    queue = filled([infeasible], params=UrgencyParams(starvation_share=0.05))
     now, number = 0.0, 0
     while now < 60.0:
         number += 1
@@ -212,10 +212,10 @@ def test_10_what_was_given_up_is_served_within_a_bound_under_endless_urgent_work
             if chunk.id == 0:
                 return
             queue.remove(chunk.id)
-    pytest.fail("the victim got no chunk in 60 s")
+    pytest.fail("the infeasible got no chunk in 60 s")
 
 
-def test_11_without_a_share_urgent_work_starves_it():
+def test_without_a_starvation_share_urgent_work_starves_infeasible_jobs():
     queue = filled([job(0, -1_000.0, 1.0, 2_000)], params=UrgencyParams(starvation_share=0.0))
     for number in range(1, 50):
         queue.add(job(number, 0.1 * number, 0.5, 8_192))
@@ -225,7 +225,7 @@ def test_11_without_a_share_urgent_work_starves_it():
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 500])
-def test_12_equal_huge_and_tiny_inputs_give_finite_plans(count):
+def test_equal_huge_and_tiny_inputs_give_finite_plans(count):
     for total, slo in ((1, 1e-6), (10_000_000, 1e6), (4_096, 1.0)):
         jobs = [job(i, 0.0, slo, total) for i in range(count)]
         plan = plan_batch(jobs, MODEL, 0.0, CHUNK)
@@ -247,12 +247,12 @@ def test_12_equal_huge_and_tiny_inputs_give_finite_plans(count):
         PrefillJob(1, 0.0, 1.0, 10, weight=math.nan),
     ],
 )
-def test_13_impossible_jobs_are_rejected_by_name(bad):
+def test_impossible_jobs_are_rejected_by_name(bad):
     with pytest.raises(InputError, match="job 1"):
         filled([bad])
 
 
-def test_14_a_job_is_queued_once():
+def test_a_job_is_queued_once():
     with pytest.raises(InputError, match="queued already"):
         filled([job(1, 0.0, 1.0, 10), job(1, 0.0, 2.0, 10)])
 
@@ -269,12 +269,12 @@ FIELDS = [
 
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("value", [math.nan, -1.0])
-def test_15_parameters_out_of_range_are_rejected(field, value):
+def test_parameters_out_of_range_are_rejected(field, value):
     with pytest.raises(InputError, match=field):
         UrgencyParams(**{field: value})
 
 
-def test_16_of_two_that_just_fit_the_larger_gives_way_to_arrivals_yet_to_come():
+def test_of_two_jobs_that_just_fit_the_larger_is_deferred_for_later_arrivals():
     larger, smaller = job(1, 0.0, 8.0, 50_000), job(2, 0.0, 10.0, 45_000)
     short = job(3, 0.0, 1.0, 100)
     plain = filled([larger, smaller, short], LINEAR, UrgencyParams(reserve=0.0))
@@ -283,18 +283,18 @@ def test_16_of_two_that_just_fit_the_larger_gives_way_to_arrivals_yet_to_come():
     assert reserving.order(0.0) == [3, 2, 1]
 
 
-def test_17_where_all_slos_are_alike_nothing_is_reserved():
+def test_where_all_slos_are_alike_nothing_is_reserved():
     jobs = [job(1, 0.0, 10.0, 50_000), job(2, 0.0, 10.0, 45_000)]
     assert filled(jobs, LINEAR).order(0.0) == [1, 2]
 
 
-def test_18_of_the_late_the_one_furthest_beyond_its_slo_goes_first():
+def test_the_infeasible_job_furthest_beyond_its_slo_is_first():
     short = job(1, -5.0, 1.0, 1_000)
     long = job(2, -9.0, 8.0, 20_000)
     assert filled([long, short], LINEAR).order(0.0) == [1, 2]
 
 
-def test_19_chunks_of_one_plan_follow_the_order_of_the_queue():
+def test_chunks_of_one_plan_follow_the_order_of_the_queue():
     """Given-up and late ones come out of heaps; `order` sorts them."""
     kept = PrefillJob(0, 0.0, 1.0, 9_990, weight=1e3)
     dropped = [
@@ -311,7 +311,7 @@ def test_19_chunks_of_one_plan_follow_the_order_of_the_queue():
     assert [chunk.id for chunk in queue.plan(0.0, 10**6).chunks] == order
 
 
-def test_20_a_plan_of_many_short_late_prompts_costs_little_more_than_one_of_a_few():
+def test_a_plan_of_many_short_infeasible_prompts_costs_little_more_than_one_of_a_few():
     """Every chunk passed over all rows: 7 ms for 10,000 prompts, the event loop of an engine."""
 
     def least_s(count: int) -> float:
@@ -327,7 +327,7 @@ def test_20_a_plan_of_many_short_late_prompts_costs_little_more_than_one_of_a_fe
     assert least_s(8_000) < 8 * least_s(400)
 
 
-def test_21_starved_ones_are_served_oldest_first():
+def test_starved_jobs_are_served_oldest_first():
     jobs = [job(i, -1_000.0 + (7 * i) % 40, 1.0, 20) for i in range(40)]
     queue = filled(jobs, params=UrgencyParams(starvation_share=1.0))
     queue.plan(0.0, CHUNK)  # earns credit
@@ -336,7 +336,7 @@ def test_21_starved_ones_are_served_oldest_first():
 
 
 @pytest.mark.parametrize("done", [-1, 10, 11])
-def test_22_progress_beyond_the_prompt_is_rejected(done):
+def test_progress_beyond_the_prompt_is_rejected(done):
     queue = filled([job(1, 0.0, 1.0, 10)])
     with pytest.raises(InputError, match="job 1"):
         queue.progress(1, done)
@@ -344,13 +344,13 @@ def test_22_progress_beyond_the_prompt_is_rejected(done):
 
 
 @pytest.mark.parametrize("start", [math.nan, math.inf, -math.inf])
-def test_23_a_batch_starts_at_a_finite_time(start):
+def test_a_batch_starts_at_a_finite_time(start):
     queue = filled([job(1, 0.0, 1.0, 10)])
     with pytest.raises(InputError, match="finite"):
         queue.plan(start, CHUNK)
 
 
-def test_24_a_preview_charges_nothing_until_it_is_committed():
+def test_a_preview_charges_nothing_until_it_is_committed():
     params = UrgencyParams(starvation_share=1.0)
     queue = filled([job(1, -1_000.0, 1.0, 50)], params=params)
     queue.plan(0.0, CHUNK)
@@ -361,12 +361,12 @@ def test_24_a_preview_charges_nothing_until_it_is_committed():
     assert queue.grants == 1
 
 
-def test_25_of_equal_ones_the_latest_deadline_is_given_up():
+def test_of_equal_jobs_that_with_the_latest_deadline_is_deferred():
     """It can be taken back if predictions were too long; the earliest, given up, is lost."""
     equal = [job(i, -0.1 * i, 1.5 + 0.2 * i, 10_000) for i in range(4)]  # a second each, one fits
     assert filled(equal, LINEAR).order(0.0)[0] == min(equal, key=lambda j: j.deadline_s).id
 
 
-def test_26_pages_longer_than_the_least_chunk_leave_no_plan_empty():
+def test_pages_longer_than_the_least_chunk_leave_no_plan_empty():
     queue = filled([job(1, 0.0, 1.0, 600_000, 590_000)])
     assert [chunk.tokens for chunk in queue.plan(100.0, 8192, 512).chunks] == [512]
