@@ -206,3 +206,11 @@ def test_8_a_taken_port_and_a_bad_profile_stop_the_start(served, tmp_path: Path)
         last = done.stderr.strip().splitlines()[-1]
         assert last.startswith("kairos-router: ")
         assert says in last
+
+
+def test_9_a_router_that_drains_serves_on_until_load_balancers_know(tmp_path: Path) -> None:
+    with routed(tmp_path, "--drain-delay-s", "2") as (router, _, _):
+        router.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: router.get("/ready")[0] == 503)
+        assert router.ask("POST", "/generate", PROMPT)[0] == 200
+        assert router.process.wait(30) == 0

@@ -38,6 +38,9 @@ _END_LIMIT_S = 15.0  # for what ends in the background when the router stops
 class Router:
     """Builds the parts, starts and stops them.
 
+    Attributes:
+        leaving: load balancers are to send nothing new.
+
     Raises:
         InputError: a file that the configuration names cannot be used.
     """
@@ -84,6 +87,7 @@ class Router:
                 engine_headers=self.engine_headers,
             )
         )
+        self.leaving = False
         self._scraped_s = 0.0
         self._scrape_every_s = 0.0
         self._background = Background()
@@ -99,10 +103,15 @@ class Router:
         self._background.start(self.discovery.run(), "discovery")
         self._background.start(self._measure_lag(), "loop lag")
 
+    async def leave(self) -> None:
+        """Say so in /ready, and serve on until load balancers have read it."""
+        self.leaving = True
+        await asyncio.sleep(self.config.timeouts.drain_delay_s)
+
     async def drain(self) -> None:
         """Let running requests end, for the drain time at most, then end them; then wait until
         /metrics was read once more, if anything reads it regularly."""
-        self.handler.draining = True
+        self.leaving = self.handler.draining = True
         deadline_s = time.monotonic() + self.config.timeouts.drain_timeout_s
         while self.handler.active and time.monotonic() < deadline_s:
             await asyncio.sleep(0.02)

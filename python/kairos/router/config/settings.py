@@ -127,6 +127,9 @@ class Timeouts:
     )
     stream_idle_timeout_s: float = seconds(120.0, "for a pair to send the next byte of a stream")
     connect_timeout_s: float = seconds(2.0, "for a connection to a server to open", high=60.0)
+    drain_delay_s: float = seconds(
+        0.0, "from SIGTERM until requests are refused; /ready says 503 meanwhile", low=0.0
+    )
     drain_timeout_s: float = seconds(60.0, "for running requests to end after SIGTERM")
 
     def __post_init__(self) -> None:

@@ -131,7 +131,7 @@ class App:
 
     async def _ready(self, request: web.BaseRequest) -> web.Response:
         router = self.router
-        if router.handler.draining:
+        if router.leaving:
             return json_answer({"status": "draining"}, 503)
         if not router.health.ready:
             return json_answer({"status": "no pair generated a token recently"}, 503)
@@ -349,6 +349,7 @@ async def _serve(config: RouterConfig) -> int:
         _log.info("listening on %s://%s:%d", scheme, listen.host, listener.port)
         await stop.wait()
         _log.info("draining: %d requests", len(router.handler.active))
+        await router.leave()
         # Connections are accepted until the end, so that load balancers hear 503 and scrapers the
         # last counts.
         await router.drain()
