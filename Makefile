@@ -3,7 +3,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Two at a time, those of a file by one process. Engine tests share servers and run alone.
 TOGETHER := -n 2 --dist loadfile
 
-.PHONY: help setup demo test unit engine long browser lint types review docs docs-serve clean
+.PHONY: help setup demo test unit engine long browser haproxy lint types review docs docs-serve clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -14,7 +14,7 @@ setup: ## Create .venv and install everything into it
 demo: setup ## Serve a long-tailed trace under FCFS and under Kairos, show both
 	@$(PY) scripts/demo.py
 
-test: setup browser lint types review docs ## Every gate, and the tests but for `long` (this is what CI runs)
+test: setup browser haproxy lint types review docs ## Every gate, and the tests but for `long` (this is what CI runs)
 	@$(PY) -m pytest $(TOGETHER) -m "not engine and not alone and not slow" --cov --cov-report=term
 	@$(PY) -m pytest $(TOGETHER) -m "slow and not engine and not alone"
 	@$(PY) -m pytest -m "(engine or alone) and not long"
@@ -30,6 +30,9 @@ long: setup ## Tests that start servers for one more case each, minutes; CI leav
 
 browser: ## Install chromium for the tests that open a report, if this user may
 	@bash scripts/setup_browser.sh
+
+haproxy: ## Install HAProxy for the test of several routers, if this user may
+	@bash scripts/setup_haproxy.sh
 
 lint: setup ## ruff and the import contracts
 	@$(PY) -m ruff check .

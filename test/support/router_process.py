@@ -25,13 +25,20 @@ _USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
 class Engine(ThreadingHTTPServer):
-    """A server of either role; remembers the headers and bodies it got."""
+    """A server of either role; remembers the headers and bodies it got.
+
+    Args:
+        pace_s: pause before each event of a stream and before a whole answer, seconds.
+        events: of a stream; the last one holds how it ended.
+    """
 
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self) -> None:
+    def __init__(self, pace_s: float = 0.0, events: int = 2) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.pace_s = pace_s
+        self.events = events
         self.seen: list[tuple[str, dict[str, str], Any]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -74,8 +81,10 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in shapes:
             self._answer(404, {})
         elif document.get("stream"):
-            self._stream([shapes[path](document, part) for part in (0, 1)])
+            parts = [*[0] * (self.server.events - 1), 1]
+            self._stream([shapes[path](document, part) for part in parts])
         else:
+            time.sleep(self.server.pace_s)
             self._answer(200, shapes[path](document, None))
 
     def _note(self, path: str, body: Any) -> None:
@@ -96,6 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for text in [*(json.dumps(event) for event in events), "[DONE]"]:
+            time.sleep(self.server.pace_s)
             line = f"data: {text}\n\n"
             self.wfile.write(f"{len(line):x}\r\n{line}\r\n".encode())
         self.wfile.write(b"0\r\n\r\n")
