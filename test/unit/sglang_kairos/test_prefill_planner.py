@@ -237,7 +237,7 @@ def test_a_mode_without_planning_is_named(change: dict[str, object], reason: str
 
 
 def test_an_empty_prompt_is_computed() -> None:
-    """It once ended the loop: -1 tokens of it were cached."""
+    """Its cached tokens must not become -1."""
     loop = PrefillLoop()
     empty = fake_req(1, 1)
     empty.origin_input_ids = []

@@ -1,7 +1,6 @@
 """One planned prefill batch."""
 
 from collections.abc import Container
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from sglang.srt.kairos.upstream import Req
@@ -21,8 +20,7 @@ class Continuation(NamedTuple):
     finishes: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedBatch:
+class PlannedBatch(NamedTuple):
     """The prompts of one forward pass.
 
     Attributes:
@@ -43,16 +41,15 @@ class PlannedBatch:
 
         The partial one is last: upstream cuts the prompt that exceeds the budget.
         """
-        return [*self.complete, *(() if self.partial is None else (self.partial,))]
+        return [*self.complete] if self.partial is None else [*self.complete, self.partial]
 
     def without_others(self, fitting: Container[Req]) -> "PlannedBatch":
         """Return this batch with only those prompts of the waiting queue that `fitting` holds."""
-        return replace(
-            self,
+        return self._replace(
             complete=tuple(req for req in self.complete if req in fitting),
             partial=self.partial if self.partial in fitting else None,
         )
 
     def continuing(self, req: Req, tokens: int) -> "PlannedBatch":
         """Return this batch with the started prompt `req` taking up to `tokens` new tokens."""
-        return replace(self, continued=Continuation(req, tokens, finishes=False), tokens=tokens)
+        return self._replace(continued=Continuation(req, tokens, finishes=False), tokens=tokens)

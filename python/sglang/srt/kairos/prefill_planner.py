@@ -217,7 +217,9 @@ class PrefillPlanner:
         budget = KvBudget(scheduler, attempt.started, attempt.reserved_for)
         planned = attempt.batch.from_queue
         fitting = [req for req in planned if budget.take(req)]
-        batch = attempt.batch.without_others(fitting)
+        batch = attempt.batch
+        if len(fitting) < len(planned):
+            batch = batch.without_others(fitting)
         if attempt.reserved_for is None:
             self._reservation.reserve_for(req for req in planned if req not in fitting)
         elif attempt.started and not fitting and batch.continued is None:
