@@ -49,7 +49,7 @@ def _origins(text: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where clients grow_to the router.
+    """Where clients reach the router.
 
     `cell` is this process's number among `cells`, set by the parent that supervises them; None in
     the parent and where there is one process only.

@@ -1,6 +1,6 @@
 """The OpenAPI description that /openapi.json serves: the router's endpoints, not the engines'.
 
-BodyMemory of generations pass through, so only what the router itself reads is described.
+Bodies of generations pass through, so only what the router itself reads is described.
 """
 
 from typing import Any
@@ -259,7 +259,7 @@ def _add_worker() -> Json:
                 {
                     **_ADMIN_REFUSALS,
                     "403": "There is no admin key, or the address is not in --allow-worker.",
-                    "409": "It is known already, or with --cells.",
+                    "409": "It is known already.",
                 }
             ),
         },

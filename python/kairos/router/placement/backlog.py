@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left, insort
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,23 @@ _UNFINISHED = 0.05
 """A prompt that is not done keeps this share of its work, however late it is."""
 _GRACE_S = 0.25
 """How late the news of a prompt's end may be: a batch, the transfer, a busy router."""
+
+
+class SentPrompt(NamedTuple):
+    """A prompt that a prefill worker has to compute.
+
+    Attributes:
+        work_s: all of its work, uncalibrated.
+        most_s: the same should no prefix hit come true.
+        rest_s: what is left of it, calibrated.
+        tokens: its length.
+    """
+
+    deadline_s: float
+    work_s: float
+    most_s: float
+    rest_s: float
+    tokens: int
 
 
 class Backlog:
@@ -51,21 +69,8 @@ class Backlog:
         """Prompt tokens, computed or not."""
         return int(self._kernel.total(self._live, self._kernel.TOKENS))
 
-    def add(
-        self,
-        id: int,
-        rank: float,
-        deadline_s: float,
-        work_s: float,
-        most_s: float,
-        rest_s: float,
-        tokens: int,
-    ) -> None:
-        """Args:
-        work_s: all of it, uncalibrated.
-        most_s: the same should no prefix hit come true.
-        rest_s: what is left of it, calibrated.
-        """
+    def add(self, id: int, rank: float, prompt: SentPrompt) -> None:
+        """Put a prompt behind those of lower rank."""
         n = len(self._keys)
         if n == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
@@ -73,7 +78,14 @@ class Backlog:
         insort(self._keys, (rank, id))
         self._ranks[id] = rank
         self._rows[at + 1 : n + 1] = self._rows[at:n]
-        self._rows[at] = (deadline_s, work_s, rest_s, tokens, most_s, 0.0)
+        self._rows[at] = (
+            prompt.deadline_s,
+            prompt.work_s,
+            prompt.rest_s,
+            prompt.tokens,
+            prompt.most_s,
+            0.0,
+        )
 
     def remove(self, id: int) -> float | None:
         """The prompt's work, uncalibrated; None if it is not here (any more)."""
@@ -108,7 +120,7 @@ class Backlog:
             self._kernel.ahead(self._live, now_s, deadline_s, work_s, by_deadline, slice_s)
         )
 
-    def held(self, now_s: float, by_deadline: bool) -> npt.NDArray[np.float64]:
+    def committed_work(self, now_s: float, by_deadline: bool) -> npt.NDArray[np.float64]:
         """(deadline, seconds) of each prompt that cannot be passed; see `PrefillTarget.held`."""
         found = np.empty((len(self._keys), 2))
         return found[: self._kernel.held(self._live, now_s, by_deadline, found)]

@@ -108,28 +108,49 @@ def options(
     return found
 
 
-def choose_placement(
-    entry: QueuedRequest,
-    on_time: bool,
-    prefill: Sequence[PrefillTarget],
-    decode: Sequence[DecodeTarget],
-    output_tokens: float,
-    tail_s: float,
-    now_s: float,
-    stale_s: float,
-    door: tuple[int, str] | None,
-    arrivals: Arrivals | None,
-) -> Placement | Wait:
-    """Late binding of one request. Its decode instance is the one with the shortest steps; of equal
-    ones that with most slack, then with most memory.
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What holds for every request of one decision.
 
-    Args:
+    Attributes:
+        now_s: monotonic seconds.
+        post_prefill_s: from the end of prefill to the first token, seconds.
+        stale_s: age from which a worker's report is not believed, seconds.
+        reservation: (id, key): this decode worker takes no other request before that one.
+    """
+
+    now_s: float
+    post_prefill_s: float
+    stale_s: float
+    reservation: tuple[int, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A request that is to be placed.
+
+    Attributes:
         on_time: it can still meet its deadline, and overtakes what is less urgent.
         output_tokens: expected of it, all sequences.
-        tail_s: from the end of prefill to the first token, seconds.
-        door: (id, key): this decode instance takes nobody else before that request.
-        arrivals: what else is to be expected; None: it does not matter.
+        arrivals: the requests that are to be expected; None where those do not matter.
     """
+
+    entry: QueuedRequest
+    on_time: bool
+    output_tokens: float
+    arrivals: Arrivals | None
+
+
+def choose_placement(
+    candidate: Candidate,
+    prefill: Sequence[PrefillTarget],
+    decode: Sequence[DecodeTarget],
+    conditions: Conditions,
+) -> Placement | Wait:
+    """Late binding of one request. Its decode worker is the one with the shortest steps; of equal
+    ones that with most slack, then with most memory."""
+    entry, on_time, arrivals = candidate.entry, candidate.on_time, candidate.arrivals
+    now_s, tail_s = conditions.now_s, conditions.post_prefill_s
     work = entry.work
     found = options(entry, prefill, now_s, on_time, work.deadline_s - now_s - tail_s)
     ready = [option for option in found if option.ready]
@@ -142,28 +163,40 @@ def choose_placement(
     chosen = ready[0]
     if chosen is not found[0] and on_time and chosen.cached < found[0].cached:
         return Wait.CACHE
-    context = work.input_tokens + output_tokens / 2.0
-    tokens = work.input_tokens + int(output_tokens)
-    rooms = []
-    for instance in decode:
-        if door is not None and door[1] == instance.key and door[0] != work.id:
-            continue
-        fresh = instance.fresh(now_s, stale_s)
-        if instance.has_room(work.input_tokens + 1, tokens, work.sequences, fresh):
-            step_s = instance.step_s(context, work.sequences, fresh) or 0.0
-            grains = round(step_s / (STEP_GRAIN * work.slo.tpot_s))
-            reserve_s, free = instance.slack_s(fresh), instance.free(fresh)
-            order = (grains, -reserve_s, -free, len(instance), instance.key)
-            rooms.append((order, step_s, instance))
-    if not rooms:
+    found_decode = _shortest_step(candidate, decode, conditions)
+    if found_decode is None:
         return Wait.MEMORY
-    _, step_s, roomiest = min(rooms, key=lambda room: room[0])
+    step_s, roomiest = found_decode
     spare_s = work.deadline_s - now_s - chosen.done_s - tail_s
     too_long = step_s > STEP_OVERRUN * work.slo.tpot_s
     # Waiting shortens the step only where another request is in it.
     if too_long and len(roomiest) and on_time and spare_s > PATIENCE * work.slo.ttft_s:
         return Wait.STEP
     return Placement(chosen.instance, roomiest, chosen.cached, chosen.work_s)
+
+
+def _shortest_step(
+    candidate: Candidate, decode: Sequence[DecodeTarget], conditions: Conditions
+) -> tuple[float, DecodeTarget] | None:
+    """Step time, seconds, and decode worker; None where no worker has memory."""
+    work, reservation = candidate.entry.work, conditions.reservation
+    context = work.input_tokens + candidate.output_tokens / 2.0
+    tokens = work.input_tokens + int(candidate.output_tokens)
+    able = []
+    for worker in decode:
+        if reservation and reservation[1] == worker.key and reservation[0] != work.id:
+            continue
+        fresh = worker.fresh(conditions.now_s, conditions.stale_s)
+        if worker.has_room(work.input_tokens + 1, tokens, work.sequences, fresh):
+            step_s = worker.step_s(context, work.sequences, fresh) or 0.0
+            grains = round(step_s / (STEP_GRAIN * work.slo.tpot_s))
+            slack_s, free = worker.slack_s(fresh), worker.free(fresh)
+            order = (grains, -slack_s, -free, len(worker), worker.key)
+            able.append((order, step_s, worker))
+    if not able:
+        return None
+    _, step_s, worker = min(able, key=lambda one: one[0])
+    return step_s, worker
 
 
 def leaves_clear(

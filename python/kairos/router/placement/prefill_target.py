@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kairos.latency import Chunk, Profile
-from kairos.router.placement.backlog import Backlog
+from kairos.router.placement.backlog import Backlog, SentPrompt
 from kairos.router.placement.load import WorkerLoad
 from kairos.router.placement.prefix_index import PrefixIndex
 from kairos.router.placement.speed import Speed
@@ -94,12 +94,12 @@ class PrefillTarget:
             now_s, deadline_s, work_s, self.preemptive, self._slice_s
         )
 
-    def held(self, now_s: float) -> npt.NDArray[np.float64]:
+    def committed_work(self, now_s: float) -> npt.NDArray[np.float64]:
         """(deadline, seconds) of the work in it that a request cannot pass unless it is due
         earlier; what cannot be passed at all is due at minus infinity."""
         self._advance(now_s)
         others = [(-math.inf, max(0.0, self._others_until_s - now_s))]
-        return np.concatenate([others, self._backlog.held(now_s, self.preemptive)])
+        return np.concatenate([others, self._backlog.committed_work(now_s, self.preemptive)])
 
     def backlog_s(self, now_s: float) -> float:
         """Seconds of work it holds."""
@@ -133,7 +133,8 @@ class PrefillTarget:
         if self.preemptive and now_s + rest <= deadline_s:
             rank = deadline_s - 1e12  # before those that came too late
         most_s = max(work_s, self.work_s(0, tokens))
-        self._backlog.add(id, rank, deadline_s, work_s, most_s, rest, tokens)
+        prompt = SentPrompt(deadline_s, work_s, most_s, rest, tokens)
+        self._backlog.add(id, rank, prompt)
 
     def done(self, id: int, now_s: float) -> bool:
         """A prompt is computed; False if it is not here (any more)."""

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from kairos.policy.admission import AdmissionDecision, decide
 from kairos.router.placement.decode_target import DecodeTarget
 from kairos.router.placement.load import WorkerLoad
 from kairos.router.placement.placement import (
+    Candidate,
+    Conditions,
     Placement,
     Wait,
     cached_tokens,
@@ -43,6 +46,16 @@ RETRY_S = (1.0, 60.0)
 """Least and most seconds that a rejected client is asked to wait."""
 DEGRADE_SPARE = 1.25
 """A degraded request gets so many times its predicted TTFT as its objective."""
+
+
+class DispatchReason(Enum):
+    """Why a request is the next one: it is the most urgent; a decode worker is reserved for it; its
+    tenant is behind its share; or it has waited too long."""
+
+    URGENCY = "urgency"
+    RESERVATION = "reservation"
+    SHARE = "share"
+    STARVATION = "starvation"
 
 
 class Dispatcher:
@@ -188,41 +201,40 @@ class Dispatcher:
         too_long = math.inf  # prefill time that would block the last clear instance
         passed = 0
         while passed < MAX_BYPASSED:
-            entry, owed = self._next(now_s)
+            entry, reason = self._next(now_s)
             if entry is None:
                 break
             if (
                 entry.work.slo.slo_class in barred
                 or self._outputs.kv_tokens(entry.work) >= too_large
-                or (entry.work_s >= too_long and owed != "starved")
+                or (entry.work_s >= too_long and reason is not DispatchReason.STARVATION)
             ):
                 self._queue.pass_over(entry)
                 passed += 1
                 continue
             pair = choose_placement(
-                entry,
-                self._queue.on_time(entry),
+                Candidate(
+                    entry,
+                    self._queue.on_time(entry),
+                    self._outputs.expected(entry.work),
+                    None if reason is DispatchReason.STARVATION else self._arrivals,
+                ),
                 untried(prefill, entry),
                 untried(decode, entry),
-                self._outputs.expected(entry.work),
-                self._tail_s,
-                now_s,
-                self.params.stale_s,
-                self._starvation.door,
-                None if owed == "starved" else self._arrivals,
+                Conditions(now_s, self._tail_s, self.params.stale_s, self._starvation.reservation),
             )
             if isinstance(pair, Placement):
                 assignments.append(self._send(entry, pair, now_s))
                 continue
-            if pair is Wait.BUSY and not owed:
-                break  # whoever comes next is less urgent
-            if pair is Wait.BUSY and owed == "share":
+            if pair is Wait.BUSY and reason is DispatchReason.URGENCY:
+                break  # the next one is less urgent
+            if pair is Wait.BUSY and reason is DispatchReason.SHARE:
                 barred.add(entry.work.slo.slo_class)
             if pair is Wait.HEAD_OF_LINE:
                 too_long = min(too_long, entry.work_s)
             if pair is Wait.MEMORY:
                 too_large = min(too_large, self._outputs.kv_tokens(entry.work))
-                self._starvation.hold_door(entry.work, decode, now_s, self.params)
+                self._starvation.reserve(entry.work, decode, now_s, self.params)
             self._queue.pass_over(entry)
             passed += 1
         return assignments
@@ -396,30 +408,29 @@ class Dispatcher:
         return min(p.base_latency_s for p in prefill) + self._tail_s
 
     def _classify(self, prefill: list[PrefillTarget], now_s: float) -> None:
-        held = np.concatenate([p.held(now_s) for p in prefill])
+        held = np.concatenate([p.committed_work(now_s) for p in prefill])
         base_latency_s = self._base_latency_s(prefill)
         self._queue.classify(now_s, held, len(prefill), self._factor(prefill), base_latency_s)
 
-    def _next(self, now_s: float) -> tuple[QueuedRequest | None, str]:
-        """Who is next, and whether out of turn: a "door" is held for it, its "share" is owed, or it
-        "starved"."""
-        if self._starvation.door is not None:
-            held = self._queue.entries[self._starvation.door[0]]
+    def _next(self, now_s: float) -> tuple[QueuedRequest | None, DispatchReason]:
+        """The next request, and why it is the next."""
+        if self._starvation.reservation is not None:
+            held = self._queue.entries[self._starvation.reservation[0]]
             if not self._queue.passed_over(held):
-                return held, "door"
-        if self._starvation.owed:
+                return held, DispatchReason.RESERVATION
+        if self._starvation.has_credit:
             starved = self._queue.oldest_starved(now_s, self.params.starve_after)
             if starved is not None:
-                return starved, "starved"
+                return starved, DispatchReason.STARVATION
         entry = self._queue.pick(now_s)
         if entry is None:
-            return None, ""
+            return None, DispatchReason.URGENCY
         behind = self._shares.behind(entry.flow, self.params.fair_slack_s)
         if behind >= 0:
             other = self._queue.pick(now_s, behind)
             if other is not None:
-                return other, "share"
-        return entry, ""
+                return other, DispatchReason.SHARE
+        return entry, DispatchReason.URGENCY
 
     def _dispatch_in_turn(
         self, prefill: list[PrefillTarget], decode: list[DecodeTarget], now_s: float

@@ -1,4 +1,4 @@
-"""What requests get that have waited for too long."""
+"""A bounded share of service for requests that have waited too long."""
 
 from collections.abc import Iterable
 
@@ -10,37 +10,37 @@ _CREDIT_S = 2.0
 
 
 class Starvation:
-    """A small share of what is served, out of turn; and where one needs much KV, the door: a decode
-    instance that is held for it. Others that need less would pass it for ever.
+    """A small share of service out of turn. Where a request needs much KV, a decode worker is
+    reserved for it, because requests that need less would bypass it for ever.
 
     Attributes:
-        door: (request, instance) or None.
+        reservation: (request id, key of the worker), or None.
     """
 
     def __init__(self) -> None:
-        self.door: tuple[int, str] | None = None
+        self.reservation: tuple[int, str] | None = None
         self._credit_s = 0.0
 
     @property
-    def owed(self) -> bool:
-        """Whether the next one that starves may go."""
+    def has_credit(self) -> bool:
+        """Whether the next request that has waited too long may go."""
         return self._credit_s > 0.0
 
-    def hold_door(
+    def reserve(
         self,
         work: RequestDemand,
         decode: Iterable[DecodeTarget],
         now_s: float,
         params: DispatchParams,
     ) -> None:
-        """`work` found too little KV: give it the roomiest instance, if it starves and no other one
-        has a door."""
-        if self.door is not None or not _starves(work, now_s, params):
+        """`work` found too little KV: reserve the worker with the most free KV for it, if it has
+        waited too long and there is no other reservation."""
+        if self.reservation is not None or not _starves(work, now_s, params):
             return
         able = [d for d in decode if d.could_hold(work.input_tokens // work.sequences + 1)]
         if able:
             widest = max(able, key=lambda d: (d.free(d.fresh(now_s, params.stale_s)), d.key))
-            self.door = (work.id, widest.key)
+            self.reservation = (work.id, widest.key)
 
     def served(
         self, work: RequestDemand, work_s: float, now_s: float, params: DispatchParams
@@ -56,13 +56,13 @@ class Starvation:
 
     def left(self, id: int) -> None:
         """A request does not wait any more."""
-        if self.door is not None and self.door[0] == id:
-            self.door = None
+        if self.reservation is not None and self.reservation[0] == id:
+            self.reservation = None
 
     def closed(self, key: str) -> None:
         """An instance takes nothing any more."""
-        if self.door is not None and self.door[1] == key:
-            self.door = None
+        if self.reservation is not None and self.reservation[1] == key:
+            self.reservation = None
 
 
 def _starves(work: RequestDemand, now_s: float, params: DispatchParams) -> bool:

@@ -21,6 +21,7 @@ IDLE_S = 3.0
 a request sent into a closing connection is lost."""
 _PAUSE_BYTES = 256 << 10  # unread bytes of an answer beyond which the server has to wait
 _MAX_HEADER_BYTES = 64 << 10
+_MAX_ANSWER_BYTES = 16 << 20  # of a call that is read whole
 _MAX_IDLE = 4096  # connections to one server
 NO_FILES = "no_more_files"
 """Reason of a connection that this process has no file descriptor or memory for."""
@@ -273,7 +274,6 @@ class ConnectionPool:
         *,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
-        most: int = 16 << 20,
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         """A whole exchange: status, header lines, body.
 
@@ -285,7 +285,7 @@ class ConnectionPool:
             connection = await self.take(endpoint)
             try:
                 data = head(endpoint, method, path, len(body), headers or {}) + body
-                connection.begin(data, _nothing, most)
+                connection.begin(data, _nothing, _MAX_ANSWER_BYTES)
                 while not connection.ended:
                     await connection.wait()
             except BaseException:

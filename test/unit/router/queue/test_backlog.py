@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kairos.router.placement.backlog import Backlog
+from kairos.router.placement.backlog import Backlog, SentPrompt
 
 FLOOR = 0.05
 GRACE_S = 0.25
@@ -82,7 +82,8 @@ def test_1_it_agrees_with_the_plain_account(events, factor, by_deadline):
             one = Prompt(second, id, now + number, passed, passed * factor, passed + second)
             plain.append(one)
             plain.sort(key=lambda prompt: (prompt.rank, prompt.id))
-            made.add(id, one.rank, one.deadline_s, one.work_s, one.most_s, one.rest_s, 10)
+            prompt = SentPrompt(one.deadline_s, one.work_s, one.most_s, one.rest_s, 10)
+            made.add(id, one.rank, prompt)
         elif what == "scale":
             made.scale(number)
             for one in plain:
@@ -97,7 +98,7 @@ def test_1_it_agrees_with_the_plain_account(events, factor, by_deadline):
             expected = ahead(plain, now, due, second, by_deadline, 0.1)
             assert made.ahead_s(now, due, second, by_deadline, 0.1) == pytest.approx(expected)
         kept = [one for one in plain if not by_deadline or now + one.rest_s <= one.deadline_s]
-        assert [work for _, work in made.held(now, by_deadline)] == pytest.approx(
+        assert [work for _, work in made.committed_work(now, by_deadline)] == pytest.approx(
             [one.rest_s for one in kept]
         )
         begun = sum(max(one.work_s - one.rest_s / factor, 0.0) for one in plain)
@@ -111,7 +112,7 @@ def test_2_what_it_does_not_hold_is_not_removed():
 def test_3_time_does_not_go_back():
     made = Backlog()
     made.advance(10.0, 1.0, True)
-    made.add(1, 0.0, 99.0, 1.0, 1.0, 1.0, 5)
+    made.add(1, 0.0, SentPrompt(99.0, 1.0, 1.0, 1.0, 5))
     made.advance(9.0, 1.0, True)
     made.advance(10.5, 1.0, True)
     assert made.rest_s() == pytest.approx(0.5)
@@ -120,8 +121,8 @@ def test_3_time_does_not_go_back():
 def test_4_nobody_is_served_before_one_whose_prefix_hit_did_not_come_true():
     made = Backlog()
     made.advance(0.0, 1.0, True)
-    made.add(1, 0.0, 99.0, 0.1, 5.0, 0.1, 5)
-    made.add(2, 1.0, 99.0, 1.0, 1.0, 1.0, 5)
+    made.add(1, 0.0, SentPrompt(99.0, 0.1, 5.0, 0.1, 5))
+    made.add(2, 1.0, SentPrompt(99.0, 1.0, 1.0, 1.0, 5))
     made.advance(3.095, 1.0, True)
     assert made.rest_s() == pytest.approx(1.0 + 3.0)  # as long again
     made.remove(1)
@@ -132,8 +133,8 @@ def test_4_nobody_is_served_before_one_whose_prefix_hit_did_not_come_true():
 def test_5_one_that_waits_for_something_else_blocks_nobody():
     made = Backlog()
     made.advance(0.0, 1.0, True)
-    made.add(1, 0.0, 99.0, 0.1, 0.1, 0.1, 5)
-    made.add(2, 1.0, 99.0, 1.0, 1.0, 1.0, 5)
+    made.add(1, 0.0, SentPrompt(99.0, 0.1, 0.1, 0.1, 5))
+    made.add(2, 1.0, SentPrompt(99.0, 1.0, 1.0, 1.0, 5))
     made.advance(0.5, 1.0, True)
     made.advance(1.0, 1.0, True)
     assert made.rest_s() == pytest.approx(0.005 + 0.5)
