@@ -50,7 +50,7 @@ class Backlog:
         # Compiles.
         backlog_kernel.advance(self._live, 1.0, 1.0, 0.0, True, 0.0)
         self.ahead_s(0.0, 0.0, 0.0, True, 0.0)
-        self.held(0.0, True)
+        self.committed_work(0.0, True)
         self.begun_s(1.0)
         self.rest_s()
 
@@ -121,7 +121,7 @@ class Backlog:
         )
 
     def committed_work(self, now_s: float, by_deadline: bool) -> npt.NDArray[np.float64]:
-        """(deadline, seconds) of each prompt that cannot be passed; see `PrefillTarget.held`."""
+        """(deadline, seconds) of each prompt that cannot be passed; see `PrefillTarget.committed_work`."""
         found = np.empty((len(self._keys), 2))
         return found[: self._kernel.held(self._live, now_s, by_deadline, found)]
 
