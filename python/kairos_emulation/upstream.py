@@ -35,7 +35,7 @@ class KvSender(Protocol):
     kv_args: KvLayout
 
 
-class ModelConfig(Protocol):
+class DeviceModelConfig(Protocol):
     """The part of the emulated model's `config.json` that its class reads.
 
     Attributes:
@@ -47,7 +47,7 @@ class ModelConfig(Protocol):
     output_tokens: tuple[int, int]
 
 
-class ForwardMode(Protocol):
+class DeviceForwardMode(Protocol):
     """The part of `sglang.srt.model_executor.forward_batch_info.ForwardMode` that is asked."""
 
     def is_decode(self) -> bool:
@@ -68,7 +68,7 @@ class ModelBatch(Protocol):
         rids: request ids.
     """
 
-    forward_mode: ForwardMode
+    forward_mode: DeviceForwardMode
     seq_lens_cpu: torch.Tensor
     extend_prefix_lens_cpu: Sequence[int]
     extend_seq_lens_cpu: Sequence[int]

@@ -9,7 +9,7 @@ from torch import nn
 from kairos.latency import Chunk
 from kairos_emulation import device
 from kairos_emulation.codes import LOGIT_SCALE, binary_codes, successors
-from kairos_emulation.upstream import ModelBatch, ModelConfig
+from kairos_emulation.upstream import DeviceModelConfig, ModelBatch
 
 
 class KairosEmulatedForCausalLM(nn.Module):
@@ -18,7 +18,7 @@ class KairosEmulatedForCausalLM(nn.Module):
     Upstream's logits processor and sampler do the rest, log probabilities included.
     """
 
-    def __init__(self, config: ModelConfig, **_kwargs: object) -> None:
+    def __init__(self, config: DeviceModelConfig, **_kwargs: object) -> None:
         super().__init__()
         self.config = config
         self.first, self.last = config.output_tokens

@@ -121,7 +121,7 @@ class Backlog:
         )
 
     def committed_work(self, now_s: float, by_deadline: bool) -> npt.NDArray[np.float64]:
-        """(deadline, seconds) of each prompt that cannot be passed; see `PrefillTarget.committed_work`."""
+        """(deadline, seconds) of each prompt that no other may pass; see `PrefillTarget`."""
         found = np.empty((len(self._keys), 2))
         return found[: self._kernel.held(self._live, now_s, by_deadline, found)]
 
