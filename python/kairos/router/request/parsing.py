@@ -93,6 +93,7 @@ class ParsedRequest:
         asked: the SLO that the body asks for.
         batch: prompts in the body if it is a batch, None for a single one.
         sequences: generations it asks for.
+        samples: of each prompt.
         max_output_tokens: of all sequences together.
         merge_logprobs: the prefill server's logprobs belong in front of the decode server's.
         hide_usage: the stream reports usage to the router only; the client did not ask for it.
@@ -105,6 +106,7 @@ class ParsedRequest:
     stream: bool
     batch: int | None
     sequences: int
+    samples: int
     max_output_tokens: int
     model: str | None
     merge_logprobs: bool
@@ -205,12 +207,20 @@ def _read(path: str, body: dict[str, Any], size: int, limits: BodyLimits) -> Par
         stream=bool(stream),
         batch=sequences if prompts is not None or n > 1 else None,
         sequences=sequences,
+        samples=n,
         max_output_tokens=_tokens(path, body) * sequences,
         model=model[:_MODEL_CHARS] if isinstance(model, str) else None,
-        merge_logprobs=path == GENERATE and bool(body.get("return_logprob")),
+        merge_logprobs=_has_prompt_logprobs(path, body),
         hide_usage=bool(stream) and path in (COMPLETIONS, CHAT) and _request_usage(body),
         size=size,
     )
+
+
+def _has_prompt_logprobs(path: str, body: Mapping[str, Any]) -> bool:
+    """Whether logprobs of the prompt may be asked for, which the prefill server computes."""
+    if path == GENERATE:
+        return bool(body.get("return_logprob"))
+    return path == COMPLETIONS and bool(body.get("echo")) and bool(body.get("logprobs"))
 
 
 def _request_usage(body: dict[str, Any]) -> bool:

@@ -13,17 +13,18 @@ from kairos.router.paths import GENERATE
 from kairos.router.queue.dispatcher import Dispatcher
 from kairos.router.request.context import Answer, RequestContext, Understood
 from kairos.router.request.outcome import Outcome
+from kairos.router.request.parsing import ParsedRequest
 from kairos.router.request.token_counter import TokenCounter
 from kairos.router.upstream import relay as relays
 from kairos.router.upstream.attempt import Attempt
 from kairos.router.upstream.engine_answer import problem_of, usage_of
 from kairos.router.upstream.leg import LegError
+from kairos.router.upstream.merged_answer import merge_whole, stream_change
 from kairos.router.upstream.relay import Relay
 from kairos.router.workers.endpoint import Role
 from kairos.router.workers.registry import WorkerRegistry
 
 _MAX_ANSWER_BYTES = 256 << 20
-_MAX_FIRST_EVENT = 16 << 20
 
 
 class Delivery:
@@ -83,10 +84,10 @@ class Delivery:
             error = LegError(Role.DECODE, "garbage", "the decode server's answer is not JSON")
         if error is not None:
             raise error
-        if understood.parsed.merge_logprobs:
-            body = _merged(await attempt.prefilled(), body)
+        parsed = understood.parsed
+        body = _merged(parsed, await _prompt_part(parsed, attempt), body)
         now_s = time.monotonic()
-        usage = usage_of(body, path, batch=understood.parsed.batch is not None)
+        usage = usage_of(body, path, batch=parsed.batch is not None)
         context.answer = Answer(now_s, now_s, usage.output_tokens)
         self._completed(context, understood, attempt, usage.prompt_tokens)
         context.answering = True
@@ -111,10 +112,7 @@ class Delivery:
             context.answer = Answer(first_s=relay.first_s)
             self._registry.last_success_s = relay.first_s
             self._dispatcher.first_token(context.receipt.id, relay.first_s)
-            if parsed.merge_logprobs:
-                relay.change = relays.LogprobMerge(await attempt.prefilled())
-            elif parsed.hide_usage:
-                relay.change = relays.without_usage
+            relay.change = stream_change(parsed, await _prompt_part(parsed, attempt))
             context.answering = True
             parsed.body.clear()  # there is no other attempt: the prompt is done with
             late = self._limit(context, attempt)
@@ -194,24 +192,32 @@ async def _first_event(attempt: Attempt, path: str) -> bytes:
     Raises:
         LegError: the attempt failed, the first event is an error, or this is no stream of events.
     """
-    data = b""
-    while b"\n\n" not in data and len(data) < _MAX_FIRST_EVENT:
+    data = bytearray()
+    while not (end := relays.first_event(data)) and len(data) <= relays.MAX_EVENT_BYTES:
         chunk = await attempt.read()
         if not chunk:
             break
         data += chunk
         if not relays.may_be_events(data):
             break
-    error = problem_of(Role.DECODE, 200, data, path)
+    error = problem_of(Role.DECODE, 200, bytes(data[:end]), path)
     if error is None and not relays.looks_like_events(data):
         error = LegError(Role.DECODE, "garbage", "the decode server's answer is no stream")
+    elif error is None and not end:
+        text = "the decode server's stream ended within its first event"
+        error = LegError(Role.DECODE, "stream_incomplete", text)
     if error is not None:
         raise error
-    return data
+    return bytes(data)
 
 
-def _merged(prefill: bytes, decode: bytes) -> bytes:
+async def _prompt_part(parsed: ParsedRequest, attempt: Attempt) -> bytes:
+    """The prefill server's answer, where it is part of the client's."""
+    return await attempt.prefilled() if parsed.merge_logprobs else b""
+
+
+def _merged(parsed: ParsedRequest, prefill: bytes, decode: bytes) -> bytes:
     try:
-        return relays.merge_logprobs(prefill, decode)
-    except (ValueError, TypeError, AttributeError):
-        raise LegError(Role.PREFILL, "garbage", "the servers' logprobs do not fit") from None
+        return merge_whole(parsed, prefill, decode)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        raise LegError(Role.PREFILL, "garbage", "the servers' answers do not fit") from None

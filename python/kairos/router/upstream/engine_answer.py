@@ -15,7 +15,7 @@ _NUMBER = re.compile(rb"\s*(\d{1,12})")
 _USAGE_NAMES = {RESPONSES: (b'"input_tokens":', b'"output_tokens":')}
 # The reason is an object without objects in it.
 _ABORT_REASON = re.compile(rb'"finish_reason":(\{"type":"abort"[^{}]*\})')
-_ERROR_EVENT = re.compile(rb'data: ?\{"error": ?(?!null)')
+_ERROR_EVENT = re.compile(rb'^data: ?\{"error": ?(?!null)', re.MULTILINE)
 # At the beginning of a line, where nothing can stand that a client or a model wrote.
 _RESPONSE_END = re.compile(rb"^event: response\.(completed|incomplete|failed)$", re.MULTILINE)
 
@@ -58,7 +58,8 @@ def problem_of(role: Role, status: int, data: bytes, path: str) -> LegError | No
         return LegError(
             role, f"status_{status}", f"the {role.value} server answered {status}", status, data
         )
-    if found := _ERROR_EVENT.match(data):
+    found = None if data[:1] in (b"{", b"[") else _ERROR_EVENT.search(data)
+    if found is not None:
         document, _, _ = data[found.start() :].removeprefix(b"data:").partition(b"\n\n")
         try:
             error = orjson.loads(document)["error"]

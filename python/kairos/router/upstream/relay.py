@@ -4,19 +4,25 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-import orjson
 from aiohttp import HttpVersion11, web
 
 from kairos.router.paths import RESPONSES
-from kairos.router.upstream.engine_answer import error_event, is_aborted, response_end, usage_of
+from kairos.router.upstream.engine_answer import (
+    Usage,
+    error_event,
+    is_aborted,
+    response_end,
+    usage_of,
+)
+from kairos.router.upstream.leg import LegError
+from kairos.router.workers.endpoint import Role
 
-_MAX_EVENT = 16 << 20
-_TAIL = 8192
+MAX_EVENT_BYTES = 64 << 20
+_END = b"\n\n"
 _STARTS = (b"data:", b"event:", b"id:", b":", b"retry:")
 _INDEX = re.compile(rb'"index":\s*(\d{1,9})')
-_NO_CHOICES = re.compile(rb'"choices":\s*\[\]')
+_DATA = re.compile(rb"^data:", re.MULTILINE)
 
 
 class SlowClientError(Exception):
@@ -48,8 +54,11 @@ class Relay:
         self.error = b""
         self._write_timeout_s = write_timeout_s
         self._response: web.StreamResponse | None = None
-        self._part = b""
-        self._tail = b""
+        self._part = bytearray()
+        self._end = b""  # the last event
+        self._usage = Usage(0, 0)
+        self._response_end = b""
+        self._aborted = False
         self._events = 0
         self.change: Callable[[bytes], bytes] | None = None
         self.first_s = 0.0
@@ -86,32 +95,45 @@ class Relay:
             SlowClientError: the client did not read for too long.
             ConnectionError: the client is gone.
         """
-        if self._part:
-            chunk = self._part + chunk
-            self._part = b""
-        if not chunk.endswith(b"\n\n"):
-            cut = chunk.rfind(b"\n\n") + 2
-            if cut < 2:
-                cut = 0
-            if len(chunk) - cut <= _MAX_EVENT:
-                chunk, self._part = chunk[:cut], chunk[cut:]
-        if not chunk:
+        part = self._part
+        searched = max(len(part) - 1, 0)
+        part += chunk
+        end = _whole(part, searched)
+        if len(part) - end > MAX_EVENT_BYTES:
+            text = f"the decode server sent an event of more than {MAX_EVENT_BYTES} bytes"
+            raise LegError(Role.DECODE, "garbage", text)
+        if not end:
             return
-        self._events += chunk.count(b"\n\n")
-        self.error = self.error or error_event(chunk)
+        events = bytes(part[:end])
+        del part[:end]
+        self._note(events)
+        if self.change is not None:
+            events = self.change(events)
+        if events:
+            assert self._response is not None
+            await self._within(self._response.write(events))
+
+    def _note(self, events: bytes) -> None:
+        """Keep what the stream is judged by. Whole events come, however they were cut."""
+        self._events += len(_DATA.findall(events))
+        self.error = self.error or error_event(events)
+        if text := events.strip():
+            self._end = text[text.rfind(_END) + 1 :].lstrip()
+        if self._path == RESPONSES:
+            self._response_end = response_end(events) or self._response_end
+        else:
+            self._aborted = self._aborted or is_aborted(events, self._path)
+        usage = usage_of(events, self._path)
+        self._usage = Usage(
+            usage.prompt_tokens or self._usage.prompt_tokens,
+            usage.output_tokens or self._usage.output_tokens,
+        )
         if self._counts is not None:
-            for event in chunk.split(b"\n\n"):
+            for event in events.split(_END):
                 if b'"completion_tokens":' in event:
                     index = _INDEX.search(event)
                     tokens = usage_of(event, self._path).output_tokens
                     self._counts[int(index[1]) if index else 0] = tokens
-        self._tail = chunk if len(chunk) >= _TAIL else (self._tail + chunk)[-_TAIL:]
-        assert self._response is not None
-        if self.change is not None:
-            chunk = self.change(chunk)
-        if not chunk:
-            return
-        await self._within(self._response.write(chunk))
 
     async def finish(self) -> web.StreamResponse:
         """End the answer."""
@@ -129,19 +151,16 @@ class Relay:
     @property
     def complete(self) -> bool:
         """Whether the stream came to its proper end."""
-        end = self._tail.rstrip()
         if self._part.strip():
             return False
-        if end.endswith(b"data: [DONE]"):
+        if self._end == b"data: [DONE]":
             return True
-        return self._path == RESPONSES and response_end(end) != b""
+        return self._response_end != b""
 
     @property
     def aborted(self) -> bool:
-        """Whether the server gave up and said so in its last events."""
-        if self._path == RESPONSES:
-            return response_end(self._tail) == b"failed"
-        return is_aborted(self._tail, self._path)
+        """Whether the server gave up and said so."""
+        return self._aborted or self._response_end == b"failed"
 
     @property
     def _told(self) -> bool:
@@ -152,13 +171,13 @@ class Relay:
     def tokens(self) -> int:
         """Output tokens: as reported, else one per event."""
         known = sum((self._counts or {}).values())
-        known = known or usage_of(self._tail, self._path).output_tokens
+        known = known or self._usage.output_tokens
         return known or max(self._events - 1, 0)
 
     @property
     def prompt_tokens(self) -> int:
         """Prompt tokens as reported; 0 where they are not."""
-        return usage_of(self._tail, self._path).prompt_tokens
+        return self._usage.prompt_tokens
 
     async def _within(self, sending: Awaitable[object]) -> None:
         try:
@@ -168,78 +187,37 @@ class Relay:
             raise SlowClientError from None
 
 
-def looks_like_events(data: bytes) -> bool:
+def _whole(events: bytearray, searched: int) -> int:
+    """Where the last whole event ends; 0 where none does. Of an odd run of line ends the last one
+    belongs to what follows, as if events had been taken one by one.
+
+    Args:
+        searched: no event ends before it.
+    """
+    end = events.rfind(_END, searched) + 2
+    if end < 2:
+        return 0
+    run = end
+    while run and events[run - 1] == 0x0A:
+        run -= 1
+    return end - (end - run) % 2
+
+
+def first_event(data: bytes | bytearray) -> int:
+    """Where the first event with data in it ends; 0 where it is not whole."""
+    begin = 0
+    while (end := data.find(_END, begin)) >= 0:
+        if _DATA.search(data, begin, end):
+            return end + 2
+        begin = end + 2
+    return 0
+
+
+def looks_like_events(data: bytes | bytearray) -> bool:
     """Whether the beginning of a stream is one of server-sent events."""
     return data.startswith(_STARTS)
 
 
-def may_be_events(data: bytes) -> bool:
+def may_be_events(data: bytes | bytearray) -> bool:
     """The same where so few bytes have come that more could tell."""
     return data.startswith(_STARTS) or any(start.startswith(data) for start in _STARTS)
-
-
-def without_usage(events: bytes) -> bytes:
-    """Whole events without those that report nothing but usage: the router asks for it, this client
-    did not."""
-    return b"".join(
-        event + b"\n\n"
-        for event in events.split(b"\n\n")
-        if event.strip() and not (_NO_CHOICES.search(event) and b'"usage":' in event)
-    )
-
-
-def merge_logprobs(prefill: bytes, decode: bytes) -> bytes:
-    """Put the prefill server's logprobs of the prompt in front of those of the decode server.
-
-    Args:
-        prefill, decode: whole answers of /generate, single or batch.
-    """
-    ours, theirs = orjson.loads(decode), orjson.loads(prefill)
-    if not isinstance(ours, list):
-        _merge(theirs, ours)
-        return orjson.dumps(ours)
-    for one, other in zip(theirs, ours, strict=True):
-        _merge(one, other)
-    return orjson.dumps(ours)
-
-
-class LogprobMerge:
-    """The same for a stream, event by event."""
-
-    def __init__(self, prefill: bytes) -> None:
-        self._first: dict[int, object] = {}
-        for event in prefill.split(b"\n\n"):
-            document = _document(event)
-            if document is not None:
-                self._first.setdefault(document.get("index", 0), document)
-
-    def __call__(self, chunk: bytes) -> bytes:
-        merged = []
-        for event in chunk.split(b"\n\n"):
-            document = _document(event)
-            if document is not None:
-                _merge(self._first.get(document.get("index", 0)), document)
-                other = [line for line in event.split(b"\n") if not line.startswith(b"data:")]
-                event = b"\n".join([*other, b"data: " + orjson.dumps(document)])
-            merged.append(event)
-        return b"\n\n".join(merged)
-
-
-def _document(event: bytes) -> dict[str, Any] | None:
-    """The object in the data line of an event; None for comments and the end of the stream."""
-    lines = [line for line in event.split(b"\n") if line.startswith(b"data:")]
-    text = lines[0].removeprefix(b"data:").strip() if len(lines) == 1 else b""
-    if not text or text == b"[DONE]":
-        return None
-    document = orjson.loads(text)
-    return document if isinstance(document, dict) else None
-
-
-def _merge(prefill: object, decode: object) -> None:
-    source = prefill.get("meta_info") if isinstance(prefill, dict) else None
-    target = decode.get("meta_info") if isinstance(decode, dict) else None
-    if not isinstance(source, dict) or not isinstance(target, dict):
-        return
-    for name in ("input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs"):
-        if source.get(name) and name in target:
-            target[name] = list(source[name]) + list(target[name] or [])
