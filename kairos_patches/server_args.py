@@ -23,7 +23,7 @@ def from_cli_args(
     cls: type,
     args: argparse.Namespace,
 ) -> "ServerArgs":
-    """Validate the flags, then hook what serves HTTP; the scheduler's process hooks itself."""
+    """Validate the flags and hook the HTTP process; the scheduler's process hooks itself."""
     from sglang.srt.kairos.config import activate, active_config, config_from_args
     from sglang.srt.kairos.support import refuse_unsupported
 

@@ -1,4 +1,4 @@
-"""Measure what Kairos adds to a decode step, on upstream's own batch objects on the CPU.
+"""Measure the cost that Kairos adds to a decode step, on upstream's own batch objects on the CPU.
 
     python scripts/bench_decode.py [--json]
 

@@ -1,4 +1,4 @@
-"""Measure what Kairos adds to a pass of a decode server's event loop, on the emulated accelerator.
+"""Measure the cost of Kairos in a pass of a decode server's event loop, on emulated devices.
 
     python scripts/bench_decode_passes.py
 

@@ -1,4 +1,4 @@
-"""Admission: what a new request can expect, and what happens to it.
+"""Admission: the forecast for a new request, and the decision on it.
 
 The router and the simulator take the decision with `decide`. They predict the time to first token
 on their own: the router from its view of several servers, the simulator with `forecast` from the
@@ -19,7 +19,7 @@ from kairos.validation import Range, check_range
 
 
 class AdmissionDecision(Enum):
-    """What happens to a new request.
+    """The decision on a new request.
 
     ADMIT: it is served as asked. DEGRADE: it is served with a weaker TTFT objective. BEST_EFFORT:
     it is served after all others. REJECT: it is not served; the client may try again later.
@@ -37,7 +37,7 @@ class AdmissionParams(NamedTuple):
     Attributes:
         infeasible_after: a TTFT objective is infeasible when the predicted TTFT exceeds the time
             left this many times.
-        on_infeasible: what happens to a request with one infeasible objective.
+        on_infeasible: the decision on a request with one infeasible objective.
         reject_after: a request is rejected when its predicted TTFT exceeds its objective this many
             times; infinite: never for that reason.
         spread: relative standard deviation of predictions, from `Calibration.spread`.
@@ -72,10 +72,10 @@ class InstanceLoad(NamedTuple):
 
 
 class AdmissionForecast(NamedTuple):
-    """What a new request can expect.
+    """The forecast for a new request.
 
     Attributes:
-        decision: what happens to it.
+        decision: the decision on it.
         ttft_s: predicted time to first token from now, seconds.
         tpot_s: predicted step time with the request in the batch, seconds.
         ttft_attainment: predicted probability of meeting the TTFT objective, 0 to 1.
@@ -122,7 +122,7 @@ def forecast(
     profile: Profile,
     params: AdmissionParams,
 ) -> AdmissionForecast:
-    """Predict what one new request can expect, and decide on it.
+    """Predict the times of one new request, and decide on it.
 
     O(n log n) in the queue.
 

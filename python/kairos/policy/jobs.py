@@ -69,7 +69,7 @@ class PrefillPlan:
 
 
 class PrefillQueue(Protocol):
-    """What the engine and the simulator need of a prefill policy.
+    """The interface of a prefill policy for the engine and the simulator.
 
     Updates between decisions are incremental; `plan` changes no job.
     """

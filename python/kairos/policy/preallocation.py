@@ -93,7 +93,7 @@ class PreallocationParams(NamedTuple):
         aged_credit_share: share of all memory granted that may go to aged prompts. More would let a
             backlog of infeasible prompts push out the feasible ones.
         engine_timeout_s: a prompt that has waited this long needs no credit, because the engine is
-            about to give it up; infeasible prompts must not exceed their pending share.
+            about to abort it; infeasible prompts must not exceed their pending share.
     """
 
     peak_share: float = 0.98
@@ -324,7 +324,7 @@ class _ShorterWork:
 
 
 class _MemoryBudget:
-    """What is left of a `DecodeMemory` while it is being granted."""
+    """The rest of a `DecodeMemory` while it is being granted."""
 
     def __init__(self, memory: DecodeMemory, peak_share: float) -> None:
         self.memory = memory

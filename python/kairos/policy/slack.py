@@ -17,7 +17,7 @@ from kairos.validation import Range, check_range, check_ranges
 
 
 class DecodePolicy(Protocol):
-    """What the engine and the simulator need of a decode policy."""
+    """The interface of a decode policy for the engine and the simulator."""
 
     max_batch: int
 
@@ -41,7 +41,7 @@ class DecodePolicy(Protocol):
         """Learn from a step that ran.
 
         Args:
-            predicted_s: what `select` returned.
+            predicted_s: the value that `select` returned.
             measured_s: duration of the step, seconds.
         """
 

@@ -32,7 +32,7 @@ CHOSEN = 3
 
 
 class PlanParams(NamedTuple):
-    """What a decision depends on beside the jobs; flat, because every tuple costs a microsecond.
+    """The inputs of a decision beside the jobs; flat, because every tuple costs a microsecond.
 
     Attributes:
         fixed_s: calibrated coefficient of the `PrefillModel`, as the next three.
@@ -69,7 +69,7 @@ class PlanParams(NamedTuple):
 
 
 class _Jobs(NamedTuple):
-    """Jobs and what is known of them at the start of a batch.
+    """Jobs with their states and remaining work at the start of a batch.
 
     Attributes:
         rows: the jobs, by (deadline, id).

@@ -14,7 +14,7 @@ def bench_extra(purpose: str) -> Iterator[None]:
     """Guard an import of an optional package.
 
     Args:
-        purpose: what needs the package, as the subject of the error message.
+        purpose: the feature that needs the package, as the subject of the error message.
 
     Raises:
         InputError: the package is not installed.

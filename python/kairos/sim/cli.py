@@ -80,7 +80,7 @@ exit code: 0; 2 bad input
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Simulate what `argv` asks for.
+    """Run the simulations that `argv` describes.
 
     Args:
         argv: arguments without the program's name; None takes the process's own.
@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of `kairos simulate`."""
     parser = CommandParser(
         prog="simulate",
-        usage="simulate --trace FILE [options]",
+        usage="kairos simulate --trace FILE [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

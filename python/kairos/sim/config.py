@@ -34,7 +34,7 @@ _RANGES = {
 
 @dataclass(frozen=True, slots=True)
 class SimConfig:
-    """What a simulation runs.
+    """The configuration of one simulation.
 
     Attributes:
         prefill_policy: one of PREFILL_POLICIES.

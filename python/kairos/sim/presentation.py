@@ -29,7 +29,7 @@ def table_of(results: Sequence[Result], title: str) -> Table:
 
     Args:
         results: figures of the runs, see `kairos.sim.sweep_point.run`.
-        title: stands above the table.
+        title: text above the table.
     """
     table = Table(title=title)
     shown = [c for c in _COLUMNS if any(r.get(c[0]) is not None for r in results)]

@@ -1,4 +1,4 @@
-"""What happened to every request of a simulation."""
+"""Times and token counts of every request of a simulation."""
 
 from typing import NamedTuple
 

@@ -23,7 +23,7 @@ class QueuedPrompt(NamedTuple):
     """A prompt that waits for decode memory.
 
     Attributes:
-        request: what the policy sees of it.
+        request: its form for the policy.
         length_group: row of the length estimator's table.
     """
 

@@ -15,8 +15,8 @@ class SimResult:
 
     Attributes:
         scenario: the requests.
-        config: what was simulated.
-        records: what happened to each request.
+        config: the simulated configuration.
+        records: times and token counts of each request.
         prefill, decode: the instances after the last event.
     """
 

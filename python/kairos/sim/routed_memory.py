@@ -1,4 +1,4 @@
-"""The KV memory of a decode instance, as a router has to reckon with it."""
+"""The KV memory of a decode instance, as a router accounts for it."""
 
 import heapq
 

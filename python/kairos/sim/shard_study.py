@@ -27,7 +27,7 @@ UNBOUNDED = DispatchParams(
 
 @dataclass(frozen=True, slots=True)
 class ShardStudy:
-    """What both comparisons simulate.
+    """The trace and the servers of both comparisons.
 
     Attributes:
         trace: trace file.

@@ -46,7 +46,7 @@ exit code: 0; 2 bad input
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Simulate what `argv` asks for.
+    """Run the simulations that `argv` describes.
 
     Args:
         argv: arguments without the program's name; None takes the process's own.

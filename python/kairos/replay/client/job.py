@@ -1,4 +1,4 @@
-"""What a client sends, where and how."""
+"""The job of a client: requests, target and limits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

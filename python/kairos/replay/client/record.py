@@ -114,7 +114,7 @@ class RequestRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
 
 @dataclass(frozen=True, slots=True)
 class ReceivedTokens:
-    """What the client received for a request.
+    """The response that the client received for a request.
 
     Attributes:
         send_lag_s: seconds from due until the request left; None if it never left.

@@ -1,4 +1,4 @@
-"""Where a replay sends its requests."""
+"""The servers to which a replay sends its requests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

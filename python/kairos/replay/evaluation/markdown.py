@@ -1,4 +1,4 @@
-"""Markdown of arms, classes and gains: what all tables of the evaluation are made of."""
+"""Markdown of arms, classes and gains, of which all tables of the evaluation consist."""
 
 from collections.abc import Mapping, Sequence
 

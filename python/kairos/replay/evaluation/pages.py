@@ -38,7 +38,7 @@ def rendered(docs: Path) -> dict[Path, bytes]:
 
 
 def stale(docs: Path) -> list[Path]:
-    """Pages and plots whose content differs from what the records give."""
+    """Pages and plots whose content differs from that of the records."""
     return [
         path
         for path, content in rendered(docs).items()

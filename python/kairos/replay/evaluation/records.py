@@ -218,7 +218,7 @@ def engine_record(source: str, data: bytes) -> EngineRecord:
 
 
 def without_repetition(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report.json reduced to what the evaluation needs.
+    """A report.json reduced to the figures that the evaluation shows.
 
     The simulator's raw figures and the headers of all runs but each arm's first are left out.
     Folders of the machine are cut from paths.

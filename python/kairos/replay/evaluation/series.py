@@ -16,7 +16,7 @@ SWEEP = (
     ("0.9", ("6-headline", "1-mooncake")),
     ("1.1", ("5-overload",)),
 )
-# Its fidelity is that of the simulator of its time.
+# Its fidelity was measured with an earlier simulator.
 WITHOUT_FIDELITY = ("1-mooncake",)
 
 

@@ -1,1 +1,1 @@
-"""What a replay sends: requests with their times, lengths, SLOs and prompts, and the arms."""
+"""The plan of a replay: requests with times, lengths, SLOs and prompts, and the arms."""

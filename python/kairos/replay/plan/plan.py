@@ -1,4 +1,4 @@
-"""What a replay will send: every request with its time, lengths and SLO, fixed in advance."""
+"""The plan of a replay: every request with its time, lengths and SLO, fixed in advance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -81,7 +81,7 @@ class ArmSummary(msgspec.Struct, frozen=True, kw_only=True):
         deciles: attainments by prompt length, shortest first.
         classes: attainments by SLO class, if there are several.
         intervals: 95 % confidence intervals by figure.
-        note: what went wrong with the runs or disturbed them; empty if nothing is known.
+        note: failures and disturbances of the runs; empty if there were none.
     """
 
     requests: int

@@ -38,7 +38,7 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
         interference: how undisturbed the run was. Its name in the file is "quiet".
         device: use of emulated devices; None without their trace.
         allow_disturbed: whether the run counts even if it was disturbed.
-        note: what went wrong with the run as a whole, such as a server that died.
+        note: the failure of the run as a whole, such as a server that died.
         versions: versions of Python and of packages.
         git_commit: commit of the checkout, with a hash of its changes; empty if unknown.
         timeout_s: limit of a request, seconds.
@@ -88,7 +88,7 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def problems(self) -> list[str]:
-        """What went wrong with the run as a whole, and what disturbed it."""
+        """The failure of the run as a whole, and its disturbances."""
         return [text for text in (self.note, *self.interference.problems) if text]
 
     @property

@@ -33,7 +33,7 @@ _EXIT_S = 2.0  # a server's connections break some time before its process has e
 
 @dataclass(frozen=True, slots=True)
 class _Measurement:
-    """What was measured in a run, beside its records.
+    """The measurements of a run, beside its records.
 
     Attributes:
         content_seed: seed of the prompts' token ids.
@@ -43,7 +43,7 @@ class _Measurement:
         priority: scheduling priority of the client's process.
         forwards: device trace of the run.
         interference: how undisturbed the run was.
-        note: what went wrong with the run as a whole.
+        note: the failure of the run as a whole; empty if there was none.
     """
 
     content_seed: int

@@ -74,7 +74,8 @@ class DecodeBatcher:
         if self._refusal is not None:
             return original(scheduler, batch)
         begin = time.perf_counter()
-        self.stream_due(scheduler)  # at the latest: the next result has one token more
+        # The next result has one more token, so held first tokens cannot wait any longer.
+        self.stream_due(scheduler)
         if self.selection_skipped and self._unselected and batch.reqs is self.rows.reqs:
             return self._update_unselected(original, scheduler, batch, begin)
         self.selection_skipped = False

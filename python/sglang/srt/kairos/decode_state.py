@@ -1,4 +1,4 @@
-"""What a decode server has learned, kept in a file between runs."""
+"""The learned values of a decode server, kept in a file between runs."""
 
 import logging
 import threading
@@ -50,7 +50,7 @@ class DecodeStateFile:
     def restore(self, parts: Mapping[str, Restore]) -> None:
         """Restore each part from the file.
 
-        A part that cannot be restored is logged, and starts without what was learned before.
+        A part that cannot be restored is logged, and starts without learned values.
 
         Args:
             parts: by name: what restores the part, or raises `InputError`.
@@ -58,7 +58,7 @@ class DecodeStateFile:
         try:
             state = load_state(self._folder, STATE, self._key)
         except InputError as error:
-            _log.warning("Kairos starts without what was learned before: %s", error)
+            _log.warning("Kairos starts without the values learned before: %s", error)
             return
         if state is None:
             return

@@ -251,5 +251,5 @@ class PrefillPlanner:
 
 
 def _is_unfinished(req: Req) -> bool:
-    """Return whether tokens are left of a started prompt; None is left of one given back."""
+    """Return whether a started prompt has tokens to compute, and its KV was not given back."""
     return req.extend_end is not None and req.extend_end < total_tokens(req)
