@@ -120,7 +120,7 @@ def test_killed_router_loses_only_what_it_had_begun(site: Site) -> None:
         site.balancer.wait_for("UP", 2)
     print(
         f"{load.complete} complete, {len(load.lost)} lost, down after {down_s:.2f} s, "
-        f"slowest {load.slowest_s:.2f} s"
+        f"slowest {load.slowest_s:.2f} s: {[lost.problem[:60] for lost in load.lost]}"
     )
     assert [lost for lost in load.lost if lost.sent_s > killed_s] == []
     assert len(load.lost) < CLIENTS  # leastconn had given it a third of them

@@ -1,12 +1,13 @@
 """Real HAProxy with the configuration that is shipped, and clients that count what they lose."""
 
 import csv
-import getpass
+import grp
 import http.client
 import io
 import itertools
 import json
 import os
+import pwd
 import socket
 import subprocess
 import threading
@@ -43,7 +44,8 @@ class LoadBalancer:
             **named,
             "KAIROS_BIND": f"127.0.0.1:{port}",
             "KAIROS_SOCKET": str(self._socket),
-            "KAIROS_USER": getpass.getuser(),
+            "KAIROS_USER": pwd.getpwuid(os.getuid()).pw_name,
+            "KAIROS_GROUP": grp.getgrgid(os.getgid()).gr_name,
             **({} if pem is None else {"KAIROS_TLS_PEM": str(pem)}),
         }
         with self.log.open("wb") as out:
