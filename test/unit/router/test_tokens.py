@@ -1,5 +1,8 @@
 """Token counts and block hashes of request bodies."""
 
+import asyncio
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +15,7 @@ from kairos.router.request.token_counter import (
     MAX_BLOCKS,
     MEDIA_TOKENS,
     MESSAGE_TOKENS,
+    ShortestFirst,
     TokenCounter,
 )
 
@@ -204,3 +208,49 @@ async def test_11_text_that_would_hold_up_others_is_estimated(tokenizer_file):
         counted = await counter.count("/generate", {"text": "a " * (size // 2)})
         assert counted.source == source
     counter.close()
+
+
+async def test_12_other_images_beside_one_text_share_no_blocks(counter):
+    beside = [
+        (await count(counter, {"text": "x" * 4000, "image_data": image})).blocks
+        for image in ("one", "two")
+    ]
+    inside = [
+        await count(
+            counter,
+            {"messages": [{"role": "user", "content": [{"image_url": i}, {"text": "x" * 4000}]}]},
+        )
+        for i in ("one", "two")
+    ]
+    for first, second in (beside, [one.blocks for one in inside]):
+        assert first
+        assert not set(first) & set(second)
+
+
+async def test_12_every_image_counts(counter):
+    images = [str(number) for number in range(20)]
+    text = {"text": "x" * 400}
+    plain = await count(counter, text)
+    counted = await count(counter, {**text, "image_data": images})
+    assert counted.tokens == plain.tokens + 20 * MEDIA_TOKENS
+
+
+async def test_12_embeddings_are_one_prompt(counter):
+    counted = await count(counter, {"input_embeds": [[0.5] * 8] * 3})
+    assert (counted.tokens, counted.exact) == (3, True)
+
+
+async def test_13_a_short_prompt_overtakes_long_ones():
+    queue, ended = ShortestFirst(1), []
+    free = threading.Event()
+
+    def work(name):
+        free.wait(5.0)
+        ended.append(name)
+
+    tasks = [asyncio.ensure_future(queue.run(size, work, size)) for size in (500, 900, 800, 3)]
+    await asyncio.sleep(0)
+    free.set()
+    await asyncio.gather(*tasks)
+    queue.close()
+    assert ended == [500, 3, 800, 900]

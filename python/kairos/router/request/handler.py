@@ -204,17 +204,24 @@ class RequestHandler:
         raw = await read_body(request, deps.config.limits, deps.config.timeouts, reservation)
         digest = xxhash.xxh3_64_intdigest(raw)
         self.quarantine.check(digest, time.monotonic())
-        reservation.grow_to(parsing.memory_of(raw))
+        size = parsing.memory_of(raw)
+        reservation.grow_to(size)
+        # Each step may hold the event loop for as long as others may wait.
+        await asyncio.sleep(0)
+        body = parsing.load(raw)
+        await asyncio.sleep(0)
         vocab_size, context_tokens = deps.registry.model_limits()
         limits = deps.config.limits
         parsed = parsing.read(
             path,
             raw,
+            body,
+            size,
             parsing.BodyLimits(
                 limits.max_sequences, limits.max_body_bytes, vocab_size, context_tokens
             ),
         )
-        del raw
+        del raw, body
         try:
             asked = from_headers(request.headers.items()).over(parsed.asked)
             slo = tenant.applied_slo(asked)
