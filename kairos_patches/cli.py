@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import kairos_patches
+from kairos.command_line import CommandParser
+from kairos.errors import InputError
 from kairos_patches.fingerprint import MissingSymbolError, upstream_root
 from kairos_patches.manifest import PATH, UPSTREAM_VERSION, Drift, build, drifts
 from kairos_patches.review import review
@@ -38,9 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes the process's own.
 
     Returns:
-        0 if every upstream symbol is as recorded, otherwise 1.
+        0 if every upstream symbol is as recorded, 1 if not, 2 for a wrong option.
     """
-    args = _parser().parse_args(argv)
+    try:
+        args = _parser().parse_args(argv)
+    except InputError as error:
+        print(f"upstream-diff: {error}", file=sys.stderr)
+        return 2
     symbols = kairos_patches.symbols()
     try:
         root = upstream_root()
@@ -57,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="kairos upstream-diff",
         description=_DESCRIPTION,
         epilog=_EPILOG,

@@ -178,8 +178,10 @@ def robust_nnls(
     seconds: Floats,
     prior: tuple[Floats, Floats] | None = None,
 ) -> tuple[Floats, Fit]:
-    """Least squares of relative errors with coefficients >= 0; outliers are left out once. `prior`
-    holds further rows and their targets, relative already and never left out."""
+    """Least squares of relative errors with coefficients >= 0; outliers are left out once.
+
+    `prior` holds further rows and their targets, relative already and never left out.
+    """
     from scipy.optimize import nnls
 
     rows, aims = prior or (np.empty((0, columns.shape[1])), np.empty(0))

@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of `kairos simulate`."""
     parser = CommandParser(
-        prog="simulate",
+        prog="kairos simulate",
         usage="kairos simulate --trace FILE [options]",
         description=DESCRIPTION,
         epilog=EPILOG,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kairos.cluster import Cluster, ClusterError, ClusterSpec
+from kairos.command_line import CommandParser
 from kairos.errors import InputError
 from kairos_emulation.cli.output import output_folder
 from kairos_emulation.cluster import platform_model, with_platform
@@ -55,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code; see `--help`.
     """
-    options, server_flags = parse(sys.argv[1:] if argv is None else argv)
     try:
+        options, server_flags = parse(sys.argv[1:] if argv is None else argv)
         if options.profile and options.platform != "emulated":
             raise InputError("--profile: allowed with --platform emulated only")
         spec = ClusterSpec(
@@ -89,7 +90,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="kairos cluster",
         usage="kairos cluster [options] [-- SERVER FLAG ...]",
         description=DESCRIPTION,

@@ -46,8 +46,10 @@ class ScheduleBatch(Protocol):
 
     @property
     def seq_lens_cpu(self) -> HostTensor | None:
-        """Tokens of each request, those of a step in flight included. None under some kinds of
-        speculative decoding, which keep the lengths on the device."""
+        """Tokens of each request, those of a step in flight included.
+
+        It is None under some kinds of speculative decoding, which keep the lengths on the device.
+        """
 
     @property
     def is_prefill_only(self) -> bool: ...

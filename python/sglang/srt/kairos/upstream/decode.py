@@ -61,15 +61,19 @@ class ScheduledPreallocQueue(DecodePreallocQueue, Protocol):
 
 
 class SchedulerOutputStreamer(Protocol):
-    """`sglang.srt.managers.scheduler_components.output_streamer.SchedulerOutputStreamer`: sends
-    tokens to the detokenizer."""
+    """`sglang.srt.managers.scheduler_components.output_streamer.SchedulerOutputStreamer`.
+
+    It sends tokens to the detokenizer.
+    """
 
     def stream_output(self, reqs: list[Req], return_logprob: bool) -> None: ...
 
 
 class SchedulerBatchResultProcessor(Protocol):
-    """`sglang.srt.managers.scheduler_components.batch_result_processor.
-    SchedulerBatchResultProcessor`: hands the results of a batch to its requests."""
+    """Hands the results of a batch to its requests.
+
+    `sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor`.
+    """
 
 
 class DeviceTimer(Protocol):

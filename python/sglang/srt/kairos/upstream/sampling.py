@@ -10,8 +10,10 @@ class PenalizerFactory(Protocol):
 
 
 class BatchedPenalizerOrchestrator(Protocol):
-    """`sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator`: the penalties
-    of a batch."""
+    """`sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator`.
+
+    It holds the penalties of a batch.
+    """
 
     penalizers: dict[PenalizerFactory, object]
     batch: object

@@ -98,8 +98,10 @@ class TpModelWorker(Protocol):
 
 
 class SchedulerMetricsReporter(Protocol):
-    """`sglang.srt.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter`: logs
-    and metrics of a scheduler."""
+    """`sglang.srt.managers.scheduler_components.metrics_reporter.SchedulerMetricsReporter`.
+
+    It writes the log lines and metrics of a scheduler.
+    """
 
     @property
     def metrics_collector(self) -> SchedulerMetricsCollector | None: ...

@@ -62,8 +62,11 @@ class GenerateReqInput(Protocol):
 
 
 class CompletionRequest(Protocol):
-    """`sglang.srt.entrypoints.openai.protocol.CompletionRequest`,
-    `sglang.srt.entrypoints.openai.protocol.ChatCompletionRequest`: bodies of OpenAI endpoints."""
+    """Bodies of OpenAI endpoints.
+
+    `sglang.srt.entrypoints.openai.protocol.CompletionRequest`,
+    `sglang.srt.entrypoints.openai.protocol.ChatCompletionRequest`.
+    """
 
     custom_params: SamplingFields | None
 
@@ -77,8 +80,10 @@ class OpenAIServingBase(Protocol):
 
 
 class GetInternalStateReqOutput(Protocol):
-    """`sglang.srt.managers.io_struct.GetInternalStateReqOutput`: a scheduler's part of
-    /server_info."""
+    """`sglang.srt.managers.io_struct.GetInternalStateReqOutput`.
+
+    It is a scheduler's part of /server_info.
+    """
 
     @property
     def internal_state(self) -> dict[str, object]: ...
