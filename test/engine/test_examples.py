@@ -34,6 +34,8 @@ def test_pair_behind_the_router_serves_the_openai_client(tmp_path: Path) -> None
     prefill = settings("emulated", "prefill", "tiny-fast", model)
     common = [flag for flag in prefill.args if flag != "prefill"]
     common.remove("--disaggregation-mode")
+    # The default backup of a retracted request copies through CUDA streams.
+    common += ["--disaggregation-decode-retraction-backup", "cpu_tensor"]
     held = PortReservation()
     ports = [held.take() for _ in range(4)]
     held.close()
