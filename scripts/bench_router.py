@@ -134,7 +134,7 @@ def _start(stack: ExitStack, argv: list[str]) -> int:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    with bench_extra():
+    with bench_extra("bench_router"):
         import psutil
     running = process.poll() is None
     children = psutil.Process(process.pid).children(recursive=True) if running else []

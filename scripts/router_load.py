@@ -255,7 +255,7 @@ async def idle_streams(port: int, pid: int, count: int) -> IdleFigures:
 
 def resident_bytes(pid: int) -> int:
     """Return the resident memory of a process and its children."""
-    with bench_extra():
+    with bench_extra("bench_router"):
         import psutil
     process = psutil.Process(pid)
     family = [process, *process.children(recursive=True)]
@@ -267,7 +267,7 @@ def cpu_s(pid: int) -> float:
 
     Other work on the machine changes it less than elapsed time.
     """
-    with bench_extra():
+    with bench_extra("bench_router"):
         import psutil
     process = psutil.Process(pid)
     times = [member.cpu_times() for member in [process, *process.children(recursive=True)]]

@@ -146,7 +146,7 @@ def _servers(cluster: Cluster) -> list[Server]:
 
 
 def _resident(pid: int) -> float:
-    with bench_extra():
+    with bench_extra("soak"):
         import psutil
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     return float(sum(process.memory_info().rss for process in family))

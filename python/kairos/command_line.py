@@ -1,13 +1,19 @@
 """Parsing that several commands share."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kairos.errors import InputError
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, raised as `InputError`, instead of the usage text."""
+    """A parser whose errors are one line, raised as `InputError`, instead of the usage text.
+
+    Options are not abbreviated: a prefix would change its meaning with the next new option.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")

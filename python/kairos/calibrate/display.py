@@ -25,7 +25,7 @@ class Display:
     """
 
     def __init__(self, config: CalibrationConfig) -> None:
-        with bench_extra():
+        with bench_extra("the progress of a calibration"):
             from rich.console import Console
         self._config = config
         self._console = Console(highlight=False)
@@ -103,7 +103,7 @@ class Display:
 
         title = f"{found.profile.name} ({self._config.kind}), {found.profile.provenance.date}"
         try:
-            with bench_extra():
+            with bench_extra("the progress of a calibration"):
                 self._config.picture.write_bytes(picture(found, title))
         except OSError as error:
             raise InputError(f"cannot write {self._config.picture}: {error.strerror}") from error

@@ -42,7 +42,7 @@ def tree_pss(root: int) -> tuple[int, int]:
     Raises:
         InputError: psutil is not installed.
     """
-    with bench_extra():
+    with bench_extra("the cost of a cluster"):
         import psutil
 
     total = count = 0

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kairos.errors import InputError
+from kairos.extras import check_bench_extra
 from kairos.replay import exit_codes
-from kairos.replay.bench_extra import check_bench_extra
 from kairos.replay.report.model import Extras, headline, subtitle
 from kairos.replay.report.results import ArmResult, by_load, check_comparable, read_arms
 from kairos.replay.report.writer import terminal_table, write_report

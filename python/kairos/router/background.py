@@ -9,7 +9,7 @@ _log = logging.getLogger(__name__)
 
 
 class Background:
-    """Tasks of the router's own. One that fails is logged; nobody else would see it."""
+    """Tasks of the router's own. A task that fails is logged, because no caller awaits it."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -123,7 +123,7 @@ class Router:
             await asyncio.sleep(0.05)
 
     def scraped(self) -> None:
-        """Somebody reads /metrics."""
+        """Note that /metrics is read."""
         now_s = time.monotonic()
         if self._scraped_s:
             self._scrape_every_s = now_s - self._scraped_s

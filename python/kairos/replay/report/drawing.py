@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kairos.replay.bench_extra import bench_extra
+from kairos.extras import bench_extra
 
 # Okabe and Ito's palette, which readers with any colour vision can tell apart. The first arm is the
 # baseline, in grey.

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from kairos.replay.bench_extra import bench_extra
+from kairos.extras import bench_extra
 from kairos.replay.report.bootstrap import DRAWS, block_length
 from kairos.replay.report.goodput import TARGETS, in_report
 from kairos.replay.report.intervals import BOOTSTRAPPED

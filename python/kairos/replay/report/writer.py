@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kairos.replay.bench_extra import bench_extra
+from kairos.extras import bench_extra
 from kairos.replay.report.model import NO_EXTRAS, ROWS, Extras, best_of, document
 from kairos.replay.report.page import page
 from kairos.replay.report.plots import plots

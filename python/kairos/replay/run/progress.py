@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from kairos.replay.bench_extra import bench_extra
+from kairos.extras import bench_extra
 from kairos.replay.client.worker import Worker
 
 if TYPE_CHECKING:

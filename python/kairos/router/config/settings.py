@@ -1,7 +1,7 @@
 """Everything that can be set about the router, grouped by noun.
 
-Values are checked when a group is built, whoever builds it; an `InputError` names the flag, the
-value and what is allowed. A knob that nobody should turn is a constant where it is used.
+Values are checked when a group is built; an `InputError` names the flag, the value and the allowed
+range. A value that no operator should change is a constant where it is used.
 """
 
 import ipaddress
@@ -220,7 +220,7 @@ class Workers:
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """Who may do what. Keys lie in files, hashed where the router only has to recognise them."""
+    """Keys and certificates. Keys lie in files, hashed where the router only recognises them."""
 
     keys_file: Path | None = file("YAML file of tenants, their hashed keys and bounds")
     admin_key_file: Path | None = file("hash of the key for /workers, /flush_cache and /metrics")

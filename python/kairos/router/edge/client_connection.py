@@ -122,7 +122,7 @@ class ClientConnection(RequestHandler):
 
     def _fail_cut_body(self) -> None:
         """Something follows a body that has not ended: aiohttp's parser gave it up, as for a bad
-        chunk, and told nobody who reads it."""
+        chunk, and told no reader."""
         current = self._current_request
         if current is not None and not current.content.is_eof():
             current.content.set_exception(BadHttpMessage("malformed body"))

@@ -1,7 +1,7 @@
-"""Who a request comes from: API keys, the tenants behind them, and the admin key.
+"""API keys, the tenants behind them, and the admin key.
 
 Files hold SHA-256 hashes of keys, not keys. Keys are random, 256 bits, so a plain hash is enough:
-there is nothing to guess. What a look-up by hash takes depends on the hash alone, which nobody
+there is nothing to guess. The time of a look-up depends on the hash alone, which no client
 without the key can steer towards a known one; so time tells nothing about a key.
 """
 
@@ -57,7 +57,7 @@ class Keyring:
 
     @property
     def tenants(self) -> tuple[Tenant, ...]:
-        """Those who may send requests, each once."""
+        """The tenants that may send requests, each once."""
         by_key = self._keys.tenants
         if by_key is None:
             return (self._keys.anonymous,)
@@ -109,7 +109,7 @@ class Keyring:
             raise unauthorized("this is not the admin key")
 
     def authorize_metrics(self, headers: Headers) -> None:
-        """Let whoever may read /metrics pass.
+        """Check that a client may read /metrics.
 
         Raises:
             RequestError: 401 or 403 as for `authorize_admin`, unless `--open-metrics` is set.
@@ -154,7 +154,7 @@ def load_keys(config: RouterConfig) -> Keys:
                     raise InputError(f"{where}: tenants.{tenant.name}.keys: a key is used twice")
                 tenants[digest] = tenant
         if not tenants:
-            raise InputError(f"{where}: no tenant has a key; nobody could send a request")
+            raise InputError(f"{where}: no tenant has a key, so no request could be sent")
     admin: tuple[bytes, ...] = ()
     if security.admin_key_file is not None:
         where = f"--admin-key-file: {security.admin_key_file}"

@@ -1,4 +1,4 @@
-"""A listening socket that takes in all who wait at once.
+"""A listening socket that accepts all waiting connections at once.
 
 uvloop accepts one connection per turn of its loop. Turns are long while a router is busy: of 256
 clients that came together, some waited for seconds to be let in.
@@ -91,7 +91,7 @@ class Listener:
         self._listen()
 
     def close(self) -> None:
-        """Accept nobody any more; who is connected stays."""
+        """Accept no more connections; open ones stay."""
         if self._timer is not None:
             self._timer.cancel()
         for listening in self._sockets:
@@ -141,7 +141,7 @@ class Listener:
                 self._count.leave()
 
     def _pause(self, error: OSError) -> None:
-        """Who waits stays in the backlog; to try at once again would be a busy loop."""
+        """Connections wait in the backlog; to try again at once would be a busy loop."""
         _log.warning("cannot accept connections: %s", error.strerror)
         for listening in self._sockets:
             self._loop.remove_reader(listening.fileno())

@@ -1,4 +1,4 @@
-"""One JSON line per request that ended, written by a thread so that a slow disk delays nobody."""
+"""One JSON line per ended request, written by a thread so that a slow disk delays no request."""
 
 import logging
 import queue

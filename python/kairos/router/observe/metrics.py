@@ -1,7 +1,7 @@
 """Every metric of the router: name, help, labels, buckets, in one place.
 
 Label values that others choose (tenants, classes, models, addresses) are capped: beyond a number
-of distinct ones they count as "other", so that nobody can fill the memory with them.
+of distinct ones they count as "other", so that no client can fill the memory with them.
 """
 
 import math

@@ -20,7 +20,7 @@ class RequestRecord:
         tenant: its name; None before it was known.
         slo: what applied; None where it did not get that far.
         queue_s: from receipt to its last dispatch (or to its end, if there was none).
-        predicted_ttft_s: as predicted at the door, from receipt; None or NaN where nothing was.
+        predicted_ttft_s: as predicted on admission, from receipt; None or NaN where nothing was.
         ttft_s: from its arrival (`elapsed_ms` counted) to the first byte of its answer's content.
         tpot_s: (last token - first token)/(n-1); None with fewer than two tokens, or unknown n.
         duration_s: from receipt to its end.

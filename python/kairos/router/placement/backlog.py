@@ -104,7 +104,7 @@ class Backlog:
 
         Args:
             factor: calibrates the work.
-            in_turn: nobody is served before the first one is done.
+            in_turn: no prompt is served before the first one is done.
         """
         passed = now_s - self._clock_s
         if passed <= 0.0:

@@ -24,7 +24,7 @@ def advance(
     Args:
         factor: calibrates work.
         floor: share of its work that a prompt keeps until it is done.
-        in_turn: nobody is served before the first one is done. One that is overdue will take as
+        in_turn: no prompt is served before the first one is done. One that is overdue will take as
             long again, as what made its prediction wrong is not known; but once it would be done
             without a prefix hit, and `grace` seconds later, it waits for something else and blocks
             nobody.

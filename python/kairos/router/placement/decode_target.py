@@ -68,7 +68,7 @@ class DecodeTarget:
         return len(self._residents)
 
     def could_hold(self, tokens: int) -> bool:
-        """Whether it could ever hold so many tokens at once."""
+        """Whether it could ever hold this number of tokens at once."""
         return self.kv_tokens is None or tokens <= self.kv_tokens
 
     def usable(self, fresh: bool) -> float:

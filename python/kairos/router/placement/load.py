@@ -11,7 +11,7 @@ class WorkerLoad:
         measured_s: when it was true, on the router's monotonic clock: receipt less its age.
         kv_used_tokens: KV tokens that cannot be had now (in use, or promised to queued requests).
         kv_capacity_tokens: KV tokens of the instance.
-        running: requests in its batch, parked ones included.
+        running: requests in its batch, skipped ones included.
         waiting: requests in its queues.
         max_running: requests it runs at most.
         uncached_tokens: prompt tokens that its queue still has to compute (prefill).

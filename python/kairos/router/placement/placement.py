@@ -12,12 +12,12 @@ from kairos.router.queue.arrivals import Arrivals
 from kairos.router.queue.request_queue import QueuedRequest
 
 STEP_OVERRUN = 1.5
-"""Decode steps are too long for a request beyond so many times its TPOT; up to there a Kairos
+"""Decode steps are too long for a request beyond this multiple of its TPOT; up to there a Kairos
 engine keeps most of its residents on time by parking some."""
 PATIENCE = 0.5
 """A request waits for shorter steps only while this share of its TTFT is to spare."""
 MISSED = 0.2
-"""A prompt is long if so many arrivals would miss their deadlines by waiting for its end."""
+"""A prompt is long if this number of expected arrivals would miss their deadlines behind it."""
 STEP_GRAIN = 0.05
 """Predicted steps that differ by less than this share of the TPOT are equally long."""
 

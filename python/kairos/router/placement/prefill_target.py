@@ -85,8 +85,8 @@ class PrefillTarget:
         """Seconds of work that would run before a request.
 
         Args:
-            deadline_s: infinite for a request that was given up: where the order is by urgency, it
-                waits for all that can be on time, and for shorter ones that were given up too.
+            deadline_s: infinite for an infeasible or deferred request: where the order is by urgency,
+                it waits for all feasible ones, and for shorter ones of its kind.
             work_s: its own work, calibrated.
         """
         self._advance(now_s)

@@ -6,9 +6,9 @@ HANDOVER_S = 0.05
 """Assumed time from sending a request until its prefill starts: preallocation, bootstrap."""
 MIN_PERIODS = 8
 _MEMORY_S = 60.0
-"""A busy second counts 1/e after so many more."""
+"""After this many more busy seconds, a busy second counts 1/e."""
 _PRIOR_S = 5.0
-"""A profile counts as much as so many observed seconds."""
+"""A profile counts as much as this many observed seconds."""
 _LONGEST_S = 86_400.0
 """Longer periods are not believed; sums of them need not be finite."""
 _SHORT_S = 0.5

@@ -21,7 +21,7 @@ class RequestDemand:
         blocks: hashes of the prompt's leading token (or text) blocks, for prefix affinity; each
             includes the ones before it and the cache salt.
         block_tokens: tokens of one block.
-        best_effort: its SLO was given up at the door; it yields to everything else.
+        best_effort: its SLO was judged infeasible on admission; it yields to all other requests.
     """
 
     id: int

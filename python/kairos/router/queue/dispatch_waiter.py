@@ -60,7 +60,7 @@ class DispatchWaiter:
         return True
 
     def schedule_dispatch(self) -> None:
-        """Something has changed: see soon who can be dispatched."""
+        """The state has changed: dispatch what can be dispatched, soon."""
         if not self._due:
             self._due = True
             asyncio.get_running_loop().call_soon(self._dispatch)

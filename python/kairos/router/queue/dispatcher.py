@@ -1,4 +1,4 @@
-"""Who goes next, to which pair, and when: the router's one queue and its model of the instances."""
+"""The router's one queue: which request goes next, to which pair, and when."""
 
 import math
 from dataclasses import replace
@@ -45,7 +45,7 @@ MAX_BYPASSED = 32
 RETRY_S = (1.0, 60.0)
 """Least and most seconds that a rejected client is asked to wait."""
 DEGRADE_SPARE = 1.25
-"""A degraded request gets so many times its predicted TTFT as its objective."""
+"""A degraded request gets this multiple of its predicted TTFT as its objective."""
 
 
 class DispatchReason(Enum):

@@ -6,7 +6,7 @@ from kairos.router.queue.demand import RequestDemand
 UNKNOWN_OUTPUT = 1024
 """Tokens of KV held free for a sequence's output while no lengths are known."""
 _REFRESH = 25
-"""Expected lengths are computed anew after so many completions."""
+"""Expected lengths are computed anew after this many completions."""
 _MAX_EXPECTED = 4096
 _CLASSES = 16
 
@@ -22,7 +22,7 @@ class Outputs:
         self._classes: dict[str, int] = {}
 
     def observe(self, work: RequestDemand, tokens: int) -> None:
-        """A request ended by itself after so many tokens, of all its sequences."""
+        """A request ended by itself after this number of tokens, of all its sequences."""
         self._lengths.observe(self._group(work), max(1, tokens // work.sequences))
         if self._seen % _REFRESH == 0:
             self._expected.clear()

@@ -9,8 +9,8 @@ class FairQueueing:
     """Start-time fair queueing over flows, one flow per (class, tenant).
 
     A flow's virtual time is the work it was served, in seconds, divided by its weight. A flow that
-    starts to wait is moved up to its class's virtual time, so that nobody saves up share by being
-    idle. Costs O(flows of the class) per request served.
+    starts to wait is moved up to its class's virtual time, so that being idle earns
+    no share. Costs O(flows of the class) per request served.
 
     Urgency decides; `behind` says when it must not: a flow that waits has fallen back more than
     the allowed slack.

@@ -39,11 +39,11 @@ def classify(
     state: Any,
 ) -> None:
     """Moore-Hodgson over the requests that can still make it, on `servers` instances. Of equal
-    ones the latest deadline is given up: should predictions be too long, it can be taken back.
+    ones that with the latest deadline is deferred: should predictions be too long, it can return.
 
     Args:
         held: (deadline, seconds) of the work that the instances hold already, by deadline; it goes
-            before what is due later and is not given up.
+            before feasible work that is due later.
         factor: measured / predicted time of the work.
         lone: what a request needs beside its work until its first token, seconds.
         state: filled with KEPT, DROPPED, LATE or YIELDS.
@@ -106,7 +106,7 @@ def pick(rows: Rows, state: Any, now: float, flow: int) -> int:
 
 @compiled
 def oldest_starved(rows: Rows, state: Any, now: float, after: float) -> int:
-    """The longest-waiting request that was given up and has waited `after` times its SLO, or -1."""
+    """The oldest infeasible or deferred request past `after` times its SLO, or -1."""
     best = -1
     for i in range(rows.shape[0]):
         if state[i] == KEPT or state[i] == CHOSEN:

@@ -44,7 +44,8 @@ class DispatchParams:
         room for another. `inf` switches it off.
     fair_slack_s: seconds of predicted work that a tenant may be ahead of another that waits,
         before it has to let that one pass.
-    starve_share: share of prefill time for requests given up that wait too long; 0 disables.
+    starve_share: share of prefill time for infeasible and deferred requests that wait too
+        long; 0 disables.
     starve_after: "too long" is this many times the request's own TTFT objective.
     stale_s: a report older than this is not used any more.
     block_limit: prefix blocks remembered per prefill instance.

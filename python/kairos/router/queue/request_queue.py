@@ -98,8 +98,8 @@ class WaitingQueue:
         factor: float,
         base_latency_s: float,
     ) -> None:
-        """Decide who can be on time; `pick` follows it. See `order_kernel.classify`; `held` need
-        not be sorted."""
+        """Decide which requests are feasible; `pick` follows it. See `order_kernel.classify`;
+        `held` need not be sorted."""
         rows, state = self._live()
         before = held[np.argsort(held[:, 0], kind="stable")]
         self._kernel.classify(rows, now_s, before, servers, factor, base_latency_s, state)
@@ -109,7 +109,7 @@ class WaitingQueue:
         return self._at(self._kernel.pick(*self._live(), now_s, flow))
 
     def oldest_starved(self, now_s: float, after: float) -> QueuedRequest | None:
-        """The oldest request given up that waits longer than `after` times its TTFT objective."""
+        """The oldest infeasible or deferred request past `after` times its TTFT objective."""
         return self._at(self._kernel.oldest_starved(*self._live(), now_s, after))
 
     def pass_over(self, entry: QueuedRequest) -> None:

@@ -7,7 +7,7 @@ from kairos.router.request.outcome import Outcome
 
 _RETRY_S = 1.0
 _ROOM = 4.0
-"""A tenant's bodies may fill so many times its weight times what is free, as in `QueueLimits`."""
+"""A tenant's bodies may fill this multiple of weight times free memory, as in `QueueLimits`."""
 
 
 class BodyMemory:
@@ -34,10 +34,10 @@ class BodyMemory:
         return BodyReservation(self, tenant, _ROOM * weight)
 
     def take(self, body: "BodyReservation", size: int) -> None:
-        """Take so many bytes more for `body`.
+        """Take `size` bytes more for `body`.
 
         Raises:
-            RequestError: there is not so much left, or not for this tenant, who has other bodies.
+            RequestError: too little is left, or too little for this tenant, which has other bodies.
         """
         free = self._limit - self.held
         if size > free:

@@ -184,7 +184,7 @@ class Attempt:
         return None if leg is None or self._first else leg.connection.heard_s
 
     def fail(self, error: LegError) -> None:
-        """End the attempt; whoever reads gets `error`. The first failure counts."""
+        """End the attempt; the reader gets `error`. The first failure counts."""
         if self._failure is None and not self._closed:
             self._failure = error
             leg = self._legs.get(Role.DECODE)

@@ -200,7 +200,7 @@ def _put_before(first: dict[int, dict[str, list[Any]]], choice: dict[str, Any]) 
 
 
 def _count_prompts_once(usage: object, samples: int) -> None:
-    """The samples of a prompt were sent as so many prompts; a single server counts it once."""
+    """The samples of a prompt were sent as prompts of their own; a single server counts it once."""
     if samples == 1 or not isinstance(usage, dict):
         return
     prompt = usage.get("prompt_tokens")

@@ -34,7 +34,7 @@ class BootstrapRooms:
         return len(self._live)
 
     def take(self, count: int) -> tuple[int, ...]:
-        """Draw so many fresh rooms."""
+        """Draw `count` fresh rooms."""
         rooms: list[int] = []
         while len(rooms) < count:
             room = secrets.randbits(ROOM_BITS)
@@ -44,7 +44,7 @@ class BootstrapRooms:
         return tuple(rooms)
 
     def release(self, rooms: Iterable[int]) -> None:
-        """Nobody uses these rooms any more."""
+        """These rooms are not in use any more."""
         self._live.difference_update(rooms)
 
 

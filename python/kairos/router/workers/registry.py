@@ -1,4 +1,4 @@
-"""The servers in use: who gets requests, who does not, and why."""
+"""The workers: which of them get requests, which do not, and why."""
 
 import logging
 import time

@@ -48,7 +48,7 @@ class Telemetry:
     """Calls `on_load(key, load)` on the event loop for every report of a watched instance.
 
     A report that is lost or late is not asked for again: the next one replaces it. Nothing here
-    fails when an instance is silent; who uses the reports looks at their age.
+    fails when an instance is silent; the reader of a report looks at its age.
 
     Args:
         on_load: must not block.
