@@ -85,7 +85,7 @@ class PrefillTarget:
         """Seconds of work that would run before a request.
 
         Args:
-            deadline_s: infinite for an infeasible or deferred request: where the order is by urgency,
+            deadline_s: infinite for an infeasible or deferred request: in order of urgency
                 it waits for all feasible ones, and for shorter ones of its kind.
             work_s: its own work, calibrated.
         """
