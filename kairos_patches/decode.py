@@ -65,7 +65,7 @@ def process_batch_result_prebuilt(
     batch: "PrebuiltBatch",
 ) -> None:
     """Stream first tokens, except those held back."""
-    from sglang.srt.kairos.decode_held_tokens import process_prebuilt
+    from sglang.srt.kairos.decode.held_tokens import process_prebuilt
 
     process_prebuilt(original, processor, batch)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
 if TYPE_CHECKING:
-    from sglang.srt.kairos.batch_forming import FormedBatch
+    from sglang.srt.kairos.prefill.batch_forming import FormedBatch
     from sglang.srt.kairos.upstream import (
         AbortReq,
         GetInternalStateReqOutput,

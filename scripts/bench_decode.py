@@ -121,7 +121,7 @@ def cpu_us(work: Callable[[], object], repeats: int) -> tuple[float, float]:
 def split_and_merge(size: int, repeats: int) -> dict[str, float]:
     """Measure splitting and merging a batch of which half is skipped."""
     import torch
-    from sglang.srt.kairos.decode_split import merged, split
+    from sglang.srt.kairos.decode.split import merged, split
 
     torch.set_num_threads(1)
     whole = batch_of(size)
@@ -149,12 +149,12 @@ def unchanged(name: str, size: int, repeats: int) -> dict[str, float]:
     Args:
         name: "unchanged" or "tight".
     """
-    from sglang.srt.kairos.decode_batcher import DecodeBatcher
-    from sglang.srt.kairos.decode_counters import DecodeCounters
-    from sglang.srt.kairos.decode_retraction import RetractionOrder
-    from sglang.srt.kairos.decode_rows import DecodeRows
-    from sglang.srt.kairos.decode_selection import DecodeSelection
-    from sglang.srt.kairos.decode_steps import DecodeSteps
+    from sglang.srt.kairos.decode.batcher import DecodeBatcher
+    from sglang.srt.kairos.decode.counters import DecodeCounters
+    from sglang.srt.kairos.decode.retraction import RetractionOrder
+    from sglang.srt.kairos.decode.rows import DecodeRows
+    from sglang.srt.kairos.decode.selection import DecodeSelection
+    from sglang.srt.kairos.decode.steps import DecodeSteps
     from sglang.srt.kairos.shared_clock import SharedClock
 
     from kairos.latency import load_profile

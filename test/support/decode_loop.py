@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from sglang.srt.kairos import upstream
-from sglang.srt.kairos.decode_batcher import DecodeBatcher
-from sglang.srt.kairos.decode_counters import DecodeCounters
-from sglang.srt.kairos.decode_held_tokens import HeldTokens
-from sglang.srt.kairos.decode_retraction import RetractionOrder
-from sglang.srt.kairos.decode_rows import DecodeRows
-from sglang.srt.kairos.decode_selection import DecodeSelection
-from sglang.srt.kairos.decode_steps import DecodeSteps
+from sglang.srt.kairos.decode.batcher import DecodeBatcher
+from sglang.srt.kairos.decode.counters import DecodeCounters
+from sglang.srt.kairos.decode.held_tokens import HeldTokens
+from sglang.srt.kairos.decode.retraction import RetractionOrder
+from sglang.srt.kairos.decode.rows import DecodeRows
+from sglang.srt.kairos.decode.selection import DecodeSelection
+from sglang.srt.kairos.decode.steps import DecodeSteps
 from sglang.srt.kairos.request_slo import RequestSlo
 from sglang.srt.kairos.shared_clock import SharedClock
 

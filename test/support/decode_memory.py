@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sglang.srt.kairos import upstream
-from sglang.srt.kairos.decode_preallocation import DecodePreallocation
-from sglang.srt.kairos.decode_rows import DecodeRows
+from sglang.srt.kairos.decode.preallocation import DecodePreallocation
+from sglang.srt.kairos.decode.rows import DecodeRows
 from sglang.srt.kairos.request_slo import RequestSlo
 from sglang.srt.kairos.shared_clock import SharedClock
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sglang.srt.kairos import upstream
-from sglang.srt.kairos.batch_forming import FormedBatch
-from sglang.srt.kairos.prefill_planner import PrefillPlanner
+from sglang.srt.kairos.prefill.batch_forming import FormedBatch
+from sglang.srt.kairos.prefill.planner import PrefillPlanner
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import load_profile

@@ -1,7 +1,7 @@
 """Fixtures of the tests against stand-ins for upstream's schedulers."""
 
 import pytest
-from sglang.srt.kairos import prefill_planner
+from sglang.srt.kairos.prefill import planner as prefill_planner
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from sglang.srt.kairos import decode_scheduler, decode_state
 from sglang.srt.kairos.config import KairosConfig
-from sglang.srt.kairos.decode_scheduler import DecodeScheduler
-from sglang.srt.kairos.decode_state import SAVE_EVERY_S, STATE
+from sglang.srt.kairos.decode import scheduler as decode_scheduler
+from sglang.srt.kairos.decode import state as decode_state
+from sglang.srt.kairos.decode.scheduler import DecodeScheduler
+from sglang.srt.kairos.decode.state import SAVE_EVERY_S, STATE
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import load_profile
@@ -154,7 +155,7 @@ def test_other_slo_classes_ignore_learned_lengths_only(
     again = Server(monkeypatch, tmp_path, config=replace(CONFIG, classes=classes))
     assert again.slowness() == pytest.approx(SLOWNESS, rel=0.05)
     assert again.horizon() == 0.0
-    assert "without the lengths learned before: learned lengths: for other SLO" in caplog.text
+    assert "without the lengths learned before: learned lengths: the state is of other SLO" in caplog.text
 
 
 def test_missing_folder_does_not_stop_the_server(

@@ -1,7 +1,7 @@
 """Decode steps between prompts on a server that is not disaggregated."""
 
 import pytest
-from sglang.srt.kairos.decode_turns import DecodeTurns
+from sglang.srt.kairos.decode.turns import DecodeTurns
 from sglang.srt.kairos.request_slo import RequestSlo
 
 from kairos.slo import Slo

@@ -2,8 +2,13 @@
 
 import numpy as np
 import pytest
-from sglang.srt.kairos.decode_steps import DecodeSteps
-from sglang.srt.kairos.device_times import MAX_APART, DeviceStepTimes, StepLoad, device_step_times
+from sglang.srt.kairos.decode.device_times import (
+    MAX_APART,
+    DeviceStepTimes,
+    StepLoad,
+    device_step_times,
+)
+from sglang.srt.kairos.decode.steps import DecodeSteps
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import DeviceTimeReporter
 

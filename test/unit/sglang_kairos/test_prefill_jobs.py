@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sglang.srt.kairos import upstream
-from sglang.srt.kairos.prefill_jobs import PrefillJobs
+from sglang.srt.kairos.prefill.jobs import PrefillJobs
 from sglang.srt.kairos.request_slo import RequestSlo
 
 from kairos.latency import load_profile

@@ -1,7 +1,7 @@
 """Memory of started prompts, against a stand-in for upstream's scheduler."""
 
 import pytest
-from sglang.srt.kairos.batch_composer import MAX_STARTED
+from sglang.srt.kairos.prefill.batch_composer import MAX_STARTED
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from support.fake_req import FakeReq, fake_req

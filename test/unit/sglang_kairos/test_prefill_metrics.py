@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
-from sglang.srt.kairos.prefill_planner import PrefillPlanner
+from sglang.srt.kairos.prefill.planner import PrefillPlanner
 from sglang.srt.kairos.prometheus import EngineMetricsExporter, engine_metrics
 from sglang.srt.kairos.shared_clock import SharedClock
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sglang.srt.kairos import prefill_observer
-from sglang.srt.kairos.prefill_observer import PrefillObserver, state_file
+from sglang.srt.kairos.prefill import observer as prefill_observer
+from sglang.srt.kairos.prefill.observer import PrefillObserver, state_file
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import Chunk, load_profile

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sglang.srt.kairos import prefill_planner
+from sglang.srt.kairos.prefill import planner as prefill_planner
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.support import planning_refusal
 

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sglang.srt.kairos.prefill_scheduler import PrefillScheduler
+from sglang.srt.kairos.prefill.scheduler import PrefillScheduler
 from sglang.srt.kairos.request_slo import RequestSlo
 from sglang.srt.kairos.upstream import Req
 

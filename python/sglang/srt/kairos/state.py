@@ -5,10 +5,10 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from sglang.srt.kairos.config import KairosConfig
-from sglang.srt.kairos.decode_scheduler import DecodeScheduler
-from sglang.srt.kairos.decode_turns import DecodeTurns
-from sglang.srt.kairos.prefill_planner import PrefillPlanner
-from sglang.srt.kairos.prefill_scheduler import PrefillScheduler
+from sglang.srt.kairos.decode.scheduler import DecodeScheduler
+from sglang.srt.kairos.decode.turns import DecodeTurns
+from sglang.srt.kairos.prefill.planner import PrefillPlanner
+from sglang.srt.kairos.prefill.scheduler import PrefillScheduler
 from sglang.srt.kairos.prometheus import engine_metrics
 from sglang.srt.kairos.request_slo import RequestSlo, of_request
 from sglang.srt.kairos.shared_clock import SharedClock, install

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
-from sglang.srt.kairos.prompts import cached_tokens, computed_tokens, total_tokens
+from sglang.srt.kairos.prefill.prompts import cached_tokens, computed_tokens, total_tokens
 from sglang.srt.kairos.upstream import Scheduler
 
 from kairos.errors import InputError
 from kairos.telemetry import MAX_BYTES, TelemetryReport, encoder, is_endpoint
 
 if TYPE_CHECKING:
-    from sglang.srt.kairos.decode_scheduler import DecodeScheduler
-    from sglang.srt.kairos.prefill_planner import PrefillPlanner
+    from sglang.srt.kairos.decode.scheduler import DecodeScheduler
+    from sglang.srt.kairos.prefill.planner import PrefillPlanner
     from sglang.srt.kairos.shared_clock import SharedClock
 
     from kairos.latency.steps import LearnedSteps

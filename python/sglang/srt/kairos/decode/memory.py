@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sglang.srt.kairos.decode_rows import DecodeRows
+from sglang.srt.kairos.decode.rows import DecodeRows
 from sglang.srt.kairos.upstream import DecodePreallocQueue, PreallocationScheduler, Req
 
 from kairos.policy.length import Floats, LengthEstimator

@@ -9,15 +9,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sglang.srt.kairos.batch_composer import BatchComposer, BatchLimits
-from sglang.srt.kairos.batch_forming import BatchForming, FormBatch, FormedBatch, form_unplanned
-from sglang.srt.kairos.kv_budget import KvBudget, KvReservation
-from sglang.srt.kairos.planned_batch import PlannedBatch
-from sglang.srt.kairos.preempted_prompts import PreemptedPrompts
-from sglang.srt.kairos.prefill_jobs import PrefillJobs
-from sglang.srt.kairos.prefill_observer import PrefillObserver
-from sglang.srt.kairos.prefix_matching import forget_matches, match_prefixes
-from sglang.srt.kairos.prompts import cached_tokens, must_continue, total_tokens
+from sglang.srt.kairos.prefill.batch_composer import BatchComposer, BatchLimits
+from sglang.srt.kairos.prefill.batch_forming import (
+    BatchForming,
+    FormBatch,
+    FormedBatch,
+    form_unplanned,
+)
+from sglang.srt.kairos.prefill.jobs import PrefillJobs
+from sglang.srt.kairos.prefill.kv_budget import KvBudget, KvReservation
+from sglang.srt.kairos.prefill.observer import PrefillObserver
+from sglang.srt.kairos.prefill.planned_batch import PlannedBatch
+from sglang.srt.kairos.prefill.preempted_prompts import PreemptedPrompts
+from sglang.srt.kairos.prefill.prefix_matching import forget_matches, match_prefixes
+from sglang.srt.kairos.prefill.prompts import cached_tokens, must_continue, total_tokens
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import PlanningScheduler, PrefillBatch, Req
 

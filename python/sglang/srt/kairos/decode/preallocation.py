@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from sglang.srt.environ import envs
-from sglang.srt.kairos.decode_memory import DecodeMemoryReader, FreeMemory
-from sglang.srt.kairos.decode_prompts import DecodePrompts, WaitingPrompt, remaining_outputs
-from sglang.srt.kairos.decode_rows import DecodeRows
+from sglang.srt.kairos.decode.memory import DecodeMemoryReader, FreeMemory
+from sglang.srt.kairos.decode.prompts import DecodePrompts, WaitingPrompt, remaining_outputs
+from sglang.srt.kairos.decode.rows import DecodeRows
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import (
     DecodePreallocQueue,

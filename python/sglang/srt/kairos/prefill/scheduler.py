@@ -3,9 +3,9 @@
 import math
 import time
 
-from sglang.srt.kairos.prefix_matching import match_prefixes
-from sglang.srt.kairos.prompts import cached_tokens, total_tokens
-from sglang.srt.kairos.starvation_grants import StarvationGrants
+from sglang.srt.kairos.prefill.prefix_matching import match_prefixes
+from sglang.srt.kairos.prefill.prompts import cached_tokens, total_tokens
+from sglang.srt.kairos.prefill.starvation_grants import StarvationGrants
 from sglang.srt.kairos.upstream import Req, SchedulePolicy
 
 from kairos.latency import Profile

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from sglang.srt.kairos.prefill_jobs import PrefillJobs
-from sglang.srt.kairos.prompts import computed_tokens, total_tokens
+from sglang.srt.kairos.prefill.jobs import PrefillJobs
+from sglang.srt.kairos.prefill.prompts import computed_tokens, total_tokens
+from sglang.srt.kairos.prefill.starvation_grants import is_starved
 from sglang.srt.kairos.shared_clock import SharedClock
-from sglang.srt.kairos.starvation_grants import is_starved
 from sglang.srt.kairos.upstream import PlanningScheduler, Req
 
 

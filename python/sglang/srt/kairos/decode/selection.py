@@ -3,11 +3,11 @@
 import math
 
 import numpy as np
-from sglang.srt.kairos.decode_counters import DecodeCounters
-from sglang.srt.kairos.decode_held_tokens import HeldTokens
-from sglang.srt.kairos.decode_rows import DecodeRows, all_set
-from sglang.srt.kairos.decode_skipping import step_obstacle
-from sglang.srt.kairos.decode_steps import DecodeSteps
+from sglang.srt.kairos.decode.counters import DecodeCounters
+from sglang.srt.kairos.decode.held_tokens import HeldTokens
+from sglang.srt.kairos.decode.rows import DecodeRows, all_set
+from sglang.srt.kairos.decode.skipping import step_obstacle
+from sglang.srt.kairos.decode.steps import DecodeSteps
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import ScheduleBatch
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sglang.srt.kairos.kv_budget import KvBudget, in_pages
-from sglang.srt.kairos.planned_batch import Continuation, PlannedBatch
-from sglang.srt.kairos.prefill_jobs import PrefillJobs
-from sglang.srt.kairos.prompts import cached_tokens, computed_tokens, total_tokens
+from sglang.srt.kairos.prefill.jobs import PrefillJobs
+from sglang.srt.kairos.prefill.kv_budget import KvBudget, in_pages
+from sglang.srt.kairos.prefill.planned_batch import Continuation, PlannedBatch
+from sglang.srt.kairos.prefill.prompts import cached_tokens, computed_tokens, total_tokens
 from sglang.srt.kairos.upstream import LoRAManager, PlanningScheduler, Req
 
 from kairos.policy.jobs import PrefillPlan

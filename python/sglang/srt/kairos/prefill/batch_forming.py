@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Container
 
-from sglang.srt.kairos.batch_composer import BatchLimits
-from sglang.srt.kairos.kv_budget import KvBudget
-from sglang.srt.kairos.planned_batch import PlannedBatch
+from sglang.srt.kairos.prefill.batch_composer import BatchLimits
+from sglang.srt.kairos.prefill.kv_budget import KvBudget
+from sglang.srt.kairos.prefill.planned_batch import PlannedBatch
 from sglang.srt.kairos.upstream import PlanningScheduler, PrefillBatch, Req
 
 FormedBatch = tuple[PrefillBatch | None, object]

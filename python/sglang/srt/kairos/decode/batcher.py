@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
-from sglang.srt.kairos.decode_held_tokens import HeldTokens
-from sglang.srt.kairos.decode_retraction import RetractionOrder
-from sglang.srt.kairos.decode_rows import all_set
-from sglang.srt.kairos.decode_selection import DecodeSelection
-from sglang.srt.kairos.decode_split import LaunchedSplit, SplitBatch, merged, split
+from sglang.srt.kairos.decode.held_tokens import HeldTokens
+from sglang.srt.kairos.decode.retraction import RetractionOrder
+from sglang.srt.kairos.decode.rows import all_set
+from sglang.srt.kairos.decode.selection import DecodeSelection
+from sglang.srt.kairos.decode.split import LaunchedSplit, SplitBatch, merged, split
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import Req, ScheduleBatch, StepScheduler
 

@@ -1,6 +1,6 @@
 """The order in which a decode server keeps its requests when memory runs out."""
 
-from sglang.srt.kairos.decode_rows import DecodeRows
+from sglang.srt.kairos.decode.rows import DecodeRows
 from sglang.srt.kairos.upstream import ScheduleBatch
 
 from kairos.policy.slack import SlackPolicy

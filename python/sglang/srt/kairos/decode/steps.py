@@ -3,7 +3,7 @@
 from collections import deque
 
 import numpy as np
-from sglang.srt.kairos.device_times import DeviceStepTimes, StepLoad
+from sglang.srt.kairos.decode.device_times import DeviceStepTimes, StepLoad
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import ScheduleBatch
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
-from sglang.srt.kairos.prompts import computed_tokens, prefill_job, total_tokens
+from sglang.srt.kairos.prefill.prompts import computed_tokens, prefill_job, total_tokens
 from sglang.srt.kairos.upstream import Req, SchedulePolicy
 
 from kairos.policy.priorities import PriorityQueues

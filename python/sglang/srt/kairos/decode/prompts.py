@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sglang.srt.kairos.decode_rows import DecodeRows
+from sglang.srt.kairos.decode.rows import DecodeRows
 from sglang.srt.kairos.upstream import Req
 
 from kairos.latency import Chunk, PrefillModel

@@ -6,17 +6,17 @@ import zlib
 from collections.abc import Callable, Sequence
 
 from sglang.srt.kairos.config import KairosConfig
-from sglang.srt.kairos.decode_batcher import DecodeBatcher
-from sglang.srt.kairos.decode_counters import DecodeCounters
-from sglang.srt.kairos.decode_held_tokens import HeldTokens
-from sglang.srt.kairos.decode_preallocation import DecodePreallocation, preallocation_refusal
-from sglang.srt.kairos.decode_retraction import RetractionOrder
-from sglang.srt.kairos.decode_rows import DecodeRows
-from sglang.srt.kairos.decode_selection import DecodeSelection
-from sglang.srt.kairos.decode_skipping import skipping_refusal
-from sglang.srt.kairos.decode_state import DecodeStateFile, Restore
-from sglang.srt.kairos.decode_steps import DecodeSteps
-from sglang.srt.kairos.device_times import device_step_times
+from sglang.srt.kairos.decode.batcher import DecodeBatcher
+from sglang.srt.kairos.decode.counters import DecodeCounters
+from sglang.srt.kairos.decode.device_times import device_step_times
+from sglang.srt.kairos.decode.held_tokens import HeldTokens
+from sglang.srt.kairos.decode.preallocation import DecodePreallocation, preallocation_refusal
+from sglang.srt.kairos.decode.retraction import RetractionOrder
+from sglang.srt.kairos.decode.rows import DecodeRows
+from sglang.srt.kairos.decode.selection import DecodeSelection
+from sglang.srt.kairos.decode.skipping import skipping_refusal
+from sglang.srt.kairos.decode.state import DecodeStateFile, Restore
+from sglang.srt.kairos.decode.steps import DecodeSteps
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import ScheduleBatch, Scheduler
 

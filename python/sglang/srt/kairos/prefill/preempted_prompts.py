@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from sglang.srt.kairos.kv_budget import KvBudget
-from sglang.srt.kairos.prompts import computed_tokens, total_tokens
+from sglang.srt.kairos.prefill.kv_budget import KvBudget
+from sglang.srt.kairos.prefill.prompts import computed_tokens, total_tokens
 from sglang.srt.kairos.upstream import AbortReq, PlanningScheduler, PrefillBatch, Req
 
 

@@ -1,0 +1,1 @@
+"""Decode servers: steps of selected requests, and memory by urgency."""

@@ -1,0 +1,1 @@
+"""Prefill servers: batches planned by urgency."""
