@@ -126,8 +126,11 @@ def _show(cluster: Cluster) -> None:
     """Print the address, process and cost of every server."""
     stats = cluster.stats()
     for server, cost in zip(cluster.servers, stats.servers, strict=True):
+        # A router in front of the cluster is told this port beside the URL.
+        bootstrap = f"  bootstrap port {server.bootstrap_port}" if server.bootstrap_port else ""
         print(
-            f"{server.name:<10} {server.url}  pid {server.pid}  up after {cost.start_s:.0f} s  "
+            f"{server.name:<10} {server.url}{bootstrap}  pid {server.pid}  "
+            f"up after {cost.start_s:.0f} s  "
             f"{cost.pss_bytes / 1e9:.2f} GB  {server.log}"
         )
     print(

@@ -155,7 +155,10 @@ def test_other_slo_classes_ignore_learned_lengths_only(
     again = Server(monkeypatch, tmp_path, config=replace(CONFIG, classes=classes))
     assert again.slowness() == pytest.approx(SLOWNESS, rel=0.05)
     assert again.horizon() == 0.0
-    assert "without the lengths learned before: learned lengths: the state is of other SLO" in caplog.text
+    assert (
+        "without the lengths learned before: learned lengths: the state is of other SLO"
+        in caplog.text
+    )
 
 
 def test_missing_folder_does_not_stop_the_server(
