@@ -54,7 +54,7 @@ async def tokens(answer: Any, count: int) -> None:
 
 
 @on(KAIROS)
-async def test_1_answers_are_those_of_a_direct_pair(cluster: Cluster) -> None:
+async def test_answers_are_those_of_a_direct_pair(cluster: Cluster) -> None:
     asked = body(300, 12)
     direct = await asyncio.to_thread(send, cluster, asked)
     async with router(cluster) as up:
@@ -78,7 +78,7 @@ async def test_1_answers_are_those_of_a_direct_pair(cluster: Cluster) -> None:
 
 
 @on(KAIROS)
-async def test_2_logprobs_of_the_prompt_are_whole(cluster: Cluster) -> None:
+async def test_logprobs_of_the_prompt_are_whole(cluster: Cluster) -> None:
     asked = body(40, 3, return_logprob=True, logprob_start_len=0)
     async with router(cluster) as up:
         async with up.post(asked) as answer:
@@ -89,7 +89,7 @@ async def test_2_logprobs_of_the_prompt_are_whole(cluster: Cluster) -> None:
 
 @on(KAIROS)
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-async def test_3_a_client_that_leaves_frees_both_servers(cluster: Cluster, phase: str) -> None:
+async def test_a_client_that_leaves_frees_both_servers(cluster: Cluster, phase: str) -> None:
     asked = body(LONG_PROMPT if phase == "prefill" else 100, LONG_OUTPUT, stream=True)
     async with router(cluster) as up:
         request = asyncio.ensure_future(_read_on(up, asked))
@@ -106,7 +106,7 @@ async def test_3_a_client_that_leaves_frees_both_servers(cluster: Cluster, phase
 
 
 @on(KAIROS)
-async def test_4_the_engine_says_a_request_is_wrong_and_the_client_hears_it(
+async def test_the_engine_says_a_request_is_wrong_and_the_client_hears_it(
     cluster: Cluster,
 ) -> None:
     async with router(cluster) as up:
@@ -123,7 +123,7 @@ async def test_4_the_engine_says_a_request_is_wrong_and_the_client_hears_it(
 
 
 @on(KAIROS)
-async def test_5_killed_servers(cluster: Cluster) -> None:
+async def test_killed_servers(cluster: Cluster) -> None:
     async with router(cluster) as up:
         async with up.post(body(100, LONG_OUTPUT, stream=True)) as streaming:
             await tokens(streaming, 3)

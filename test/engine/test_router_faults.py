@@ -213,7 +213,7 @@ def stopped(server: Server) -> Iterator[None]:
 @on(KAIROS)
 @pytest.mark.parametrize("leg", LEGS)
 @pytest.mark.parametrize("fault", ["refused", "before_headers", "in_headers", "in_body"])
-async def test_1_a_connection_that_breaks_once_the_request_is_dispatched(
+async def test_a_connection_that_breaks_once_the_request_is_dispatched(
     cluster: Cluster, leg: str, fault: str
 ) -> None:
     async with rigged(cluster) as rig:
@@ -232,7 +232,7 @@ async def test_1_a_connection_that_breaks_once_the_request_is_dispatched(
 
 @on(KAIROS)
 @pytest.mark.parametrize("leg", LEGS)
-async def test_2_a_server_that_does_not_get_what_was_sent(cluster: Cluster, leg: str) -> None:
+async def test_a_server_that_does_not_get_what_was_sent(cluster: Cluster, leg: str) -> None:
     async with rigged(cluster, patient=False) as rig:
         link = rig.links[leg]
         link.hold = True
@@ -246,7 +246,7 @@ async def test_2_a_server_that_does_not_get_what_was_sent(cluster: Cluster, leg:
 @on(KAIROS)
 @pytest.mark.parametrize("leg", LEGS)
 @pytest.mark.parametrize("phase", ["bootstrapping", "prefilling"])
-async def test_3_a_leg_that_is_reset_before_the_first_token(
+async def test_a_leg_that_is_reset_before_the_first_token(
     cluster: Cluster, leg: str, phase: str
 ) -> None:
     async with rigged(cluster) as rig:
@@ -259,7 +259,7 @@ async def test_3_a_leg_that_is_reset_before_the_first_token(
 
 @on(KAIROS)
 @pytest.mark.parametrize("leg", LEGS)
-async def test_4_a_leg_that_falls_silent_while_prefill_runs(cluster: Cluster, leg: str) -> None:
+async def test_a_leg_that_falls_silent_while_prefill_runs(cluster: Cluster, leg: str) -> None:
     async with rigged(cluster, patient=False) as rig:
         asked = await rig.prefilling()
         rig.links[leg].silence()
@@ -269,7 +269,7 @@ async def test_4_a_leg_that_falls_silent_while_prefill_runs(cluster: Cluster, le
 
 
 @on(KAIROS)
-async def test_5_a_decode_leg_that_is_reset_while_the_kv_comes(cluster: Cluster) -> None:
+async def test_a_decode_leg_that_is_reset_while_the_kv_comes(cluster: Cluster) -> None:
     async with rigged(cluster) as rig:
         async with rig.transferring() as asked:
             rig.links["decode"].reset()
@@ -280,9 +280,7 @@ async def test_5_a_decode_leg_that_is_reset_while_the_kv_comes(cluster: Cluster)
 
 @on(KAIROS)
 @pytest.mark.parametrize("fault", ["in_body", "silence"])
-async def test_6_a_stream_that_breaks_ends_with_an_error_event(
-    cluster: Cluster, fault: str
-) -> None:
+async def test_a_stream_that_breaks_ends_with_an_error_event(cluster: Cluster, fault: str) -> None:
     async with rigged(cluster, patient=fault != "silence") as rig:
         asked = await rig.streaming()
         link = rig.links["decode"]
@@ -297,7 +295,7 @@ async def test_6_a_stream_that_breaks_ends_with_an_error_event(
 
 @on(KAIROS)
 @pytest.mark.parametrize("leg", LEGS)
-async def test_7_a_server_that_is_stopped_while_prefill_runs(cluster: Cluster, leg: str) -> None:
+async def test_a_server_that_is_stopped_while_prefill_runs(cluster: Cluster, leg: str) -> None:
     async with rigged(cluster, patient=False) as rig:
         asked = await rig.prefilling()
         with stopped(rig.servers[leg]):
@@ -308,7 +306,7 @@ async def test_7_a_server_that_is_stopped_while_prefill_runs(cluster: Cluster, l
 
 @on(KAIROS)
 @pytest.mark.parametrize("leg", LEGS)
-async def test_8_a_server_that_is_stopped_while_tokens_stream(cluster: Cluster, leg: str) -> None:
+async def test_a_server_that_is_stopped_while_tokens_stream(cluster: Cluster, leg: str) -> None:
     async with rigged(cluster, patient=False) as rig:
         asked = await rig.streaming()
         with stopped(rig.servers[leg]):
@@ -332,7 +330,7 @@ async def test_8_a_server_that_is_stopped_while_tokens_stream(cluster: Cluster, 
         *((leg, "streaming") for leg in LEGS),
     ],
 )
-async def test_9_a_server_that_is_killed(cluster: Cluster, leg: str, phase: str) -> None:
+async def test_a_server_that_is_killed(cluster: Cluster, leg: str, phase: str) -> None:
     other = "decode" if leg == "prefill" else "prefill"
     async with rigged(cluster) as rig:
         async with rig.at(phase, leg) as asked:

@@ -28,7 +28,7 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-async def test_1_health_ready_metrics_models() -> None:
+async def test_health_ready_metrics_models() -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         for path in ("/health", "/ready", "/metrics", "/v1/models", "/model_info", "/openapi.json"):
             async with up.session.get(up.url + path) as answer:
@@ -52,7 +52,7 @@ async def test_1_health_ready_metrics_models() -> None:
         ("POST", "/workers", 403),
     ],
 )
-async def test_2_nothing_else_is_there(method: str, path: str, status: int) -> None:
+async def test_nothing_else_is_there(method: str, path: str, status: int) -> None:
     async with (
         fakes() as cluster,
         running(config_for(cluster)) as up,
@@ -62,7 +62,7 @@ async def test_2_nothing_else_is_there(method: str, path: str, status: int) -> N
         assert (await answer.json())["error"]["message"]
 
 
-async def test_3_without_a_pair_it_is_not_ready() -> None:
+async def test_without_a_pair_it_is_not_ready() -> None:
     async with fakes() as cluster:
         await cluster.decode[0].stop()
         async with running(config_for(cluster), ready=False) as up:
@@ -74,7 +74,7 @@ async def test_3_without_a_pair_it_is_not_ready() -> None:
             assert [end.outcome for end in up.ends] == [Outcome.UNAVAILABLE]
 
 
-async def test_4_keys_tenants_and_the_servers_own_key(tmp_path: Path) -> None:
+async def test_keys_tenants_and_the_servers_own_key(tmp_path: Path) -> None:
     key, hashed = new_key()
     admin, admin_hash = new_key()
     keys, admins, engine = tmp_path / "keys.yaml", tmp_path / "admin", tmp_path / "engine"
@@ -125,7 +125,7 @@ async def test_4_keys_tenants_and_the_servers_own_key(tmp_path: Path) -> None:
             await until(lambda: "127.0.0.1:9" not in up.router.registry.workers)
 
 
-async def test_5_a_full_queue_answers_429_and_nothing_is_left() -> None:
+async def test_a_full_queue_answers_429_and_nothing_is_left() -> None:
     async with fakes() as cluster:
         config = config_for(cluster, limits=Limits(max_queued_requests=1))
         async with running(config) as up:
@@ -147,7 +147,7 @@ async def _status(up, body: dict[str, Any] = BODY) -> int:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_6_servers_are_named_in_answers_only_where_that_is_wanted(stream: bool) -> None:
+async def test_servers_are_named_in_answers_only_where_that_is_wanted(stream: bool) -> None:
     async with fakes() as cluster:
         for shown in (False, True):
             observability = Observability(access_log="off", show_servers=shown)
@@ -161,7 +161,7 @@ async def test_6_servers_are_named_in_answers_only_where_that_is_wanted(stream: 
             )
 
 
-async def test_7_bodies_being_read_are_bounded_together() -> None:
+async def test_bodies_being_read_are_bounded_together() -> None:
     async with fakes() as cluster:
         config = config_for(
             cluster,
@@ -189,7 +189,7 @@ async def test_7_bodies_being_read_are_bounded_together() -> None:
             assert outcomes == [Outcome.REJECTED_FULL, Outcome.CLIENT_GONE, Outcome.COMPLETED]
 
 
-async def test_8_bodies_being_counted_are_in_that_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bodies_being_counted_are_in_that_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     async with fakes() as cluster:
         limits = Limits(max_reading_mib=1, max_body_mib=1)
         async with running(config_for(cluster, limits=limits)) as up:
@@ -211,7 +211,7 @@ async def test_8_bodies_being_counted_are_in_that_bound(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("first", [b"", b'3\r\n{"a\r\n'])
-async def test_9_a_body_with_a_malformed_chunk_is_refused_at_once(first: bytes) -> None:
+async def test_a_body_with_a_malformed_chunk_is_refused_at_once(first: bytes) -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         host, port = up.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))

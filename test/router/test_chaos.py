@@ -45,7 +45,7 @@ async def status_and_text(up: Running, stream: bool) -> tuple[int, str]:
         (Fault("stopped"), {502, 504}, None),
     ],
 )
-async def test_1_a_failure_before_the_first_byte_is_told_by_the_status(
+async def test_a_failure_before_the_first_byte_is_told_by_the_status(
     leg: str, fault: Fault, statuses: set[int], outcome: Outcome | None, stream: bool
 ) -> None:
     async with fakes(prefill_s=0.01, token_s=0.002) as cluster:
@@ -65,7 +65,7 @@ async def test_1_a_failure_before_the_first_byte_is_told_by_the_status(
 
 
 @pytest.mark.parametrize("leg", LEGS)
-async def test_2_a_prefill_server_that_fails_the_transfer_fails_the_request(leg: str) -> None:
+async def test_a_prefill_server_that_fails_the_transfer_fails_the_request(leg: str) -> None:
     async with fakes() as cluster, running(config_for(cluster, overload=ONCE)) as up:
         cluster.prefill[0].fault = Fault("kv_failure", times=1)
         status, _ = await status_and_text(up, leg == "decode")
@@ -75,7 +75,7 @@ async def test_2_a_prefill_server_that_fails_the_transfer_fails_the_request(leg:
 
 
 @pytest.mark.parametrize("fault", ["reset_stream", "incomplete", "drip", "killed"])
-async def test_3_a_stream_that_breaks_ends_with_an_error_event(fault: str) -> None:
+async def test_a_stream_that_breaks_ends_with_an_error_event(fault: str) -> None:
     async with fakes(token_s=0.01) as cluster:
         config = config_for(cluster, timeouts=SHORT, overload=ONCE)
         async with running(config) as up:
@@ -98,7 +98,7 @@ async def test_3_a_stream_that_breaks_ends_with_an_error_event(fault: str) -> No
 
 @pytest.mark.parametrize("leg", LEGS)
 @pytest.mark.parametrize("kind", ["status", "reset_headers", "garbage"])
-async def test_4_another_pair_is_tried_with_fresh_rid_and_room(leg: str, kind: str) -> None:
+async def test_another_pair_is_tried_with_fresh_rid_and_room(leg: str, kind: str) -> None:
     if (leg, kind) == ("prefill", "garbage"):
         pytest.skip("what a prefill server says in a 200 is not looked at")
     async with fakes() as cluster, running(config_for(cluster)) as up:
@@ -117,7 +117,7 @@ async def test_4_another_pair_is_tried_with_fresh_rid_and_room(leg: str, kind: s
 
 
 @pytest.mark.parametrize("leg", LEGS)
-async def test_5_a_killed_server_is_replaced_by_another(leg: str) -> None:
+async def test_a_killed_server_is_replaced_by_another(leg: str) -> None:
     async with fakes(2, 2, prefill_s=0.02) as cluster, running(config_for(cluster)) as up:
         await getattr(cluster, leg)[0].stop()
         statuses = await asyncio.gather(*(status_and_text(up, False) for _ in range(8)))
@@ -127,7 +127,7 @@ async def test_5_a_killed_server_is_replaced_by_another(leg: str) -> None:
 
 
 @pytest.mark.parametrize("leg", LEGS)
-async def test_6_without_a_pair_requests_are_refused_at_once_and_served_after_a_restart(
+async def test_without_a_pair_requests_are_refused_at_once_and_served_after_a_restart(
     leg: str,
 ) -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
@@ -148,7 +148,7 @@ async def test_6_without_a_pair_requests_are_refused_at_once_and_served_after_a_
 
 @pytest.mark.parametrize("phase", ["prefilling", "streaming"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_7_a_client_that_leaves_frees_both_legs(phase: str, stream: bool) -> None:
+async def test_a_client_that_leaves_frees_both_legs(phase: str, stream: bool) -> None:
     slow = {"prefill_s": 30.0} if phase == "prefilling" else {"token_s": 1.0}
     async with fakes() as cluster, running(config_for(cluster)) as up:
         for name, value in slow.items():
@@ -166,7 +166,7 @@ async def test_7_a_client_that_leaves_frees_both_legs(phase: str, stream: bool) 
             assert cluster.prefill[0].aborted
 
 
-async def test_8_a_client_that_stops_to_read_is_cut_off() -> None:
+async def test_a_client_that_stops_to_read_is_cut_off() -> None:
     async with fakes() as cluster:
         config = config_for(cluster, timeouts=replace(TIMEOUTS, write_timeout_s=0.2))
         async with running(config) as up:
@@ -186,7 +186,7 @@ async def test_8_a_client_that_stops_to_read_is_cut_off() -> None:
             await until(lambda: cluster.idle)
 
 
-async def test_9_requests_that_run_when_the_router_stops_are_told_so() -> None:
+async def test_requests_that_run_when_the_router_stops_are_told_so() -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         cluster.world.token_s = 5.0
         request = asyncio.ensure_future(status_and_text(up, True))
@@ -202,7 +202,7 @@ async def test_9_requests_that_run_when_the_router_stops_are_told_so() -> None:
         assert [end.outcome for end in up.ends] == [Outcome.SHUT_DOWN]
 
 
-async def test_10_a_server_that_fails_in_a_row_is_taken_out_and_comes_back() -> None:
+async def test_a_server_that_fails_in_a_row_is_taken_out_and_comes_back() -> None:
     async with fakes(1, 2) as cluster, running(config_for(cluster, overload=ONCE)) as up:
         decode = cluster.decode[0]
         worker = up.router.registry.workers[decode.key]
@@ -216,7 +216,7 @@ async def test_10_a_server_that_fails_in_a_row_is_taken_out_and_comes_back() -> 
         assert (await status_and_text(up, False))[0] == 200
 
 
-async def test_11_refusals_of_a_server_never_take_it_out() -> None:
+async def test_refusals_of_a_server_never_take_it_out() -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         cluster.decode[0].fault = Fault("status", status=400, times=10)
         for _ in range(10):
@@ -226,7 +226,7 @@ async def test_11_refusals_of_a_server_never_take_it_out() -> None:
 
 
 @pytest.mark.parametrize("leg", LEGS)
-async def test_12_a_drained_server_ends_what_it_has_and_gets_nothing_new(leg: str) -> None:
+async def test_a_drained_server_ends_what_it_has_and_gets_nothing_new(leg: str) -> None:
     async with fakes(2, 2, token_s=0.02) as cluster, running(config_for(cluster)) as up:
         engine = getattr(cluster, leg)[0]
         requests = [asyncio.ensure_future(status_and_text(up, True)) for _ in range(8)]
@@ -240,7 +240,7 @@ async def test_12_a_drained_server_ends_what_it_has_and_gets_nothing_new(leg: st
         await up.quiet()
 
 
-async def test_13_an_answer_that_is_no_stream_may_take_longer_than_a_first_byte() -> None:
+async def test_an_answer_that_is_no_stream_may_take_longer_than_a_first_byte() -> None:
     timeouts = replace(TIMEOUTS, first_byte_timeout_s=0.3, stream_idle_timeout_s=0.1)
     async with (
         fakes(token_s=0.05) as cluster,
@@ -263,7 +263,7 @@ def charged(up: Running) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("leg", LEGS)
-async def test_14_before_prefill_has_ended_silence_is_charged_to_both_servers(leg: str) -> None:
+async def test_before_prefill_has_ended_silence_is_charged_to_both_servers(leg: str) -> None:
     async with (
         fakes() as cluster,
         running(config_for(cluster, timeouts=SHORT, overload=ONCE)) as up,
@@ -274,7 +274,7 @@ async def test_14_before_prefill_has_ended_silence_is_charged_to_both_servers(le
         assert charged(up) == {(role, "first_byte_timeout") for role in LEGS}
 
 
-async def test_15_silence_in_a_stream_is_charged_to_the_decode_server() -> None:
+async def test_silence_in_a_stream_is_charged_to_the_decode_server() -> None:
     async with (
         fakes() as cluster,
         running(config_for(cluster, timeouts=SHORT, overload=ONCE)) as up,
@@ -284,7 +284,7 @@ async def test_15_silence_in_a_stream_is_charged_to_the_decode_server() -> None:
         assert charged(up) == {("decode", "stream_idle_timeout")}
 
 
-async def test_16_of_two_pairs_only_the_server_that_hangs_stays_out() -> None:
+async def test_of_two_pairs_only_the_server_that_hangs_stays_out() -> None:
     async with fakes(2, 2) as cluster:
         config = config_for(cluster, timeouts=SHORT, overload=ONCE)
         async with running(config) as up:
@@ -301,7 +301,7 @@ async def test_16_of_two_pairs_only_the_server_that_hangs_stays_out() -> None:
             await up.ready(2, 2)
 
 
-async def test_17_a_stream_that_takes_too_long_ends_with_an_error_event() -> None:
+async def test_a_stream_that_takes_too_long_ends_with_an_error_event() -> None:
     async with fakes(token_s=0.02) as cluster:
         config = config_for(cluster, timeouts=replace(TIMEOUTS, request_timeout_s=0.5))
         async with running(config) as up:
@@ -316,7 +316,7 @@ async def test_17_a_stream_that_takes_too_long_ends_with_an_error_event() -> Non
             assert cluster.idle
 
 
-async def test_18_a_request_that_is_still_being_read_when_the_router_stops_is_told_so(
+async def test_a_request_that_is_still_being_read_when_the_router_stops_is_told_so(
     tmp_path: Path,
 ) -> None:
     log = tmp_path / "log"
@@ -344,7 +344,7 @@ async def test_18_a_request_that_is_still_being_read_when_the_router_stops_is_to
         assert orjson.loads(line)["outcome"] == "shut_down"
 
 
-async def test_19_a_restarted_server_is_introduced_anew() -> None:
+async def test_a_restarted_server_is_introduced_anew() -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         decode = cluster.decode[0]
         instance = up.router.registry.workers[decode.key]
@@ -362,7 +362,7 @@ async def test_19_a_restarted_server_is_introduced_anew() -> None:
         await up.quiet()
 
 
-async def test_20_a_decode_server_that_answers_no_abort_keeps_no_other_waiting() -> None:
+async def test_a_decode_server_that_answers_no_abort_keeps_no_other_waiting() -> None:
     async with (
         fakes() as cluster,
         running(config_for(cluster)) as up,
@@ -382,7 +382,7 @@ async def test_20_a_decode_server_that_answers_no_abort_keeps_no_other_waiting()
         assert time.monotonic() - begun_s < 8.0
 
 
-async def test_21_a_storm_of_aborts_is_damped() -> None:
+async def test_a_storm_of_aborts_is_damped() -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         decode = cluster.decode[0]
         cluster.world.token_s = 30.0
@@ -400,7 +400,7 @@ async def test_21_a_storm_of_aborts_is_damped() -> None:
         assert cluster.idle
 
 
-async def test_22_a_request_that_its_tenants_limits_refuse_is_logged_as_the_tenants(
+async def test_a_request_that_its_tenants_limits_refuse_is_logged_as_the_tenants(
     tmp_path: Path,
 ) -> None:
     key, hashed = new_key()
@@ -420,7 +420,7 @@ async def test_22_a_request_that_its_tenants_limits_refuse_is_logged_as_the_tena
         assert up.router.gate.running(tenant) == 0
 
 
-async def test_23_a_decode_leg_that_breaks_ends_the_prefill_leg_at_once() -> None:
+async def test_a_decode_leg_that_breaks_ends_the_prefill_leg_at_once() -> None:
     async with fakes() as cluster, running(config_for(cluster, overload=ONCE)) as up:
         cluster.decode[0].fault = Fault("reset_headers", times=1)
         begun_s = time.monotonic()
@@ -430,7 +430,7 @@ async def test_23_a_decode_leg_that_breaks_ends_the_prefill_leg_at_once() -> Non
         assert cluster.prefill[0].aborted
 
 
-async def test_24_a_server_behind_a_connection_that_broke_is_told_too() -> None:
+async def test_a_server_behind_a_connection_that_broke_is_told_too() -> None:
     async with fakes() as cluster, running(config_for(cluster, overload=ONCE)) as up:
         cluster.decode[0].fault = Fault("reset_stream", times=1)
         await status_and_text(up, True)
@@ -438,7 +438,7 @@ async def test_24_a_server_behind_a_connection_that_broke_is_told_too() -> None:
         assert cluster.decode[0].aborts == 1
 
 
-async def test_25_a_stream_holds_no_connection_to_the_prefill_server_once_it_has_answered() -> None:
+async def test_a_stream_holds_no_connection_to_the_prefill_server_once_it_has_answered() -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         cluster.world.token_s = 1.0
         streams = []
@@ -452,7 +452,7 @@ async def test_25_a_stream_holds_no_connection_to_the_prefill_server_once_it_has
         await up.quiet()
 
 
-async def test_26_a_client_that_pauses_is_not_held_against_the_server() -> None:
+async def test_a_client_that_pauses_is_not_held_against_the_server() -> None:
     timeouts = replace(TIMEOUTS, stream_idle_timeout_s=0.3, write_timeout_s=10.0)
     async with (
         fakes() as cluster,
@@ -479,7 +479,7 @@ async def test_26_a_client_that_pauses_is_not_held_against_the_server() -> None:
 
 
 @pytest.mark.parametrize("leg", LEGS)
-async def test_27_the_routers_own_lack_of_files_is_not_held_against_a_server(
+async def test_the_routers_own_lack_of_files_is_not_held_against_a_server(
     leg: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fakes() as cluster, running(config_for(cluster, overload=ONCE)) as up:
@@ -506,7 +506,7 @@ async def test_27_the_routers_own_lack_of_files_is_not_held_against_a_server(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("fault", [None, Fault("status", status=400), Fault("reset_headers")])
-async def test_28_a_request_that_ended_is_forgotten_without_the_collectors_help(
+async def test_a_request_that_ended_is_forgotten_without_the_collectors_help(
     fault: Fault | None, stream: bool
 ) -> None:
     async with fakes() as cluster, running(config_for(cluster, overload=ONCE)) as up:

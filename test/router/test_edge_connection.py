@@ -112,7 +112,7 @@ async def serving(context: ssl.SSLContext | None = None, **groups: object) -> As
         b"\x16\x03\x01\x00\xa5\x01\x00\x00",
     ],
 )
-async def test_1_what_two_parsers_could_read_differently_is_refused(request_bytes: bytes) -> None:
+async def test_what_two_parsers_could_read_differently_is_refused(request_bytes: bytes) -> None:
     async with serving(timeouts=Timeouts(header_timeout_s=0.2)) as server:
         answer = await server.talk(
             request_bytes.replace(b"Host: a\r\n", b"Host: a\r\nConnection: close\r\n", 1)
@@ -121,7 +121,7 @@ async def test_1_what_two_parsers_could_read_differently_is_refused(request_byte
         assert server.handled == 0
 
 
-async def test_2_a_refusal_of_the_parser_is_counted_and_echoes_nothing() -> None:
+async def test_a_refusal_of_the_parser_is_counted_and_echoes_nothing() -> None:
     async with serving() as server:
         answer = await server.talk(b"GET /<script> HTTP/9.9\r\nsecret: 1\r\n\r\n")
         assert b'"code":"http_malformed"' in answer
@@ -133,7 +133,7 @@ async def test_2_a_refusal_of_the_parser_is_counted_and_echoes_nothing() -> None
 @pytest.mark.parametrize(
     "lines", [b"X: %b\r\n" % (b"a" * 20_000), b"X: a\r\n" * 101, b"X%b: a\r\n" % (b"a" * 20_000)]
 )
-async def test_3_too_many_or_too_long_header_lines_are_431(lines: bytes) -> None:
+async def test_too_many_or_too_long_header_lines_are_431(lines: bytes) -> None:
     async with serving() as server:
         answer = await server.talk(HEAD + lines + b"\r\n")
         assert answer.startswith(b"HTTP/1.")
@@ -141,7 +141,7 @@ async def test_3_too_many_or_too_long_header_lines_are_431(lines: bytes) -> None
         assert server.refused == [(431, "headers_large")]
 
 
-async def test_4_header_lines_that_trickle_in_are_cut_off() -> None:
+async def test_header_lines_that_trickle_in_are_cut_off() -> None:
     async with serving(timeouts=Timeouts(header_timeout_s=0.1)) as server:
         # The limit holds from the first byte, whatever follows it.
         trickle = [b"X: a\r\n"] * 100
@@ -150,7 +150,7 @@ async def test_4_header_lines_that_trickle_in_are_cut_off() -> None:
         assert server.handled == 0
 
 
-async def test_5_the_limit_holds_for_each_request_of_a_connection_and_not_for_pauses() -> None:
+async def test_the_limit_holds_for_each_request_of_a_connection_and_not_for_pauses() -> None:
     async with serving(timeouts=Timeouts(header_timeout_s=0.1)) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         for _ in range(2):
@@ -164,7 +164,7 @@ async def test_5_the_limit_holds_for_each_request_of_a_connection_and_not_for_pa
         writer.close()
 
 
-async def test_6_connections_are_bounded() -> None:
+async def test_connections_are_bounded() -> None:
     async with serving(limits=Limits(max_connections=2)) as server:
         kept = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
         while server.open < 2:
@@ -203,7 +203,7 @@ async def fetch(port: int, context: ssl.SSLContext) -> str:
         return await answer.text()
 
 
-async def test_7_tls_in_and_mutual_tls_out(authority, tmp_path: Path) -> None:
+async def test_tls_in_and_mutual_tls_out(authority, tmp_path: Path) -> None:
     ca, ca_path = authority
     cert, key = issued(ca, tmp_path, "127.0.0.1")
     mine, mine_key = issued(ca, tmp_path, "router.example")
@@ -220,7 +220,7 @@ async def test_7_tls_in_and_mutual_tls_out(authority, tmp_path: Path) -> None:
             await fetch(server.port, tls.client_context(Security()))
 
 
-async def test_8_a_renewed_certificate_is_taken_and_a_bad_one_refused(
+async def test_a_renewed_certificate_is_taken_and_a_bad_one_refused(
     authority, tmp_path: Path
 ) -> None:
     ca, _ = authority
@@ -242,7 +242,7 @@ async def test_8_a_renewed_certificate_is_taken_and_a_bad_one_refused(
         assert await fetch(server.port, trusts_renewed) == "3"
 
 
-def test_9_bad_files_are_named(authority, tmp_path: Path) -> None:
+def test_bad_files_are_named(authority, tmp_path: Path) -> None:
     ca, _ = authority
     cert, _ = issued(ca, tmp_path, "127.0.0.1")
     _, other_key = issued(ca, tmp_path, "other.example")
@@ -260,7 +260,7 @@ def test_9_bad_files_are_named(authority, tmp_path: Path) -> None:
         tls.client_context(Security(engine_ca=junk))
 
 
-async def test_10_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
+async def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
     async with serving(timeouts=Timeouts(write_timeout_s=0.2)) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -273,7 +273,7 @@ async def test_10_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
         writer.close()
 
 
-async def test_11_a_client_that_reads_slowly_gets_all_of_it() -> None:
+async def test_a_client_that_reads_slowly_gets_all_of_it() -> None:
     async with serving(timeouts=Timeouts(write_timeout_s=0.2)) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"GET /long HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")

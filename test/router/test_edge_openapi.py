@@ -28,7 +28,7 @@ def router(tmp_path_factory):
         yield router
 
 
-def test_1_every_schema_is_one() -> None:
+def test_every_schema_is_one() -> None:
     for name, schema in document()["components"]["schemas"].items():
         Draft202012Validator.check_schema(schema), name
     for operations in document()["paths"].values():
@@ -44,7 +44,7 @@ def test_1_every_schema_is_one() -> None:
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
-def test_2_whatever_is_sent_the_answer_is_as_described(case, router) -> None:
+def test_whatever_is_sent_the_answer_is_as_described(case, router) -> None:
     headers = {"Authorization": f"Bearer {ADMIN}"}
     if case.path.startswith("/workers/{worker}"):
         headers = {}  # random names must not remove the servers of this test

@@ -41,7 +41,7 @@ def samples(text: bytes) -> dict[str, float]:
     return sums
 
 
-def test_1_the_openai_client_works_streaming_and_not(served) -> None:
+def test_the_openai_client_works_streaming_and_not(served) -> None:
     router, _, _ = served
     client = openai.OpenAI(base_url=f"{router.url}/v1", api_key="none", max_retries=0)
     assert [model.id for model in client.models.list()] == ["tiny"]
@@ -60,7 +60,7 @@ def test_1_the_openai_client_works_streaming_and_not(served) -> None:
         client.embeddings.create(model="tiny", input="hi")
 
 
-def test_2_clients_headers_and_bodies_choose_nothing_for_the_servers(served) -> None:
+def test_clients_headers_and_bodies_choose_nothing_for_the_servers(served) -> None:
     router, (prefill,), (decode,) = served
     hostile = {
         "x-override-bootstrap-host": "evil", "x-override-rid": "a", "traceparent": TRACE,
@@ -85,7 +85,7 @@ def test_2_clients_headers_and_bodies_choose_nothing_for_the_servers(served) -> 
     assert legs[0][0][1] == legs[1][0][1]
 
 
-def test_3_every_request_is_one_line_and_one_count(served) -> None:
+def test_every_request_is_one_line_and_one_count(served) -> None:
     router, _, _ = served
     name = "kairos_router_requests_total"
     counts = samples(router.get("/metrics")[1])
@@ -116,13 +116,13 @@ def test_3_every_request_is_one_line_and_one_count(served) -> None:
     wait_for(idle)
 
 
-def test_4_the_description_is_served(served) -> None:
+def test_the_description_is_served(served) -> None:
     router, _, _ = served
     status, body = router.get("/openapi.json")
     assert (status, json.loads(body)) == (200, document())
 
 
-def test_5_keys_admin_and_reload(tmp_path: Path) -> None:
+def test_keys_admin_and_reload(tmp_path: Path) -> None:
     (key, hashed), (admin, admin_hash), (fresh, fresh_hash) = new_key(), new_key(), new_key()
     keys, admins, engine = tmp_path / "keys.yaml", tmp_path / "admin", tmp_path / "engine"
     keys.write_text(
@@ -173,7 +173,7 @@ def test_5_keys_admin_and_reload(tmp_path: Path) -> None:
         assert router.stop() == 0
 
 
-def test_6_limits_of_a_tenant_hold(tmp_path: Path) -> None:
+def test_limits_of_a_tenant_hold(tmp_path: Path) -> None:
     key, hashed = new_key()
     keys = tmp_path / "keys.yaml"
     keys.write_text(
@@ -187,7 +187,7 @@ def test_6_limits_of_a_tenant_hold(tmp_path: Path) -> None:
         assert router.lines()[2]["outcome"] == "rejected_tenant"
 
 
-def test_8_a_taken_port_and_a_bad_profile_stop_the_start(served, tmp_path: Path) -> None:
+def test_a_taken_port_and_a_bad_profile_stop_the_start(served, tmp_path: Path) -> None:
     router, _, _ = served
     pair = ["--prefill", "http://127.0.0.1:1", "--decode", "http://127.0.0.1:2"]
     for argv, says in (
@@ -208,7 +208,7 @@ def test_8_a_taken_port_and_a_bad_profile_stop_the_start(served, tmp_path: Path)
         assert says in last
 
 
-def test_9_a_router_that_drains_serves_on_until_load_balancers_know(tmp_path: Path) -> None:
+def test_a_router_that_drains_serves_on_until_load_balancers_know(tmp_path: Path) -> None:
     with routed(tmp_path, "--drain-delay-s", "2") as (router, _, _):
         router.process.send_signal(signal.SIGTERM)
         wait_for(lambda: router.get("/ready")[0] == 503)

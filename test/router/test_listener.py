@@ -59,7 +59,7 @@ def callers(port: int, count: int) -> Iterator[list[socket.socket]]:
             one.close()
 
 
-def test_1_a_crowd_is_let_in_within_a_few_turns_of_the_loop() -> None:
+def test_a_crowd_is_let_in_within_a_few_turns_of_the_loop() -> None:
     async def crowd() -> int:
         guests = Guests()
         listener = Listener(guests, "127.0.0.1", 0, unbounded())
@@ -73,7 +73,7 @@ def test_1_a_crowd_is_let_in_within_a_few_turns_of_the_loop() -> None:
     assert uvloop.run(crowd()) < CLIENTS / 10
 
 
-def test_2_without_file_descriptors_who_waits_is_let_in_later(
+def test_without_file_descriptors_connections_are_let_in_later(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def scarce() -> None:
@@ -100,7 +100,7 @@ def test_2_without_file_descriptors_who_waits_is_let_in_later(
     assert 0 < sum("cannot accept" in record.message for record in caplog.records) < 5
 
 
-def test_3_a_closed_listener_refuses_and_keeps_who_is_in() -> None:
+def test_a_closed_listener_refuses_new_connections_and_keeps_open_ones() -> None:
     async def closed() -> None:
         guests = Guests()
         listener = Listener(guests, "127.0.0.1", 0, unbounded())
@@ -117,7 +117,7 @@ def test_3_a_closed_listener_refuses_and_keeps_who_is_in() -> None:
     uvloop.run(closed())
 
 
-def test_4_a_name_is_listened_on_at_all_its_addresses_and_one_port(
+def test_a_name_is_listened_on_at_all_its_addresses_and_one_port(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     addresses = ["127.0.0.1", "127.0.0.2"]
@@ -136,7 +136,7 @@ def test_4_a_name_is_listened_on_at_all_its_addresses_and_one_port(
     uvloop.run(named())
 
 
-def test_5_an_address_in_use_is_said_at_once() -> None:
+def test_an_address_in_use_is_said_at_once() -> None:
     async def twice() -> None:
         listener = Listener(Guests(), "127.0.0.1", 0, unbounded())
         try:

@@ -31,7 +31,7 @@ async def events(up: Running, number: int) -> list[bytes]:
         return (await answer.read()).split(b"\n\n")
 
 
-async def test_1_1024_streams_at_once_all_come_to_their_end() -> None:
+async def test_1024_streams_at_once_all_come_to_their_end() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < FILES:
         resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))

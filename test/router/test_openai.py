@@ -15,7 +15,7 @@ def client(url: str) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
 
-async def test_1_whole_answers() -> None:
+async def test_whole_answers() -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up, client(up.url) as openai_:
         chat = await openai_.chat.completions.create(model="m", messages=MESSAGES, max_tokens=3)
         assert chat.choices[0].message.content == "x"
@@ -27,7 +27,7 @@ async def test_1_whole_answers() -> None:
         assert [end.output_tokens for end in up.ends] == [3, 3]
 
 
-async def test_2_streams_with_an_objective_in_the_body() -> None:
+async def test_streams_with_an_objective_in_the_body() -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up, client(up.url) as openai_:
         stream = await openai_.chat.completions.create(
             model="m",
@@ -43,7 +43,7 @@ async def test_2_streams_with_an_objective_in_the_body() -> None:
         assert up.ends[0].outcome is Outcome.COMPLETED
 
 
-async def test_3_a_stream_that_breaks_raises() -> None:
+async def test_a_stream_that_breaks_raises() -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up, client(up.url) as openai_:
         cluster.decode[0].fault = Fault("reset_stream", after=2)
         stream = await openai_.chat.completions.create(
@@ -55,7 +55,7 @@ async def test_3_a_stream_that_breaks_raises() -> None:
             await anext(aiter(stream))
 
 
-async def test_4_errors_have_their_types() -> None:
+async def test_errors_have_their_types() -> None:
     once = Overload(retries=0)
     async with (
         fakes() as cluster,

@@ -14,7 +14,7 @@ from support.router_running import config_for, running
 BODY = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 4}}
 
 
-async def test_1_an_answer_comes_as_the_decode_server_gave_it() -> None:
+async def test_an_answer_comes_as_the_decode_server_gave_it() -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         async with up.post(BODY) as answer:
             assert answer.status == 200
@@ -31,7 +31,7 @@ async def test_1_an_answer_comes_as_the_decode_server_gave_it() -> None:
         assert decode["sampling_params"]["custom_params"]["kairos"]["ttft_ms"] == 2000.0
 
 
-async def test_2_a_stream_comes_event_by_event() -> None:
+async def test_a_stream_comes_event_by_event() -> None:
     async with fakes(token_s=0.002) as cluster, running(config_for(cluster)) as up:
         async with up.post({**BODY, "stream": True}) as answer:
             assert answer.content_type == "text/event-stream"
@@ -47,7 +47,7 @@ async def test_2_a_stream_comes_event_by_event() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_3_logprobs_of_the_prompt_come_from_the_prefill_server(stream: bool) -> None:
+async def test_logprobs_of_the_prompt_come_from_the_prefill_server(stream: bool) -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         async with up.post({**BODY, "return_logprob": True, "stream": stream}) as answer:
             text = await answer.text()
@@ -56,7 +56,7 @@ async def test_3_logprobs_of_the_prompt_come_from_the_prefill_server(stream: boo
         assert meta["input_token_logprobs"] == [[-0.5, 7, None]] * 2
 
 
-async def test_4_samples_of_a_prompt_get_rooms_of_their_own() -> None:
+async def test_samples_of_a_prompt_get_rooms_of_their_own() -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         params = {"max_new_tokens": 2, "n": 3}
         async with up.post({"input_ids": [1, 2], "sampling_params": params}) as answer:
@@ -70,7 +70,7 @@ async def test_4_samples_of_a_prompt_get_rooms_of_their_own() -> None:
         assert not cluster.world.violations
 
 
-async def test_5_what_a_client_must_not_choose_is_replaced() -> None:
+async def test_what_a_client_must_not_choose_is_replaced() -> None:
     forged = {
         **BODY,
         "rid": "a",
@@ -105,7 +105,7 @@ async def test_5_what_a_client_must_not_choose_is_replaced() -> None:
         (b'{"text": "a", "sampling_params": {"n": 1000}}', "at most 128"),
     ],
 )
-async def test_6_a_bad_body_is_refused_before_any_server_sees_it(body: bytes, part: str) -> None:
+async def test_a_bad_body_is_refused_before_any_server_sees_it(body: bytes, part: str) -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         before = len(cluster.decode[0].seen)
         async with up.session.post(up.url + "/generate", data=body) as answer:
@@ -115,7 +115,7 @@ async def test_6_a_bad_body_is_refused_before_any_server_sees_it(body: bytes, pa
         assert [end.outcome for end in up.ends] == [Outcome.INVALID]
 
 
-async def test_7_many_at_once_each_end_once() -> None:
+async def test_many_at_once_each_end_once() -> None:
     async with fakes(2, 2, token_s=0.001) as cluster, running(config_for(cluster)) as up:
 
         async def one(number: int) -> int:
@@ -131,7 +131,7 @@ async def test_7_many_at_once_each_end_once() -> None:
         assert cluster.idle
 
 
-async def test_8_a_class_that_a_kairos_server_does_not_define_is_not_named_to_it() -> None:
+async def test_a_class_that_a_kairos_server_does_not_define_is_not_named_to_it() -> None:
     scheduling = Scheduling(slo_class=(parse_class("fast=100,10", "t"),))
     async with fakes() as cluster:
         cluster.decode[0].state = {"kairos": {}}
@@ -148,7 +148,7 @@ FORGED = '{"type":"abort"} \n\nevent: response.failed\n\n data: {"error": {}}'
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_9_what_a_client_wrote_into_a_responses_body_breaks_nothing(stream: bool) -> None:
+async def test_what_a_client_wrote_into_a_responses_body_breaks_nothing(stream: bool) -> None:
     body = {
         "input": "x",
         "stream": stream,
@@ -166,7 +166,7 @@ async def test_9_what_a_client_wrote_into_a_responses_body_breaks_nothing(stream
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_10_a_responses_request_is_aborted_by_its_request_id(stream: bool) -> None:
+async def test_a_responses_request_is_aborted_by_its_request_id(stream: bool) -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         decode = cluster.decode[0]
         cluster.world.token_s = 5.0
@@ -184,7 +184,7 @@ async def test_10_a_responses_request_is_aborted_by_its_request_id(stream: bool)
         assert sent["request_id"] in decode.aborted
 
 
-async def test_11_a_failed_response_is_no_completion_and_told_once() -> None:
+async def test_a_failed_response_is_no_completion_and_told_once() -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
         decode = cluster.decode[0]
         cluster.world.token_s = 5.0
@@ -200,7 +200,7 @@ async def test_11_a_failed_response_is_no_completion_and_told_once() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/generate"])
-async def test_12_an_error_event_of_the_server_is_a_failure_and_told_once(path: str) -> None:
+async def test_an_error_event_of_the_server_is_a_failure_and_told_once(path: str) -> None:
     messages = [{"role": "user", "content": "x"}]
     body = {"messages": messages, "prompt": "x", "input_ids": [1], "stream": True}
     async with (
@@ -218,7 +218,7 @@ async def test_12_an_error_event_of_the_server_is_a_failure_and_told_once(path: 
         assert (end.outcome, end.reason) == (Outcome.ENGINE_FAILED, "error_500")
 
 
-async def test_13_an_abort_at_the_end_of_a_long_answer_is_a_failure() -> None:
+async def test_an_abort_at_the_end_of_a_long_answer_is_a_failure() -> None:
     async with (
         fakes() as cluster,
         running(config_for(cluster, overload=Overload(retries=0))) as up,
@@ -232,7 +232,7 @@ async def test_13_an_abort_at_the_end_of_a_long_answer_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize("depth", [253, 600, 1000])
-async def test_14_a_body_that_can_be_read_but_not_written_is_refused(depth: int) -> None:
+async def test_a_body_that_can_be_read_but_not_written_is_refused(depth: int) -> None:
     deep = b'{"text": "a", "deep": ' + b"[" * depth + b"]" * depth + b"}"
     async with fakes() as cluster, running(config_for(cluster)) as up:
         async with up.session.post(up.url + "/generate", data=deep) as answer:
@@ -244,7 +244,7 @@ async def test_14_a_body_that_can_be_read_but_not_written_is_refused(depth: int)
         assert [end.outcome for end in up.ends] == [Outcome.INVALID, Outcome.COMPLETED]
 
 
-async def test_15_tokens_of_a_batch_are_those_of_all_its_answers() -> None:
+async def test_tokens_of_a_batch_are_those_of_all_its_answers() -> None:
     batch = {"input_ids": [[1], [2], [3]], "sampling_params": {"max_new_tokens": 4}}
     async with fakes() as cluster, running(config_for(cluster)) as up:
         async with up.post(batch) as answer:
@@ -253,7 +253,7 @@ async def test_15_tokens_of_a_batch_are_those_of_all_its_answers() -> None:
         assert [end.output_tokens for end in up.ends] == [12]
 
 
-async def test_16_a_client_that_waits_for_100_continue_gets_it() -> None:
+async def test_a_client_that_waits_for_100_continue_gets_it() -> None:
     data = orjson.dumps(BODY)
     async with fakes() as cluster, running(config_for(cluster)) as up:
         host, port = up.url.removeprefix("http://").split(":")

@@ -9,7 +9,7 @@ def opened() -> Breaker:
     return breaker
 
 
-def test_1_failures_in_a_row_open_it_and_a_proof_closes_it() -> None:
+def test_failures_in_a_row_open_it_and_a_proof_closes_it() -> None:
     breaker = opened()
     assert not breaker.may_probe(4.9)
     assert breaker.may_probe(5.0)
@@ -18,7 +18,7 @@ def test_1_failures_in_a_row_open_it_and_a_proof_closes_it() -> None:
     assert [breaker.failed(6.0) for _ in range(3)] == [False, False, True]
 
 
-def test_2_a_success_in_between_starts_the_count_anew() -> None:
+def test_a_success_in_between_starts_the_count_anew() -> None:
     breaker = Breaker(failures=2, open_s=5.0)
     assert not breaker.failed(0.0)
     breaker.succeeded()
@@ -26,7 +26,7 @@ def test_2_a_success_in_between_starts_the_count_anew() -> None:
     assert breaker.failed(0.0)
 
 
-def test_3_an_older_stream_that_ends_well_during_a_probe_decides_nothing() -> None:
+def test_an_older_stream_that_ends_well_during_a_probe_decides_nothing() -> None:
     breaker = opened()
     assert breaker.may_probe(5.0)
     breaker.succeeded()

@@ -25,14 +25,14 @@ def knobs() -> dict[str, dataclasses.Field]:
     }
 
 
-def test_1_a_pair_is_enough() -> None:
+def test_a_pair_is_enough() -> None:
     config = parse(PAIR)
     assert config.workers.prefill == (Endpoint("prefill", "http://127.0.0.1:30001", 8998),)
     assert config.workers.decode == (Endpoint("decode", "http://127.0.0.1:30002"),)
     assert config.listen.host == "127.0.0.1"
 
 
-def test_2_the_spelling_of_upstreams_routers_is_understood() -> None:
+def test_the_spelling_of_upstreams_routers_is_understood() -> None:
     config = parse([
         "--pd-disaggregation", "--host", "127.0.0.1", "--port", "8000",
         "--prefill", "http://10.0.0.1:30000", "--prefill", "http://10.0.0.2:30000", "none",
@@ -42,7 +42,7 @@ def test_2_the_spelling_of_upstreams_routers_is_understood() -> None:
     assert config.listen.port == 8000
 
 
-def test_3_names_of_knobs_are_unique_across_sections() -> None:
+def test_names_of_knobs_are_unique_across_sections() -> None:
     fields = [
         field.name
         for section in dataclasses.fields(RouterConfig)
@@ -53,7 +53,7 @@ def test_3_names_of_knobs_are_unique_across_sections() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(knobs()))
-def test_4_every_default_is_allowed(name: str) -> None:
+def test_every_default_is_allowed(name: str) -> None:
     field = knobs()[name]
     knob = knob_of(field)
     if field.default is not None and not knob.many:
@@ -91,13 +91,13 @@ def test_4_every_default_is_allowed(name: str) -> None:
         ([*PAIR, "--access-log", "a\nb"], "is not a printable, non-empty text"),
     ],
 )
-def test_5_bad_input_says_what_where_and_what_is_allowed(argv: list[str], says: str) -> None:
+def test_bad_input_says_what_where_and_what_is_allowed(argv: list[str], says: str) -> None:
     with pytest.raises(InputError) as caught:
         parse(argv)
     assert says in str(caught.value)
 
 
-def test_6_loopback_needs_no_keys_and_anything_else_does(tmp_path: Path) -> None:
+def test_loopback_needs_no_keys_and_anything_else_does(tmp_path: Path) -> None:
     keys = tmp_path / "keys.yaml"
     keys.write_text("")
     for host in ("127.0.0.1", "127.8.9.1", "::1", "localhost"):
@@ -107,7 +107,7 @@ def test_6_loopback_needs_no_keys_and_anything_else_does(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "toml"])
-def test_7_flags_win_over_the_file(tmp_path: Path, suffix: str) -> None:
+def test_flags_win_over_the_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"router.{suffix}"
     path.write_text({
         "yaml": "listen: {port: 1234}\nlimits:\n  max_headers: 20\n  max_body_mib: 7\n"
@@ -144,7 +144,7 @@ def test_7_flags_win_over_the_file(tmp_path: Path, suffix: str) -> None:
         ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
     ],
 )
-def test_8_a_bad_file_says_where(tmp_path: Path, text: str, says: str) -> None:
+def test_a_bad_file_says_where(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "router.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match="--config: ") as caught:
@@ -152,7 +152,7 @@ def test_8_a_bad_file_says_where(tmp_path: Path, text: str, says: str) -> None:
     assert says in str(caught.value)
 
 
-def test_9_values_built_in_code_are_checked_too() -> None:
+def test_values_built_in_code_are_checked_too() -> None:
     with pytest.raises(InputError, match="--max-headers"):
         Limits(max_headers=1)
     with pytest.raises(InputError, match="--max-reading-mib: must hold a body"):
@@ -161,14 +161,14 @@ def test_9_values_built_in_code_are_checked_too() -> None:
         Security(keys_file=Path("/nowhere"))
 
 
-def test_10_the_process_answers_a_bad_command_line_with_one_line(capsys) -> None:
+def test_the_process_answers_a_bad_command_line_with_one_line(capsys) -> None:
     assert main(["--port", "x"]) == 2
     assert capsys.readouterr().err == (
         "kairos-router: --port: 'x' is not allowed; allowed are whole numbers from 0 to 65535\n"
     )
 
 
-def test_11_check_reads_the_files_too(tmp_path: Path, capsys) -> None:
+def test_check_reads_the_files_too(tmp_path: Path, capsys) -> None:
     assert main([*PAIR, "--check"]) == 0
     keys = tmp_path / "keys.yaml"
     keys.write_text("tenants: {}")
@@ -176,7 +176,7 @@ def test_11_check_reads_the_files_too(tmp_path: Path, capsys) -> None:
     assert "no tenant has a key" in capsys.readouterr().err
 
 
-def test_12_the_help_names_every_flag_and_shows_an_example_that_works(capsys) -> None:
+def test_the_help_names_every_flag_and_shows_an_example_that_works(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
@@ -196,7 +196,7 @@ def test_12_the_help_names_every_flag_and_shows_an_example_that_works(capsys) ->
         ("HOST:1", ["host:1"], ["host2:1"]),
     ],
 )
-def test_14_allowed_servers(pattern: str, yes: list[str], no: list[str]) -> None:
+def test_allowed_servers(pattern: str, yes: list[str], no: list[str]) -> None:
     allow = Workers(allow_worker=(pattern,)).allow_worker[0]
     for key in yes:
         assert allow.matches(Endpoint("decode", f"http://{key}"))

@@ -48,12 +48,12 @@ def labels() -> dict[str, set[str]]:
 LABELS = labels()
 
 
-def test_1_all_metrics_are_known_here() -> None:
+def test_all_metrics_are_known_here() -> None:
     assert set(LABELS) == RouterMetrics().names()
 
 
 @pytest.mark.parametrize(("title", "query"), QUERIES)
-def test_2_every_query_names_metrics_and_labels_that_exist(title: str, query: str) -> None:
+def test_every_query_names_metrics_and_labels_that_exist(title: str, query: str) -> None:
     names = re.findall(r"\bkairos_router_\w+", query)
     assert names or "kairos_router:" in query
     assert set(names) <= set(LABELS)
@@ -66,19 +66,19 @@ def test_2_every_query_names_metrics_and_labels_that_exist(title: str, query: st
     assert query.count("(") == query.count(")")
 
 
-def test_3_every_metric_is_used_or_in_the_dashboard() -> None:
+def test_every_metric_is_used_or_in_the_dashboard() -> None:
     text = " ".join(query for _, query in QUERIES)
     families = {family.name for family in RouterMetrics().registry.collect()}
     assert {name for name in families if name not in text} == set()
 
 
-def test_4_outcomes_in_alerts_exist() -> None:
+def test_outcomes_in_alerts_exist() -> None:
     text = " ".join(query for _, query in QUERIES)
     for values in re.findall(r"outcome=~?\"([^\"$]+)\"", text):
         assert set(values.split("|")) <= {outcome.value for outcome in Outcome}
 
 
-def test_5_panels_have_distinct_ids_and_do_not_overlap() -> None:
+def test_panels_have_distinct_ids_and_do_not_overlap() -> None:
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = [
@@ -92,7 +92,7 @@ def test_5_panels_have_distinct_ids_and_do_not_overlap() -> None:
     assert max(x for x, _ in cells) < 24
 
 
-def test_6_recorded_names_are_defined_where_they_are_used() -> None:
+def test_recorded_names_are_defined_where_they_are_used() -> None:
     rules = [rule for group in ALERTS["groups"] for rule in group["rules"]]
     recorded = {rule["record"] for rule in rules if "record" in rule}
     used = {name for rule in rules for name in re.findall(r"kairos_router:[\w:]+", rule["expr"])}
@@ -103,7 +103,7 @@ def test_6_recorded_names_are_defined_where_they_are_used() -> None:
             assert rule["annotations"]["summary"]
 
 
-def test_7_the_settings_for_kubernetes_are_understood(tmp_path: Path) -> None:
+def test_the_settings_for_kubernetes_are_understood(tmp_path: Path) -> None:
     documents = list(yaml.safe_load_all((DEPLOY / "kubernetes/router.yaml").read_text()))
     text = next(d for d in documents if d["kind"] == "ConfigMap")["data"]["router.yaml"]
     for name in ("keys.yaml", "admin.keys", "engine.key"):
@@ -126,7 +126,7 @@ def test_7_the_settings_for_kubernetes_are_understood(tmp_path: Path) -> None:
     assert "emptyDir" in volumes[mounts[str(Path(cache).parent)]]
 
 
-def test_8_flags_in_the_service_exist() -> None:
+def test_flags_in_the_service_exist() -> None:
     text = (DEPLOY / "systemd/kairos-router.service").read_text()
     known = {
         flag_of(field.name)
@@ -137,7 +137,7 @@ def test_8_flags_in_the_service_exist() -> None:
     assert set(re.findall(r"--[a-z-]+", text)) <= known | {"--config", "--check"}
 
 
-def test_9_the_service_can_keep_compiled_code_and_read_its_keys() -> None:
+def test_the_service_can_keep_compiled_code_and_read_its_keys() -> None:
     text = (DEPLOY / "systemd/kairos-router.service").read_text()
     settings = re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)
     of = {name: [value for key, value in settings if key == name] for name, _ in settings}
@@ -148,7 +148,7 @@ def test_9_the_service_can_keep_compiled_code_and_read_its_keys() -> None:
     assert set(named) <= handed
 
 
-def test_10_where_nothing_can_be_kept_code_is_compiled_all_the_same(monkeypatch) -> None:
+def test_where_nothing_can_be_kept_code_is_compiled_all_the_same(monkeypatch) -> None:
     from numba.core import caching
 
     from kairos.policy.compiled import compiled

@@ -47,7 +47,7 @@ def config(**workers: object) -> RouterConfig:
     return RouterConfig(workers=Workers(**workers))
 
 
-def test_1_flags_are_known_at_once() -> None:
+def test_flags_are_known_at_once() -> None:
     seen = Seen()
     registry = WorkerDiscovery(config(), seen)
     registry.start()
@@ -55,7 +55,7 @@ def test_1_flags_are_known_at_once() -> None:
     assert registry.endpoints == {P1, D1}
 
 
-async def test_2_a_file_is_followed_and_a_bad_state_of_it_ignored(tmp_path: Path, caplog) -> None:
+async def test_a_file_is_followed_and_a_bad_state_of_it_ignored(tmp_path: Path, caplog) -> None:
     path = tmp_path / "workers.yaml"
     path.write_text(FILE)
     seen = Seen()
@@ -79,7 +79,7 @@ async def test_2_a_file_is_followed_and_a_bad_state_of_it_ignored(tmp_path: Path
         await task
 
 
-async def test_3_a_file_behind_a_link_is_followed(tmp_path: Path) -> None:
+async def test_a_file_behind_a_link_is_followed(tmp_path: Path) -> None:
     # As Kubernetes updates a mounted ConfigMap.
     for name, text in (("v1", FILE), ("v2", FILE.replace("10.0.1.1", "10.0.1.3"))):
         (tmp_path / name).mkdir()
@@ -110,7 +110,7 @@ async def test_3_a_file_behind_a_link_is_followed(tmp_path: Path) -> None:
         ("prefill: [['a:1', x]]", "'x' is not a port"),
     ],
 )
-def test_4_a_bad_file_stops_the_start(tmp_path: Path, text: str, says: str) -> None:
+def test_a_bad_file_stops_the_start(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "workers.yaml"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
@@ -133,7 +133,7 @@ def resolver(monkeypatch, answers: list) -> None:
     monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
 
 
-async def test_5_every_address_of_a_name_is_a_server(monkeypatch, caplog) -> None:
+async def test_every_address_of_a_name_is_a_server(monkeypatch, caplog) -> None:
     gone = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     answers = [["10.0.0.1", "fd00::1"], gone, gone, ["10.0.0.1"]]
     resolver(monkeypatch, answers)
@@ -145,7 +145,7 @@ async def test_5_every_address_of_a_name_is_a_server(monkeypatch, caplog) -> Non
     await watch.aclose()
 
 
-async def test_6_names_are_followed_and_bounded(monkeypatch, caplog) -> None:
+async def test_names_are_followed_and_bounded(monkeypatch, caplog) -> None:
     resolver(monkeypatch, [["10.0.1.1"], ["10.0.1.1", "10.0.1.2", "192.168.0.1"]])
     seen = Seen()
     settings = Workers(
@@ -165,7 +165,7 @@ async def test_6_names_are_followed_and_bounded(monkeypatch, caplog) -> None:
     task.cancel()
 
 
-def test_7_the_administrator_adds_within_bounds_and_removes_anything() -> None:
+def test_the_administrator_adds_within_bounds_and_removes_anything() -> None:
     seen = Seen()
     registry = WorkerDiscovery(config(allow_worker=("10.0.0.0/8:1",)), seen)
     registry.start()
@@ -188,15 +188,13 @@ def test_7_the_administrator_adds_within_bounds_and_removes_anything() -> None:
         WorkerDiscovery(config(), Seen()).add(D2)
 
 
-def test_9_one_address_is_one_server(caplog) -> None:
+def test_one_address_is_one_server(caplog) -> None:
     other = Endpoint("prefill", D1.url)
     assert unite([frozenset({D1}), frozenset({other, P1})]) == {D1, P1}
     assert "named as two different servers" in caplog.text
 
 
-async def test_10_a_source_that_fails_is_asked_again_and_stops_no_other(
-    monkeypatch, caplog
-) -> None:
+async def test_a_source_that_fails_is_asked_again_and_stops_no_other(monkeypatch, caplog) -> None:
     monkeypatch.setattr(discovery, "_AGAIN_S", 0.01)
 
     class Failing:

@@ -38,13 +38,13 @@ def bearer(*keys: str) -> CIMultiDict:
     return CIMultiDict([("Authorization", f"Bearer {key}") for key in keys])
 
 
-def test_1_without_a_keys_file_everyone_is_one_tenant(tmp_path: Path) -> None:
+def test_without_a_keys_file_everyone_is_one_tenant(tmp_path: Path) -> None:
     ring = Keyring(config(tmp_path))
     assert ring.authenticate(bearer()).name == "anonymous"
     assert [tenant.name for tenant in ring.tenants] == ["anonymous"]
 
 
-def test_2_a_key_names_its_tenant_and_nothing_else_is_let_in(tmp_path: Path) -> None:
+def test_a_key_names_its_tenant_and_nothing_else_is_let_in(tmp_path: Path) -> None:
     (one, hash_one), (two, hash_two), (old, hash_old) = new_key(), new_key(), new_key()
     ring = Keyring(
         config(
@@ -74,7 +74,7 @@ def test_2_a_key_names_its_tenant_and_nothing_else_is_let_in(tmp_path: Path) -> 
         assert one not in caught.value.message
 
 
-def test_3_the_admin_key_is_a_key_apart(tmp_path: Path) -> None:
+def test_the_admin_key_is_a_key_apart(tmp_path: Path) -> None:
     (user, user_hash), (admin, admin_hash) = new_key(), new_key()
     tenants = f"tenants: {{a: {{keys: ['{user_hash}']}}}}"
     ring = Keyring(config(tmp_path, tenants, f"# rotated in May\n{admin_hash}\n"))
@@ -94,7 +94,7 @@ def test_3_the_admin_key_is_a_key_apart(tmp_path: Path) -> None:
         Keyring(config(tmp_path, tenants, user_hash))
 
 
-def test_4_without_an_admin_key_servers_cannot_be_changed(tmp_path: Path) -> None:
+def test_without_an_admin_key_servers_cannot_be_changed(tmp_path: Path) -> None:
     ring = Keyring(config(tmp_path))
     ring.authorize_admin(bearer(), changes=False)
     ring.authorize_metrics(bearer())
@@ -128,16 +128,14 @@ def test_4_without_an_admin_key_servers_cannot_be_changed(tmp_path: Path) -> Non
         ("classes: {fast: {ttft_ms: 1, tpot_ms: 1}}\ntenants: {a: {keys: [H]}}", "defines it too"),
     ],
 )
-def test_5_a_bad_file_says_where_and_never_shows_a_key(
-    tmp_path: Path, text: str, says: str
-) -> None:
+def test_a_bad_file_says_where_and_never_shows_a_key(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(InputError, match="--keys-file: ") as caught:
         Keyring(config(tmp_path, text.replace("H", f"'{hash_key('k')}'")))
     assert says in str(caught.value)
     assert "kr-secret" not in str(caught.value)
 
 
-def test_6_reload_takes_all_of_a_good_file_and_nothing_of_a_bad_one(tmp_path: Path) -> None:
+def test_reload_takes_all_of_a_good_file_and_nothing_of_a_bad_one(tmp_path: Path) -> None:
     (old, old_hash), (new, new_hash) = new_key(), new_key()
     setting = config(tmp_path, f"tenants: {{a: {{keys: ['{old_hash}']}}}}")
     ring = Keyring(setting)
@@ -158,7 +156,7 @@ def test_6_reload_takes_all_of_a_good_file_and_nothing_of_a_bad_one(tmp_path: Pa
     assert ring.authenticate(bearer(new)).name == "a"
 
 
-def test_7_keys_for_the_servers_are_one_line(tmp_path: Path) -> None:
+def test_keys_for_the_servers_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "engine"
     path.write_text("secret-of-engines\n")
     ring = Keyring(RouterConfig(workers=WORKERS, security=Security(engine_key_file=path)))
@@ -169,7 +167,7 @@ def test_7_keys_for_the_servers_are_one_line(tmp_path: Path) -> None:
             Keyring(RouterConfig(workers=WORKERS, security=Security(engine_key_file=path)))
 
 
-def test_8_the_command_makes_keys_and_hashes_them(capsys, monkeypatch) -> None:
+def test_the_command_makes_keys_and_hashes_them(capsys, monkeypatch) -> None:
     assert main(["key"]) == 0
     key, hashed = (line.split()[1] for line in capsys.readouterr().out.splitlines())
     assert hash_key(key) == hashed
@@ -184,7 +182,7 @@ def tenant(**settings: object) -> Tenant:
     return Tenant("a", CLASSES, **settings)
 
 
-def test_9_a_tenant_cannot_promote_itself() -> None:
+def test_a_tenant_cannot_promote_itself() -> None:
     asked = SloRequest(ttft_ms=1, tpot_ms=1)
     assert tenant().applied_slo(asked) == CLASSES.default
     assert tenant(min_ttft_ms=100).applied_slo(asked) == Slo(100, 50)
@@ -197,7 +195,7 @@ def test_9_a_tenant_cannot_promote_itself() -> None:
         tenant(out_of_bounds="reject").applied_slo(asked)
 
 
-def test_10_a_tenant_may_loosen_within_bounds() -> None:
+def test_a_tenant_may_loosen_within_bounds() -> None:
     assert tenant().applied_slo(SloRequest(ttft_ms=9000)) == Slo(9000, 50)
     assert tenant(max_ttft_ms=5000).applied_slo(SloRequest(ttft_ms=9000)) == Slo(5000, 50)
     batch = SloRequest(ttft_ms=9000, slo_class="batch")
@@ -211,7 +209,7 @@ def test_10_a_tenant_may_loosen_within_bounds() -> None:
     st.sampled_from([None, "default", "fast", "batch"]),
     st.none() | st.floats(1, 1e4),
 )
-def test_11_what_applies_is_never_tighter_than_class_and_bound(ttft, tpot, name, least) -> None:
+def test_what_applies_is_never_tighter_than_class_and_bound(ttft, tpot, name, least) -> None:
     applied = tenant(min_ttft_ms=least).applied_slo(SloRequest(ttft, tpot, name))
     base = CLASSES.resolve(SloRequest(slo_class=name))
     assert applied.ttft_ms >= min(base.ttft_ms, base.ttft_ms if least is None else least)

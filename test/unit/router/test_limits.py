@@ -34,14 +34,14 @@ def tenant(name: str = "a", **settings: object) -> Tenant:
         ([(b"Content-Encoding", b"gzip")], 415, "content_encoding"),
     ],
 )
-def test_1_headers_that_are_refused(headers: list, status: int, reason: str) -> None:
+def test_headers_that_are_refused(headers: list, status: int, reason: str) -> None:
     with pytest.raises(RequestError) as caught:
         check_headers(headers, Limits())
     refused = caught.value
     assert (refused.status, refused.reason, refused.outcome) == (status, reason, Outcome.INVALID)
 
 
-def test_2_headers_that_pass() -> None:
+def test_headers_that_pass() -> None:
     ordinary = [
         (b"Host", b"a"), (b"Transfer-Encoding", b" Chunked"), (b"Content-Encoding", b"identity"),
         (b"Accept", b"a"), (b"Accept", b"b"), (b"X-Weird", b"\xff"),
@@ -79,7 +79,7 @@ class FakeRequest:
         return self.left.pop(0) if self.left else b""
 
 
-async def test_3_a_body_is_read_whole_or_refused() -> None:
+async def test_a_body_is_read_whole_or_refused() -> None:
     limits, timeouts = Limits(max_body_mib=1), Timeouts(body_timeout_s=0.01)
     mib = b"x" * (1 << 20)
     assert await body_of(FakeRequest([b"ab", b"c"]), limits) == b"abc"
@@ -94,7 +94,7 @@ async def test_3_a_body_is_read_whole_or_refused() -> None:
     assert (caught.value.status, caught.value.reason) == (408, "body_slow")
 
 
-def test_4_concurrency_is_per_tenant_and_comes_back() -> None:
+def test_concurrency_is_per_tenant_and_comes_back() -> None:
     gate = TenantGate()
     one, other = tenant(max_concurrent=2), tenant("b", max_concurrent=1)
     gate.enter(one, 0)
@@ -109,7 +109,7 @@ def test_4_concurrency_is_per_tenant_and_comes_back() -> None:
     assert (gate.running(one), gate.running(other), gate.running(tenant("c"))) == (2, 1, 0)
 
 
-def test_5_rate_allows_a_burst_then_the_rate() -> None:
+def test_rate_allows_a_burst_then_the_rate() -> None:
     gate = TenantGate()
     limited = tenant(requests_per_s=2, burst=3)
     for _ in range(3):
@@ -123,7 +123,7 @@ def test_5_rate_allows_a_burst_then_the_rate() -> None:
     gate.enter(limited, 101.0)
 
 
-def test_6_a_reload_forgets_idle_tenants_only() -> None:
+def test_a_reload_forgets_idle_tenants_only() -> None:
     gate = TenantGate()
     busy, idle, kept = tenant("busy"), tenant("idle"), tenant("kept", requests_per_s=1, burst=1)
     for each in (busy, idle, kept):
@@ -138,7 +138,7 @@ def test_6_a_reload_forgets_idle_tenants_only() -> None:
 
 
 @given(st.lists(st.floats(0, 0.5), min_size=1, max_size=200), st.integers(1, 5))
-def test_7_no_more_than_burst_plus_rate_times_time(gaps: list[float], burst: int) -> None:
+def test_no_more_than_burst_plus_rate_times_time(gaps: list[float], burst: int) -> None:
     gate = TenantGate()
     limited = tenant(requests_per_s=3, burst=burst)
     now = 0.0
@@ -155,7 +155,7 @@ def test_7_no_more_than_burst_plus_rate_times_time(gaps: list[float], burst: int
 
 
 @pytest.mark.parametrize("declared", [True, False])
-async def test_8_bodies_that_are_read_at_once_are_bounded_together(declared: bool) -> None:
+async def test_bodies_that_are_read_at_once_are_bounded_together(declared: bool) -> None:
     bodies = BodyMemory(10, 503)
     slow = FakeRequest([b"x" * 7], 9 if declared else None, late=True)
     reading = asyncio.ensure_future(body_of(slow, bodies=bodies))
@@ -195,7 +195,7 @@ class Watched(BodyMemory):
     ),
     st.integers(1, 60),
 )
-def test_9_bodies_in_reading_never_pass_the_bound_and_leave_nothing(
+def test_bodies_in_reading_never_pass_the_bound_and_leave_nothing(
     asked: list[tuple[list[bytes], str]], limit: int
 ) -> None:
     bodies = Watched(limit, 429)
@@ -230,7 +230,7 @@ def test_9_bodies_in_reading_never_pass_the_bound_and_leave_nothing(
             assert end.reason == "body_slow"
 
 
-async def test_10_what_is_only_declared_takes_nothing_and_a_tenant_leaves_room_for_others() -> None:
+async def test_what_is_only_declared_takes_nothing_and_a_tenant_leaves_room_for_others() -> None:
     bodies = BodyMemory(100, 429)
     silent = [FakeRequest([], length=90, late=True) for _ in range(20)]
     held = [FakeRequest([b"x" * 20], late=True) for _ in range(5)]

@@ -17,7 +17,7 @@ from kairos.router.request.outcome import Outcome
 README = (Path(kairos.router.__file__).parent / "README.md").read_text()
 
 
-def test_1_the_flags_table_is_complete_and_has_the_defaults() -> None:
+def test_the_flags_table_is_complete_and_has_the_defaults() -> None:
     rows = dict(re.findall(r"^\| `(--[a-z0-9-]+)[^`]*` \| ([^|]+) \|", README, re.MULTILINE))
     expected = {}
     for section in dataclasses.fields(RouterConfig):
@@ -30,7 +30,7 @@ def test_1_the_flags_table_is_complete_and_has_the_defaults() -> None:
     assert rows == expected
 
 
-def test_2_every_outcome_and_status_is_explained() -> None:
+def test_every_outcome_and_status_is_explained() -> None:
     for outcome in Outcome:
         assert f"`{outcome.value}`" in README
     generate = document()["paths"]["/generate"]["post"]["responses"]
@@ -38,12 +38,12 @@ def test_2_every_outcome_and_status_is_explained() -> None:
         assert status in README or status in ("4XX", "500", "529"), status
 
 
-def test_3_every_endpoint_is_named() -> None:
+def test_every_endpoint_is_named() -> None:
     for path in document()["paths"]:
         assert path.replace("{worker}", "HOST:PORT") in README
 
 
-def test_4_the_keys_file_shown_is_understood(tmp_path: Path) -> None:
+def test_the_keys_file_shown_is_understood(tmp_path: Path) -> None:
     from kairos.router.config.load import read_document
     from kairos.router.edge.tenant import parse_classes, parse_tenants
     from kairos.slo import Slo, SloClasses
@@ -60,13 +60,13 @@ def test_4_the_keys_file_shown_is_understood(tmp_path: Path) -> None:
             assert field.name in README
 
 
-def test_5_metrics_named_exist() -> None:
+def test_metrics_named_exist() -> None:
     names = RouterMetrics().names()
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
     for name in re.findall(r"kairos_router_\w+", README):
         assert name in names | families or name == "kairos_router_"
 
 
-def test_6_every_failure_of_the_survey_has_its_row() -> None:
+def test_every_failure_of_the_survey_has_its_row() -> None:
     rows = [int(n) for n in re.findall(r"^\| (\d+)\. ", README, re.MULTILINE)]
     assert rows == list(range(1, 23))

@@ -45,16 +45,16 @@ def info(endpoint: object) -> dict:
         (7, None),
     ],
 )
-def test_1_an_engine_tells_where_it_publishes(told, expected):
+def test_an_engine_tells_where_it_publishes(told, expected):
     assert endpoint_of(info(told), "http://engine.example:30000") == expected
 
 
 @pytest.mark.parametrize("info", [{}, {"internal_states": 3}, {"internal_states": [None, {}]}])
-def test_1_a_plain_engine_does_not(info):
+def test_a_plain_engine_does_not(info):
     assert endpoint_of(info, "http://h:1") is None
 
 
-def test_2_a_report_becomes_a_load():
+def test_a_report_becomes_a_load():
     load = read_report(encoder.encode(report()), 12.5)
     assert (load.measured_s, load.backlog_s, load.kv_used_tokens) == (12.5, 0.5, 500)
     assert load.epoch == "e"
@@ -65,11 +65,11 @@ def test_2_a_report_becomes_a_load():
 @pytest.mark.parametrize(
     "data", [b"", b"\x80", b"\xff" * 9, encoder.encode(report(version=2)), b"\x93\x01\x02\x03"]
 )
-def test_3_what_is_no_report_is_nothing(data):
+def test_what_is_no_report_is_nothing(data):
     assert read_report(data, 0.0) is None
 
 
-def test_4_plain_loads_are_summed_over_ranks():
+def test_plain_loads_are_summed_over_ranks():
     rank = {
         "num_running_reqs": 1,
         "num_waiting_reqs": 2,
@@ -86,7 +86,7 @@ def test_4_plain_loads_are_summed_over_ranks():
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"loads":[]}', b'{"loads":[3]}', b'{"x":1}'])
-def test_4_what_is_no_load_is_nothing(data):
+def test_what_is_no_load_is_nothing(data):
     assert read_loads(data, 0.0) is None
 
 
@@ -96,7 +96,7 @@ async def until(condition) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_5_reports_arrive_and_stop_when_forgotten():
+async def test_reports_arrive_and_stop_when_forgotten():
     context = zmq.Context()
     socket = context.socket(zmq.PUB)
     port = socket.bind_to_random_port("tcp://127.0.0.1")
@@ -131,7 +131,7 @@ async def test_5_reports_arrive_and_stop_when_forgotten():
             context.term()
 
 
-async def test_6_plain_engines_are_asked_again_and_again_whatever_they_answer():
+async def test_plain_engines_are_asked_again_and_again_whatever_they_answer():
     answers = [
         lambda: web.Response(status=500),
         lambda: web.Response(body=b"no json"),
@@ -165,7 +165,7 @@ async def test_6_plain_engines_are_asked_again_and_again_whatever_they_answer():
             await runner.cleanup()
 
 
-async def test_7_watching_twice_changes_nothing_and_a_new_endpoint_replaces_the_old():
+async def test_watching_twice_changes_nothing_and_a_new_endpoint_replaces_the_old():
     async with aiohttp.ClientSession() as session:
         telemetry = Telemetry(lambda *_: None, session)
         telemetry.watch("p0", "http://127.0.0.1:1", info("tcp://127.0.0.1:9"))

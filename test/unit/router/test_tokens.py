@@ -52,7 +52,7 @@ def tokenizer_file(tmp_path):
         ({"prompt": [[5] * 10, [6] * 10]}, 20),
     ],
 )
-async def test_1_ids_are_counted(counter, body, tokens):
+async def test_ids_are_counted(counter, body, tokens):
     counted = await count(counter, body)
     assert (counted.tokens, counted.exact, counted.source) == (tokens, True, "ids")
     assert counted.block_tokens == BLOCK_TOKENS
@@ -82,12 +82,12 @@ async def test_1_ids_are_counted(counter, body, tokens):
         ({"messages": [None, 4, {"role": 2, "content": {"x": 1}}]}, 1 + MESSAGE_TOKENS),
     ],
 )
-async def test_2_without_a_tokenizer_text_is_estimated_from_its_bytes(counter, body, tokens):
+async def test_without_a_tokenizer_text_is_estimated_from_its_bytes(counter, body, tokens):
     counted = await count(counter, body)
     assert (counted.tokens, counted.exact, counted.source) == (tokens, False, "bytes")
 
 
-async def test_2_tools_and_instructions_count(counter):
+async def test_tools_and_instructions_count(counter):
     asked = {"messages": [{"role": "user", "content": "x" * 100}]}
     plain = await count(counter, asked)
     tools = [{"type": "function", "function": {"name": "f" * 400}}]
@@ -99,7 +99,7 @@ async def test_2_tools_and_instructions_count(counter):
     assert told.tokens >= 100
 
 
-async def test_3_with_a_tokenizer_text_is_tokenized(tokenizer_file):
+async def test_with_a_tokenizer_text_is_tokenized(tokenizer_file):
     for path in (tokenizer_file, tokenizer_file / "tokenizer.json"):
         counter = TokenCounter(path)
         counted = await count(counter, {"prompt": "a b a \ud800", "model": "m"})
@@ -107,7 +107,7 @@ async def test_3_with_a_tokenizer_text_is_tokenized(tokenizer_file):
         counter.close()
 
 
-async def test_3_tokenized_text_and_ids_have_the_same_blocks(tokenizer_file):
+async def test_tokenized_text_and_ids_have_the_same_blocks(tokenizer_file):
     counter = TokenCounter(tokenizer_file)
     text = await count(counter, {"prompt": "a b " * 100})
     ids = await count(counter, {"prompt": [1, 2] * 100})
@@ -116,7 +116,7 @@ async def test_3_tokenized_text_and_ids_have_the_same_blocks(tokenizer_file):
     counter.close()
 
 
-async def test_4_the_ratio_is_learned_per_model_with_its_error(counter):
+async def test_the_ratio_is_learned_per_model_with_its_error(counter):
     body = {"prompt": "x" * 4_000, "model": "m"}
     for _ in range(200):
         counter.observe(await count(counter, body), 1_500)
@@ -129,7 +129,7 @@ async def test_4_the_ratio_is_learned_per_model_with_its_error(counter):
     assert blocks == 96  # 256 bytes
 
 
-async def test_4_nonsense_teaches_nothing_and_models_are_bounded(counter):
+async def test_nonsense_teaches_nothing_and_models_are_bounded(counter):
     counted = await count(counter, {"prompt": "x" * 4_000, "model": "m"})
     counter.observe(counted, 0)
     counter.observe(await count(counter, {"prompt": [1, 2, 3]}), 500)
@@ -140,7 +140,7 @@ async def test_4_nonsense_teaches_nothing_and_models_are_bounded(counter):
 
 
 @given(st.lists(st.integers(0, 300_000), min_size=1, max_size=600), st.integers(0, 599))
-async def test_5_blocks_agree_exactly_as_far_as_the_prompts_do(ids, at):
+async def test_blocks_agree_exactly_as_far_as_the_prompts_do(ids, at):
     counter = TokenCounter()
     other = list(ids)
     at = min(at, len(ids) - 1)
@@ -154,7 +154,7 @@ async def test_5_blocks_agree_exactly_as_far_as_the_prompts_do(ids, at):
 
 
 @pytest.mark.parametrize("field", ["cache_salt", "extra_key", "lora_path", "model"])
-async def test_6_salted_prompts_share_nothing(counter, field):
+async def test_salted_prompts_share_nothing(counter, field):
     for prompt in ({"prompt": "x" * 900}, {"input_ids": [7] * 900}):
         plain = (await count(counter, prompt)).blocks
         salted = (await count(counter, {**prompt, field: "s"})).blocks
@@ -162,7 +162,7 @@ async def test_6_salted_prompts_share_nothing(counter, field):
         assert not set(plain) & set(salted)
 
 
-async def test_7_the_hashed_part_is_bounded(counter):
+async def test_the_hashed_part_is_bounded(counter):
     counted = await count(counter, {"input_ids": [1] * (MAX_BLOCKS * BLOCK_TOKENS + 5_000)})
     assert len(counted.blocks) == MAX_BLOCKS
     long = await count(counter, {"text": "x" * 2_000_000})
@@ -170,13 +170,13 @@ async def test_7_the_hashed_part_is_bounded(counter):
 
 
 @pytest.mark.parametrize("ids", [[1, "x"], [1, None], [2**70], [1.5, 2]])
-async def test_8_ids_that_are_none_are_refused(counter, ids):
+async def test_ids_that_are_none_are_refused(counter, ids):
     with pytest.raises(InputError, match="input_ids: must be integers"):
         await count(counter, {"input_ids": [3, *ids]})
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
-def test_8_a_tokenizer_that_is_none_is_refused(tmp_path, content):
+def test_a_tokenizer_that_is_none_is_refused(tmp_path, content):
     file = tmp_path / "tokenizer.json"
     if content is not None:
         file.write_text(content)
@@ -193,16 +193,16 @@ def test_8_a_tokenizer_that_is_none_is_refused(tmp_path, content):
         (RESPONSES, {"input": "x" * 400}, {"input_ids": [1], "prompt": [1], "messages": []}),
     ],
 )
-async def test_9_fields_that_an_endpoint_ignores_do_not_count(counter, path, read, ignored):
+async def test_fields_that_an_endpoint_ignores_do_not_count(counter, path, read, ignored):
     assert await counter.count(path, {**ignored, **read}) == await counter.count(path, read)
 
 
-async def test_10_a_conversation_given_as_ids_is_counted_by_them(counter):
+async def test_a_conversation_given_as_ids_is_counted_by_them(counter):
     body = {"messages": [{"content": "x" * 400}], "input_ids": [1] * 7}
     assert (await counter.count(CHAT, body)).tokens == 7
 
 
-async def test_11_text_that_would_hold_up_others_is_estimated(tokenizer_file):
+async def test_text_that_would_hold_up_others_is_estimated(tokenizer_file):
     counter = TokenCounter(tokenizer_file)
     for size, source in ((1000, "tokenizer"), (2 << 20, "bytes")):
         counted = await counter.count("/generate", {"text": "a " * (size // 2)})
@@ -210,7 +210,7 @@ async def test_11_text_that_would_hold_up_others_is_estimated(tokenizer_file):
     counter.close()
 
 
-async def test_12_other_images_beside_one_text_share_no_blocks(counter):
+async def test_other_images_beside_one_text_share_no_blocks(counter):
     beside = [
         (await count(counter, {"text": "x" * 4000, "image_data": image})).blocks
         for image in ("one", "two")
@@ -227,7 +227,7 @@ async def test_12_other_images_beside_one_text_share_no_blocks(counter):
         assert not set(first) & set(second)
 
 
-async def test_12_every_image_counts(counter):
+async def test_every_image_counts(counter):
     images = [str(number) for number in range(20)]
     text = {"text": "x" * 400}
     plain = await count(counter, text)
@@ -235,12 +235,12 @@ async def test_12_every_image_counts(counter):
     assert counted.tokens == plain.tokens + 20 * MEDIA_TOKENS
 
 
-async def test_12_embeddings_are_one_prompt(counter):
+async def test_embeddings_are_one_prompt(counter):
     counted = await count(counter, {"input_embeds": [[0.5] * 8] * 3})
     assert (counted.tokens, counted.exact) == (3, True)
 
 
-async def test_13_a_short_prompt_overtakes_long_ones():
+async def test_a_short_prompt_overtakes_long_ones():
     queue, ended = ShortestFirst(1), []
     free = threading.Event()
 

@@ -14,7 +14,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 
 
-def test_1_without_an_sdk_the_clients_context_reaches_both_legs() -> None:
+def test_without_an_sdk_the_clients_context_reaches_both_legs() -> None:
     headers = CIMultiDict({"Traceparent": PARENT, "Tracestate": "a=1", "Baggage": "x=y"})
     request = tracing.begin(headers, "/generate")
     assert request.trace_id == TRACE
@@ -28,7 +28,7 @@ def test_1_without_an_sdk_the_clients_context_reaches_both_legs() -> None:
 
 
 @pytest.mark.parametrize("header", [None, "", "00-0-0-0", "x" * 10_000, f"00-{'0' * 32}-1-01"])
-def test_2_without_a_context_or_with_a_bad_one_nothing_is_sent(header: str | None) -> None:
+def test_without_a_context_or_with_a_bad_one_nothing_is_sent(header: str | None) -> None:
     request = tracing.begin({} if header is None else {"traceparent": header}, "/generate")
     assert request.trace_id is None
     assert request.leg("decode", "h:1", 1).headers == {}
@@ -69,12 +69,12 @@ assert prefill.attributes["server.address"] == "h:1"
 """
 
 
-def test_3_with_an_sdk_legs_are_children_of_the_request() -> None:
+def test_with_an_sdk_legs_are_children_of_the_request() -> None:
     done = subprocess.run([sys.executable, "-c", WITH_SDK], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_4_asking_for_spans_without_an_exporter_warns(monkeypatch, caplog) -> None:
+def test_asking_for_spans_without_an_exporter_warns(monkeypatch, caplog) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
     tracing.configure()
     assert "install opentelemetry-sdk" in caplog.text

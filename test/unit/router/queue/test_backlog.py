@@ -71,7 +71,7 @@ def ahead(
     st.floats(0.2, 3.0),
     st.booleans(),
 )
-def test_1_it_agrees_with_the_plain_account(events, factor, by_deadline):
+def test_it_agrees_with_the_plain_account(events, factor, by_deadline):
     made, plain, now = Backlog(), list[Prompt](), -5.0
     made.advance(now, factor, not by_deadline)
     for id, (what, number, second, passed) in enumerate(events):
@@ -105,11 +105,11 @@ def test_1_it_agrees_with_the_plain_account(events, factor, by_deadline):
         assert made.begun_s(factor) == pytest.approx(begun)
 
 
-def test_2_what_it_does_not_hold_is_not_removed():
+def test_what_it_does_not_hold_is_not_removed():
     assert Backlog().remove(3) is None
 
 
-def test_3_time_does_not_go_back():
+def test_time_does_not_go_back():
     made = Backlog()
     made.advance(10.0, 1.0, True)
     made.add(1, 0.0, SentPrompt(99.0, 1.0, 1.0, 1.0, 5))
@@ -118,7 +118,7 @@ def test_3_time_does_not_go_back():
     assert made.rest_s() == pytest.approx(0.5)
 
 
-def test_4_nobody_is_served_before_one_whose_prefix_hit_did_not_come_true():
+def test_no_prompt_is_served_before_one_whose_prefix_hit_did_not_come_true():
     made = Backlog()
     made.advance(0.0, 1.0, True)
     made.add(1, 0.0, SentPrompt(99.0, 0.1, 5.0, 0.1, 5))
@@ -130,7 +130,7 @@ def test_4_nobody_is_served_before_one_whose_prefix_hit_did_not_come_true():
     assert made.rest_s() == pytest.approx(0.5)
 
 
-def test_5_one_that_waits_for_something_else_blocks_nobody():
+def test_one_that_waits_for_something_else_blocks_no_other():
     made = Backlog()
     made.advance(0.0, 1.0, True)
     made.add(1, 0.0, SentPrompt(99.0, 0.1, 0.1, 0.1, 5))

@@ -71,7 +71,7 @@ def script(shift: float, order: list[int]) -> list[list[tuple[int, str, str]]]:
 
 @settings(max_examples=20, deadline=None)
 @given(st.permutations(range(40)))
-def test_4_the_order_of_offers_at_one_time_does_not_matter(order):
+def test_the_order_of_offers_at_one_time_does_not_matter(order):
     expected = script(0.0, list(range(40)))
     got = script(0.0, order)
     # Tenants are charged in order of service, which is the same.
@@ -80,13 +80,13 @@ def test_4_the_order_of_offers_at_one_time_does_not_matter(order):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(-(2**20), 2**20))
-def test_5_the_origin_of_the_clock_does_not_matter(shift):
+def test_the_origin_of_the_clock_does_not_matter(shift):
     plain = list(range(40))
     assert script(float(shift), plain) == script(0.0, plain)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.0])
-def test_6_what_was_given_up_is_served_within_a_bound_by_its_share_alone(share):
+def test_what_was_given_up_is_served_within_a_bound_by_its_share_alone(share):
     made = dispatcher(starve_share=share, starve_after=2.0)
     now, busy_until, next_id, running, started = 0.0, 0.0, 1, [], None
     while now < 15.0:
@@ -106,7 +106,7 @@ def test_6_what_was_given_up_is_served_within_a_bound_by_its_share_alone(share):
     assert (started < 15.0) == (share > 0.0)
 
 
-def test_6_without_a_share_it_waits_until_there_is_nothing_else():
+def test_without_a_share_it_waits_until_there_is_nothing_else():
     made = dispatcher(starve_share=0.0)
     offer(made, work(0, 0.0, 30_000, ttft_ms=100.0))
     offer(made, *[work(i, 0.0, 4_000, ttft_ms=60_000.0) for i in range(1, 60)])
@@ -115,7 +115,7 @@ def test_6_without_a_share_it_waits_until_there_is_nothing_else():
 
 
 @pytest.mark.parametrize(("weight", "share"), [(1.0, 0.5), (3.0, 0.75)])
-def test_7_a_flooding_tenant_gets_its_share_and_no_more(weight, share):
+def test_a_flooding_tenant_gets_its_share_and_no_more(weight, share):
     made = dispatcher(tenant_weights={"meek": weight}, fair_slack_s=0.5)
     flood = [work(i, 0.0, 4_000, ttft_ms=1_000.0 + i, tenant="flood") for i in range(400)]
     meek = [work(1_000 + i, 0.0, 4_000, ttft_ms=90_000.0, tenant="meek") for i in range(400)]
@@ -125,7 +125,7 @@ def test_7_a_flooding_tenant_gets_its_share_and_no_more(weight, share):
     assert got == pytest.approx(share, abs=0.06)
 
 
-def test_7_classes_do_not_share_with_each_other():
+def test_classes_do_not_share_with_each_other():
     made = dispatcher(fair_slack_s=0.0)
     urgent = [work(i, 0.0, 4_000, ttft_ms=4_000.0, tenant="a") for i in range(20)]
     other = [
@@ -137,7 +137,7 @@ def test_7_classes_do_not_share_with_each_other():
     assert sorted(order[:20]) == list(range(20))
 
 
-def test_7_idling_saves_up_no_share():
+def test_idling_saves_up_no_share():
     made = dispatcher(fair_slack_s=0.5)
     offer(made, *[work(i, 0.0, 4_000, ttft_ms=50_000.0, tenant="busy") for i in range(300)])
     served(made, 6.0)
@@ -146,7 +146,7 @@ def test_7_idling_saves_up_no_share():
     assert 0.35 < sum(id >= 500 for id in order) / len(order) < 0.75
 
 
-def test_9_a_request_stays_here_until_an_instance_is_about_to_run_dry():
+def test_a_request_stays_here_until_an_instance_is_about_to_run_dry():
     made = dispatcher()
     offer(made, *[work(i, 0.0, 8_000, ttft_ms=20_000.0 + i) for i in range(20)])
     first = made.dispatch(0.0)
@@ -167,14 +167,14 @@ def test_9_a_request_stays_here_until_an_instance_is_about_to_run_dry():
     assert made.dispatch(0.7)
 
 
-def test_9_the_most_urgent_goes_first():
+def test_the_most_urgent_goes_first():
     made = dispatcher()
     offer(made, *[work(i, 0.0, 8_000, ttft_ms=20_000.0 - 100 * i) for i in range(20)])
     order = [id for _, id in served(made, 3.0)]
     assert order == sorted(order, reverse=True)
 
 
-def test_9_of_equal_ones_the_oldest_goes_first_though_predictions_are_too_long():
+def test_of_equal_ones_the_oldest_goes_first_though_predictions_are_too_long():
     """They were given up, and then late for ever, while those behind them were on time."""
     made = dispatcher()
     offer(made, *[work(i, 0.0, 20_000, ttft_ms=3_000.0 + i) for i in range(20)])
@@ -184,7 +184,7 @@ def test_9_of_equal_ones_the_oldest_goes_first_though_predictions_are_too_long()
 
 
 @pytest.mark.parametrize("preemptive", [True, False])
-def test_10_an_urgent_request_overtakes_where_the_engine_lets_it(preemptive):
+def test_an_urgent_request_overtakes_where_the_engine_lets_it(preemptive):
     made = dispatcher(preemptive=preemptive)
     offer(made, work(0, 0.0, LONG, ttft_ms=30_000.0))
     assert ids(made.dispatch(0.0)) == [0]
@@ -192,7 +192,7 @@ def test_10_an_urgent_request_overtakes_where_the_engine_lets_it(preemptive):
     assert ids(made.dispatch(1.0)) == ([1] if preemptive else [])
 
 
-def test_10_a_request_that_is_late_overtakes_nobody():
+def test_an_infeasible_request_overtakes_no_other():
     made = dispatcher(preemptive=True)
     offer(made, work(0, 0.0, LONG, ttft_ms=30_000.0))
     made.dispatch(0.0)
@@ -200,7 +200,7 @@ def test_10_a_request_that_is_late_overtakes_nobody():
     assert made.dispatch(1.0) == []
 
 
-def test_14_an_instance_of_unknown_speed_is_given_work_at_once_and_learned():
+def test_an_instance_of_unknown_speed_is_given_work_at_once_and_learned():
     made = dispatcher(profile=None)
     offer(made, *[work(i, 0.0, 8_000, ttft_ms=60_000.0) for i in range(40)])
     assert len(made.dispatch(0.0)) == 32
@@ -219,7 +219,7 @@ def test_14_an_instance_of_unknown_speed_is_given_work_at_once_and_learned():
     assert len(made.dispatch(600.0)) < 5  # late from now on
 
 
-def test_15_a_request_that_needs_much_memory_is_not_passed_for_ever():
+def test_a_request_that_needs_much_memory_is_not_passed_for_ever():
     made = dispatcher(decode_kv=50_000, starve_after=2.0)
     offer(made, *[work(i, 0.0, 9_000, ttft_ms=60_000.0, max_output_tokens=10) for i in range(4)])
     made.dispatch(0.0)
@@ -244,7 +244,7 @@ def test_15_a_request_that_needs_much_memory_is_not_passed_for_ever():
     assert now < 20.0
 
 
-def test_16_memory_that_others_use_counts_while_the_report_is_fresh():
+def test_memory_that_others_use_counts_while_the_report_is_fresh():
     made = dispatcher(decode_kv=100_000)
     made.loads("d0", WorkerLoad(1.0, kv_used_tokens=95_000, kv_capacity_tokens=100_000), 1.0)
     offer(made, work(0, 1.0, 5_000, ttft_ms=90_000.0))
@@ -255,14 +255,14 @@ def test_16_memory_that_others_use_counts_while_the_report_is_fresh():
     assert made.snapshot(5.0)["workers"]["d0"]["stale"]
 
 
-def test_16_a_report_that_comes_too_late_is_ignored():
+def test_a_report_that_comes_too_late_is_ignored():
     made = dispatcher()
     made.loads("d0", WorkerLoad(1.0, kv_used_tokens=10**9), 9.0)
     assert made.snapshot(9.0)["workers"]["d0"]["report_age_s"] is None
     made.loads("gone", WorkerLoad(9.0), 9.0)
 
 
-def test_16_a_reported_backlog_holds_requests_back():
+def test_a_reported_backlog_holds_requests_back():
     made = dispatcher()
     made.loads("p0", WorkerLoad(0.0, backlog_s=1.5), 0.0)
     offer(made, work(0, 0.0, ttft_ms=90_000.0))
@@ -270,7 +270,7 @@ def test_16_a_reported_backlog_holds_requests_back():
     assert ids(made.dispatch(1.6)) == [0]
 
 
-def test_16_a_reported_backlog_that_is_short_brings_requests_forward():
+def test_a_reported_backlog_that_is_short_brings_requests_forward():
     made = dispatcher()
     offer(made, work(0, 0.0, LONG, ttft_ms=90_000.0), work(1, 0.0, LONG, ttft_ms=91_000.0))
     assert len(made.dispatch(0.0)) == 1
@@ -278,7 +278,7 @@ def test_16_a_reported_backlog_that_is_short_brings_requests_forward():
     assert len(made.dispatch(0.5)) == 1
 
 
-def test_17_a_restart_forgets_the_prefix_cache():
+def test_a_restart_forgets_the_prefix_cache():
     made = dispatcher(2)
     blocks = tuple(range(100, 140))
     first = work(0, 0.0, 40 * 64, blocks=blocks, ttft_ms=9_000.0)
@@ -296,7 +296,7 @@ def test_17_a_restart_forgets_the_prefix_cache():
             break
 
 
-def test_17_a_prefix_draws_a_request_to_the_instance_that_has_it():
+def test_a_prefix_draws_a_request_to_the_instance_that_has_it():
     made = dispatcher(4)
     blocks = tuple(range(500))
     made.offer(work(0, 0.0, 32_000, blocks=blocks, ttft_ms=90_000.0), 0.0)
@@ -310,7 +310,7 @@ def test_17_a_prefix_draws_a_request_to_the_instance_that_has_it():
         made.finished(id, 2.0 * id + 0.1, 10)
 
 
-def test_18_a_request_that_is_sent_back_waits_as_before():
+def test_a_request_that_is_sent_back_waits_as_before():
     made = dispatcher()
     offer(made, *[work(i, 0.0, 8_000, ttft_ms=20_000.0 + i) for i in range(20)])
     first = ids(made.dispatch(0.0))
@@ -319,7 +319,7 @@ def test_18_a_request_that_is_sent_back_waits_as_before():
     assert ids(made.dispatch(0.02))[0] == first[0]
 
 
-def test_18_sending_back_is_not_charged_twice():
+def test_sending_back_is_not_charged_twice():
     made = dispatcher(fair_slack_s=0.1)
     offer(made, work(0, 0.0, LONG, tenant="a", ttft_ms=90_000.0))
     for _ in range(5):
@@ -329,7 +329,7 @@ def test_18_sending_back_is_not_charged_twice():
     assert ids(made.dispatch(0.0))[0] == 0
 
 
-def test_19_late_events_of_ended_requests_do_no_harm():
+def test_late_events_of_ended_requests_do_no_harm():
     made = dispatcher()
     offer(made, work(0))
     made.dispatch(0.0)
@@ -341,7 +341,7 @@ def test_19_late_events_of_ended_requests_do_no_harm():
     assert made.snapshot(2.0)["dispatched"] == 0
 
 
-def test_20_a_slower_decode_step_than_asked_for_is_waited_out_only_while_there_is_time():
+def test_a_slower_decode_step_than_asked_for_is_waited_out_only_while_there_is_time():
     made = dispatcher(2, 1)
     heavy = [
         work(i, 0.0, 11_000, ttft_ms=60_000.0, tpot_ms=500.0, max_output_tokens=100)
@@ -360,7 +360,7 @@ def test_20_a_slower_decode_step_than_asked_for_is_waited_out_only_while_there_i
 
 
 @pytest.mark.parametrize("binding", ["early", "least-loaded", "round-robin"])
-def test_21_rules_for_comparison_send_at_once_in_order_of_arrival(binding):
+def test_rules_for_comparison_send_at_once_in_order_of_arrival(binding):
     from kairos.router.queue.params import Binding
 
     made = dispatcher(2, 2, binding=Binding(binding))
@@ -371,7 +371,7 @@ def test_21_rules_for_comparison_send_at_once_in_order_of_arrival(binding):
     assert share == [10, 10]
 
 
-def test_22_ids_and_keys_are_unique():
+def test_ids_and_keys_are_unique():
     made = dispatcher()
     made.offer(work(0), 0.0)
     with pytest.raises(InputError, match="request 0 is known"):
@@ -386,7 +386,7 @@ def test_22_ids_and_keys_are_unique():
         DispatchParams(tenant_weights={"x": 0.0})
 
 
-def test_23_expected_outputs_follow_what_was_seen():
+def test_expected_outputs_follow_what_was_seen():
     made = dispatcher(decode_kv=100_000)
     for i in range(200):
         made.offer(work(i, float(i), max_output_tokens=50_000), float(i))

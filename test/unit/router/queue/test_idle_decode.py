@@ -3,7 +3,7 @@
 from support.dispatching import dispatcher, ids, work
 
 
-def test_1_a_step_that_is_too_long_even_alone_is_not_waited_out() -> None:
+def test_a_step_that_is_too_long_even_alone_is_not_waited_out() -> None:
     router = dispatcher()
     asked = work(1, tpot_ms=0.1, ttft_ms=600_000.0, sequences=100)
     assert router.offer(asked, 0.0).queued

@@ -19,7 +19,7 @@ from support.dispatching import dispatcher, ids, work
         ({"max_bytes": 1_000}, {"body_bytes": 400}, Reason.BYTES),
     ],
 )
-def test_11_the_queue_is_bounded(params, fields, reason):
+def test_the_queue_is_bounded(params, fields, reason):
     made = dispatcher(tenant_room=math.inf, **params)
     assert all(made.offer(work(i, **fields), 0.0).queued for i in range(2))
     verdict = made.offer(work(2, **fields), 0.0)
@@ -30,7 +30,7 @@ def test_11_the_queue_is_bounded(params, fields, reason):
     assert made.offer(work(2, **fields), 0.0).queued
 
 
-def test_11_one_tenant_alone_does_not_fill_the_queue():
+def test_one_tenant_alone_does_not_fill_the_queue():
     made = dispatcher(max_requests=100)
     verdicts = [made.offer(work(i, tenant="flood"), 0.0) for i in range(100)]
     assert sum(v.queued for v in verdicts) == 80
@@ -39,7 +39,7 @@ def test_11_one_tenant_alone_does_not_fill_the_queue():
         assert made.offer(work(1_000 + t, tenant=f"t{t}"), 0.0).queued
 
 
-def test_12_what_no_instance_could_ever_hold_is_rejected_at_once():
+def test_what_no_instance_could_ever_hold_is_rejected_at_once():
     made = dispatcher(decode_kv=10_000)
     verdict = made.offer(work(0, tokens=10_000), 0.0)
     assert (verdict.reason, verdict.retry_after_s) == (Reason.TOO_LARGE, 0.0)
@@ -49,14 +49,14 @@ def test_12_what_no_instance_could_ever_hold_is_rejected_at_once():
     assert made.offer(work(2, tokens=30_000, sequences=4), 0.0).queued
 
 
-def test_12_nothing_is_queued_without_a_pair():
+def test_nothing_is_queued_without_a_pair():
     made = dispatcher(decode=0)
     assert made.offer(work(0), 0.0).reason is Reason.NO_PAIR
     assert not made.has_pair()
 
 
 @pytest.mark.parametrize("infeasible", ["best_effort", "degrade", "reject"])
-def test_13_what_cannot_be_on_time_is_treated_as_configured(infeasible):
+def test_what_cannot_be_on_time_is_treated_as_configured(infeasible):
     made = dispatcher(infeasible=Infeasible(infeasible))
     verdict = made.offer(work(0, tokens=100_000, ttft_ms=500.0), 0.0)
     assert verdict.reason is Reason.INFEASIBLE
@@ -76,7 +76,7 @@ def test_13_what_cannot_be_on_time_is_treated_as_configured(infeasible):
     )
 
 
-def test_13_the_queue_ahead_counts():
+def test_the_queue_ahead_counts():
     made = dispatcher(max_sequences=10_000)
     quiet = made.offer(work(0, ttft_ms=9_000.0), 0.0)
     for i in range(1, 60):
@@ -99,6 +99,6 @@ def test_13_the_queue_ahead_counts():
         {"ttft_ms": math.inf},
     ],
 )
-def test_22_nonsense_is_refused(fields):
+def test_nonsense_is_refused(fields):
     with pytest.raises(InputError, match="request 0"):
         dispatcher().offer(work(0, **fields), 0.0)

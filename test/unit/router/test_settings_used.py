@@ -43,7 +43,7 @@ def used() -> set[str]:
     return names | read_in(whole)
 
 
-def test_1_every_knob_is_used() -> None:
+def test_every_knob_is_used() -> None:
     knobs = {
         field.name
         for section in dataclasses.fields(RouterConfig)
@@ -53,11 +53,11 @@ def test_1_every_knob_is_used() -> None:
     assert knobs - used() == set()
 
 
-def test_2_every_setting_of_a_tenant_is_used() -> None:
+def test_every_setting_of_a_tenant_is_used() -> None:
     assert {field.name for field in dataclasses.fields(Tenant)} - used() == set()
 
 
-def test_3_every_metric_is_set_somewhere() -> None:
+def test_every_metric_is_set_somewhere() -> None:
     metrics = RouterMetrics()
     names = {
         name

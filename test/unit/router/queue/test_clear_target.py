@@ -24,7 +24,7 @@ def with_short_ones(made: Dispatcher, count: int = 50) -> float:
     return count * GAP_S
 
 
-def test_1_a_second_long_prompt_waits_and_short_ones_pass_it() -> None:
+def test_a_second_long_prompt_waits_and_short_ones_pass_it() -> None:
     made = dispatcher(2)
     now_s = with_short_ones(made)
     made.offer(long(1, now_s), now_s)
@@ -39,14 +39,14 @@ def test_1_a_second_long_prompt_waits_and_short_ones_pass_it() -> None:
     assert len(made.dispatch(now_s + 6.0)) == 1
 
 
-def test_2_both_run_at_once_where_no_short_ones_come() -> None:
+def test_both_run_at_once_where_no_short_ones_come() -> None:
     made = dispatcher(2)
     for id in (1, 2):
         made.offer(long(id, 0.0), 0.0)
     assert len(made.dispatch(0.0)) == 2
 
 
-def test_3_short_ones_that_no_longer_come_are_forgotten() -> None:
+def test_short_ones_that_no_longer_come_are_forgotten() -> None:
     made = dispatcher(2)
     now_s = with_short_ones(made) + 600.0
     for id in (1, 2):
@@ -54,14 +54,14 @@ def test_3_short_ones_that_no_longer_come_are_forgotten() -> None:
     assert len(made.dispatch(now_s)) == 2
 
 
-def test_4_the_only_instance_takes_everything() -> None:
+def test_the_only_instance_takes_everything() -> None:
     made = dispatcher(1)
     now_s = with_short_ones(made)
     made.offer(long(1, now_s), now_s)
     assert ids(made.dispatch(now_s)) == [1]
 
 
-def test_5_engines_that_let_urgent_prompts_pass_are_not_kept_clear() -> None:
+def test_engines_that_let_urgent_prompts_pass_are_not_kept_clear() -> None:
     made = dispatcher(2, preemptive=True)
     now_s = with_short_ones(made)
     for id in (1, 2):
@@ -70,7 +70,7 @@ def test_5_engines_that_let_urgent_prompts_pass_are_not_kept_clear() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.0])
-def test_6_a_long_prompt_that_starves_gets_its_turn(share: float) -> None:
+def test_a_long_prompt_that_starves_gets_its_turn(share: float) -> None:
     made = dispatcher(2, starve_share=share, starve_after=1.0)
     now_s = with_short_ones(made)
     made.offer(long(1, now_s), now_s)
@@ -85,7 +85,7 @@ def test_6_a_long_prompt_that_starves_gets_its_turn(share: float) -> None:
     assert (2 in sent) == (share > 0.0)
 
 
-def test_7_what_would_be_missed_grows_with_the_time_blocked() -> None:
+def test_what_would_be_missed_grows_with_the_time_blocked() -> None:
     seen = Arrivals()
     for i in range(40):
         seen.add(0.5, 0.1 * i)
@@ -94,7 +94,7 @@ def test_7_what_would_be_missed_grows_with_the_time_blocked() -> None:
     assert seen.missed(1.5, 8.0) == 5.0
 
 
-def test_8_a_few_arrivals_prove_nothing() -> None:
+def test_a_few_arrivals_prove_nothing() -> None:
     seen = Arrivals()
     for i in range(7):
         seen.add(0.0, 0.1 * i)

@@ -29,7 +29,7 @@ def event(index: int, tokens: int) -> bytes:
     return b'data: {"meta_info":{"completion_tokens":%d},"index":%d}\n\n' % (tokens, index)
 
 
-async def test_1_tokens_of_a_streamed_batch_are_those_of_all_its_sequences() -> None:
+async def test_tokens_of_a_streamed_batch_are_those_of_all_its_sequences() -> None:
     relay, _ = relaying(GENERATE, batch=True)
     for chunk in (event(0, 1) + event(1, 1), event(2, 9), event(1, 5), b"data: [DONE]\n\n"):
         await relay.pass_on(chunk)
@@ -46,7 +46,7 @@ async def test_1_tokens_of_a_streamed_batch_are_those_of_all_its_sequences() -> 
         ("in_progress", False, False),
     ],
 )
-async def test_2_a_response_ends_by_its_last_events_name(
+async def test_a_response_ends_by_its_last_events_name(
     end: str, complete: bool, aborted: bool
 ) -> None:
     relay, response = relaying(RESPONSES)
@@ -58,7 +58,7 @@ async def test_2_a_response_ends_by_its_last_events_name(
     assert response.sent.count(b'{"error":') == (not aborted)
 
 
-async def test_3_an_error_is_remembered_however_much_follows_it() -> None:
+async def test_an_error_is_remembered_however_much_follows_it() -> None:
     relay, response = relaying(CHAT)
     error = b'data: {"error": {"code": 503}}\n\n'
     await relay.pass_on(error)
@@ -70,7 +70,7 @@ async def test_3_an_error_is_remembered_however_much_follows_it() -> None:
     assert response.sent.count(b'{"error":') == 1
 
 
-async def test_4_text_that_looks_like_an_error_is_none() -> None:
+async def test_text_that_looks_like_an_error_is_none() -> None:
     relay, _ = relaying(CHAT)
     await relay.pass_on(b'data: {"text":"data: {\\"error\\": {}}","error":null}\n\n')
     await relay.pass_on(b"data: [DONE]\n\n")

@@ -56,7 +56,7 @@ def value(metrics: RouterMetrics, name: str, **labels: str) -> float | None:
         (Outcome.ENGINE_REFUSED, None, None, (None, None)),
     ],
 )
-def test_1_attainment_counts_what_the_service_owed(outcome, ttft_s, tpot_s, met) -> None:
+def test_attainment_counts_requests_that_the_service_had_to_answer(outcome, ttft_s, tpot_s, met) -> None:
     ended = end(outcome, slo=SLO, ttft_s=ttft_s, tpot_s=tpot_s)
     assert (ended.ttft_met, ended.tpot_met) == met
     metrics = RouterMetrics()
@@ -71,7 +71,7 @@ def test_1_attainment_counts_what_the_service_owed(outcome, ttft_s, tpot_s, met)
 
 
 @given(st.lists(st.sampled_from(list(Outcome)), max_size=30))
-def test_2_every_request_counts_once(outcomes: list[Outcome]) -> None:
+def test_every_request_counts_once(outcomes: list[Outcome]) -> None:
     metrics = RouterMetrics()
     for outcome in outcomes:
         metrics.ended(end(outcome, tenant="a", slo=SLO))
@@ -80,7 +80,7 @@ def test_2_every_request_counts_once(outcomes: list[Outcome]) -> None:
         assert (value(metrics, "requests_total", **labels) or 0) == outcomes.count(outcome)
 
 
-def test_3_labels_are_capped_and_printable() -> None:
+def test_labels_are_capped_and_printable() -> None:
     capped = Capped(2)
     assert [capped(name) for name in ("a", "b", "c", "a", "d")] == ["a", "b", OTHER, "a", OTHER]
     capped.forget("a")
@@ -92,7 +92,7 @@ def test_3_labels_are_capped_and_printable() -> None:
     assert len(metrics.exposition()) < 400_000
 
 
-def test_4_gauges_of_a_removed_server_go() -> None:
+def test_gauges_of_a_removed_server_go() -> None:
     metrics = RouterMetrics()
     metrics.breaker.labels("prefill", "h:1").set(2)
     metrics.forget_worker("prefill", "h:1")
@@ -100,7 +100,7 @@ def test_4_gauges_of_a_removed_server_go() -> None:
     assert value(metrics, "breaker_state", role="prefill", worker="h:1") is None
 
 
-def test_5_names_follow_the_conventions() -> None:
+def test_names_follow_the_conventions() -> None:
     metrics = RouterMetrics()
     for family in metrics.registry.collect():
         assert family.name.startswith("kairos_router_")
@@ -108,7 +108,7 @@ def test_5_names_follow_the_conventions() -> None:
         assert "rid" not in family.name
 
 
-def test_6_a_line_holds_what_happened_in_milliseconds() -> None:
+def test_a_line_holds_what_happened_in_milliseconds() -> None:
     ended = end(slo=SLO, ttft_s=0.5, tpot_s=0.02, queue_s=0.1, tenant="a", prefill="p:1")
     assert json.loads(line_of(ended, NOW)) == {
         "time": "2026-01-02T03:04:05.678+00:00",
@@ -135,14 +135,14 @@ def test_6_a_line_holds_what_happened_in_milliseconds() -> None:
 
 
 @given(st.text(st.characters(), max_size=1000))
-def test_7_whatever_a_client_writes_a_request_is_one_short_line(text: str) -> None:
+def test_whatever_a_client_writes_a_request_is_one_short_line(text: str) -> None:
     line = line_of(end(path=text, model=text, reason=text, peer=text), NOW).decode()
     assert line.splitlines() == [line.removesuffix("\n")]
     assert len(line) < 10_000
     json.loads(line)
 
 
-def test_8_the_log_is_written_rotated_and_complete(tmp_path: Path) -> None:
+def test_the_log_is_written_rotated_and_complete(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     log = AccessLog(str(path))
     for i in range(1500):
@@ -158,7 +158,7 @@ def test_8_the_log_is_written_rotated_and_complete(tmp_path: Path) -> None:
     assert [json.loads(line)["request_id"] for line in lines] == [str(i) for i in range(1500)]
 
 
-def test_9_a_disk_that_blocks_delays_nobody(tmp_path: Path, monkeypatch) -> None:
+def test_a_disk_that_blocks_delays_no_request(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("kairos.router.observe.access_log._MAX_LINES", 10)
     dropped = []
     log = AccessLog(str(tmp_path / "log"), dropped.append)
@@ -182,7 +182,7 @@ def test_9_a_disk_that_blocks_delays_nobody(tmp_path: Path, monkeypatch) -> None
     assert (tmp_path / "log").read_bytes().count(b"\n") + sum(dropped) == 1000
 
 
-def test_10_a_full_disk_is_counted_and_said(tmp_path: Path, caplog) -> None:
+def test_a_full_disk_is_counted_and_said(tmp_path: Path, caplog) -> None:
     dropped = []
     with caplog.at_level(logging.ERROR):
         log = AccessLog("/dev/full", dropped.append)
@@ -192,7 +192,7 @@ def test_10_a_full_disk_is_counted_and_said(tmp_path: Path, caplog) -> None:
     assert "access log: 1 lines lost" in caplog.text
 
 
-def test_11_off_and_unwritable(tmp_path: Path) -> None:
+def test_off_and_unwritable(tmp_path: Path) -> None:
     log = AccessLog("off")
     log.write(end())
     log.close()
@@ -200,14 +200,14 @@ def test_11_off_and_unwritable(tmp_path: Path) -> None:
         AccessLog(str(tmp_path / "no" / "log"))
 
 
-def test_12_standard_output(capfd) -> None:
+def test_standard_output(capfd) -> None:
     log = AccessLog("-")
     log.write(end())
     log.close()
     assert json.loads(capfd.readouterr().out)["outcome"] == "completed"
 
 
-def test_13_predictions_are_compared_where_a_first_token_was_seen() -> None:
+def test_predictions_are_compared_where_a_first_token_was_seen() -> None:
     metrics = RouterMetrics()
     for fields in (
         {"stream": True, "predicted_ttft_s": 1.0},
