@@ -56,7 +56,9 @@ def value(metrics: RouterMetrics, name: str, **labels: str) -> float | None:
         (Outcome.ENGINE_REFUSED, None, None, (None, None)),
     ],
 )
-def test_attainment_counts_requests_that_the_service_had_to_answer(outcome, ttft_s, tpot_s, met) -> None:
+def test_attainment_counts_requests_that_the_service_had_to_answer(
+    outcome, ttft_s, tpot_s, met
+) -> None:
     ended = end(outcome, slo=SLO, ttft_s=ttft_s, tpot_s=tpot_s)
     assert (ended.ttft_met, ended.tpot_met) == met
     metrics = RouterMetrics()
