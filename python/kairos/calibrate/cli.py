@@ -4,12 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from kairos.calibrate.config import CalibrationConfig
 from kairos.calibrate.grid import GridAxes
 from kairos.calibrate.session import ClusterFactory, calibrate
 from kairos.cluster import ClusterError
+from kairos.command_line import CommandParser
 from kairos.errors import InputError
 
 DEFAULT_BASE = "minimax-m2.5-tp4-h200"
@@ -36,13 +36,6 @@ Then: python -m sglang.launch_server --kairos --kairos-profile out/own.json ...
 exit code: 0; 1 servers failed, 2 bad input, 130 interrupted. The samples measured until then are
 written in every case.
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """Answers a bad command line with one line instead of the usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
 
 
 def main(argv: Sequence[str], cluster_factory: ClusterFactory) -> int:
@@ -86,13 +79,12 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="kairos calibrate",
         usage="kairos calibrate (--url URL [URL] | --emulated NAME|FILE) --out FILE.json [options]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     # fmt: off
     group = parser.add_argument_group("servers")

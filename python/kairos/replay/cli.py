@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from kairos.cluster import ClusterError
+from kairos.command_line import CommandParser
 from kairos.errors import InputError
 from kairos.replay import commands, exit_codes
 from kairos.replay.client.api import SLO_HEADERS
@@ -77,13 +77,6 @@ Runs that were left out of the figures or made again count for {exit_codes.SERVE
 _FORCE_HELP = "compare runs of other work or software; the report names the differences"
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line in one line, without the usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def main(argv: Sequence[str], cluster_of: ClusterOf) -> int:
     """Carry out a replay, report or comparison.
 
@@ -131,7 +124,7 @@ def _loads(text: str) -> list[float]:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of a replay, without the commands `report` and `compare`."""
-    parser = _Parser(
+    parser = CommandParser(
         prog="kairos replay",
         usage="kairos replay --trace FILE --out DIR [options]\n"
         "       kairos replay report DIR [--goodput none] [--force]\n"
@@ -139,7 +132,6 @@ def parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     _add_workload(parser.add_argument_group("workload"))
     _add_own_servers(parser.add_argument_group("servers that the replay starts"))
@@ -228,7 +220,7 @@ def _add_report(group: argparse._ArgumentGroup) -> None:
 
 
 def _report_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="kairos replay report", description="Write the report of a folder of records again."
     )
     add = parser.add_argument
@@ -242,7 +234,7 @@ def _report_parser() -> argparse.ArgumentParser:
 
 
 def _compare_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="kairos replay compare",
         description="Write one report of the records in several folders. The first arm is the "
         "baseline of all gains.",

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from kairos.command_line import CommandParser
 from kairos.errors import InputError
 from kairos.router.config.load import mapping, read_document, refuse_unknown
 from kairos.router.config.schema import flag_of, knob_of, shown
@@ -41,13 +42,6 @@ flags win over it:
 
 signals: TERM and INT drain and stop, HUP reads keys and classes again and reopens the access log
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """Answers a bad command line with one line instead of the usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,7 +107,7 @@ def _run(config: RouterConfig) -> int:
 
 
 def _key(argv: list[str]) -> int:
-    parser = _Parser(
+    parser = CommandParser(
         prog="kairos-router key",
         description="Make an API key, and the hash of it that goes into the files of --keys-file "
         "and --admin-key-file. The key is shown once and stored nowhere.",
@@ -157,7 +151,7 @@ def _group(section: "dataclasses.Field[Any]") -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="kairos-router",
         usage="kairos-router [options] --prefill URL [BOOTSTRAP_PORT] --decode URL\n"
         "       kairos-router key [--stdin]",
@@ -165,7 +159,6 @@ def _parser() -> argparse.ArgumentParser:
         "deadlines.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--config", type=Path, metavar="FILE", help="YAML or TOML file of settings")
