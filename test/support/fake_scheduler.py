@@ -69,6 +69,8 @@ class FakeModelConfig:
     """Stands in for upstream's `ModelConfig`."""
 
     is_encoder_decoder: bool = False
+    vocab_size: int = 1000
+    context_len: int = 100_000
 
 
 @dataclass

@@ -50,6 +50,7 @@ class KairosState:
         self.clock = SharedClock(scheduler.tp_size)
         install(self.clock)
         self._config = config
+        self._model = scheduler.model_config
         self._rows = scheduler.req_to_token_pool
         self._all_rows = self._rows.available_size()
         profile = load_profile(config.profile)
@@ -145,6 +146,9 @@ class KairosState:
             "decisions": self.clock.decisions,
             "rows_in_use": self._all_rows - self._rows.available_size(),
             "flags": list(self._config.flags),
+            # A router refuses token ids and prompts beyond these.
+            "vocab_size": self._model.vocab_size,
+            "context_length": self._model.context_len,
             "requests_by_class": dict(self._by_class),
             "invalid_slos": self._invalid,
             "prefill": None if self.prefill is None else self.prefill.snapshot(),

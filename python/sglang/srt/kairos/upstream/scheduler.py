@@ -115,6 +115,10 @@ class ModelConfig(Protocol):
 
     @property
     def is_encoder_decoder(self) -> bool: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def context_len(self) -> int: ...
 
 
 class Scheduler(PlanningScheduler, StepScheduler, PreallocationScheduler, Protocol):
