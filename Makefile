@@ -16,6 +16,8 @@ demo: setup ## Serve a long-tailed trace under FCFS and under Kairos, show both
 
 test: setup browser haproxy lint types review docs ## Every gate, and the tests but for `long` (this is what CI runs)
 	@$(PY) -m pytest $(TOGETHER) -m "not engine and not alone and not slow" --cov --cov-report=term
+	@$(PY) -m coverage report --include='python/kairos/policy/*,python/kairos/latency/*' --fail-under=98 --format=total
+	@$(PY) -m coverage report --include='python/sglang/*' --fail-under=94 --format=total
 	@$(PY) -m pytest $(TOGETHER) -m "slow and not engine and not alone"
 	@$(PY) -m pytest -m "(engine or alone) and not long"
 

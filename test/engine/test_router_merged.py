@@ -151,6 +151,7 @@ async def asked(session: Any, url: str, path: str, body: dict[str, Any]) -> Any:
     return collected(path, text) if body.get("stream") else stable(orjson.loads(text))
 
 
+@pytest.mark.long
 @on(PAIR)
 @pytest.mark.parametrize("stream", ["whole", "stream", "stream with usage"])
 @pytest.mark.parametrize("case", CASES)
