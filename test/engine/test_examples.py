@@ -18,7 +18,7 @@ from support.pair import wait_for
 
 EXAMPLES = Path(kairos_patches.__file__).parent.parent / "examples"
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(300)]
 
 
 def ready(url: str) -> bool:
