@@ -13,15 +13,25 @@ class StarvationCredit:
     Args:
         share: part of all service, 0 to 1; 0 disables.
         limit: largest balance. It bounds a burst of starved requests after a quiet time.
+        floor: smallest balance. It bounds the pause after a request that cost very much.
+        balance: service that is available at the beginning.
 
     Attributes:
         balance: service that is available, in the unit of the amounts.
     """
 
-    def __init__(self, share: float, limit: float = math.inf) -> None:
+    def __init__(
+        self,
+        share: float,
+        limit: float = math.inf,
+        floor: float = -math.inf,
+        balance: float = 0.0,
+    ) -> None:
         self.share = share
         self.limit = limit
-        self.balance = 0.0
+        self.balance = balance
+        self._floor = floor
+        self._earned_until_s: float | None = None
 
     @property
     def available(self) -> bool:
@@ -32,6 +42,12 @@ class StarvationCredit:
         """Add the share of `amount` that was served."""
         self.balance = min(self.balance + self.share * amount, self.limit)
 
+    def earn_until(self, now_s: float) -> None:
+        """Add the share of the time since the last call, where the unit is seconds."""
+        if self._earned_until_s is not None:
+            self.earn(max(now_s - self._earned_until_s, 0.0))
+        self._earned_until_s = now_s
+
     def spend(self, amount: float) -> None:
         """Deduct `amount` that was served out of turn."""
-        self.balance -= amount
+        self.balance = max(self.balance - amount, self._floor)

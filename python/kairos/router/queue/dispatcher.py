@@ -83,7 +83,7 @@ class Dispatcher:
         self._arrivals = Arrivals()
         self._sent: dict[int, DispatchedRequest] = {}
         self._outputs = Outputs()
-        self._starvation = Starvation()
+        self._starvation = Starvation(self.params)
         self._epochs: dict[str, str] = {}
         self._tail_s = TAIL_S
         self._turn = 0
@@ -91,6 +91,7 @@ class Dispatcher:
     def configure(self, params: DispatchParams) -> None:
         """Apply new bounds and shares; what waits already stays."""
         self.params = params
+        self._starvation.configure(params)
 
     def add_worker(
         self,
@@ -234,7 +235,7 @@ class Dispatcher:
                 too_long = min(too_long, entry.work_s)
             if pair is Wait.MEMORY:
                 too_large = min(too_large, self._outputs.kv_tokens(entry.work))
-                self._starvation.reserve(entry.work, decode, now_s, self.params)
+                self._starvation.reserve(entry.work, decode, now_s, self.params.stale_s)
             self._queue.pass_over(entry)
             passed += 1
         return assignments
@@ -418,7 +419,7 @@ class Dispatcher:
             held = self._queue.entries[self._starvation.reservation[0]]
             if not self._queue.passed_over(held):
                 return held, DispatchReason.RESERVATION
-        if self._starvation.has_credit:
+        if self._starvation.credit.available:
             starved = self._queue.oldest_starved(now_s, self.params.starve_after)
             if starved is not None:
                 return starved, DispatchReason.STARVATION
@@ -448,7 +449,7 @@ class Dispatcher:
     def _send(self, entry: QueuedRequest, pair: Placement, now_s: float) -> Assignment:
         work = entry.work
         entry.charged_s = pair.work_s * pair.prefill.speed.factor
-        self._starvation.served(work, entry.charged_s, now_s, self.params)
+        self._starvation.served(work, entry.charged_s, now_s)
         self._shares.charge(entry.flow, entry.charged_s, self.params.tenant_weights)
         self._dequeue(work.id)
         pair.prefill.send(work.id, work.deadline_s, pair.work_s, work.input_tokens, now_s)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from kairos.policy.starvation import StarvationCredit
 from kairos.router.placement.decode_target import DecodeTarget
 from kairos.router.queue.demand import RequestDemand
 from kairos.router.queue.params import DispatchParams
@@ -10,60 +11,65 @@ _CREDIT_S = 2.0
 
 
 class Starvation:
-    """A small share of service out of turn. Where a request needs much KV, a decode worker is
-    reserved for it, because requests that need less would bypass it for ever.
+    """A small share of service out of turn, and the reservation of a decode worker.
+
+    A request that needs much KV gets a decode worker reserved, because requests that need less
+    would bypass it for ever.
 
     Attributes:
+        credit: seconds of prefill that starved requests may take.
         reservation: (request id, key of the worker), or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, params: DispatchParams) -> None:
+        self.credit = StarvationCredit(params.starve_share, _CREDIT_S, -_CREDIT_S)
         self.reservation: tuple[int, str] | None = None
-        self._credit_s = 0.0
+        self._after = params.starve_after
 
-    @property
-    def has_credit(self) -> bool:
-        """Whether the next request that has waited too long may go."""
-        return self._credit_s > 0.0
+    def configure(self, params: DispatchParams) -> None:
+        """Apply other parameters; the credit stays."""
+        self.credit.share = params.starve_share
+        self._after = params.starve_after
 
     def reserve(
         self,
         work: RequestDemand,
         decode: Iterable[DecodeTarget],
         now_s: float,
-        params: DispatchParams,
+        stale_s: float,
     ) -> None:
-        """`work` found too little KV: reserve the worker with the most free KV for it, if it has
-        waited too long and there is no other reservation."""
-        if self.reservation is not None or not _starves(work, now_s, params):
+        """Reserve the worker with the most free KV for a starved request that found too little.
+
+        At most one reservation exists at a time.
+        """
+        if self.reservation is not None or not self._starves(work, now_s):
             return
         able = [d for d in decode if d.could_hold(work.input_tokens // work.sequences + 1)]
         if able:
-            widest = max(able, key=lambda d: (d.free(d.fresh(now_s, params.stale_s)), d.key))
+            widest = max(able, key=lambda d: (d.free(d.fresh(now_s, stale_s)), d.key))
             self.reservation = (work.id, widest.key)
 
-    def served(
-        self, work: RequestDemand, work_s: float, now_s: float, params: DispatchParams
-    ) -> None:
-        """Every request that is sent earns them their share, and one of theirs pays for itself.
+    def served(self, work: RequestDemand, work_s: float, now_s: float) -> None:
+        """Earn the share of a request that was sent; a starved one is deducted.
 
         Args:
+            work: the request.
             work_s: seconds of prefill, calibrated.
+            now_s: monotonic seconds.
         """
-        self._credit_s = min(self._credit_s + params.starve_share * work_s, _CREDIT_S)
-        if _starves(work, now_s, params):
-            self._credit_s = max(self._credit_s - work_s, -_CREDIT_S)
+        self.credit.earn(work_s)
+        if self._starves(work, now_s):
+            self.credit.spend(work_s)
 
     def left(self, id: int) -> None:
-        """A request does not wait any more."""
+        """Drop the reservation of a request that does not wait any more."""
         if self.reservation is not None and self.reservation[0] == id:
             self.reservation = None
 
     def closed(self, key: str) -> None:
-        """An instance takes nothing any more."""
+        """Drop the reservation of a worker that takes nothing any more."""
         if self.reservation is not None and self.reservation[1] == key:
             self.reservation = None
 
-
-def _starves(work: RequestDemand, now_s: float, params: DispatchParams) -> bool:
-    return now_s - work.arrival_s > params.starve_after * work.slo.ttft_s
+    def _starves(self, work: RequestDemand, now_s: float) -> bool:
+        return now_s - work.arrival_s > self._after * work.slo.ttft_s

@@ -8,14 +8,15 @@ from kairos.router.queue.starvation import Starvation
 from support.dispatching import dispatcher, ids, work
 
 LATE_S = 1_000.0
+STALE_S = 2.0
 
 
 @pytest.fixture
 def starvation() -> Starvation:
     """With a reservation of "d" for request 1."""
-    made = Starvation()
+    made = Starvation(DispatchParams())
     decode = DecodeTarget("d", None, 100_000, None)
-    made.reserve(work(1, 0.0, 50_000), [decode], LATE_S, DispatchParams())
+    made.reserve(work(1, 0.0, 50_000), [decode], LATE_S, STALE_S)
     assert made.reservation == (1, "d")
     return made
 
@@ -35,9 +36,9 @@ def test_a_reservation_ends_when_its_worker_takes_nothing(starvation: Starvation
 
 
 def test_a_request_that_has_not_waited_too_long_gets_no_reservation() -> None:
-    made = Starvation()
+    made = Starvation(DispatchParams())
     decode = DecodeTarget("d", None, 100_000, None)
-    made.reserve(work(1, 0.0, 50_000), [decode], 0.1, DispatchParams())
+    made.reserve(work(1, 0.0, 50_000), [decode], 0.1, STALE_S)
     assert made.reservation is None
 
 

@@ -4,11 +4,14 @@ from collections.abc import Callable
 
 from sglang.srt.kairos.upstream import Req, SchedulePolicy
 
+from kairos.policy.starvation import StarvationCredit
 from kairos.policy.urgency import UrgencyParams
 
 # As `UrgencyParams.starvation_share`, but larger: upstream computes a started prompt to its end, so
 # the share is spent a whole prompt at a time.
 STARVATION_SHARE = 0.02
+# A quiet time earns one prompt, however long it is, and no burst of several.
+_CREDIT_S = 1e-3
 _STARVATION_AFTER = UrgencyParams().starvation_after
 
 
@@ -28,14 +31,15 @@ class StarvationGrants:
         self.count = 0
         self._remaining_s = remaining_s
         self._promoted: Req | None = None
-        self._next_s = 0.0
+        self._credit = StarvationCredit(STARVATION_SHARE, limit=_CREDIT_S, balance=_CREDIT_S)
 
     def grant(self, waiting: list[Req], policy: SchedulePolicy, now: float) -> None:
-        """Put the oldest starved request first, if a grant is due.
+        """Put the oldest starved request first, if the credit allows it.
 
         With priorities, only requests of the highest waiting priority are considered.
         """
-        if now < self._next_s or not waiting:
+        self._credit.earn_until(now)
+        if not self._credit.available or not waiting:
             return
         highest = waiting[0].priority if policy.enable_priority_scheduling else None
         late = [
@@ -50,11 +54,12 @@ class StarvationGrants:
             self._promoted = oldest
 
     def account(self, waiting: list[Req], now: float) -> None:
-        """Once the promoted request has been taken, set when its time is earned again."""
+        """Deduct the engine time of the promoted request once it has been taken."""
         if self._promoted is None or self._promoted in waiting:
             return
         self.count += 1
-        self._next_s = now + self._remaining_s(self._promoted) / STARVATION_SHARE
+        self._credit.earn_until(now)
+        self._credit.spend(self._remaining_s(self._promoted))
         self._promoted = None
 
 
