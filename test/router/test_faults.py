@@ -188,6 +188,25 @@ async def test_a_request_with_which_two_workers_died_is_refused() -> None:
             await asyncio.gather(*others)
 
 
+async def test_the_last_attempt_of_a_poisonous_request_counts_as_a_death_too() -> None:
+    async with fakes(1, 3) as cluster, running(config_for(cluster)) as up:
+        cluster.world.flows.clear()
+        others: list[asyncio.Task[tuple[int, str]]] = []
+        while not all(engine.running for engine in cluster.decode):
+            others.append(asyncio.ensure_future(text_of(up)))
+            await until(lambda: sum(len(e.running) for e in cluster.decode) == len(others))
+        for engine in cluster.decode:
+            engine.fault = Fault("dies", only=[6, 6, 6])
+        poison = {**BODY, "input_ids": [6, 6, 6]}
+        assert (await text_of(up, poison))[0] == 502
+        assert _dead(cluster) == 2
+        status, text = await text_of(up, poison)
+        assert (status, "request_quarantined" in text) == (400, True)
+        assert _dead(cluster) == 2
+        cluster.world.flows.set()
+        await asyncio.gather(*others)
+
+
 def _dead(cluster: Fakes) -> int:
     return sum(engine.died for engine in cluster.all)
 

@@ -23,6 +23,8 @@ USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":6,"completion_tokens":9}}
 CHOICE = b'data: {"choices":[{"index":0,"text":"x","logprobs":{"tokens":["x"]}}]}\n\n'
 FIRST = b'data: {"choices":[{"index":0,"logprobs":{"tokens":["a","b"]}}]}\n\n'
 INPUT = b'data: {"meta_info":{"input_token_logprobs":[[-1.0,7,null]]}}\n\n'
+CREATED = b'event: response.created\ndata: {"usage":{"input_tokens":3,"output_tokens":0}}\n\n'
+COMPLETED = b'event: response.completed\ndata: {"usage":{"input_tokens":3,"output_tokens":2}}\n\n'
 PIECES = [
     *(TOKEN, ABORT, USAGE, CHOICE, DONE),
     b": ping\n\n",
@@ -30,8 +32,8 @@ PIECES = [
     b"retry: 100\n\n",
     b'data: {"error":{"code":400,"message":"no"}}\n\n',
     b'event: error\ndata: {"error":{"code":500}}\n\n',
-    b'event: response.created\ndata: {"usage":{"input_tokens":3,"output_tokens":0}}\n\n',
-    b'event: response.completed\ndata: {"usage":{"input_tokens":3,"output_tokens":2}}\n\n',
+    CREATED,
+    COMPLETED,
     b"event: response.failed\ndata: {}\n\n",
     b"data: one\ndata: two\n\n",
     b"data: {broken\n\n",
@@ -100,6 +102,7 @@ def cut(data: bytes, at: list[int]) -> list[bytes]:
 @example(GENERATE, False, "none", [TOKEN, DONE], [3])
 @example(GENERATE, False, "none", [TOKEN, ABORT, DONE], [len(TOKEN)])
 @example(COMPLETIONS, False, "usage", [CHOICE, b"\n", USAGE, DONE], [len(CHOICE)])
+@example(RESPONSES, False, "none", [COMPLETED, CREATED], [len(COMPLETED)])
 def test_a_split_changes_neither_bytes_nor_outcome(
     path: str, batch: bool, change: str, events: list[bytes], at: list[int]
 ) -> None:

@@ -320,13 +320,13 @@ class RequestHandler:
             deps.registry.attempt_failed(attempt, error)
         if error.refused:
             return
+        if attempt is not None and error.broken:
+            await self._check_death(understood, attempt, error)
         used_up = context.attempts > deps.config.overload.retries
         if context.answering or error.late or self.draining or (used_up and not error.moved):
             raise failed(error) from None
         if error.moved:
             context.attempts -= 1
-        elif attempt is not None and error.broken:
-            await self._check_death(understood, attempt, error)
         deps.metrics.retries.labels(deps.metrics.reason(error.reason)).inc()
         if attempt is not None:
             await asyncio.shield(self._ending(attempt, error.reason))

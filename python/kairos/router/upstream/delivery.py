@@ -173,7 +173,7 @@ class Delivery:
         context: RequestContext,
         understood: Understood,
         attempt: Attempt,
-        prompt_tokens: int,
+        prompt_tokens: int | None,
     ) -> None:
         context.ends(Outcome.COMPLETED, 200)
         self._registry.succeeded(attempt.prefill, attempt.decode)

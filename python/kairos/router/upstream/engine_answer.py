@@ -11,8 +11,13 @@ from kairos.router.workers.endpoint import Role
 
 # Quotes inside of JSON strings are escaped, so generated text cannot look like these.
 _ABORTED = (b'"type":"abort"', b'"finish_reason":"abort"')
-_NUMBER = re.compile(rb"\s*(\d{1,12})")
-_USAGE_NAMES = {RESPONSES: (b'"input_tokens":', b'"output_tokens":')}
+_USAGE_NUMBERS = tuple(
+    tuple((name, re.compile(name + rb"\s*(\d{1,12})")) for name in names)
+    for names in (
+        (b'"prompt_tokens":', b'"completion_tokens":'),
+        (b'"input_tokens":', b'"output_tokens":'),
+    )
+)
 # The reason is an object without objects in it.
 _ABORT_REASON = re.compile(rb'"finish_reason":(\{"type":"abort"[^{}]*\})')
 _ERROR_EVENT = re.compile(rb'^data: ?\{"error": ?(?!null)', re.MULTILINE)
@@ -21,30 +26,21 @@ _RESPONSE_END = re.compile(rb"^event: response\.(completed|incomplete|failed)$",
 
 
 class Usage(NamedTuple):
-    """Tokens that an answer reports; 0 where it reports none. Of a batch, those of all its answers
-    together."""
+    """Tokens that an answer reports, the last number of each kind; None where it reports none. Of a
+    batch, those of all its answers together."""
 
-    prompt_tokens: int
-    output_tokens: int
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
 
 
 def usage_of(data: bytes, path: str, batch: bool = False) -> Usage:
-    """What a whole answer, or the end of a stream, reports."""
-    names = _USAGE_NAMES.get(path, (b'"prompt_tokens":', b'"completion_tokens":'))
-    count = _reported_in_all if batch and path == GENERATE else _reported
-    return Usage(_reported(data, names[0]), count(data, names[1]))
-
-
-def _reported(data: bytes, name: bytes) -> int:
-    """The last number that follows `name`; 0 if there is none."""
-    at = data.rfind(name)
-    found = _NUMBER.match(data, at + len(name)) if at >= 0 else None
-    return int(found[1]) if found else 0
-
-
-def _reported_in_all(data: bytes, name: bytes) -> int:
-    """The sum over the answers of a batch."""
-    return sum(int(found[1]) for found in re.finditer(re.escape(name) + _NUMBER.pattern, data))
+    """What a whole answer, or whole events of a stream, report."""
+    prompt, output = _USAGE_NUMBERS[path == RESPONSES]
+    if prompt[0] not in data and output[0] not in data:
+        return Usage()
+    prompts, outputs = prompt[1].findall(data), output[1].findall(data)
+    counted = outputs if batch and path == GENERATE else outputs[-1:]
+    return Usage(int(prompts[-1]) if prompts else None, sum(map(int, counted)) if outputs else None)
 
 
 def problem_of(role: Role, status: int, data: bytes, path: str) -> LegError | None:

@@ -56,7 +56,7 @@ class Relay:
         self._response: web.StreamResponse | None = None
         self._part = bytearray()
         self._end = b""  # the last event
-        self._usage = Usage(0, 0)
+        self._usage = Usage()
         self._response_end = b""
         self._aborted = False
         self._events = 0
@@ -125,15 +125,14 @@ class Relay:
             self._aborted = self._aborted or is_aborted(events, self._path)
         usage = usage_of(events, self._path)
         self._usage = Usage(
-            usage.prompt_tokens or self._usage.prompt_tokens,
-            usage.output_tokens or self._usage.output_tokens,
+            *(old if new is None else new for new, old in zip(usage, self._usage, strict=True))
         )
         if self._counts is not None:
             for event in events.split(_END):
                 if b'"completion_tokens":' in event:
                     index = _INDEX.search(event)
                     tokens = usage_of(event, self._path).output_tokens
-                    self._counts[int(index[1]) if index else 0] = tokens
+                    self._counts[int(index[1]) if index else 0] = tokens or 0
 
     async def finish(self) -> web.StreamResponse:
         """End the answer."""
@@ -170,13 +169,14 @@ class Relay:
     @property
     def tokens(self) -> int:
         """Output tokens: as reported, else one per event."""
-        known = sum((self._counts or {}).values())
-        known = known or self._usage.output_tokens
-        return known or max(self._events - 1, 0)
+        if self._counts:
+            return sum(self._counts.values())
+        reported = self._usage.output_tokens
+        return max(self._events - 1, 0) if reported is None else reported
 
     @property
-    def prompt_tokens(self) -> int:
-        """Prompt tokens as reported; 0 where they are not."""
+    def prompt_tokens(self) -> int | None:
+        """Prompt tokens as reported; None where they are not."""
         return self._usage.prompt_tokens
 
     async def _within(self, sending: Awaitable[object]) -> None:
