@@ -13,7 +13,7 @@ import pytest
 from kairos.cluster import Cluster, ServerDiedError
 from kairos.router.config.settings import Observability, Overload, RouterConfig, Scheduling, Workers
 from kairos.router.request.outcome import Outcome
-from kairos.router.workers.endpoint import Endpoint
+from kairos.router.workers.endpoint import WorkerEndpoint
 from support.clusters import on
 from support.configs import KAIROS
 from support.pair import fresh_prompt, send, wait_idle
@@ -29,8 +29,8 @@ async def router(cluster: Cluster) -> AsyncIterator[Running]:
     prefill, decode = cluster.prefill, cluster.decode
     config = RouterConfig(
         workers=Workers(
-            prefill=tuple(Endpoint("prefill", s.url, s.bootstrap_port) for s in prefill),
-            decode=tuple(Endpoint("decode", s.url) for s in decode),
+            prefill=tuple(WorkerEndpoint("prefill", s.url, s.bootstrap_port) for s in prefill),
+            decode=tuple(WorkerEndpoint("decode", s.url) for s in decode),
             health_interval_s=0.5,
         ),
         scheduling=Scheduling(profile="tiny-fast"),

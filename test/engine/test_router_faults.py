@@ -16,7 +16,7 @@ from kairos.cluster.supervise import descendants
 from kairos.router.config.settings import Observability, Overload, RouterConfig, Scheduling, Workers
 from kairos.router.request.outcome import Outcome
 from kairos.router.upstream import abort as aborts
-from kairos.router.workers.endpoint import Endpoint
+from kairos.router.workers.endpoint import WorkerEndpoint
 from support.clusters import on
 from support.configs import KAIROS
 from support.faulty_link import Break, FaultyLink, linked
@@ -182,8 +182,8 @@ async def rigged(cluster: Cluster, patient: bool = True) -> AsyncIterator[Rig]:
         bootstrap_port = cluster.prefill[0].bootstrap_port
         config = RouterConfig(
             workers=Workers(
-                prefill=(Endpoint("prefill", links["prefill"].url, bootstrap_port),),
-                decode=(Endpoint("decode", links["decode"].url),),
+                prefill=(WorkerEndpoint("prefill", links["prefill"].url, bootstrap_port),),
+                decode=(WorkerEndpoint("decode", links["decode"].url),),
                 health_interval_s=0.5,
             ),
             scheduling=Scheduling(profile="tiny-fast"),

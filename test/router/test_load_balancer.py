@@ -106,17 +106,17 @@ def test_rolling_restart_loses_no_request(site: Site) -> None:
 
 
 def test_killed_router_loses_only_what_it_had_begun(site: Site) -> None:
-    victim = site.routers[2]
+    killed = site.routers[2]
     with under_load(site.balancer.port, CLIENTS, EVENTS) as load:
         wait_for(lambda: load.complete > CLIENTS)
-        victim.process.kill()
-        victim.process.wait()
+        killed.process.kill()
+        killed.process.wait()
         killed_s = time.monotonic()
         site.balancer.wait_for("DOWN", 2)
         down_s = time.monotonic() - killed_s
         served = load.complete
         wait_for(lambda: load.complete > served + 2 * CLIENTS)
-        site.start(2, victim.port)
+        site.start(2, killed.port)
         site.balancer.wait_for("UP", 2)
     print(
         f"{load.complete} complete, {len(load.lost)} lost, down after {down_s:.2f} s, "

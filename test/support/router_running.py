@@ -19,7 +19,7 @@ from kairos.router.edge.app import connection_count, make_factory, make_server
 from kairos.router.edge.listener import Listener
 from kairos.router.observe.request_record import RequestRecord
 from kairos.router.router import Router
-from kairos.router.workers.endpoint import Endpoint
+from kairos.router.workers.endpoint import WorkerEndpoint
 from support.router_engine import Fakes, until
 
 TIMEOUTS = Timeouts(
@@ -73,8 +73,8 @@ class Running:
 def config_for(cluster: Fakes, health_timeout_s: float = 1.0, **sections: Any) -> RouterConfig:
     """A configuration in front of these servers."""
     workers = Workers(
-        prefill=tuple(Endpoint("prefill", e.url, e.bootstrap_port) for e in cluster.prefill),
-        decode=tuple(Endpoint("decode", e.url) for e in cluster.decode),
+        prefill=tuple(WorkerEndpoint("prefill", e.url, e.bootstrap_port) for e in cluster.prefill),
+        decode=tuple(WorkerEndpoint("decode", e.url) for e in cluster.decode),
         health_interval_s=0.1,
         health_timeout_s=health_timeout_s,
         breaker_open_s=0.2,

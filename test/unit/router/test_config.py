@@ -9,7 +9,7 @@ from kairos.errors import InputError
 from kairos.router.cli import main, parse
 from kairos.router.config.schema import flag_of, knob_of
 from kairos.router.config.settings import Limits, RouterConfig, Security, Workers
-from kairos.router.workers.endpoint import Endpoint
+from kairos.router.workers.endpoint import WorkerEndpoint
 from kairos.slo import Slo
 
 PAIR = ["--prefill", "http://127.0.0.1:30001", "8998", "--decode", "http://127.0.0.1:30002"]
@@ -27,8 +27,8 @@ def knobs() -> dict[str, dataclasses.Field]:
 
 def test_a_pair_is_enough() -> None:
     config = parse(PAIR)
-    assert config.workers.prefill == (Endpoint("prefill", "http://127.0.0.1:30001", 8998),)
-    assert config.workers.decode == (Endpoint("decode", "http://127.0.0.1:30002"),)
+    assert config.workers.prefill == (WorkerEndpoint("prefill", "http://127.0.0.1:30001", 8998),)
+    assert config.workers.decode == (WorkerEndpoint("decode", "http://127.0.0.1:30002"),)
     assert config.listen.host == "127.0.0.1"
 
 
@@ -121,8 +121,8 @@ def test_flags_win_over_the_file(tmp_path: Path, suffix: str) -> None:
     assert (config.listen.port, config.limits.max_headers, config.limits.max_body_mib) == (
         1234, 30, 7,
     )  # fmt: skip
-    assert config.workers.prefill == (Endpoint("prefill", "http://a:1", 2),)
-    assert config.workers.decode == (Endpoint("decode", "http://c:9"),)
+    assert config.workers.prefill == (WorkerEndpoint("prefill", "http://a:1", 2),)
+    assert config.workers.decode == (WorkerEndpoint("decode", "http://c:9"),)
     assert config.scheduling.classes.named == {"x": Slo(100, 10, "x")}
 
 
@@ -199,6 +199,6 @@ def test_the_help_names_every_flag_and_shows_an_example_that_works(capsys) -> No
 def test_allowed_servers(pattern: str, yes: list[str], no: list[str]) -> None:
     allow = Workers(allow_worker=(pattern,)).allow_worker[0]
     for key in yes:
-        assert allow.matches(Endpoint("decode", f"http://{key}"))
+        assert allow.matches(WorkerEndpoint("decode", f"http://{key}"))
     for key in no:
-        assert not allow.matches(Endpoint("decode", f"http://{key}"))
+        assert not allow.matches(WorkerEndpoint("decode", f"http://{key}"))

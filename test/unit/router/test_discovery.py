@@ -17,10 +17,10 @@ from kairos.router.workers.discovery import (
     read_workers,
     unite,
 )
-from kairos.router.workers.endpoint import Endpoint, Role, parse_endpoint
+from kairos.router.workers.endpoint import Role, WorkerEndpoint, parse_endpoint
 
-P1, P2 = (Endpoint("prefill", f"http://10.0.0.{i}:1", 8998) for i in (1, 2))
-D1, D2, D3 = (Endpoint("decode", f"http://10.0.1.{i}:1") for i in (1, 2, 3))
+P1, P2 = (WorkerEndpoint("prefill", f"http://10.0.0.{i}:1", 8998) for i in (1, 2))
+D1, D2, D3 = (WorkerEndpoint("decode", f"http://10.0.1.{i}:1") for i in (1, 2, 3))
 FILE = "prefill: [['http://10.0.0.1:1', 8998]]\ndecode: ['http://10.0.1.1:1']\n"
 
 
@@ -139,7 +139,7 @@ async def test_every_address_of_a_name_is_a_server(monkeypatch, caplog) -> None:
     resolver(monkeypatch, answers)
     source = DnsSource(parse_endpoint(Role.PREFILL, "http://p.svc:1", 8998, ""), 0.01)
     watch = source.watch()
-    assert await anext(watch) == {P1, Endpoint("prefill", "http://[fd00::1]:1", 8998)}
+    assert await anext(watch) == {P1, WorkerEndpoint("prefill", "http://[fd00::1]:1", 8998)}
     assert await anext(watch) == {P1}
     assert caplog.text.count("the servers stay as they are") == 1
     await watch.aclose()
@@ -176,8 +176,8 @@ def test_the_administrator_adds_within_bounds_and_removes_anything() -> None:
     registry.remove(D2.key)
     assert registry.endpoints == {P1, D1}
     for endpoint, says in (
-        (Endpoint("decode", "http://169.254.169.254:1"), "it is not in --allow-worker"),
-        (Endpoint("decode", "http://10.0.1.1:2"), "it is not in --allow-worker"),
+        (WorkerEndpoint("decode", "http://169.254.169.254:1"), "it is not in --allow-worker"),
+        (WorkerEndpoint("decode", "http://10.0.1.1:2"), "it is not in --allow-worker"),
         (D1, "it is known already"),
     ):
         with pytest.raises(InputError, match=says):
@@ -189,7 +189,7 @@ def test_the_administrator_adds_within_bounds_and_removes_anything() -> None:
 
 
 def test_one_address_is_one_server(caplog) -> None:
-    other = Endpoint("prefill", D1.url)
+    other = WorkerEndpoint("prefill", D1.url)
     assert unite([frozenset({D1}), frozenset({other, P1})]) == {D1, P1}
     assert "named as two different servers" in caplog.text
 

@@ -37,7 +37,7 @@ class WorkerDiedError(Exception):
     """The client's process ended without a result."""
 
 
-class Worker:
+class WorkerProcess:
     """A client process; leaving its context ends the process.
 
     The constructor returns when the process has written all request bodies.
@@ -66,7 +66,7 @@ class Worker:
             self.close()
             raise
 
-    def __enter__(self) -> "Worker":
+    def __enter__(self) -> "WorkerProcess":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,14 +5,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kairos.extras import bench_extra
-from kairos.replay.client.worker import Worker
+from kairos.replay.client.worker import WorkerProcess
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 @contextmanager
-def progress_bar(console: "Console", label: str, total: int) -> Iterator[Callable[[Worker], None]]:
+def progress_bar(
+    console: "Console", label: str, total: int
+) -> Iterator[Callable[[WorkerProcess], None]]:
     """Show a bar of `total` requests; yield the function that updates it from a worker.
 
     Raises:
@@ -35,7 +37,7 @@ def progress_bar(console: "Console", label: str, total: int) -> Iterator[Callabl
     with bar:
         line = bar.add_task(label, total=total, sent=0, failed=0)
 
-        def show(worker: Worker) -> None:
+        def show(worker: WorkerProcess) -> None:
             counts = worker.counts
             bar.update(line, completed=counts.done, sent=counts.sent, failed=counts.failed)
             bar.refresh()

@@ -11,7 +11,7 @@ import msgspec
 from kairos.cluster import Cluster, ClusterSpec
 from kairos.replay.client.job import WorkerJob
 from kairos.replay.client.record import RequestOutcome, RequestRecord
-from kairos.replay.client.worker import Worker, WorkerResult
+from kairos.replay.client.worker import WorkerProcess, WorkerResult
 from kairos.replay.plan.arms import ArmSpec
 from kairos.replay.plan.campaign import ReplayRun
 from kairos.replay.plan.plan import Plan
@@ -89,7 +89,7 @@ def _measured(config: RunConfig, run: ReplayRun, plan: Plan, servers: RunServers
     started = datetime.now(UTC)
     run_id = f"{run.stem}-{started:%H%M%S}"
     job = WorkerJob(servers.target, Prompts(VOCABULARY, seed), client, run_id, plan.requests)
-    with Worker(job) as worker:
+    with WorkerProcess(job) as worker:
         monitor = InterferenceMonitor()
         worker.start()
         with progress_bar(config.console, run.stem, len(plan.requests)) as show:
@@ -174,7 +174,7 @@ def content_seed(config: RunConfig, plan: Plan) -> int:
 
 
 def _watched(
-    worker: Worker, servers: RunServers, show: Callable[[Worker], None]
+    worker: WorkerProcess, servers: RunServers, show: Callable[[WorkerProcess], None]
 ) -> tuple[WorkerResult, str]:
     """Wait for the client; a server or client that dies ends the run."""
     note = ""

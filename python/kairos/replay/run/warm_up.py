@@ -6,7 +6,7 @@ from dataclasses import replace
 from kairos.cluster import ClusterError
 from kairos.replay.client.job import ClientConfig, WorkerJob
 from kairos.replay.client.record import RequestOutcome
-from kairos.replay.client.worker import Worker
+from kairos.replay.client.worker import WorkerProcess
 from kairos.replay.plan.plan import Plan, PlannedRequest
 from kairos.replay.plan.prompts import VOCABULARY, Prompts
 from kairos.replay.run.servers import RunServers
@@ -47,7 +47,7 @@ def warm_up(plan: Plan, seed: int, servers: RunServers, config: ClientConfig) ->
     # Another seed gives other ids at every position, so the run finds none of them in a cache.
     prompts = Prompts(VOCABULARY, seed + 1)
     job = WorkerJob(servers.target, prompts, limits, f"w{os.getpid():07d}", requests)
-    with Worker(job) as worker:
+    with WorkerProcess(job) as worker:
         worker.start()
         while (result := worker.poll(_POLL_S)) is None:
             servers.check()

@@ -25,9 +25,9 @@ from kairos.router.config.schema import (
 )
 from kairos.router.queue.params import Binding, DispatchParams, Infeasible
 from kairos.router.workers.endpoint import (
-    Endpoint,
     Pattern,
     Role,
+    WorkerEndpoint,
     allowed,
     parse_endpoint,
     parse_pattern,
@@ -156,8 +156,8 @@ class Overload:
 def _endpoints(role: Role, text: str) -> Any:
     prefill = role is Role.PREFILL
 
-    def read(value: object, where: str) -> Endpoint:
-        if isinstance(value, Endpoint):
+    def read(value: object, where: str) -> WorkerEndpoint:
+        if isinstance(value, WorkerEndpoint):
             return value
         words = [value] if isinstance(value, str) else value
         if not isinstance(words, (list, tuple)) or not 1 <= len(words) <= (2 if prefill else 1):
@@ -181,13 +181,13 @@ def _patterns(text: str) -> Any:
 class Workers:
     """Where the servers are, and when one is taken out."""
 
-    prefill: tuple[Endpoint, ...] = _endpoints(Role.PREFILL, "a prefill server; repeatable")
-    decode: tuple[Endpoint, ...] = _endpoints(Role.DECODE, "a decode server; repeatable")
+    prefill: tuple[WorkerEndpoint, ...] = _endpoints(Role.PREFILL, "a prefill server; repeatable")
+    decode: tuple[WorkerEndpoint, ...] = _endpoints(Role.DECODE, "a decode server; repeatable")
     workers_file: Path | None = file("YAML file of servers, read again when it changes")
-    prefill_dns: tuple[Endpoint, ...] = _endpoints(
+    prefill_dns: tuple[WorkerEndpoint, ...] = _endpoints(
         Role.PREFILL, "a name whose every address is a prefill server; repeatable"
     )
-    decode_dns: tuple[Endpoint, ...] = _endpoints(
+    decode_dns: tuple[WorkerEndpoint, ...] = _endpoints(
         Role.DECODE, "a name whose every address is a decode server; repeatable"
     )
     dns_interval_s: float = seconds(5.0, "between two look-ups of the names", low=0.05)

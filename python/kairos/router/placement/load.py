@@ -17,7 +17,6 @@ class WorkerLoad:
         uncached_tokens: prompt tokens that its queue still has to compute (prefill).
         backlog_s: predicted time to compute them (prefill, Kairos engines).
         calibration: measured / predicted time of its latency model (Kairos engines).
-        parked_kv_tokens: KV of requests that sit out decode steps (Kairos engines).
         slack_s: smallest slack of its residents (decode, Kairos engines).
         epoch: differs after every restart of the instance.
     """
@@ -31,6 +30,5 @@ class WorkerLoad:
     uncached_tokens: int | None = None
     backlog_s: float | None = None
     calibration: float | None = None
-    parked_kv_tokens: int | None = None
     slack_s: float | None = None
     epoch: str | None = None

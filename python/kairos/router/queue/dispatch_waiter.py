@@ -51,7 +51,7 @@ class DispatchWaiter:
             self._waiters.pop(id, None)
         return assignment
 
-    def give_up(self, id: int, error: RequestError) -> bool:
+    def fail(self, id: int, error: RequestError) -> bool:
         """End its wait with an error; whether it waited."""
         waiter = self._waiters.get(id)
         if waiter is None or waiter.done():

@@ -35,7 +35,7 @@ def classify(
     held: npt.NDArray[np.float64],
     servers: int,
     factor: float,
-    lone: float,
+    base_latency_s: float,
     state: Any,
 ) -> None:
     """Moore-Hodgson over the requests that can still make it, on `servers` instances. Of equal
@@ -45,14 +45,14 @@ def classify(
         held: (deadline, seconds) of the work that the instances hold already, by deadline; it goes
             before feasible work that is due later.
         factor: measured / predicted time of the work.
-        lone: what a request needs beside its work until its first token, seconds.
+        base_latency_s: what a request needs beside its work until its first token, seconds.
         state: filled with KEPT, DROPPED, LATE or YIELDS.
     """
     n = rows.shape[0]
     keys = np.empty(n)
     members = np.empty(n, np.int64)
     size = 0
-    end = now + lone
+    end = now + base_latency_s
     next_held = 0
     for i in range(n):
         row = rows[i]
@@ -60,7 +60,7 @@ def classify(
         if row.best_effort != 0:
             state[i] = YIELDS
             continue
-        if now + lone + work > row.deadline:
+        if now + base_latency_s + work > row.deadline:
             state[i] = LATE
             continue
         while next_held < held.shape[0] and held[next_held, 0] <= row.deadline:
@@ -120,11 +120,11 @@ def oldest_starved(rows: Rows, state: Any, now: float, after: float) -> int:
 
 
 @compiled
-def work_ahead(rows: Rows, count: int, now: float, factor: float, lone: float) -> float:
+def work_ahead(rows: Rows, count: int, now: float, factor: float, base_latency_s: float) -> float:
     """Seconds of work of the first `count` requests that can still make it."""
     total = 0.0
     for i in range(count):
         work = rows[i].work * factor
-        if rows[i].best_effort == 0 and now + lone + work <= rows[i].deadline:
+        if rows[i].best_effort == 0 and now + base_latency_s + work <= rows[i].deadline:
             total += work
     return total

@@ -428,7 +428,7 @@ class RequestHandler:
         self._deps.waiter.schedule_dispatch()
 
     def _shut_down(self, context: RequestContext) -> None:
-        if self._deps.waiter.give_up(context.receipt.id, stopped()):
+        if self._deps.waiter.fail(context.receipt.id, stopped()):
             return
         if context.attempt is not None:
             context.attempt.fail(LegError(Role.DECODE, "shut_down", "the router stopped"))

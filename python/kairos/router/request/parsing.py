@@ -11,7 +11,7 @@ from kairos.errors import InputError
 from kairos.router.edge.errors import invalid
 from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
 from kairos.router.upstream.rooms import Transfer
-from kairos.router.workers.endpoint import Endpoint
+from kairos.router.workers.endpoint import WorkerEndpoint
 from kairos.slo import Slo, SloRequest, from_mapping
 
 SLO_KEY = "kairos"
@@ -455,7 +455,7 @@ class AppliedSlo:
 
 
 def encode_engine_body(
-    intake: ParsedRequest, applied: AppliedSlo, prefill: Endpoint, transfer: Transfer
+    intake: ParsedRequest, applied: AppliedSlo, prefill: WorkerEndpoint, transfer: Transfer
 ) -> bytes:
     """The body that both engines get."""
     custom = {SLO_KEY: applied.fields()}

@@ -14,7 +14,7 @@ from typing import cast
 
 import httptools
 
-from kairos.router.workers.endpoint import Endpoint
+from kairos.router.workers.endpoint import WorkerEndpoint
 
 IDLE_S = 3.0
 """Idle connections are closed after this; servers close theirs after 5 s (uvicorn's default), and
@@ -223,7 +223,7 @@ class ConnectionPool:
         self._connect_timeout_s = connect_timeout_s
         self._idle: dict[str, deque[tuple[float, EngineConnection]]] = {}
 
-    async def take(self, endpoint: Endpoint) -> EngineConnection:
+    async def take(self, endpoint: WorkerEndpoint) -> EngineConnection:
         """An open connection.
 
         Raises:
@@ -238,7 +238,7 @@ class ConnectionPool:
             connection.close()
         return await self._connect(endpoint)
 
-    def give(self, endpoint: Endpoint, connection: EngineConnection) -> None:
+    def give(self, endpoint: WorkerEndpoint, connection: EngineConnection) -> None:
         """Hand a connection back; it is kept if it can serve again."""
         idle = self._idle.setdefault(endpoint.url, deque())
         connection.take()  # reads on, if it was paused
@@ -254,7 +254,7 @@ class ConnectionPool:
             while idle and (idle[0][0] <= oldest_s or not idle[0][1].reusable):
                 idle.popleft()[1].close()
 
-    def drop(self, endpoint: Endpoint) -> None:
+    def drop(self, endpoint: WorkerEndpoint) -> None:
         """Close the idle connections to a server."""
         for _, connection in self._idle.pop(endpoint.url, ()):
             connection.close()
@@ -267,7 +267,7 @@ class ConnectionPool:
 
     async def call(
         self,
-        endpoint: Endpoint,
+        endpoint: WorkerEndpoint,
         method: str,
         path: str,
         timeout_s: float,
@@ -298,7 +298,7 @@ class ConnectionPool:
             raise broken
         return answer
 
-    async def _connect(self, endpoint: Endpoint) -> EngineConnection:
+    async def _connect(self, endpoint: WorkerEndpoint) -> EngineConnection:
         scheme, _, key = endpoint.url.partition("://")
         secure = scheme == "https"
         try:
@@ -323,7 +323,7 @@ class ConnectionPool:
 
 
 def head(
-    endpoint: Endpoint, method: str, path: str, length: int, headers: Mapping[str, str]
+    endpoint: WorkerEndpoint, method: str, path: str, length: int, headers: Mapping[str, str]
 ) -> bytes:
     """Request line and header lines; header values come from the router, not from clients, or are
     checked by it."""

@@ -14,7 +14,7 @@ from typing import Protocol
 from kairos.errors import InputError
 from kairos.router.config.load import read_document, refuse_unknown
 from kairos.router.config.settings import RouterConfig, Workers
-from kairos.router.workers.endpoint import Endpoint, Role, allowed, parse_endpoint
+from kairos.router.workers.endpoint import Role, WorkerEndpoint, allowed, parse_endpoint
 
 _log = logging.getLogger(__name__)
 
@@ -22,12 +22,12 @@ _FILE_POLL_MS = 5000
 _SETTLE_S = 0.3  # between two readings of a file, which must agree
 _AGAIN_S = 5.0  # after a failure that a source did not expect
 
-Endpoints = frozenset[Endpoint]
+Endpoints = frozenset[WorkerEndpoint]
 # Told of servers that came, and of those that went (which should be drained).
 Changed = Callable[[Endpoints, Endpoints], None]
 
 
-class Source(Protocol):
+class DiscoverySource(Protocol):
     """One origin of servers."""
 
     name: str
@@ -92,7 +92,7 @@ class FileSource:
 class DnsSource:
     """A name all of whose addresses are servers, like that of a headless Kubernetes service."""
 
-    def __init__(self, endpoint: Endpoint, interval_s: float) -> None:
+    def __init__(self, endpoint: WorkerEndpoint, interval_s: float) -> None:
         self._endpoint = endpoint
         self._interval_s = interval_s
         self.name = f"dns {endpoint.key}"
@@ -123,7 +123,7 @@ class DnsSource:
         )
         addresses = {str(address[4][0]) for address in found}
         return frozenset(
-            Endpoint(
+            WorkerEndpoint(
                 origin.role,
                 f"{scheme}://{f'[{a}]' if ':' in a else a}:{port}",
                 origin.bootstrap_port,
@@ -142,7 +142,7 @@ def read_workers(path: Path) -> Endpoints:
     document = read_document(path, "--workers-file")
     where = f"--workers-file: {path}"
     refuse_unknown(document, [role.value for role in Role], where)
-    endpoints: list[Endpoint] = []
+    endpoints: list[WorkerEndpoint] = []
     for role in Role:
         items = document.get(role.value, [])
         if not isinstance(items, list):
@@ -175,7 +175,7 @@ class WorkerDiscovery:
         self._by_source: dict[str, Endpoints] = {}
         self._removed: set[str] = set()  # keys; a source still names them
         self._current: Endpoints = frozenset()
-        self.sources: list[Source] = [StaticSource(workers)]
+        self.sources: list[DiscoverySource] = [StaticSource(workers)]
         if workers.workers_file is not None:
             self.sources.append(FileSource(workers.workers_file))
         self.sources += [
@@ -216,7 +216,7 @@ class WorkerDiscovery:
             self._by_source["file"] = self._permitted("file", read_workers(workers.workers_file))
         self._update()
 
-    def add(self, endpoint: Endpoint) -> None:
+    def add(self, endpoint: WorkerEndpoint) -> None:
         """Add a server on the administrator's behalf.
 
         Raises:
@@ -253,7 +253,7 @@ class WorkerDiscovery:
             self._removed.add(key)
         self._update()
 
-    async def _follow(self, source: Source) -> None:
+    async def _follow(self, source: DiscoverySource) -> None:
         while True:
             try:
                 async for endpoints in source.watch():
@@ -290,7 +290,7 @@ class WorkerDiscovery:
 def unite(sources: Iterable[Endpoints], without: Iterable[str] = ()) -> Endpoints:
     """The servers of all sources, one per address; where two differ on one, the first source's."""
     hidden = set(without)
-    united: dict[str, Endpoint] = {}
+    united: dict[str, WorkerEndpoint] = {}
     for endpoints in sources:
         for endpoint in sorted(endpoints):
             if endpoint.key in hidden:

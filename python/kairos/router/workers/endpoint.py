@@ -21,7 +21,7 @@ class Role(Enum):
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Endpoint:
+class WorkerEndpoint:
     """One server.
 
     Attributes:
@@ -48,14 +48,14 @@ class Endpoint:
         return urlsplit(self.url).hostname or ""
 
 
-def parse_endpoint(role: Role, url: object, bootstrap_port: object, where: str) -> Endpoint:
+def parse_endpoint(role: Role, url: object, bootstrap_port: object, where: str) -> WorkerEndpoint:
     """Check an address; `where` labels errors.
 
     Args:
         url: `http://host:port`; the scheme may be left out.
         bootstrap_port: a port, None or "none".
     """
-    return Endpoint(role.value, parse_url(url, where), parse_port(bootstrap_port, where))
+    return WorkerEndpoint(role.value, parse_url(url, where), parse_port(bootstrap_port, where))
 
 
 def parse_url(url: object, where: str) -> str:
@@ -93,7 +93,7 @@ class Pattern:
     network: Network | None
     port: int | None
 
-    def matches(self, endpoint: Endpoint) -> bool:
+    def matches(self, endpoint: WorkerEndpoint) -> bool:
         host, _, port = endpoint.key.rpartition(":")
         host = host.strip("[]")
         if self.port is not None and int(port) != self.port:
@@ -132,7 +132,7 @@ def parse_pattern(value: object, where: str) -> Pattern:
     return Pattern(host, network, None if port == "*" else _port(port, where))
 
 
-def allowed(patterns: Iterable[Pattern], endpoint: Endpoint) -> bool:
+def allowed(patterns: Iterable[Pattern], endpoint: WorkerEndpoint) -> bool:
     """Whether a server may be there: one pattern matches, or there are none."""
     patterns = tuple(patterns)
     return not patterns or any(pattern.matches(endpoint) for pattern in patterns)

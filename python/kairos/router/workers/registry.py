@@ -16,7 +16,7 @@ from kairos.router.upstream.http_client import ConnectionPool
 from kairos.router.upstream.leg import LegError
 from kairos.router.workers.breaker import Breaker
 from kairos.router.workers.discovery import Endpoints
-from kairos.router.workers.endpoint import Endpoint, Role
+from kairos.router.workers.endpoint import Role, WorkerEndpoint
 from kairos.router.workers.telemetry import Telemetry
 from kairos.router.workers.worker import State, Worker
 
@@ -280,7 +280,7 @@ class WorkerRegistry:
         out = sum(w.state is State.OPEN for w in workers)
         return 2 * (out + 1) <= len(workers)
 
-    def _come(self, endpoint: Endpoint) -> None:
+    def _come(self, endpoint: WorkerEndpoint) -> None:
         old = self.workers.get(endpoint.key)
         if old is not None:
             self._forget(old)
@@ -289,7 +289,7 @@ class WorkerRegistry:
         self.workers[endpoint.key] = worker
         self.came(worker)
 
-    def _leave(self, endpoint: Endpoint) -> None:
+    def _leave(self, endpoint: WorkerEndpoint) -> None:
         worker = self.workers.get(endpoint.key)
         if worker is not None:
             worker.leaving = True

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Watch:
+class _Feed:
     """How one instance is watched, and what came of it.
 
     Attributes:
@@ -68,7 +68,7 @@ class Telemetry:
         self._headers = headers
         self._poll_s = poll_s
         self._context: zmq.asyncio.Context | None = None
-        self._watches: dict[str, Watch] = {}
+        self._watches: dict[str, _Feed] = {}
 
     def watch(self, key: str, url: str, server_info: Mapping[str, Any] | None = None) -> None:
         """Start to watch an instance, or start anew if its endpoint has changed.
@@ -86,7 +86,7 @@ class Telemetry:
             current.task.cancel()
         run = self._fetch(key, url) if endpoint is None else self._receive(key, endpoint)
         task = asyncio.get_running_loop().create_task(run, name=f"telemetry {key}")
-        self._watches[key] = Watch(endpoint, task)
+        self._watches[key] = _Feed(endpoint, task)
 
     def forget(self, key: str) -> None:
         """Stop to watch an instance; unknown keys are ignored."""
@@ -203,7 +203,6 @@ def read_report(data: bytes, received_s: float) -> WorkerLoad | None:
         uncached_tokens=report.uncached_tokens if prefill else None,
         backlog_s=report.backlog_s if prefill else None,
         calibration=report.calibration,
-        parked_kv_tokens=report.skipped_kv_tokens,
         slack_s=report.slack_s,
         epoch=report.epoch,
     )

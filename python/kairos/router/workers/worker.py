@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 from kairos.router.workers.breaker import Breaker
-from kairos.router.workers.endpoint import Endpoint, Role
+from kairos.router.workers.endpoint import Role, WorkerEndpoint
 from kairos.slo import DEFAULT_CLASS
 
 MAX_ABORTS = 16
@@ -45,7 +45,7 @@ class Worker:
         unanswered_since_s: when the first of the health checks without an answer began.
     """
 
-    endpoint: Endpoint
+    endpoint: WorkerEndpoint
     breaker: Breaker
     state: State = State.STARTING
     start_id: str | None = None

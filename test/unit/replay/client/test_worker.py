@@ -11,7 +11,7 @@ import pytest
 from kairos.replay.client.job import ClientConfig, WorkerJob
 from kairos.replay.client.record import RequestOutcome
 from kairos.replay.client.target import UrlTarget
-from kairos.replay.client.worker import Worker, WorkerDiedError, WorkerResult
+from kairos.replay.client.worker import WorkerDiedError, WorkerProcess, WorkerResult
 from kairos.replay.plan.prompts import Prompts
 from support.fake_engine import event
 from support.replay import planned
@@ -51,7 +51,7 @@ def job(url: str, *lengths: int) -> WorkerJob:
     return WorkerJob(UrlTarget(url), Prompts(1024), ClientConfig(timeout_s=30), "t", requests)
 
 
-def ended(worker: Worker) -> WorkerResult:
+def ended(worker: WorkerProcess) -> WorkerResult:
     while True:
         result = worker.poll(1.0)
         if result is not None:
@@ -59,7 +59,7 @@ def ended(worker: Worker) -> WorkerResult:
 
 
 def test_records_come_back(url: str) -> None:
-    with Worker(job(url, 10, 10, 10)) as worker:
+    with WorkerProcess(job(url, 10, 10, 10)) as worker:
         assert worker.poll(0.05) is None  # not before it is told to
         worker.start()
         result = ended(worker)
@@ -70,7 +70,7 @@ def test_records_come_back(url: str) -> None:
 
 
 def test_stop_cuts_the_rest(url: str) -> None:
-    with Worker(job(url, 10, 99, 99)) as worker:
+    with WorkerProcess(job(url, 10, 99, 99)) as worker:
         worker.start()
         while worker.counts.sent < 3 or worker.counts.done < 1:
             assert worker.poll(0.1) is None
@@ -86,7 +86,7 @@ def test_stop_cuts_the_rest(url: str) -> None:
 
 def test_leaving_the_context_ends_the_process(url: str) -> None:
     before = {p.pid for p in psutil.Process().children()}
-    with Worker(job(url, 99)) as worker:
+    with WorkerProcess(job(url, 99)) as worker:
         worker.start()
         worker.poll(0.3)
     after = {p.pid for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE}
@@ -94,7 +94,7 @@ def test_leaving_the_context_ends_the_process(url: str) -> None:
 
 
 def test_death_of_the_client_is_an_error(url: str) -> None:
-    with Worker(job(url, 99)) as worker:
+    with WorkerProcess(job(url, 99)) as worker:
         worker.start()
         living = (p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE)
         for process in living:
@@ -108,7 +108,7 @@ def test_records_larger_than_the_pipe_come_back(url: str) -> None:
     """The records are larger than the pipe, whose end must block while they are sent."""
     requests = [planned(i, 100.0, input_tokens=10) for i in range(5000)]
     work = WorkerJob(UrlTarget(url), Prompts(1024), ClientConfig(budget_s=0.1), "t", requests)
-    with Worker(work) as worker:
+    with WorkerProcess(work) as worker:
         worker.start()
         records = ended(worker).records
     assert len(records) == 5000
