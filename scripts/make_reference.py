@@ -33,7 +33,7 @@ from kairos.workload.synthetic import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 # Arguments by which a command builds its further parsers.
-SUBCOMMANDS = {"router": ("key",), "replay": ("report", "compare")}
+SUBCOMMANDS = {"router": ("key",), "simulate": ("grid",), "replay": ("report", "compare")}
 
 
 class _Built(BaseException):

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 from rich.console import Console
 
 from kairos.command_line import CommandParser, count, numbers
 from kairos.errors import InputError
+from kairos.latency import load_profile
 from kairos.sim.config import (
     DECODE_POLICIES,
     GRANT_ORDERS,
@@ -24,7 +24,7 @@ from kairos.sim.config import (
 )
 from kairos.sim.presentation import plot_attainment, table_of
 from kairos.sim.sweep import sweep
-from kairos.sim.sweep_point import SweepPoint, run
+from kairos.sim.sweep_point import SweepPoint, run_checked
 from kairos.validation import Range, check_range
 from kairos.workload.slo_sets import DEFAULT_TPOT_MS, SLO_SETS, in_words
 
@@ -45,7 +45,8 @@ SLOs. Every figure is simulated: batch and step times come from a latency profil
 served, and no GPU is needed. A run takes seconds.
 
 --load, --prefill-policy and --decode-policy take several values, separated by commas; every
-combination is simulated.
+combination is simulated. `kairos simulate grid --help` explains the grid of regret, which compares
+Kairos with the best of SGLang's orders over traces, TPOT objectives and loads.
 """
 
 EPILOG = f"""\
@@ -88,9 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code; see `--help`.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["grid"]:
+        from kairos.sim import grid_cli
+
+        return grid_cli.main(words[1:])
     try:
-        args = parser().parse_args(argv)
-        results = sweep(_checked, _points(args), args.workers)
+        args = parser().parse_args(words)
+        results = sweep(run_checked, _points(args), args.workers)
         if args.json is not None:
             _write(results, args.json)
         if args.plot is not None:
@@ -109,7 +115,8 @@ def parser() -> argparse.ArgumentParser:
     """The parser of `kairos simulate`."""
     parser = CommandParser(
         prog="kairos simulate",
-        usage="kairos simulate --trace FILE [options]",
+        usage="kairos simulate --trace FILE [options]\n"
+        "       kairos simulate grid TRACE [TRACE ...] [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -131,6 +138,9 @@ def _add_workload(group: Any) -> None:
     add("--load", type=numbers, default=[0.9], metavar="RHO",
         help="prefill load, or several: 0.7,0.9. At 1, prompts bring exactly the work that the "
         "prefill instances can do. With --stages decode, load of the decode stage (default 0.9)")
+    add("--busier", action="store_true",
+        help="--load is that of the stage with the higher load, with 1P1D; decode is at 1 when its "
+        "batch is as large as the TPOT objective allows")
     add("--part", type=_part, default=(1, 1), metavar="K/N",
         help="the K-th of N equal parts of the trace (default 1/1)")
     add("--requests", type=count, default=0, metavar="N",
@@ -181,6 +191,8 @@ def _add_servers(group: Any) -> None:
         "(default late)")
     add("--stages", choices=STAGES, default="both",
         help="prefill: decode nothing; decode: prefill prompts at once (default both)")
+    add("--as-on-engine", action="store_true",
+        help="preallocate, share links, and add the handshake and the hand-over of real servers")
     add("--no-lookahead", action="store_true",
         help="compose a batch or step only when the one before it has ended")
     add("--no-decode-lookahead", action="store_true", help="the same for decode steps only")
@@ -265,7 +277,8 @@ def _config(args: argparse.Namespace) -> SimConfig:
     if args.starve_share is not None:
         urgency = replace(urgency, starvation_share=args.starve_share)
     slack = config.slack._replace(period=args.period)
-    return replace(config, slack=slack, urgency=urgency)
+    config = replace(config, slack=slack, urgency=urgency)
+    return config.as_on_engine(load_profile(args.profile)) if args.as_on_engine else config
 
 
 def _points(args: argparse.Namespace) -> list[SweepPoint]:
@@ -283,17 +296,12 @@ def _points(args: argparse.Namespace) -> list[SweepPoint]:
             args.seed,
             args.bound,
             replace(base, prefill_policy=prefill, decode_policy=decode),
+            args.busier,
         )
         for prefill, decode, load in itertools.product(
             args.prefill_policy, args.decode_policy, args.load
         )
     ]
-
-
-def _checked(point: SweepPoint) -> dict[str, Any]:
-    """`run`, with arithmetic errors as exceptions."""
-    with np.errstate(all="raise", under="ignore"):
-        return run(point)
 
 
 def _write(results: Sequence[dict[str, Any]], path: Path) -> None:

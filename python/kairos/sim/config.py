@@ -1,9 +1,11 @@
 """The configuration of a simulation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kairos.errors import InputError
 from kairos.instances import parse_instances
+from kairos.latency import Profile
+from kairos.policy.engine_defaults import prefill_urgency
 from kairos.policy.slack import SlackParams
 from kairos.policy.urgency import UrgencyParams
 from kairos.sim.baselines.prefill import BASELINES
@@ -11,6 +13,9 @@ from kairos.validation import Range, check_choice, check_range
 
 PREFILL_POLICIES = ("urgency", *BASELINES)
 DECODE_POLICIES = ("continuous", "greedy", "slack")
+UPSTREAM_ORDERS = ("fcfs", "lpm", "spf", "hrrn-np")
+"""SGLang's orders of prefill, among the PREFILL_POLICIES."""
+
 ROUTINGS = ("late", "least-loaded", "round-robin")
 STAGES = ("both", "prefill", "decode")
 GRANT_ORDERS = ("arrival", "deadline")
@@ -109,6 +114,27 @@ class SimConfig:
                 f"admission: {self.instances} with stages {self.stages!r} is not simulated; "
                 "it needs one prefill instance, and stages 'both' or 'prefill'"
             )
+
+    def as_on_engine(self, profile: Profile) -> "SimConfig":
+        """Return this configuration with the ways in which servers differ from an ideal engine.
+
+        Batches are composed one ahead. A prompt first waits for decode memory and for the handshake
+        of both servers, which takes 20 ms from an arrival to the batch of an idle prefill server.
+        The transfers of a prefill server share its link. The decode server sends the first token,
+        and urgency plans for the time until then.
+
+        Args:
+            profile: latencies of the servers.
+        """
+        return replace(
+            self,
+            lookahead=True,
+            preallocate=True,
+            handshake_s=0.02,
+            contention=True,
+            first_token="decode",
+            urgency=prefill_urgency(profile.kv.transfer_s(profile.limits.chunk_tokens)),
+        )
 
     @property
     def shape(self) -> tuple[int, int]:

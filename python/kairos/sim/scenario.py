@@ -11,6 +11,8 @@ from kairos.errors import InputError
 from kairos.latency import Profile
 from kairos.sim.records import Floats, Ints
 from kairos.slo import Slo
+from kairos.validation import check_range
+from kairos.workload.load import LOADS
 from kairos.workload.trace import TraceRequest
 
 
@@ -95,6 +97,20 @@ class Scenario:
         wanted = load * decode_capacity_per_s(self, profile)
         return replace(self, arrival_s=self.arrival_s * (len(self) / span / wanted))
 
+    def at_busier_load(self, load: float, profile: Profile) -> "Scenario":
+        """Rescale arrivals at prefill load 1 so that the busier stage has `load`.
+
+        Args:
+            load: of the stage with the higher load; both have one instance.
+            profile: latencies and limits of an instance.
+
+        Raises:
+            InputError: the load is out of range.
+        """
+        check_range("load", load, LOADS)
+        stretch = max(1.0, decode_load(self, profile)) / load
+        return replace(self, arrival_s=self.arrival_s * stretch)
+
     def only(self, kept: npt.NDArray[np.int64]) -> "Scenario":
         """Keep the requests at the ascending indices `kept`, with their arrival times."""
         return Scenario(*(getattr(self, name)[kept] for name in self.__slots__))
@@ -105,6 +121,12 @@ class Scenario:
         if not good.all():
             at = int(np.argmin(good))
             raise InputError(f"scenario, request {at}: {name} = {values[at]}; allowed: {allowed}")
+
+
+def decode_load(scenario: Scenario, profile: Profile) -> float:
+    """Load that the arrivals offer to one decode instance; 1 is its capacity."""
+    rate = len(scenario) / float(scenario.arrival_s[-1])
+    return rate / decode_capacity_per_s(scenario, profile)
 
 
 def decode_capacity_per_s(scenario: Scenario, profile: Profile) -> float:

@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.sim.bounds import clairvoyant_ttft, drop_reference_tpot, lp_bound_ttft
@@ -32,6 +34,7 @@ class SweepPoint:
         seed: of the tiers.
         bound: whether the upper bound and the clairvoyant references are added.
         config: policies, instances and model errors.
+        busier: whether `load` is that of the busier stage, with one instance of each.
     """
 
     trace: str
@@ -44,6 +47,7 @@ class SweepPoint:
     seed: int
     bound: bool
     config: SimConfig
+    busier: bool = False
 
 
 @lru_cache(maxsize=4)
@@ -63,14 +67,14 @@ def scenario_of(point: SweepPoint) -> Scenario:
     trace = _trace(point.trace, point.part, point.first)
     prefill_instances, decode_instances = point.config.shape
     decode_only = point.config.stages == "decode"
-    load = 1.0 if decode_only else point.load
+    load = 1.0 if decode_only or point.busier else point.load
     workload = scale_to_load(trace, load, profile, instances=prefill_instances)
     requests, cached = workload.trace.requests, workload.cached_tokens
     slos = assign_slos(requests, cached, profile, point.slo, tpot=point.tpot_ms, seed=point.seed)
     scenario = Scenario.of(requests, cached, slos)
     if decode_only:
         return scenario.at_decode_load(point.load * decode_instances, profile)
-    return scenario
+    return scenario.at_busier_load(point.load, profile) if point.busier else scenario
 
 
 def run(point: SweepPoint) -> dict[str, Any]:
@@ -94,3 +98,9 @@ def run(point: SweepPoint) -> dict[str, Any]:
     flat = described.pop("config")
     flat["slack"] = config.slack._asdict()
     return {"simulated": True, **result, **described, **flat}
+
+
+def run_checked(point: SweepPoint) -> dict[str, Any]:
+    """`run`, with arithmetic errors as exceptions."""
+    with np.errstate(all="raise", under="ignore"):
+        return run(point)

@@ -18,7 +18,7 @@ from kairos.validation import Range, check_range
 from kairos.workload.prefix import CACHE_TOKENS, expected_cached_tokens
 from kairos.workload.trace import Trace, TraceRequest
 
-_LOADS = Range(1e-3, 1e3)
+LOADS = Range(1e-3, 1e3)
 _INSTANCES = Range(1, 1e4)
 _STARTS_S = Range(0.0, 1e10)
 _DURATIONS_S = Range(0.1, 1e7)
@@ -94,7 +94,7 @@ def scale_to_load(
     Raises:
         InputError: an argument is out of range, or the section has no span to scale.
     """
-    check_range("load", load, _LOADS)
+    check_range("load", load, LOADS)
     check_range("instances", instances, _INSTANCES)
     check_range("start-s", section.start_s, _STARTS_S)
     check_range("prefix-cache-tokens", cache_tokens, _CACHE_TOKENS)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from kairos.sim import cli, shards_cli
+from kairos.sim import cli, grid_cli, shards_cli
 from kairos.workload.synthetic import generate, write_trace
 
 
@@ -76,7 +76,7 @@ def test_missing_trace_is_one_line_and_exit_code_two(tmp_path, capsys):
     assert "none.jsonl: No such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [cli, shards_cli])
+@pytest.mark.parametrize("command", [cli, grid_cli, shards_cli])
 def test_help_explains_every_option_with_examples(command, capsys):
     with pytest.raises(SystemExit) as ended:
         command.main(["--help"])

@@ -1,7 +1,7 @@
 """Simulate every arm on a trace, for a record of the evaluation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from kairos.replay.evaluation.columns import SIMULATED_COLUMNS
 from kairos.replay.evaluation.records import SimulatedRecord
 from kairos.replay.plan.arms import arm_spec
 from kairos.replay.report.goodput import largest_load
-from kairos.sim.scenario import Scenario, decode_capacity_per_s
+from kairos.sim.scenario import Scenario, decode_load
 from kairos.sim.simulation import simulate
 from kairos.sim.summary import summarise
 from kairos.workload.load import scale_to_load
@@ -64,20 +64,16 @@ class _Simulator:
         )
         self._scenario = Scenario.of(requests, workload.cached_tokens, slos)
         self._profile = profile
-        rate = len(self._scenario) / float(self._scenario.arrival_s[-1])
-        self.decode_load = rate / decode_capacity_per_s(self._scenario, profile)
+        self.decode_load = decode_load(self._scenario, profile)
         self.stretch = max(1.0, self.decode_load)
 
     def figures(self, arm: str, load: float) -> dict[str, float]:
         """Figures of the tables for one arm at one load."""
         profile = self._profile
-        config = arm_spec(arm, profile.name).settings(
-            profile.kv.transfer_s(profile.limits.chunk_tokens)
-        )
+        config = arm_spec(arm, profile.name).settings(profile)
         if config is None:
             raise InputError(f"arm {arm}: the simulator has no model of it")
-        arrival_s = self._scenario.arrival_s * (self.stretch / load)
-        scaled = replace(self._scenario, arrival_s=arrival_s)
+        scaled = self._scenario.at_busier_load(load, profile)
         with np.errstate(all="raise", under="ignore"):
             found = summarise(simulate(scaled, config, profile))
         return {column.name: round(float(found[column.name]), 3) for column in SIMULATED_COLUMNS}

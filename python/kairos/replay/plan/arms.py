@@ -1,11 +1,11 @@
 """The server configurations that a replay compares, and the simulator's equivalents."""
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from kairos.errors import InputError
-from kairos.policy.engine_defaults import prefill_urgency
+from kairos.latency import Profile
 from kairos.sim.config import SimConfig
 from kairos.workload.slo_sets import TIERS
 
@@ -34,14 +34,6 @@ _COMMON = ("--incremental-streaming-output",)
 # Upstream's flag, set on both roles.
 _AFTER_PREFILL = ("--disaggregation-decode-allocation-policy", "prefill_complete")
 
-# How emulated servers differ from an ideal engine. Batches are composed one ahead. A prompt first
-# waits for decode memory and for the handshake of both servers, which takes 20 ms from an arrival
-# to the batch of an idle prefill server. The transfers of a prefill server share its link. The
-# decode server sends the first token.
-_ENGINE = SimConfig(
-    lookahead=True, preallocate=True, handshake_s=0.02, contention=True, first_token="decode"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class ArmSpec:
@@ -57,8 +49,8 @@ class ArmSpec:
         send_slo: whether requests carry their SLO.
         router: router that requests pass through; None sends them to both servers directly.
         router_args: flags of the router.
-        simulated: the simulator's configuration of the same arm, without the part that depends on
-            the profile; None if the simulator has no model of the arm.
+        simulated: the simulator's configuration of the same arm, without the differences between
+            servers and an ideal engine; None if the simulator has no model of the arm.
     """
 
     name: str
@@ -71,15 +63,13 @@ class ArmSpec:
     router_args: tuple[str, ...] = ()
     simulated: SimConfig | None = field(default=None, compare=False)
 
-    def settings(self, transfer_s: float) -> SimConfig | None:
+    def settings(self, profile: Profile) -> SimConfig | None:
         """Return the simulator's configuration; None if the simulator has no model of the arm.
 
         Args:
-            transfer_s: KV transfer of a full chunk under the profile, seconds.
+            profile: latencies of the servers.
         """
-        if self.simulated is None:
-            return None
-        return replace(self.simulated, urgency=prefill_urgency(transfer_s))
+        return None if self.simulated is None else self.simulated.as_on_engine(profile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +158,7 @@ def arm_spec(name: str, profile: str, slo_set: str = "L3") -> ArmSpec:
         f"upstream, {flag}" + (f", decode batch of {cap} at most" if cap else ""),
         prefill_args=("--schedule-policy", flag),
         decode_args=("--max-running-requests", str(cap)) if cap else (),
-        simulated=replace(
-            _ENGINE,
+        simulated=SimConfig(
             prefill_policy=order,
             decode_policy="continuous",
             decode_cap=cap,
@@ -187,8 +176,7 @@ def _kairos(name: str, parts: _Parts, profile: str, slo_set: str) -> ArmSpec:
             value = f"{tier.name}={1e3 * tier.base_s:g},{tier.tpot_ms:g}"
             flags += ["--kairos-slo-class", value]
             router_flags += ["--slo-class", value]
-    settings = replace(
-        _ENGINE,
+    settings = SimConfig(
         prefill_policy="urgency" if parts.prefill else "fcfs",
         decode_policy="slack" if parts.decode else "continuous",
         hold=parts.hold,

@@ -60,7 +60,7 @@ def settings_of(header: RunHeader) -> SimConfig | None:
     except InputError:  # servers that the replay did not start
         return None
     profile = header.profile
-    settings = arm.settings(profile.kv.transfer_s(profile.limits.chunk_tokens))
+    settings = arm.settings(profile)
     if settings is None:
         return None
     # A handshake waits for passes of a decode server, which dilation makes longer.

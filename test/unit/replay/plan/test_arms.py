@@ -75,7 +75,7 @@ def test_kairos_servers_know_the_classes_of_the_tiers_set() -> None:
     ],
 )
 def test_simulated_arms_have_the_properties_of_an_engine(name: str) -> None:
-    settings = arm_spec(name, "tiny-fast").simulated
+    settings = arm_spec(name, "tiny-fast").settings(load_profile("tiny-fast"))
     assert settings is not None
     assert (settings.lookahead, settings.preallocate, settings.contention) == (True, True, True)
 
@@ -88,11 +88,12 @@ def test_unknown_arm_names_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("profile", ["tiny-fast", "minimax-m2.5-tp4-h200"])
 def test_post_prefill_time_comes_from_the_profile(profile: str) -> None:
-    transfer_s = load_profile(profile).kv.fixed_s
-    settings = arm_spec("kairos", profile).settings(transfer_s)
+    servers = load_profile(profile)
+    transfer_s = servers.kv.transfer_s(servers.limits.chunk_tokens)
+    settings = arm_spec("kairos", profile).settings(servers)
     assert settings is not None
     assert settings.urgency.post_prefill_s == pytest.approx(0.066 + transfer_s)
-    assert arm_spec("kairos-all", profile).settings(transfer_s) is None
+    assert arm_spec("kairos-all", profile).settings(servers) is None
 
 
 def test_dilation_leaves_the_hand_over_constant() -> None:
