@@ -24,8 +24,7 @@ from kairos.cli import COMMANDS
 from kairos.metrics import ENGINE_METRICS
 from kairos.replay.client.record import RequestRecord
 from kairos.replay.run.header import RunHeader
-from kairos.router.cli import default_text
-from kairos.router.config.schema import flag_of, knob_of
+from kairos.router.config.schema import settings_of
 from kairos.router.config.settings import RouterConfig
 from kairos.router.observe.metrics import RouterMetrics
 from kairos.sim.config import SimConfig
@@ -68,18 +67,13 @@ def engine_flags() -> str:
 def router_config() -> str:
     """Return the sections and keys of the router's configuration file."""
     parts = []
-    for section in dataclasses.fields(RouterConfig):
-        group: Any = section.default_factory
-        rows = []
-        for field in dataclasses.fields(group):
-            knob = knob_of(field)
-            if knob is not None:
-                default = "off" if knob.metavar is None else default_text(field.default)
-                default = "none" if field.default in (None, ()) else default
-                rows.append((f"`{field.name}`", f"`{flag_of(field.name)}`", default, knob.help))
-        parts.append(
-            f"### {section.name}\n\n" + _table(("key", "flag", "default", "meaning"), rows)
-        )
+    head = ("key", "flag", "default", "allowed", "meaning")
+    for section, group in RouterConfig.groups().items():
+        rows = [
+            (f"`{s.name}`", f"`{s.flag}`", s.default_text, s.allowed or s.metavar or "", s.help)
+            for s in settings_of(group).values()
+        ]
+        parts.append(f"### {section}\n\n{group.__doc__}\n\n{_table(head, rows)}")
     return "\n\n".join(parts)
 
 

@@ -5,10 +5,10 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kairos.cluster import Cluster, ServerDiedError
 from kairos.router.config.settings import Observability, Overload, RouterConfig, Scheduling, Workers

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from msgspec import structs
 
 from kairos.router.config.settings import Observability, Overload, Security
 from kairos.router.edge.keys import new_key
@@ -22,7 +23,7 @@ from support.router_engine import Fault, fakes, until
 from support.router_running import TIMEOUTS, Running, config_for, running
 
 BODY = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 20}}
-SHORT = replace(TIMEOUTS, first_byte_timeout_s=0.5, stream_idle_timeout_s=0.5)
+SHORT = structs.replace(TIMEOUTS, first_byte_timeout_s=0.5, stream_idle_timeout_s=0.5)
 ONCE = Overload(retries=0)
 LEGS = ("prefill", "decode")
 
@@ -168,7 +169,7 @@ async def test_a_client_that_leaves_frees_both_legs(phase: str, stream: bool) ->
 
 async def test_a_client_that_stops_to_read_is_cut_off() -> None:
     async with fakes() as cluster:
-        config = config_for(cluster, timeouts=replace(TIMEOUTS, write_timeout_s=0.2))
+        config = config_for(cluster, timeouts=structs.replace(TIMEOUTS, write_timeout_s=0.2))
         async with running(config) as up:
             body = {**BODY, "sampling_params": {"max_new_tokens": 6000}, "stream": True}
             host, port = up.url.removeprefix("http://").split(":")
@@ -192,8 +193,8 @@ async def test_requests_that_run_when_the_router_stops_are_told_so() -> None:
         request = asyncio.ensure_future(status_and_text(up, True))
         await until(lambda: bool(cluster.decode[0].running) and up.ends == [])
         await until(lambda: any(one.answering for one in up.router.handler.active.values()))
-        up.router.config = replace(
-            up.router.config, timeouts=replace(TIMEOUTS, drain_timeout_s=0.05)
+        up.router.config = structs.replace(
+            up.router.config, timeouts=structs.replace(TIMEOUTS, drain_timeout_s=0.05)
         )
         await up.router.stop()
         status, text = await request
@@ -245,7 +246,7 @@ async def test_a_drained_server_ends_what_it_has_and_gets_nothing_new(leg: str) 
 
 
 async def test_an_answer_that_is_no_stream_may_take_longer_than_a_first_byte() -> None:
-    timeouts = replace(TIMEOUTS, first_byte_timeout_s=0.3, stream_idle_timeout_s=0.1)
+    timeouts = structs.replace(TIMEOUTS, first_byte_timeout_s=0.3, stream_idle_timeout_s=0.1)
     async with (
         fakes(token_s=0.05) as cluster,
         running(config_for(cluster, timeouts=timeouts, overload=ONCE)) as up,
@@ -307,7 +308,7 @@ async def test_of_two_pairs_only_the_server_that_hangs_stays_out() -> None:
 
 async def test_a_stream_that_takes_too_long_ends_with_an_error_event() -> None:
     async with fakes(token_s=0.02) as cluster:
-        config = config_for(cluster, timeouts=replace(TIMEOUTS, request_timeout_s=0.5))
+        config = config_for(cluster, timeouts=structs.replace(TIMEOUTS, request_timeout_s=0.5))
         async with running(config) as up:
             body = {"input_ids": [1], "sampling_params": {"max_new_tokens": 500}, "stream": True}
             async with up.post(body) as answer:
@@ -328,7 +329,7 @@ async def test_a_request_that_is_still_being_read_when_the_router_stops_is_told_
         config = config_for(
             cluster,
             observability=Observability(access_log=str(log)),
-            timeouts=replace(TIMEOUTS, drain_timeout_s=0.05),
+            timeouts=structs.replace(TIMEOUTS, drain_timeout_s=0.05),
         )
         async with running(config) as up:
             host, port = up.url.removeprefix("http://").split(":")
@@ -457,7 +458,7 @@ async def test_a_stream_holds_no_connection_to_the_prefill_server_once_it_has_an
 
 
 async def test_a_client_that_pauses_is_not_held_against_the_server() -> None:
-    timeouts = replace(TIMEOUTS, stream_idle_timeout_s=0.3, write_timeout_s=10.0)
+    timeouts = structs.replace(TIMEOUTS, stream_idle_timeout_s=0.3, write_timeout_s=10.0)
     async with (
         fakes() as cluster,
         running(config_for(cluster, timeouts=timeouts, overload=ONCE)) as up,

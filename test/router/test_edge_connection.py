@@ -17,8 +17,12 @@ from kairos.router.edge.client_connection import protocol_factory
 from kairos.router.edge.errors import RequestError
 from kairos.router.edge.limits import check_headers
 from kairos.router.edge.listener import ConnectionCount, Listener
+from kairos.router.workers.endpoint import WorkerEndpoint
 
-WORKERS = Workers(prefill=(("a:1",),), decode=("b:1",))
+WORKERS = Workers(
+    prefill=(WorkerEndpoint("prefill", "http://a:1"),),
+    decode=(WorkerEndpoint("decode", "http://b:1"),),
+)
 HEAD = b"POST /x HTTP/1.1\r\nHost: a\r\n"
 
 

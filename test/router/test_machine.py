@@ -3,13 +3,13 @@
 import asyncio
 import time
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
 from typing import Any
 
 import aiohttp
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from kairos.router.config.settings import Overload

@@ -2,7 +2,8 @@
 
 import asyncio
 import resource
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from kairos.router.request.outcome import Outcome
 from support.router_engine import fakes, until

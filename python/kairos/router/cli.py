@@ -1,18 +1,16 @@
 """The command `kairos-router`: reads flags and file, starts the router."""
 
 import argparse
-import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from kairos.command_line import CommandParser
 from kairos.errors import InputError
 from kairos.router.config.load import mapping, read_document, refuse_unknown
-from kairos.router.config.schema import flag_of, knob_of, shown
+from kairos.router.config.schema import Setting, flag_of, read_values, settings_of
 from kairos.router.config.settings import RouterConfig
 from kairos.router.edge.keys import hash_key, load_keys, new_key
 
@@ -66,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return _run(config)
     except InputError as error:
-        print(f"kairos-router: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"kairos-router: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -82,16 +81,29 @@ def parse(argv: Sequence[str]) -> RouterConfig:
 
 
 def config_of(options: argparse.Namespace) -> RouterConfig:
-    """Put file and flags together; flags win."""
-    given = _read_file(options.config) if options.config else {}
-    groups = {}
-    for section in dataclasses.fields(RouterConfig):
-        values = given.get(section.name, {})
-        for field in dataclasses.fields(_group(section)):
-            flag = getattr(options, field.name, None)
-            if knob_of(field) and flag is not None:
-                values[field.name] = flag
-        groups[section.name] = _group(section)(**values)
+    """Put file and flags together; flags win.
+
+    Raises:
+        InputError: a line for each value that is not allowed.
+    """
+    sections = RouterConfig.groups()
+    where = f"--config: {options.config}"
+    document = read_document(options.config, "--config") if options.config else {}
+    refuse_unknown(document, sections, where)
+    errors: list[str] = []
+    values: dict[str, dict[str, Any]] = {}
+    for name, group in sections.items():
+        in_file = mapping(document.get(name, {}), f"{where}: {name}")
+        flags = {n: v for n in settings_of(group) if (v := getattr(options, n)) is not None}
+
+        def place(setting: str, section: str = name) -> str:
+            return f"{where}: {section}.{setting}"
+
+        values[name] = read_values(group, in_file, place, errors)
+        values[name] |= read_values(group, flags, flag_of, errors)
+    if errors:
+        raise InputError("\n".join(errors))
+    groups: dict[str, Any] = {name: group(**values[name]) for name, group in sections.items()}
     return RouterConfig(**groups)
 
 
@@ -124,32 +136,6 @@ def _key(argv: list[str]) -> int:
     return 0
 
 
-def _read_file(path: Path) -> dict[str, dict[str, Any]]:
-    document = read_document(path, "--config")
-    sections = {section.name: _group(section) for section in dataclasses.fields(RouterConfig)}
-    refuse_unknown(document, sections, f"--config: {path}")
-    read: dict[str, dict[str, Any]] = {}
-    for name, values in document.items():
-        where = f"--config: {path}: {name}"
-        fields = {f.name: k for f in dataclasses.fields(sections[name]) if (k := knob_of(f))}
-        refuse_unknown(mapping(values, where), fields, where)
-        read[name] = {}
-        for field, value in values.items():
-            label, knob = f"{where}.{field}", fields[field]
-            if knob.many and not isinstance(value, list):
-                raise InputError(f"{label}: {shown(value)} is not a list")
-            read[name][field] = (
-                tuple(knob.read(item, label) for item in value)
-                if knob.many
-                else knob.read(value, label)
-            )
-    return read
-
-
-def _group(section: "dataclasses.Field[Any]") -> Any:
-    return section.default_factory  # the group's class: it can be built without arguments
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="kairos-router",
@@ -164,35 +150,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", type=Path, metavar="FILE", help="YAML or TOML file of settings")
     add("--check", action="store_true", help="check flags and files, then exit")
     add("--pd-disaggregation", action="store_true", help="accepted: the router does nothing else")
-    for section in dataclasses.fields(RouterConfig):
-        group = parser.add_argument_group(section.name, _group(section).__doc__.partition("\n")[0])
-        for field in dataclasses.fields(_group(section)):
-            _add_flag(group, field)
+    for name, group in RouterConfig.groups().items():
+        section = parser.add_argument_group(name, group.__doc__)
+        for setting in settings_of(group).values():
+            _add_flag(section, setting)
     return parser
 
 
-def _add_flag(group: Any, field: "dataclasses.Field[Any]") -> None:
-    knob = knob_of(field)
-    if knob is None:
-        return
-    text = knob.help.replace("%", "%%")
-    if knob.metavar is None:
+def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
+    text = setting.help.replace("%", "%%")
+    if setting.metavar is None:
         action = argparse.BooleanOptionalAction
-        group.add_argument(flag_of(field.name), action=action, default=None, help=text)
+        section.add_argument(setting.flag, action=action, default=None, help=text)
         return
-    if field.default not in (None, ()):
-        text = f"{text} (default {default_text(field.default)})"
-    group.add_argument(
-        flag_of(field.name),
-        action="append" if knob.many else "store",
-        nargs="+" if knob.words == "+" else None,
-        metavar=tuple(knob.metavar.split(" ")) if knob.words == "+" else knob.metavar,
+    if setting.default not in (None, ()):
+        text = f"{text} (default {setting.default_text})"
+    words = setting.metavar.split(" ")
+    section.add_argument(
+        setting.flag,
+        action="store" if setting.read_item is None else "append",
+        nargs=None if len(words) == 1 else "+",
+        metavar=setting.metavar if len(words) == 1 else tuple(words),
         help=text,
     )
-
-
-def default_text(value: object) -> str:
-    """A default as help texts and documents show it."""
-    if isinstance(value, Enum):
-        return str(value.value)
-    return f"{value:.10g}" if isinstance(value, float) else str(value)

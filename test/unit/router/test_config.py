@@ -1,28 +1,22 @@
 """The configuration: what is allowed, and what an error says."""
 
-import dataclasses
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kairos.errors import InputError
 from kairos.router.cli import main, parse
-from kairos.router.config.schema import flag_of, knob_of
-from kairos.router.config.settings import Limits, RouterConfig, Security, Workers
-from kairos.router.workers.endpoint import WorkerEndpoint
+from kairos.router.config.schema import Setting, settings_of
+from kairos.router.config.settings import Limits, RouterConfig
+from kairos.router.edge.tenant import Tenant
+from kairos.router.workers.endpoint import WorkerEndpoint, parse_pattern
 from kairos.slo import Slo
 
 PAIR = ["--prefill", "http://127.0.0.1:30001", "8998", "--decode", "http://127.0.0.1:30002"]
 
 
-def knobs() -> dict[str, dataclasses.Field]:
-    groups = [section.default_factory for section in dataclasses.fields(RouterConfig)]
-    return {
-        field.name: field
-        for group in groups
-        for field in dataclasses.fields(group)
-        if knob_of(field)
-    }
+SETTINGS = [s for group in RouterConfig.groups().values() for s in settings_of(group).values()]
 
 
 def test_a_pair_is_enough() -> None:
@@ -42,22 +36,22 @@ def test_the_spelling_of_upstreams_routers_is_understood() -> None:
     assert config.listen.port == 8000
 
 
-def test_names_of_knobs_are_unique_across_sections() -> None:
-    fields = [
-        field.name
-        for section in dataclasses.fields(RouterConfig)
-        for field in dataclasses.fields(section.default_factory)
-        if knob_of(field)
-    ]
-    assert len(fields) == len(set(fields))
+def test_names_of_settings_are_unique_across_sections() -> None:
+    assert len({setting.name for setting in SETTINGS}) == len(SETTINGS)
 
 
-@pytest.mark.parametrize("name", sorted(knobs()))
-def test_every_default_is_allowed(name: str) -> None:
-    field = knobs()[name]
-    knob = knob_of(field)
-    if field.default is not None and not knob.many:
-        assert knob.read(field.default, flag_of(name)) == field.default
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_default_is_allowed(setting: Setting) -> None:
+    assert setting.read(setting.default, setting.flag) == setting.default
+
+
+@pytest.mark.parametrize("group", [*RouterConfig.groups().values(), Tenant])
+def test_every_setting_has_a_help_text(group: type[msgspec.Struct]) -> None:
+    fields = {field.name for field in msgspec.structs.fields(group)} - {"name", "offered"}
+    assert fields == set(settings_of(group))
+    for setting in settings_of(group).values():
+        assert setting.help
+        assert setting.allowed or setting.read_item or setting.metavar == "FILE"
 
 
 @pytest.mark.parametrize(
@@ -67,10 +61,10 @@ def test_every_default_is_allowed(name: str) -> None:
         (PAIR[:3], "--decode: no decode server"),
         ([*PAIR, "--max-body-mib", "0"], "--max-body-mib: '0' is not allowed; allowed are whole"),
         ([*PAIR, "--max-body-mib", "1.5"], "whole numbers from 1 to 4096"),
-        ([*PAIR, "--queue-timeout-s", "nan"], "allowed are 0.01 to 86400 seconds"),
-        ([*PAIR, "--queue-timeout-s", "1e309"], "allowed are 0.01 to 86400 seconds"),
-        ([*PAIR, "--overload-status", "500"], "'500' is not one of 429, 503, 529"),
-        ([*PAIR, "--infeasible", "maybe"], "is not one of"),
+        ([*PAIR, "--queue-timeout-s", "nan"], "allowed are 0.01 to 86400 s"),
+        ([*PAIR, "--queue-timeout-s", "1e309"], "allowed are 0.01 to 86400 s"),
+        ([*PAIR, "--overload-status", "500"], "'500' is not allowed; allowed are 429, 503, 529"),
+        ([*PAIR, "--infeasible", "maybe"], "allowed are best_effort, degrade, reject"),
         ([*PAIR, "--slo-class", "fast=1"], "is not NAME=TTFT_MS,TPOT_MS"),
         ([*PAIR, "--slo-class", "a=1,1", "--slo-class", "a=2,2"], "'a' is defined more than once"),
         ([*PAIR, "--decode", "http://127.0.0.1:30001"], "127.0.0.1:30001 is named more than once"),
@@ -88,7 +82,7 @@ def test_every_default_is_allowed(name: str) -> None:
         ([*PAIR, "--allow-worker", "10.0.0.0/8:*"], "127.0.0.1:30001 is not in --allow-worker"),
         ([*PAIR, "--allow-worker", "10.0.0.0/99:*"], "is not HOST:PORT"),
         ([*PAIR, "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
-        ([*PAIR, "--access-log", "a\nb"], "is not a printable, non-empty text"),
+        ([*PAIR, "--access-log", "a\nb"], "allowed are printable texts"),
     ],
 )
 def test_bad_input_says_what_where_and_what_is_allowed(argv: list[str], says: str) -> None:
@@ -130,13 +124,13 @@ def test_flags_win_over_the_file(tmp_path: Path, suffix: str) -> None:
     ("text", "says"),
     [
         ("listn: {}", "unknown field 'listn'; known are listen, limits"),
-        ("listen: {prt: 1}", "listen: unknown field 'prt'; known are host, port"),
-        ("listen: {cors_origin: [x]}", "is not * or an origin"),
+        ("listen: {prt: 1}", "listen.prt: unknown field; known are host, port"),
+        ("listen: {cors_origin: [x]}", "allowed are * and origins like"),
         ("listen: {port: x}", "listen.port: 'x' is not allowed"),
         ("listen: {port: true}", "listen.port: True is not allowed"),
         ("security: {open_metrics: 'yes'}", "security.open_metrics: 'yes' is not allowed"),
         ("workers: {decode: 'b:1'}", "workers.decode: 'b:1' is not a list"),
-        ("workers: {decode: [['b:1', 2]]}", "is not one URL"),
+        ("workers: {decode: [['b:1', 2]]}", "is not an address like"),
         ("limits: 3", "limits: 3 is not a mapping"),
         ("- a", "is not a mapping"),
         ("limits: {max_headers: 20, max_headers: 30}", "found 'max_headers' a second time"),
@@ -152,13 +146,38 @@ def test_a_bad_file_says_where(tmp_path: Path, text: str, says: str) -> None:
     assert says in str(caught.value)
 
 
-def test_values_built_in_code_are_checked_too() -> None:
-    with pytest.raises(InputError, match="--max-headers"):
-        Limits(max_headers=1)
+def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(InputError, match="--max-reading-mib: must hold a body"):
         Limits(max_body_mib=2, max_reading_mib=1)
-    with pytest.raises(InputError, match="--keys-file"):
-        Security(keys_file=Path("/nowhere"))
+
+
+def test_all_values_that_are_not_allowed_are_named(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "router.yaml"
+    path.write_text("limits: {max_headers: 1, max_hedders: 2}")
+    assert main([*PAIR, "--config", str(path), "--port", "-1", "--retries", "x"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[0] for line in lines] == ["kairos-router"] * 4
+    for name, line in zip(
+        ("--port", "max_headers", "max_hedders", "--retries"), lines, strict=True
+    ):
+        assert name in line
+
+
+FILE_FLAGS = [s.flag for s in SETTINGS if s.metavar == "FILE" and s.default is None]
+
+
+@pytest.mark.parametrize("flag", ["--config", *FILE_FLAGS])
+def test_a_file_that_cannot_be_used_is_named_with_its_flag(
+    tmp_path: Path, flag: str, capsys
+) -> None:
+    for path, says in ((tmp_path / "none", "there is no"), (tmp_path, "cannot be read")):
+        assert main([*PAIR, flag, str(path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"kairos-router: {flag}: ")
+        assert str(path) in error
+        assert says in error
+        assert "; give " in error
+        assert "Errno" not in error
 
 
 def test_the_process_answers_a_bad_command_line_with_one_line(capsys) -> None:
@@ -180,8 +199,8 @@ def test_the_help_names_every_flag_and_shows_an_example_that_works(capsys) -> No
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for name in knobs():
-        assert flag_of(name) in text
+    for setting in SETTINGS:
+        assert setting.flag in text
     assert "kairos-router --prefill http://127.0.0.1:30001 8998" in text
 
 
@@ -197,7 +216,7 @@ def test_the_help_names_every_flag_and_shows_an_example_that_works(capsys) -> No
     ],
 )
 def test_allowed_servers(pattern: str, yes: list[str], no: list[str]) -> None:
-    allow = Workers(allow_worker=(pattern,)).allow_worker[0]
+    allow = parse_pattern(pattern, "")
     for key in yes:
         assert allow.matches(WorkerEndpoint("decode", f"http://{key}"))
     for key in no:

@@ -1,6 +1,5 @@
 """What lies in deploy/ against what the router has: metric names, labels, flags, settings."""
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,7 +9,7 @@ import yaml
 
 import kairos_patches
 from kairos.router.cli import parse
-from kairos.router.config.schema import flag_of, knob_of
+from kairos.router.config.schema import settings_of
 from kairos.router.config.settings import RouterConfig
 from kairos.router.observe.metrics import RouterMetrics
 from kairos.router.request.outcome import Outcome
@@ -128,12 +127,8 @@ def test_the_settings_for_kubernetes_are_understood(tmp_path: Path) -> None:
 
 def test_flags_in_the_service_exist() -> None:
     text = (DEPLOY / "systemd/kairos-router.service").read_text()
-    known = {
-        flag_of(field.name)
-        for section in dataclasses.fields(RouterConfig)
-        for field in dataclasses.fields(section.default_factory)
-        if knob_of(field)
-    }
+    groups = RouterConfig.groups().values()
+    known = {setting.flag for group in groups for setting in settings_of(group).values()}
     assert set(re.findall(r"--[a-z-]+", text)) <= known | {"--config", "--check"}
 
 

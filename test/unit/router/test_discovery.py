@@ -17,7 +17,7 @@ from kairos.router.workers.discovery import (
     read_workers,
     unite,
 )
-from kairos.router.workers.endpoint import Role, WorkerEndpoint, parse_endpoint
+from kairos.router.workers.endpoint import Role, WorkerEndpoint, parse_endpoint, parse_pattern
 
 P1, P2 = (WorkerEndpoint("prefill", f"http://10.0.0.{i}:1", 8998) for i in (1, 2))
 D1, D2, D3 = (WorkerEndpoint("decode", f"http://10.0.1.{i}:1") for i in (1, 2, 3))
@@ -150,9 +150,9 @@ async def test_names_are_followed_and_bounded(monkeypatch, caplog) -> None:
     seen = Seen()
     settings = Workers(
         prefill=(P1,),
-        decode_dns=("http://d.svc:1",),
+        decode_dns=(WorkerEndpoint("decode", "http://d.svc:1"),),
         dns_interval_s=0.05,
-        allow_worker=("10.0.0.0/8:1",),
+        allow_worker=(parse_pattern("10.0.0.0/8:1", ""),),
     )
     task = asyncio.create_task(WorkerDiscovery(RouterConfig(workers=settings), seen).run())
     await seen.next(3)
@@ -167,7 +167,7 @@ async def test_names_are_followed_and_bounded(monkeypatch, caplog) -> None:
 
 def test_the_administrator_adds_within_bounds_and_removes_anything() -> None:
     seen = Seen()
-    registry = WorkerDiscovery(config(allow_worker=("10.0.0.0/8:1",)), seen)
+    registry = WorkerDiscovery(config(allow_worker=(parse_pattern("10.0.0.0/8:1", ""),)), seen)
     registry.start()
     registry.add(D2)
     registry.remove(D1.key)  # a flag names it

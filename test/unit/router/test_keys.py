@@ -14,9 +14,13 @@ from kairos.router.edge.errors import RequestError
 from kairos.router.edge.keys import Keyring, hash_key, new_key
 from kairos.router.edge.tenant import Tenant
 from kairos.router.request.outcome import Outcome
+from kairos.router.workers.endpoint import WorkerEndpoint
 from kairos.slo import Slo, SloClasses, SloRequest
 
-WORKERS = Workers(prefill=(("a:1",),), decode=("b:1",))
+WORKERS = Workers(
+    prefill=(WorkerEndpoint("prefill", "http://a:1"),),
+    decode=(WorkerEndpoint("decode", "http://b:1"),),
+)
 CLASSES = SloClasses(
     Slo(2000, 50), {"fast": Slo(500, 30, "fast"), "batch": Slo(60_000, 500, "batch")}
 )
@@ -115,10 +119,10 @@ def test_without_an_admin_key_servers_cannot_be_changed(tmp_path: Path) -> None:
         ("tenant: {}", "unknown field 'tenant'; known are classes, tenants"),
         ("tenants: {a: {}}", "tenants.a.keys: it must be a list of hashes"),
         ("tenants: {a: {keys: [kr-secret]}}", "tenants.a.keys: a value is not sha256:"),
-        ("tenants: {a: {keys: [H], weight: 0}}", "tenants.a: weight: 0 is not allowed"),
-        ("tenants: {a: {keys: [H], wait: 1}}", "tenants.a: unknown field 'wait'"),
+        ("tenants: {a: {keys: [H], weight: 0}}", "tenants.a.weight: 0 is not allowed"),
+        ("tenants: {a: {keys: [H], wait: 1}}", "tenants.a.wait: unknown field"),
         ("tenants: {a: {keys: [H], classes: [x]}}", "SLO class: 'x' is not one of default"),
-        ("tenants: {a: {keys: [H], classes: x}}", "tenants.a.classes: it must be a list"),
+        ("tenants: {a: {keys: [H], classes: x}}", "tenants.a.classes: 'x' is not a list"),
         ("tenants: {a: {keys: [H], classes: [fast]}}", "default_class: 'default' is not among"),
         ("tenants: {a: {keys: [H], min_ttft_ms: 9, max_ttft_ms: 8}}", "9 is above max_ttft_ms"),
         ("tenants: {a: {keys: [H]}, b: {keys: [H]}}", "tenants.b.keys: a key is used twice"),
@@ -152,7 +156,7 @@ def test_reload_takes_all_of_a_good_file_and_nothing_of_a_bad_one(tmp_path: Path
     with pytest.raises(RequestError):
         ring.authenticate(bearer(old))
     path.unlink()
-    assert "cannot read" in ring.reload()
+    assert "no such file" in ring.reload()
     assert ring.authenticate(bearer(new)).name == "a"
 
 

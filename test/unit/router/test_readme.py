@@ -1,12 +1,10 @@
 """The router's README against its code."""
 
-import dataclasses
 import re
 from pathlib import Path
 
 import kairos.router
-from kairos.router.cli import default_text
-from kairos.router.config.schema import flag_of, knob_of
+from kairos.router.config.schema import settings_of
 from kairos.router.config.settings import RouterConfig
 from kairos.router.edge.keys import hash_key
 from kairos.router.edge.openapi import document
@@ -20,13 +18,9 @@ README = (Path(kairos.router.__file__).parent / "README.md").read_text()
 def test_the_flags_table_is_complete_and_has_the_defaults() -> None:
     rows = dict(re.findall(r"^\| `(--[a-z0-9-]+)[^`]*` \| ([^|]+) \|", README, re.MULTILINE))
     expected = {}
-    for section in dataclasses.fields(RouterConfig):
-        assert f"**{section.name}**" in README
-        for field in dataclasses.fields(section.default_factory):
-            if knob := knob_of(field):
-                default = default_text(field.default)
-                default = "none" if field.default in (None, ()) else default
-                expected[flag_of(field.name)] = "off" if knob.metavar is None else default
+    for section, group in RouterConfig.groups().items():
+        assert f"**{section}**" in README
+        expected |= {s.flag: s.default_text for s in settings_of(group).values()}
     assert rows == expected
 
 
@@ -55,9 +49,8 @@ def test_the_keys_file_shown_is_understood(tmp_path: Path) -> None:
     offered = parse_classes(document["classes"], SloClasses(Slo(1, 1)), "")
     [(tenant, keys)] = parse_tenants(document["tenants"], offered, "")
     assert (tenant.name, tenant.weight, keys) == ("shop", 2, [hash_key("k")])
-    for field in dataclasses.fields(Tenant):
-        if knob_of(field):
-            assert field.name in README
+    for name in settings_of(Tenant):
+        assert name in README
 
 
 def test_metrics_named_exist() -> None:

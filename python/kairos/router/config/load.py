@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from kairos.errors import InputError
-from kairos.router.config.schema import shown
+from kairos.validation import shown
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,6 +25,23 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_text(path: Path, where: str) -> str:
+    """Return the text of a file.
+
+    Raises:
+        InputError: `where`, the path and what is wrong with it.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        problem = "there is no such file; give the path of one"
+    except OSError as error:
+        problem = f"it cannot be read ({error.strerror}); give a file that this user may read"
+    except UnicodeDecodeError as error:
+        problem = f"it is not UTF-8 (byte {error.start}); save it as UTF-8"
+    raise InputError(f"{where}: {path}: {problem}")
+
+
 def read_document(path: Path, where: str) -> dict[str, Any]:
     """The mapping in a file; TOML if its name ends so, else YAML (and thereby JSON).
 
@@ -34,10 +51,7 @@ def read_document(path: Path, where: str) -> dict[str, Any]:
     Raises:
         InputError: unreadable, malformed, or something else than a mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: cannot read {path}: {error}") from error
+    text = read_text(path, where)
     try:
         if path.suffix == ".toml":
             return tomllib.loads(text)

@@ -1,176 +1,177 @@
-"""Fields of the configuration: each knows its unit, its allowed values and its help text.
+"""Settings as typed fields of `msgspec` structs: `name: Annotated[type, limits, "help"] = default`.
 
-The command line, the configuration file and the checks of values built in code all read this,
-so that a knob is described once.
+The annotation is the one description of a setting. The command line, the configuration file, error
+messages and the reference are made of it.
 """
 
-import dataclasses
-import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import msgspec
+from msgspec import Meta
 
 from kairos.errors import InputError
+from kairos.validation import Range, shown
 
-Reader = Callable[[object, str], Any]  # (value, where it comes from) -> value, or InputError
+
+def within(low: float, high: float, unit: str = "") -> Meta:
+    """Allow numbers of a closed range."""
+    extra = {"metavar": unit.upper() or "N", "allowed": f"{Range(low, high)} {unit}".rstrip()}
+    return Meta(ge=low, le=high, extra=extra)
+
+
+def printable(metavar: str) -> Meta:
+    """Allow texts without control characters."""
+    extra = {"metavar": metavar, "allowed": "printable texts of at least one character"}
+    return Meta(pattern=r"\A[^\x00-\x1f\x7f-\x9f]+\Z", extra=extra)
+
+
+def items(metavar: str, read: Callable[[Any, str], Any]) -> Meta:
+    """Describe a list; `read` makes an item of an untyped value and the place that errors name."""
+    return Meta(extra={"metavar": metavar, "read": read})
 
 
 @dataclass(frozen=True, slots=True)
-class Knob:
-    """What is known of a configuration field.
+class Setting:
+    """One setting.
 
     Attributes:
-        read: turns a value of a flag (str), a file (any) or code into the field's value.
-        help: one line; the unit included.
-        metavar: how the flag's value is shown; None for a switch.
-        many: the field is a tuple and `read` reads one item of it.
-        words: how many words of the command line one value takes: "1", or "+" for one or more.
+        name: of its field.
+        kind: its annotated type.
+        default: value where none is given.
+        help: one line.
+        metavar: form of a value on the command line; None for a switch.
+        allowed: its values for an error message; empty where the error itself tells them.
+        read_item: of a list: reads an item.
     """
 
-    read: Reader
+    name: str
+    kind: Any
+    default: Any
     help: str
     metavar: str | None
-    many: bool = False
-    words: str = "1"
+    allowed: str
+    read_item: Callable[[Any, str], Any] | None
 
+    @property
+    def flag(self) -> str:
+        return flag_of(self.name)
 
-def knob_of(field: "dataclasses.Field[Any]") -> Knob | None:
-    """The knob behind a dataclass field; None for a field that is set in code only."""
-    knob = field.metadata.get("knob")
-    return knob if isinstance(knob, Knob) else None
+    @property
+    def default_text(self) -> str:
+        """The default as documents show it."""
+        if self.default in (None, ()):
+            return "none"
+        if self.default is False:
+            return "off"
+        value = self.default.value if isinstance(self.default, Enum) else self.default
+        return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+    def read(self, value: object, where: str) -> Any:
+        """Return an untyped value as the type of the field.
+
+        Raises:
+            InputError: `where`, the value and what is allowed.
+        """
+        if self.read_item is not None:
+            if not isinstance(value, list | tuple):
+                raise InputError(f"{where}: {shown(value)} is not a list")
+            return tuple(self.read_item(item, where) for item in value)
+        try:
+            return msgspec.convert(value, self.kind, strict=False, dec_hook=_existing_file)
+        except msgspec.ValidationError as error:
+            problem = f"{shown(value)} is not allowed; allowed are {self.allowed}"
+            raise InputError(f"{where}: {problem if self.allowed else error}") from None
 
 
 def flag_of(name: str) -> str:
-    """The command line's spelling of a field name."""
+    """Return the command line's spelling of a setting."""
     return f"--{name.replace('_', '-')}"
 
 
-def check(group: Any, label: Callable[[str], str] = flag_of) -> None:
-    """Check every field of a configuration group and store what `read` makes of it.
+def settings_of(group: type[msgspec.Struct]) -> dict[str, Setting]:
+    """Return the settings of a group by name; fields without a help text are none."""
+    found = {}
+    for field in msgspec.structs.fields(group):
+        if get_origin(field.type) is not Annotated:
+            continue
+        base, *metadata, text = _flat(field.type)
+        extra: dict[str, Any] = {"metavar": "FILE"} if base is Path else {}
+        for limits in metadata:
+            extra |= limits.extra
+        if base is bool:
+            extra["allowed"] = "true and false"
+        if choices := _choices(base):
+            extra |= {"metavar": "{" + ",".join(choices) + "}", "allowed": ", ".join(choices)}
+        allowed = extra.get("allowed", "")
+        found[field.name] = Setting(
+            name=field.name,
+            kind=field.type,
+            default=field.default,
+            help=text,
+            metavar=extra.get("metavar"),
+            allowed=f"whole numbers from {allowed}" if base is int else allowed,
+            read_item=extra.get("read"),
+        )
+    return found
+
+
+def read_values(
+    group: type[msgspec.Struct],
+    given: Mapping[str, object],
+    where: Callable[[str], str],
+    errors: list[str],
+) -> dict[str, Any]:
+    """Read the values given for a group.
 
     Args:
-        label: what errors call a field, from its name.
-
-    Raises:
-        InputError: the first value that is not allowed.
+        group: has the settings.
+        given: untyped values by the settings' names.
+        where: what errors call a setting, from its name.
+        errors: receives a message for each value that is not allowed.
     """
-    for field in dataclasses.fields(group):
-        knob = knob_of(field)
-        value = getattr(group, field.name)
-        if knob is None or (value is None and field.default is None):
-            continue
-        where = label(field.name)
-        read = tuple(knob.read(v, where) for v in value) if knob.many else knob.read(value, where)
-        object.__setattr__(group, field.name, read)  # the group is frozen
+    known = settings_of(group)
+    values = {}
+    for name, value in given.items():
+        try:
+            if name not in known:
+                raise InputError(f"{where(name)}: unknown field; known are {', '.join(known)}")
+            values[name] = known[name].read(value, where(name))
+        except InputError as error:
+            errors.append(str(error))
+    return values
 
 
-def knob(
-    default: Any, read: Reader, text: str, metavar: str | None, words: str = "1", many: bool = False
-) -> Any:
-    """A field with a reader of its own."""
-    return dataclasses.field(
-        default=default, metadata={"knob": Knob(read, text, metavar, many, words)}
-    )
+def _flat(kind: Any) -> Iterator[Any]:
+    """Yield the innermost type of an annotation, None aside, then its metadata."""
+    if get_origin(kind) is Annotated:
+        base, *metadata = get_args(kind)
+        yield from _flat(base)
+        yield from metadata
+    elif get_origin(kind) in (Union, UnionType):
+        yield from _flat(next(part for part in get_args(kind) if part is not type(None)))
+    else:
+        yield kind
 
 
-def count(default: int | None, text: str, low: int, high: int, metavar: str = "N") -> Any:
-    """A whole number from `low` to `high`."""
-
-    def read(value: object, where: str) -> int:
-        number = _number(value)
-        if number is None or number != int(number) or not low <= number <= high:
-            raise InputError(
-                f"{where}: {shown(value)} is not allowed; allowed are whole numbers from {low} "
-                f"to {high}"
-            )
-        return int(number)
-
-    return knob(default, read, text, metavar)
+def _choices(kind: Any) -> list[str]:
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [str(member.value) for member in kind]
+    return []
 
 
-def real(default: float | None, text: str, low: float, high: float, metavar: str, unit: str) -> Any:
-    """A number from `low` to `high`."""
-
-    def read(value: object, where: str) -> float:
-        number = _number(value)
-        if number is None or not low <= number <= high:
-            raise InputError(
-                f"{where}: {shown(value)} is not allowed; allowed are {low:.10g} to {high:.10g} "
-                f"{unit}".rstrip()
-            )
-        return number
-
-    return knob(default, read, text, metavar)
-
-
-def seconds(default: float, text: str, low: float = 0.01, high: float = 86_400.0) -> Any:
-    """A duration; `default`, `low` and `high` in seconds."""
-    return real(default, text, low, high, "S", "seconds")
-
-
-def choice(default: object, options: tuple[Any, ...], text: str) -> Any:
-    """One of `options`: strings, integers, or members of an enumeration, which go by value."""
-    names = [str(option.value if isinstance(option, Enum) else option) for option in options]
-
-    def read(value: object, where: str) -> Any:
-        if value in options and not isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value in names:
-            return options[names.index(value)]
-        raise InputError(f"{where}: {shown(value)} is not one of {', '.join(names)}")
-
-    return knob(default, read, text, "{" + ",".join(names) + "}")
-
-
-def switch(text: str) -> Any:
-    """Off unless given."""
-
-    def read(value: object, where: str) -> bool:
-        if not isinstance(value, bool):
-            raise InputError(f"{where}: {shown(value)} is not allowed; allowed are true and false")
-        return value
-
-    return knob(False, read, text, None)
-
-
-def file(text: str) -> Any:
-    """A path of a readable file, or none."""
-
-    def read(value: object, where: str) -> Path:
-        if not isinstance(value, (str, Path)) or not str(value):
-            raise InputError(f"{where}: {shown(value)} is not a path")
-        path = Path(value)
-        if not path.is_file():
-            raise InputError(f"{where}: there is no file {shown(str(path))}")
-        return path
-
-    return knob(None, read, text, "FILE")
-
-
-def word(default: str | None, text: str, metavar: str) -> Any:
-    """A string without control characters."""
-
-    def read(value: object, where: str) -> str:
-        if not isinstance(value, str) or not value or not value.isprintable():
-            raise InputError(f"{where}: {shown(value)} is not a printable, non-empty text")
-        return value
-
-    return knob(default, read, text, metavar)
-
-
-def shown(value: object) -> str:
-    """`value` for an error message: quoted, escaped, short."""
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+def _existing_file(_: type, value: object) -> Any:
+    """Read a path, the only type of a setting that msgspec does not know."""
+    path = Path(value) if isinstance(value, str | Path) else Path()
+    if not path.exists():
+        raise ValueError(f"there is no file {shown(str(path))}; give the path of a file")
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise ValueError(f"{shown(str(path))} cannot be read; give a file that this user may read")
+    return path

@@ -1,14 +1,15 @@
 """A tenant: what its requests may ask for, and how many of them there may be."""
 
-import dataclasses
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Literal
+
+import msgspec
 
 from kairos.errors import InputError
 from kairos.router.config.load import mapping, refuse_unknown
-from kairos.router.config.schema import check, choice, count, knob, knob_of, real, shown, switch
+from kairos.router.config.schema import items, printable, read_values, within
+from kairos.router.config.settings import Count
 from kairos.slo import (
     DEFAULT_CLASS,
     TPOT_RANGE_MS,
@@ -20,26 +21,18 @@ from kairos.slo import (
     tpot_ms,
     ttft_ms,
 )
+from kairos.validation import shown
 
 ANONYMOUS = "anonymous"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
-def _milliseconds(text: str, allowed: tuple[float, float]) -> Any:
-    return real(None, text, *allowed, "MS", "milliseconds")
+_Ttft = Annotated[float, within(*TTFT_RANGE_MS, "ms")]
+_Tpot = Annotated[float, within(*TPOT_RANGE_MS, "ms")]
 
 
-def _names(text: str) -> Any:
-    return knob((), class_name, text, "NAME", many=True)
-
-
-def _class(text: str) -> Any:
-    return knob(DEFAULT_CLASS, class_name, text, "NAME")
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
+class Tenant(msgspec.Struct, frozen=True):
     """One tenant. The fields after `offered` are those of the keys file.
 
     A request may loosen the objectives of its class. It may tighten them only down to the
@@ -48,24 +41,27 @@ class Tenant:
 
     name: str
     offered: SloClasses
-    weight: float = real(1.0, "share against other tenants of a class", 0.01, 1000, "W", "")
-    classes: tuple[str, ...] = _names("classes it may choose; all if empty")
-    default_class: str = _class("class of its requests that name none")
-    min_ttft_ms: float | None = _milliseconds("tightest TTFT objective", TTFT_RANGE_MS)
-    max_ttft_ms: float | None = _milliseconds("loosest TTFT objective", TTFT_RANGE_MS)
-    min_tpot_ms: float | None = _milliseconds("tightest TPOT objective", TPOT_RANGE_MS)
-    max_tpot_ms: float | None = _milliseconds("loosest TPOT objective", TPOT_RANGE_MS)
-    out_of_bounds: str = choice("clamp", ("clamp", "reject"), "what happens beyond the bounds")
-    may_tighten: bool = switch("objectives may be any")
-    trust_elapsed: bool = switch("its elapsed_ms counts: it is a gateway, not an end user")
-    max_concurrent: int | None = count(None, "requests at a time", 1, 1_000_000)
-    requests_per_s: float | None = real(
-        None, "requests per second in the long run", 0.001, 1e6, "RATE", "requests per second"
+    weight: Annotated[float, within(0.01, 1000.0), "share against other tenants of a class"] = 1.0
+    classes: Annotated[
+        tuple[str, ...], items("NAME", class_name), "classes it may choose; all if empty"
+    ] = ()
+    default_class: Annotated[str, printable("NAME"), "class of its requests that name none"] = (
+        DEFAULT_CLASS
     )
-    burst: int = count(10, "requests at once, above requests_per_s", 1, 1_000_000)
+    min_ttft_ms: Annotated[_Ttft | None, "tightest TTFT objective"] = None
+    max_ttft_ms: Annotated[_Ttft | None, "loosest TTFT objective"] = None
+    min_tpot_ms: Annotated[_Tpot | None, "tightest TPOT objective"] = None
+    max_tpot_ms: Annotated[_Tpot | None, "loosest TPOT objective"] = None
+    out_of_bounds: Annotated[Literal["clamp", "reject"], "what happens beyond the bounds"] = "clamp"
+    may_tighten: Annotated[bool, "objectives may be any"] = False
+    trust_elapsed: Annotated[bool, "its elapsed_ms counts: it is a gateway, not a user"] = False
+    max_concurrent: Annotated[Count | None, "requests at a time"] = None
+    requests_per_s: Annotated[
+        Annotated[float, within(0.001, 1e6, "requests/s")] | None, "sustained rate of requests"
+    ] = None
+    burst: Annotated[Count, "requests at once, above requests_per_s"] = 10
 
     def __post_init__(self) -> None:
-        check(self, str)
         for name in (*self.classes, self.default_class):
             self.offered.resolve(SloRequest(slo_class=name))
         if self.classes and self.default_class not in self.classes:
@@ -157,7 +153,6 @@ def parse_tenants(
     Raises:
         InputError: malformed.
     """
-    knobs = [f.name for f in dataclasses.fields(Tenant) if knob_of(f)]
     for name, settings in mapping(value, f"{where}: tenants").items():
         label = f"{where}: tenants.{name}"
         if not _NAME.fullmatch(name) or name == ANONYMOUS:
@@ -169,12 +164,11 @@ def parse_tenants(
         keys = fields.pop("keys", None)
         if not isinstance(keys, list) or not keys:
             raise InputError(f"{label}.keys: it must be a list of hashes, at least one")
-        refuse_unknown(fields, ("keys", *knobs), label)
-        for field in dataclasses.fields(Tenant):
-            knob = knob_of(field)
-            if knob and knob.many and not isinstance(fields.get(field.name, []), list):
-                raise InputError(f"{label}.{field.name}: it must be a list")
+        errors: list[str] = []
+        values = read_values(Tenant, fields, f"{label}.".__add__, errors)
+        if errors:
+            raise InputError("\n".join(errors))
         try:
-            yield Tenant(name, offered, **fields), keys
+            yield Tenant(name, offered, **values), keys
         except InputError as error:
             raise InputError(f"{label}: {error}") from error

@@ -8,7 +8,7 @@ from enum import Enum
 from urllib.parse import urlsplit
 
 from kairos.errors import InputError
-from kairos.router.config.schema import shown
+from kairos.validation import shown
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
