@@ -10,6 +10,7 @@ import orjson
 from kairos.errors import InputError
 from kairos.router.edge.errors import invalid
 from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
+from kairos.router.request.engine_safety import check_fields, check_sampling
 from kairos.router.upstream.rooms import Transfer
 from kairos.router.workers.endpoint import WorkerEndpoint
 from kairos.slo import Slo, SloRequest, from_mapping
@@ -202,9 +203,11 @@ def _read(path: str, body: dict[str, Any], size: int, limits: BodyLimits) -> Par
     prompts = _prompts(path, body)
     if path == GENERATE:
         _check_lists(body, prompts)
+    check_fields(body)
     _check_top_logprobs(body.get(_TOP_LOGPROBS[path]), _TOP_LOGPROBS[path])
     _check_ids(path, body, limits)
     n = _n(path, body)
+    check_sampling(path, body, limits.vocab_size)
     sequences = (prompts or 1) * n
     if sequences > limits.max_sequences:
         raise InputError(
@@ -268,6 +271,8 @@ def _check_lists(body: Mapping[str, Any], prompts: int | None) -> None:
 
 def _check_top_logprobs(value: Any, name: str) -> None:
     for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, str):  # the engine may read it as a number
+            raise InputError(f"{name}: it must be a whole number")
         is_number = isinstance(one, int | float) and not isinstance(one, bool)
         if is_number and not 0 <= one <= MAX_TOP_LOGPROBS:
             raise InputError(f"{name}: {one} is not allowed; allowed are 0 to {MAX_TOP_LOGPROBS}")
@@ -281,8 +286,11 @@ def _check_ids(path: str, body: Mapping[str, Any], limits: BodyLimits) -> None:
         if not isinstance(value, list):
             continue
         for ids in value if value and isinstance(value[0], list) else [value]:
-            if not isinstance(ids, list) or not set(map(type, ids)) <= {int}:
-                continue  # texts, or for the engine to judge
+            types = set(map(type, ids)) if isinstance(ids, list) else {list}
+            if name == "prompt" and ids is value and types == {str}:
+                continue  # a batch of texts
+            if not types <= {int}:  # the engine reads some texts and floats as numbers
+                raise InputError(f"{name}: token ids must be whole numbers")
             most = limits.context_tokens
             if most is not None and len(ids) > most:
                 raise InputError(f"{name}: {len(ids)} tokens; the model takes at most {most}")

@@ -1,0 +1,116 @@
+"""Values of which an engine of 0.5.23 dies or hangs are refused before they reach one.
+
+An exception in the engine's scheduler or tokenizer loop ends the server and every request on it.
+"""
+
+import re
+from collections.abc import Mapping
+from re import _parser  # type: ignore[attr-defined]  # the engine bounds lengths with it, too
+from typing import Any
+
+from kairos.errors import InputError
+from kairos.router.paths import GENERATE
+
+# They choose where an answer goes, replace a value that the engine computes itself, or name labels
+# that its metrics do not have.
+_INTERNAL_FIELDS = ("http_worker_ipc", "positional_embed_overrides", "lora_id", "custom_labels")
+_MAX_TOP_K = 2**31 - 1
+_ANY_VOCABULARY = 2**31
+_MAX_WAYS = 1_000
+_MANY = 100  # repetitions that one without an upper bound counts as
+
+
+def check_fields(body: Mapping[str, Any]) -> None:
+    """Check the fields of a body, apart from its sampling parameters.
+
+    Raises:
+        InputError: a field that only a server may set, or a value out of range.
+    """
+    for name in _INTERNAL_FIELDS:
+        if body.get(name) is not None:
+            raise InputError(f"{name}: clients cannot set it; leave it out")
+    start = body.get("logprob_start_len")
+    for one in start if isinstance(start, list) else [start]:
+        if isinstance(one, int) and one < -1:
+            raise InputError(f"logprob_start_len: {one} is not allowed; allowed are -1 or more")
+    session = body.get("session_params")
+    if isinstance(session, dict) and not isinstance(session.get("id"), str | None):
+        raise InputError("session_params.id: it must be a text")
+
+
+def check_sampling(path: str, body: Mapping[str, Any], vocab_size: int | None) -> None:
+    """Check the sampling parameters of a body.
+
+    Args:
+        path: of the endpoint; outside /generate the parameters are fields of the body.
+        vocab_size: of the engines' model; None where not known.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    if path != GENERATE:
+        _check(body, "", vocab_size)
+        return
+    params = body.get("sampling_params")
+    for one in params if isinstance(params, list) else [params]:
+        if isinstance(one, dict):
+            _check(one, "sampling_params.", vocab_size)
+
+
+def _check(params: Mapping[str, Any], where: str, vocab_size: int | None) -> None:
+    top_k = params.get("top_k")
+    if top_k is not None and _outside(top_k, -1, _MAX_TOP_K):
+        raise InputError(f"{where}top_k: {top_k} is not allowed; allowed are -1 to {_MAX_TOP_K}")
+    # With a least number of tokens they are positions in a table of the vocabulary.
+    tokens = params.get("stop_token_ids")
+    high = (vocab_size or _ANY_VOCABULARY) - 1
+    for token in tokens if isinstance(tokens, list) else ():
+        if token is not None and _outside(token, 0, high):
+            raise InputError(
+                f"{where}stop_token_ids: {token} is not allowed; allowed are 0 to {high}"
+            )
+    patterns = params.get("stop_regex")
+    for pattern in patterns if isinstance(patterns, list) else [patterns]:
+        if isinstance(pattern, str):
+            _check_stop_regex(pattern, f"{where}stop_regex")
+
+
+def _outside(value: Any, low: int, high: int) -> bool:
+    """Whether a value is no number in a range; the engine reads some texts as numbers."""
+    return not isinstance(value, int | float) or not low <= value <= high
+
+
+def _check_stop_regex(pattern: str, where: str) -> None:
+    """Refuse a pattern whose search may take exponential time: it runs after every token."""
+    try:
+        ways = _ways(_parser.parse(pattern))
+    except (re.error, RecursionError, OverflowError) as error:
+        raise InputError(f"{where}: not a regular expression: {error}") from None
+    if ways > _MAX_WAYS:
+        raise InputError(
+            f"{where}: {pattern!r} can match one text in too many ways; use one repetition without "
+            "an upper bound at most, and neither repetitions nor alternatives inside of it"
+        )
+
+
+def _ways(parsed: Any) -> int:
+    """Ways in which a pattern can match, at most; more than `_MAX_WAYS` stands for any number."""
+    ways = 1
+    for code, value in parsed:
+        ways *= _ways_of(code, value)
+        if ways > _MAX_WAYS:
+            break
+    return ways
+
+
+def _ways_of(code: Any, value: Any) -> int:
+    if code in (_parser.MAX_REPEAT, _parser.MIN_REPEAT):
+        low, high, inner = value
+        return int(_ways(inner) ** min(high, _MANY)) + int(min(high - low, _MANY))
+    if code is _parser.SUBPATTERN:
+        return _ways(value[-1])
+    if code is _parser.BRANCH:
+        return sum(map(_ways, value[1]))
+    if code in (_parser.ASSERT, _parser.ASSERT_NOT):
+        return _ways(value[1])
+    return 1

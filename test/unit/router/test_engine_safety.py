@@ -1,0 +1,131 @@
+"""Values of which an engine dies or hangs are refused, and ordinary ones pass."""
+
+import re
+import time
+from typing import Any
+
+import orjson
+import pytest
+
+from kairos.router.edge.errors import RequestError
+from kairos.router.paths import CHAT, COMPLETIONS, GENERATE
+from kairos.router.request import parsing
+from kairos.router.request.parsing import BodyLimits, ParsedRequest
+
+LIMITS = BodyLimits(max_sequences=128, max_bytes=1 << 20, vocab_size=1024)
+
+
+def read(path: str, **body: Any) -> ParsedRequest:
+    raw = orjson.dumps(body)
+    return parsing.read(path, raw, parsing.load(raw), parsing.memory_of(raw), LIMITS)
+
+
+def sampled(**params: Any) -> ParsedRequest:
+    return read(GENERATE, text="a", sampling_params=params)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top_k", 2**31),
+        ("stop_token_ids", [5000]),
+        ("stop_token_ids", [-1]),
+        ("stop_token_ids", ["5000"]),
+        ("top_k", "3000000000"),
+        ("stop_regex", "(.+)+x"),
+        ("stop_regex", ["a", "(.+)+x"]),
+    ],
+)
+def test_a_sampling_parameter_that_ends_a_scheduler_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=rf"sampling_params\.{name}.*: "):
+        sampled(**{name: value})
+    with pytest.raises(RequestError, match=name):
+        read(GENERATE, text=["a", "b"], sampling_params=[{}, {name: value}])
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top_k", 2**31),
+        ("stop_token_ids", [5000]),
+        ("stop_regex", "(.+)+x"),
+    ],
+)
+def test_the_other_endpoints_refuse_them_too(path: str, name: str, value: Any) -> None:
+    messages = [{"role": "user", "content": "a"}]
+    with pytest.raises(RequestError, match=f"^{name}"):
+        read(path, prompt="a", messages=messages, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logprob_start_len", -2),
+        ("logprob_start_len", [-1, -5]),
+        ("session_params", {"id": [1]}),
+        ("positional_embed_overrides", [1]),
+        ("custom_labels", {"a": "b"}),
+        ("http_worker_ipc", "ipc:///a"),
+        ("lora_id", "a"),
+    ],
+)
+def test_a_field_that_ends_a_scheduler_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"^{name}"):
+        read(GENERATE, text=["a", "b"], **{name: value})
+
+
+def test_ordinary_sampling_parameters_pass() -> None:
+    params = {
+        "max_new_tokens": None,
+        "min_new_tokens": 2,
+        "temperature": 0.7,
+        "top_k": -1,
+        "stop": ["a"],
+        "stop_token_ids": [5, 1023],
+        "stop_regex": [r"\n\n+", "(yes|no)[.!?]"],
+        "repetition_penalty": 1,
+        "logit_bias": {"30": -100, "31": 5.5},
+        "regex": "a+",
+        "skip_special_tokens": False,
+        "custom_params": {"a": 1},
+        "unknown": {},
+    }
+    assert sampled(**params).sequences == 1
+    assert read(COMPLETIONS, prompt="a", top_k=5, logit_bias={"1": 0.5}).sequences == 1
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(.+)+x", ".*.*.*x", "a?" * 30 + "a" * 30, "(a|ab)*x", "(a?){30}a{30}", "("]
+)
+def test_a_stop_regex_that_may_take_exponential_time_is_refused(pattern: str) -> None:
+    with pytest.raises(RequestError, match="stop_regex"):
+        sampled(stop_regex=pattern)
+
+
+@pytest.mark.parametrize("pattern", [r"\n\n+", "(yes|no)\\b", "(ab|cd){1,3}", r"[.!?]\s", "(a*)?b"])
+def test_an_accepted_stop_regex_is_searched_fast(pattern: str) -> None:
+    assert sampled(stop_regex=pattern).sequences == 1
+    begun_s = time.process_time()
+    re.search(pattern + "\x01", "aab\n " * 400)
+    assert time.process_time() - begun_s < 0.5
+
+
+@pytest.mark.parametrize("ids", [["5000"], [5000.0], [True], [1, [5000]], [[5000.0]], [[1], 5000]])
+@pytest.mark.parametrize(
+    ("path", "name"), [(GENERATE, "input_ids"), (COMPLETIONS, "prompt"), (CHAT, "input_ids")]
+)
+def test_token_ids_are_whole_numbers(path: str, name: str, ids: Any) -> None:
+    if path == COMPLETIONS and ids == ["5000"]:
+        assert read(path, prompt=ids).batch == 1  # a text
+        return
+    messages = [{"role": "user", "content": "a"}]
+    with pytest.raises(RequestError, match=f"^{name}: token ids"):
+        read(path, **{"messages": messages, name: ids})
+
+
+@pytest.mark.parametrize(("path", "name"), [(COMPLETIONS, "logprobs"), (CHAT, "top_logprobs")])
+def test_a_number_of_logprobs_is_no_text(path: str, name: str) -> None:
+    messages = [{"role": "user", "content": "a"}]
+    with pytest.raises(RequestError, match=f"^{name}"):
+        read(path, prompt="a", messages=messages, **{name: "200"})
