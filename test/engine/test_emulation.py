@@ -16,6 +16,7 @@ import pytest
 
 from kairos.cluster import Cluster, ServerDiedError
 from kairos.latency import Chunk, load_profile
+from kairos.router.workers.server_info import read_server_info
 from kairos_emulation.device_trace import DeviceRecord, read_device_trace
 from kairos_emulation.models import PRINTABLE, VOCABULARY
 from kairos_emulation.streams import WAKE_UP_S
@@ -80,6 +81,17 @@ def test_with_overlap_the_next_step_is_launched_during_this_one(cluster):
     steps = traced(cluster, body(prompt(50), 40))["decode"]
     ahead = [later.launch_s < earlier.end_s for earlier, later in pairwise(steps)]
     assert sum(ahead) > len(ahead) / 2
+
+
+@on(OFF)
+def test_a_router_learns_the_limits_of_a_server_without_kairos(cluster):
+    for server in (*cluster.prefill, *cluster.decode):
+        info = read_server_info(httpx.get(f"{server.url}/server_info", timeout=30.0).content)
+        assert info is not None
+        assert not info.kairos
+        assert info.vocab_size == VOCABULARY
+        assert info.prompt_tokens is not None
+        assert info.prompt_tokens < info.kv_tokens
 
 
 @on(long=(BLOCKING,))

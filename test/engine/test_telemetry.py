@@ -8,7 +8,8 @@ import zmq
 
 from kairos.cluster import Cluster
 from kairos.cluster.server import Server
-from kairos.router.workers.telemetry import endpoint_of
+from kairos.router.workers.endpoint import Role, parse_endpoint
+from kairos.router.workers.telemetry import reachable
 from kairos.telemetry import TelemetryReport, decoder
 from support.clusters import on
 from support.configs import KAIROS
@@ -17,8 +18,8 @@ from support.pair import Streaming, kairos_state, wait_for, wait_idle
 
 @contextmanager
 def subscribed(server: Server) -> Iterator[zmq.Socket]:
-    endpoint = endpoint_of({"internal_states": [{"kairos": kairos_state(server)}]}, server.url)
-    assert endpoint is not None
+    publisher = kairos_state(server)["telemetry"]
+    endpoint = reachable(publisher, parse_endpoint(Role.PREFILL, server.url, None, "test"))
     context = zmq.Context()
     socket = context.socket(zmq.SUB)
     socket.setsockopt(zmq.SUBSCRIBE, b"")

@@ -5,7 +5,6 @@ import ssl
 import time
 from functools import cached_property
 
-import aiohttp
 from aiohttp import web
 
 from kairos.latency import load_profile
@@ -66,6 +65,7 @@ class Router:
             load_profile(config.scheduling.profile),
             self.waiting.schedule_dispatch,
         )
+        self.registry.telemetry = Telemetry(self.registry.load, self.pool, self.engine_headers)
         self.health = Health(config.workers, self.registry, self.attempts, self.engine_headers)
         self.discovery = WorkerDiscovery(config, self.registry.discovered)
         self.gate = TenantGate()
@@ -91,13 +91,9 @@ class Router:
         self._scraped_s = 0.0
         self._scrape_every_s = 0.0
         self._background = Background()
-        self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         """Begin to look after the workers."""
-        connector = aiohttp.TCPConnector(ssl=self._tls)
-        self._session = aiohttp.ClientSession(connector=connector)
-        self.registry.telemetry = Telemetry(self.registry.load, self._session, self.engine_headers)
         self.health.start()
         self.discovery.start()
         self._background.start(self.discovery.run(), "discovery")
@@ -135,8 +131,6 @@ class Router:
         await self._background.close()
         if self.registry.telemetry is not None:
             await self.registry.telemetry.close()
-        if self._session is not None:
-            await self._session.close()
         self.pool.close()
         self.counter.close()
 

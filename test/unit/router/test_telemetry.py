@@ -1,14 +1,17 @@
 """How the router hears of its instances' load; sockets and servers are real."""
 
 import asyncio
+import ssl
 
-import aiohttp
 import orjson
 import pytest
 import zmq
 from aiohttp import web
 
-from kairos.router.workers.telemetry import Telemetry, endpoint_of, read_loads, read_report
+from kairos.router.upstream.http_client import ConnectionPool
+from kairos.router.workers.endpoint import WorkerEndpoint
+from kairos.router.workers.server_info import ServerInfo, read_server_info
+from kairos.router.workers.telemetry import Telemetry, reachable, read_loads, read_report
 from kairos.telemetry import TelemetryReport, encoder
 
 
@@ -29,29 +32,36 @@ def report(**fields) -> TelemetryReport:
     return TelemetryReport(**{**known, **fields})
 
 
-def info(endpoint: object) -> dict:
-    return {"internal_states": [{"kairos": {"telemetry": endpoint}}]}
+def pool() -> ConnectionPool:
+    return ConnectionPool(ssl.create_default_context, 1.0)
+
+
+def server(port: int) -> WorkerEndpoint:
+    return WorkerEndpoint("prefill", f"http://127.0.0.1:{port}")
+
+
+def told(telemetry: object) -> ServerInfo | None:
+    return read_server_info(
+        orjson.dumps({"internal_states": [{"kairos": {"telemetry": telemetry}}]})
+    )
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("publisher", "expected"),
     [
         ("tcp://10.0.0.7:5555", "tcp://10.0.0.7:5555"),
         ("tcp://0.0.0.0:5555", "tcp://engine.example:5555"),
         ("tcp://[::]:5555", "tcp://engine.example:5555"),
-        ("ipc:///tmp/x", None),
-        ("tcp://evil;x:1", None),
-        (None, None),
-        (7, None),
     ],
 )
-def test_an_engine_tells_where_it_publishes(told, expected):
-    assert endpoint_of(info(told), "http://engine.example:30000") == expected
+def test_an_engine_that_publishes_on_all_addresses_is_reached_at_its_host(publisher, expected):
+    endpoint = WorkerEndpoint("decode", "http://engine.example:30000")
+    assert reachable(told(publisher).telemetry, endpoint) == expected
 
 
-@pytest.mark.parametrize("info", [{}, {"internal_states": 3}, {"internal_states": [None, {}]}])
-def test_a_plain_engine_does_not(info):
-    assert endpoint_of(info, "http://h:1") is None
+@pytest.mark.parametrize("publisher", ["ipc:///tmp/x", "tcp://evil;x:1", None, 7])
+def test_what_is_no_address_is_not_connected_to(publisher):
+    assert told(publisher).telemetry is None
 
 
 def test_a_report_becomes_a_load():
@@ -101,34 +111,33 @@ async def test_reports_arrive_and_stop_when_forgotten():
     socket = context.socket(zmq.PUB)
     port = socket.bind_to_random_port("tcp://127.0.0.1")
     heard: list = []
-    async with aiohttp.ClientSession() as session:
-        telemetry = Telemetry(lambda key, load: heard.append((key, load)), session)
-        telemetry.watch("p0", "http://127.0.0.1:1", info(f"tcp://0.0.0.0:{port}"))
+    telemetry = Telemetry(lambda key, load: heard.append((key, load)), pool())
+    telemetry.watch(server(1), f"tcp://0.0.0.0:{port}")
 
-        async def publish() -> None:
-            while True:
-                socket.send(b"garbage")
-                await asyncio.sleep(0.01)
-                socket.send(encoder.encode(report()))
-                await asyncio.sleep(0.01)
+    async def publish() -> None:
+        while True:
+            socket.send(b"garbage")
+            await asyncio.sleep(0.01)
+            socket.send(encoder.encode(report()))
+            await asyncio.sleep(0.01)
 
-        publishing = asyncio.create_task(publish())
-        try:
-            shown = telemetry.snapshot
-            await until(lambda: heard and shown()["p0"]["failed"])
-            assert heard[0][0] == "p0"
-            assert heard[0][1].running == 2
-            telemetry.forget("p0")
-            await asyncio.sleep(0)
-            count = len(heard)
-            await asyncio.sleep(0.1)
-            assert len(heard) == count
-            assert shown() == {}
-        finally:
-            publishing.cancel()
-            await telemetry.close()
-            socket.close(linger=0)
-            context.term()
+    publishing = asyncio.create_task(publish())
+    try:
+        shown = telemetry.snapshot
+        await until(lambda: heard and shown()[server(1).key]["failed"])
+        assert heard[0][0] == server(1).key
+        assert heard[0][1].running == 2
+        telemetry.forget(server(1).key)
+        await asyncio.sleep(0)
+        count = len(heard)
+        await asyncio.sleep(0.1)
+        assert len(heard) == count
+        assert shown() == {}
+    finally:
+        publishing.cancel()
+        await telemetry.close()
+        socket.close(linger=0)
+        context.term()
 
 
 async def test_plain_engines_are_asked_again_and_again_whatever_they_answer():
@@ -151,28 +160,26 @@ async def test_plain_engines_are_asked_again_and_again_whatever_they_answer():
     await site.start()
     port = runner.addresses[0][1]
     heard: list = []
-    async with aiohttp.ClientSession() as session:
-        telemetry = Telemetry(lambda _, load: heard.append(load), session, poll_s=0.01)
-        telemetry.watch("d0", f"http://127.0.0.1:{port}")
-        telemetry.watch("gone", "http://127.0.0.1:1")
-        try:
-            await until(lambda: len(heard) >= 2 and telemetry.snapshot()["gone"]["failed"] >= 2)
-            assert heard[0].running == 7
-            assert telemetry.snapshot()["d0"]["failed"] == 2
-            assert set(asked) == {"core"}
-        finally:
-            await telemetry.close()
-            await runner.cleanup()
+    telemetry = Telemetry(lambda _, load: heard.append(load), pool(), poll_s=0.01)
+    telemetry.watch(server(port), None)
+    telemetry.watch(server(1), None)
+    try:
+        await until(lambda: len(heard) >= 2 and telemetry.snapshot()[server(1).key]["failed"] >= 2)
+        assert heard[0].running == 7
+        assert telemetry.snapshot()[server(port).key]["failed"] == 2
+        assert set(asked) == {"core"}
+    finally:
+        await telemetry.close()
+        await runner.cleanup()
 
 
 async def test_watching_twice_changes_nothing_and_a_new_endpoint_replaces_the_old():
-    async with aiohttp.ClientSession() as session:
-        telemetry = Telemetry(lambda *_: None, session)
-        telemetry.watch("p0", "http://127.0.0.1:1", info("tcp://127.0.0.1:9"))
-        first = telemetry._watches["p0"]
-        telemetry.watch("p0", "http://127.0.0.1:1", info("tcp://127.0.0.1:9"))
-        assert telemetry._watches["p0"] is first
-        telemetry.watch("p0", "http://127.0.0.1:1", info("tcp://127.0.0.1:10"))
-        assert telemetry.snapshot()["p0"]["endpoint"] == "tcp://127.0.0.1:10"
-        await telemetry.close()
-        assert first.task.done()
+    telemetry = Telemetry(lambda *_: None, pool())
+    telemetry.watch(server(1), "tcp://127.0.0.1:9")
+    first = telemetry._feeds[server(1).key]
+    telemetry.watch(server(1), "tcp://127.0.0.1:9")
+    assert telemetry._feeds[server(1).key] is first
+    telemetry.watch(server(1), "tcp://127.0.0.1:10")
+    assert telemetry.snapshot()[server(1).key]["endpoint"] == "tcp://127.0.0.1:10"
+    await telemetry.close()
+    assert first.task.done()

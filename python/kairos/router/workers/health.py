@@ -5,10 +5,10 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import orjson
 
+from kairos.router.background import Background
 from kairos.router.config.settings import Workers
 from kairos.router.paths import GENERATE
 from kairos.router.upstream.attempt import Attempt, AttemptDeps
@@ -18,6 +18,7 @@ from kairos.router.upstream.leg import LegError
 from kairos.router.upstream.rooms import Transfer, new_rid
 from kairos.router.workers.endpoint import Role
 from kairos.router.workers.registry import WorkerRegistry
+from kairos.router.workers.server_info import ServerInfo, read_server_info
 from kairos.router.workers.worker import State, Worker
 
 _log = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ class Health:
         self._workers = workers
         self._registry = registry
         self._parts = parts
+        self._background = Background()
         self._headers = headers
-        self._tasks: set[asyncio.Task[None]] = set()
         self._probing: set[str] = set()
         self._turn = 0
         registry.came = self.watch
@@ -66,15 +67,13 @@ class Health:
 
     def watch(self, worker: Worker) -> None:
         """Look after a server until it is forgotten."""
-        self._start(self._watch(worker), f"health {worker.key}")
+        self._background.start(self._watch(worker), f"health {worker.key}")
 
     def start(self) -> None:
-        self._start(self._keep_ready(), "health of pairs")
+        self._background.start(self._keep_ready(), "health of pairs")
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
 
     async def probe(self, prefill: Worker, decode: Worker) -> LegError | None:
         """Generate through a pair; None if it worked."""
@@ -103,7 +102,7 @@ class Health:
         except TimeoutError:
             problem = LegError(Role.DECODE, "probe_timeout", "the probe took too long")
         finally:
-            await asyncio.shield(self._start(pair.end("probe"), "end of a probe"))
+            await asyncio.shield(self._background.start(pair.end("probe"), "end of a probe"))
             self._registry.idle(prefill)
             self._registry.idle(decode)
         if problem is None:
@@ -177,33 +176,29 @@ class Health:
                     return True
                 await asyncio.sleep(_DEATH_PAUSE_S)
                 continue
-            try:
-                info = orjson.loads(data) if status == 200 else None
-            except orjson.JSONDecodeError:
-                info = None
-            if not isinstance(info, dict) or worker.start_id is None:
-                return False
-            return start_id_of(info) != worker.start_id
+            info = await _read_info(status, data)
+            return (
+                info is not None
+                and worker.info is not None
+                and info.start_id != worker.info.start_id
+            )
         return False
 
     async def _learn(self, worker: Worker) -> bool:
         """Ask the server what it is, and whether it is still the same; whether it said."""
         try:
             status, _, data = await self._call(worker, "/server_info")
-            info = orjson.loads(data) if status == 200 else None
-        except (BrokenError, TimeoutError, orjson.JSONDecodeError):
+            info = await _read_info(status, data)
+        except (BrokenError, TimeoutError):
             info = None
-        if not isinstance(info, dict):
+        if info is None:
             # A server that is busy or of another kind: what is known stays.
-            return worker.start_id is not None or worker.state is State.STARTING
-        start_id = start_id_of(info)
-        if worker.start_id not in (None, start_id):
+            return worker.info is not None or worker.state is State.STARTING
+        if worker.info is not None and worker.info.start_id != info.start_id:
             self._registry.restarted(worker)
-        worker.start_id = start_id
         worker.suspect = False
-        worker.info = {**info, **_first_state(info), **_of_kairos(info)}
-        worker.kairos = "kairos" in _first_state(info)
-        self._registry.learned(worker)
+        worker.info = info
+        self._registry.learned()
         return True
 
     async def _prove(self, worker: Worker) -> None:
@@ -262,30 +257,7 @@ class Health:
             headers=self._headers(),
         )
 
-    def _start(self, work: Any, name: str) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
-
-def start_id_of(info: Mapping[str, Any]) -> str:
-    """What differs between two starts of a server: its seed, random unless set, how long it took to
-    start, and the number a Kairos engine draws."""
-    kairos = _first_state(info).get("kairos")
-    epoch = kairos.get("epoch") if isinstance(kairos, dict) else None
-    return repr((info.get("random_seed"), info.get("startup_time"), epoch))
-
-
-def _of_kairos(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What a Kairos engine says of its model."""
-    kairos = _first_state(info).get("kairos")
-    if not isinstance(kairos, dict):
-        return {}
-    return {name: kairos[name] for name in ("vocab_size", "context_length") if name in kairos}
-
-
-def _first_state(info: Mapping[str, Any]) -> dict[str, Any]:
-    states = info.get("internal_states")
-    first = states[0] if isinstance(states, list) and states else None
-    return first if isinstance(first, dict) else {}
+async def _read_info(status: int, data: bytes) -> ServerInfo | None:
+    """Read an answer of /server_info off the event loop, because it may read a file."""
+    return await asyncio.to_thread(read_server_info, data) if status == 200 else None

@@ -53,6 +53,7 @@ class WorkerRegistry:
         self._metrics = metrics
         self._profile = profile
         self._changed = changed
+        self._limits: tuple[int | None, int | None] = None, None
         self._known: set[str] = set()  # to the dispatcher
 
     def of(self, role: Role, *states: State) -> list[Worker]:
@@ -81,26 +82,20 @@ class WorkerRegistry:
         ]
         return max(self.last_success_s or -inf, *flowing, -inf)
 
-    def learned(self, worker: Worker) -> None:
-        """A worker said what it is."""
-        served = (w.info.get("served_model_name") for w in self.workers.values())
-        names = {name for name in served if isinstance(name, str)}
-        self._metrics.model.names = frozenset(names)
+    def learned(self) -> None:
+        """Take over what a worker said about itself."""
+        known = [worker.info for worker in self.workers.values() if worker.info is not None]
+        self._metrics.model.names = frozenset(info.model for info in known if info.model)
+        vocabularies = [info.vocab_size for info in known if info.vocab_size]
+        longest = [info.prompt_tokens for info in known if info.prompt_tokens]
+        self._limits = min(vocabularies, default=None), min(longest, default=None)
 
     def model_limits(self) -> tuple[int | None, int | None]:
-        """Vocabulary and longest prompt, tokens, that every worker in use takes; None where none
-        says."""
-        vocabularies: list[int] = []
-        contexts: list[int] = []
-        for worker in self.workers.values():
-            for found, name in (
-                (vocabularies, "vocab_size"),
-                (contexts, "max_req_input_len"),
-                (contexts, "context_length"),
-            ):
-                if (value := _count(worker.info, name)) is not None:
-                    found.append(value)
-        return min(vocabularies, default=None), min(contexts, default=None)
+        """Return vocabulary and longest prompt, tokens, that every worker takes.
+
+        None where no worker tells it.
+        """
+        return self._limits
 
     def discovered(self, added: Endpoints, gone: Endpoints) -> None:
         """Servers came and went."""
@@ -308,6 +303,7 @@ class WorkerRegistry:
             self._known.discard(worker.key)
             self._dispatcher.remove_worker(worker.key)
         self._metrics.forget_worker(worker.role.value, worker.key)
+        self.learned()
 
     def _set(self, worker: Worker, state: State) -> None:
         if worker.state is state:
@@ -336,22 +332,15 @@ class WorkerRegistry:
             worker.role,
             self._profile,
             preemptive=worker.kairos,
-            kv_tokens=_count(info, "max_total_num_tokens"),
-            max_running=_count(info, "max_running_requests"),
+            kv_tokens=info.kv_tokens if info else None,
+            max_running=info.max_running if info else None,
         )
         self._known.add(worker.key)
         if self.telemetry is not None:
-            self.telemetry.watch(worker.key, worker.endpoint.url, info)
+            self.telemetry.watch(worker.endpoint, info.telemetry if info else None)
 
     def _labels(self, worker: Worker) -> tuple[str, str]:
         return worker.role.value, self._metrics.worker(worker.key)
-
-
-def _count(info: Mapping[str, Any], name: str) -> int | None:
-    value = info.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        return None
-    return value
 
 
 def _plain(details: Mapping[str, Any]) -> dict[str, Any]:

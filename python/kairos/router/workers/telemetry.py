@@ -7,20 +7,21 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
 import orjson
 import zmq
 import zmq.asyncio
 
 from kairos.router.placement.load import WorkerLoad
-from kairos.telemetry import MAX_BYTES, VERSION, TelemetryReport, decoder, is_endpoint
+from kairos.router.upstream.http_client import BrokenError, ConnectionPool
+from kairos.router.workers.endpoint import WorkerEndpoint
+from kairos.telemetry import MAX_BYTES, VERSION, TelemetryReport, decoder
 
 POLL_S = 0.5
-POLL_TIMEOUT_S = 2.0
-_MAX_ANSWER_BYTES = 1 << 20
+"""Seconds between two reports that are fetched from one server."""
+_FETCH_TIMEOUT_S = 2.0
+_LOADS = "/v1/loads?include=core"
 _WILDCARDS = ("0.0.0.0", "[::]")
 
 OnLoad = Callable[[str, WorkerLoad], None]
@@ -30,73 +31,75 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Feed:
-    """How one instance is watched, and what came of it.
+    """The reports of one worker.
 
     Attributes:
-        endpoint: where its messages are published; None: its loads are fetched.
-        received: reports taken in.
-        failed: messages or answers that could not be read, fetches that failed.
+        publisher: address of its messages; None: its loads are fetched.
+        received: reports that were read.
+        failed: messages or answers that could not be read, and failed fetches.
     """
 
-    endpoint: str | None
+    publisher: str | None
     task: asyncio.Task[None]
     received: int = 0
     failed: int = 0
 
 
 class Telemetry:
-    """Calls `on_load(key, load)` on the event loop for every report of a watched instance.
+    """Calls `on_load(key, load)` on the event loop for every report of a watched worker.
 
-    A report that is lost or late is not asked for again: the next one replaces it. Nothing here
-    fails when an instance is silent; the reader of a report looks at its age.
+    A lost report is replaced by the next one. A silent worker is no error here: the reader of a
+    report looks at its age.
 
     Args:
         on_load: must not block.
-        session: for fetching loads; its headers carry the engines' key. Not closed here.
-        poll_s: seconds between two fetches from one instance.
+        pool: connections to the servers, for fetching loads.
+        headers: with the servers' key; asked for each time, because a reload changes the key.
+        poll_s: seconds between two fetches from one worker.
     """
 
     def __init__(
         self,
         on_load: OnLoad,
-        session: aiohttp.ClientSession,
+        pool: ConnectionPool,
         headers: Callable[[], Mapping[str, str]] = dict,
         poll_s: float = POLL_S,
     ) -> None:
         self._on_load = on_load
-        self._session = session
+        self._pool = pool
         self._headers = headers
         self._poll_s = poll_s
         self._context: zmq.asyncio.Context | None = None
-        self._watches: dict[str, _Feed] = {}
+        self._feeds: dict[str, _Feed] = {}
 
-    def watch(self, key: str, url: str, server_info: Mapping[str, Any] | None = None) -> None:
-        """Start to watch an instance, or start anew if its endpoint has changed.
+    def watch(self, endpoint: WorkerEndpoint, publisher: str | None) -> None:
+        """Start to watch a worker, or start anew if its publisher has changed.
 
         Args:
-            key: names it in `on_load`.
-            url: `http://host:port` of its server.
-            server_info: its answer to /server_info; tells where a Kairos engine publishes.
+            endpoint: names the worker by its key.
+            publisher: address at which a Kairos engine says that it publishes; None: its loads are
+                fetched.
         """
-        endpoint = endpoint_of(server_info or {}, url)
-        current = self._watches.get(key)
+        key = endpoint.key
+        publisher = publisher and reachable(publisher, endpoint)
+        current = self._feeds.get(key)
         if current is not None:
-            if current.endpoint == endpoint and not current.task.done():
+            if current.publisher == publisher and not current.task.done():
                 return
             current.task.cancel()
-        run = self._fetch(key, url) if endpoint is None else self._receive(key, endpoint)
+        run = self._fetch(endpoint) if publisher is None else self._receive(key, publisher)
         task = asyncio.get_running_loop().create_task(run, name=f"telemetry {key}")
-        self._watches[key] = _Feed(endpoint, task)
+        self._feeds[key] = _Feed(publisher, task)
 
     def forget(self, key: str) -> None:
-        """Stop to watch an instance; unknown keys are ignored."""
-        watch = self._watches.pop(key, None)
-        if watch is not None:
-            watch.task.cancel()
+        """Stop to watch a worker; unknown keys are ignored."""
+        feed = self._feeds.pop(key, None)
+        if feed is not None:
+            feed.task.cancel()
 
     async def close(self) -> None:
-        tasks = [watch.task for watch in self._watches.values()]
-        self._watches.clear()
+        tasks = [feed.task for feed in self._feeds.values()]
+        self._feeds.clear()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -107,11 +110,11 @@ class Telemetry:
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """Per key: endpoint, received and failed; for /workers and metrics."""
         return {
-            key: {"endpoint": w.endpoint, "received": w.received, "failed": w.failed}
-            for key, w in self._watches.items()
+            key: {"endpoint": w.publisher, "received": w.received, "failed": w.failed}
+            for key, w in self._feeds.items()
         }
 
-    async def _receive(self, key: str, endpoint: str) -> None:
+    async def _receive(self, key: str, publisher: str) -> None:
         if self._context is None:
             self._context = zmq.asyncio.Context()
         socket = self._context.socket(zmq.SUB)
@@ -121,67 +124,53 @@ class Telemetry:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SUBSCRIBE, b"")
         try:
-            if "[" in endpoint:
+            if "[" in publisher:
                 socket.setsockopt(zmq.IPV6, 1)
-            socket.connect(endpoint)
+            socket.connect(publisher)
             while True:
                 data = await socket.recv()
-                load = read_report(data, time.monotonic())
-                self._take(key, load, "not a report")
+                self._take(key, read_report(data, time.monotonic()), "not a report")
         except zmq.ZMQError as error:
-            _log.warning("telemetry of %s from %s: %s", key, endpoint, error)
+            _log.warning("telemetry of %s from %s: %s", key, publisher, error)
         finally:
             socket.close()
 
-    async def _fetch(self, key: str, url: str) -> None:
-        timeout = aiohttp.ClientTimeout(total=POLL_TIMEOUT_S)
+    async def _fetch(self, endpoint: WorkerEndpoint) -> None:
         while True:
-            load, problem = None, ""
-            # Halfway between question and answer, it was true.
-            asked = time.monotonic()
+            load = None
+            asked_s = time.monotonic()
             try:
-                async with self._session.get(
-                    f"{url}/v1/loads",
-                    params={"include": "core"},
-                    headers=self._headers(),  # asked for each time: a reload changes the key
-                    timeout=timeout,
-                ) as answer:
-                    data = await answer.content.read(_MAX_ANSWER_BYTES)
-                    if answer.status == 200:
-                        load = read_loads(data, (asked + time.monotonic()) / 2.0)
-                    problem = f"/v1/loads answered {answer.status}"
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                problem = type(error).__name__
-            self._take(key, load, problem)
+                status, _, data = await self._pool.call(
+                    endpoint, "GET", _LOADS, _FETCH_TIMEOUT_S, headers=self._headers()
+                )
+                problem = f"/v1/loads answered {status}"
+                if status == 200:
+                    # The report was true halfway between question and answer.
+                    load = read_loads(data, (asked_s + time.monotonic()) / 2.0)
+            except (BrokenError, TimeoutError) as error:
+                problem = str(error) or "no answer to /v1/loads"
+            self._take(endpoint.key, load, problem)
             await asyncio.sleep(self._poll_s)
 
     def _take(self, key: str, load: WorkerLoad | None, problem: str) -> None:
-        watch = self._watches.get(key)
-        if watch is None:
+        feed = self._feeds.get(key)
+        if feed is None:
             return
         if load is None:
-            watch.failed += 1
-            if watch.failed == 1:
+            feed.failed += 1
+            if feed.failed == 1:
                 _log.warning("telemetry of %s: %s", key, problem)
             return
-        watch.received += 1
+        feed.received += 1
         self._on_load(key, load)
 
 
-def endpoint_of(server_info: Mapping[str, Any], url: str) -> str | None:
-    """Where a Kairos engine publishes, from its /server_info; None if it does not. An engine that
-    listens on all addresses is reached at the host of `url`."""
-    states = server_info.get("internal_states")
-    for state in states if isinstance(states, list) else []:
-        kairos = state.get("kairos") if isinstance(state, Mapping) else None
-        endpoint = kairos.get("telemetry") if isinstance(kairos, Mapping) else None
-        if not isinstance(endpoint, str) or not is_endpoint(endpoint):
-            continue
-        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-        if host in _WILDCARDS:
-            host = urlsplit(url).netloc.rpartition("@")[2].rpartition(":")[0]
-        return f"tcp://{host}:{port}"
-    return None
+def reachable(publisher: str, endpoint: WorkerEndpoint) -> str:
+    """Return where to connect: a server that publishes on all addresses is reached at its host."""
+    host, _, port = publisher.removeprefix("tcp://").rpartition(":")
+    if host in _WILDCARDS:
+        host = endpoint.key.rpartition(":")[0]
+    return f"tcp://{host}:{port}"
 
 
 def read_report(data: bytes, received_s: float) -> WorkerLoad | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from kairos.router.workers.breaker import Breaker
 from kairos.router.workers.endpoint import Role, WorkerEndpoint
+from kairos.router.workers.server_info import ServerInfo
 from kairos.slo import DEFAULT_CLASS
 
 MAX_ABORTS = 16
@@ -35,8 +36,7 @@ class Worker:
     """A worker and its state.
 
     Attributes:
-        start_id: differs after every restart of the server, as far as it can be told.
-        kairos: it schedules by SLO itself.
+        info: the last answer to /server_info; None before the first.
         attempts: attempts whose leg runs here.
         suspect: something went wrong with it; it may have been restarted.
         leaving: it is forgotten once it is idle.
@@ -48,8 +48,7 @@ class Worker:
     endpoint: WorkerEndpoint
     breaker: Breaker
     state: State = State.STARTING
-    start_id: str | None = None
-    kairos: bool = False
+    info: ServerInfo | None = None
     attempts: set[Any] = field(default_factory=set)
     suspect: bool = True
     leaving: bool = False
@@ -59,7 +58,6 @@ class Worker:
     unanswered_since_s: float | None = None
     reason: str = ""
     _broken_legs: list[tuple[float, Any]] = field(default_factory=list)
-    info: dict[str, Any] = field(default_factory=dict)
     aborts: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_ABORTS))
 
     @property
@@ -69,6 +67,11 @@ class Worker:
     @property
     def role(self) -> Role:
         return Role(self.endpoint.role)
+
+    @property
+    def kairos(self) -> bool:
+        """Whether the engine schedules by SLO itself."""
+        return self.info is not None and self.info.kairos
 
     def leg_broke(self, attempt: Any) -> int:
         """Note that the connection of a leg broke.
@@ -86,9 +89,5 @@ class Worker:
 
     def knows_class(self, name: str) -> bool:
         """Whether the server takes an SLO of this class. One without Kairos takes any."""
-        if not self.kairos or name == DEFAULT_CLASS:
-            return True
-        defined = self.info.get("kairos_slo_class")
-        return isinstance(defined, list) and any(
-            isinstance(one, str) and one.startswith(f"{name}=") for one in defined
-        )
+        info = self.info
+        return info is None or not info.kairos or name in (DEFAULT_CLASS, *info.slo_classes)
