@@ -35,13 +35,18 @@ WARM_UP = 20
 def request(number: int, tpot_ms: float) -> "Req":
     """Return the attributes of an upstream request that batches and Kairos read."""
     from sglang.srt.kairos.request_slo import RequestSlo
+    from sglang.srt.kairos.request_state import RequestState, StreamedToken
     from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 
     from kairos.slo import Slo
 
     req = SimpleNamespace(
         # Half of its hundred tokens ahead at NOW_S.
-        kairos=RequestSlo(Slo(2_000, tpot_ms), 0.0, number, first_token_s=NOW_S - 0.05 * tpot_ms),
+        kairos=RequestState(
+            RequestSlo(Slo(2_000, tpot_ms), 0.0),
+            number,
+            first_token=StreamedToken(NOW_S - 0.05 * tpot_ms),
+        ),
         origin_input_ids=range(1_000),
         output_ids=range(100),
         finished_reason=None,

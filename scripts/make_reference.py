@@ -182,7 +182,7 @@ def built_parser(
     except _Built as built:
         return built.parser
     finally:
-        argparse.ArgumentParser.parse_known_args = original  # type: ignore[method-assign]  # same
+        argparse.ArgumentParser.parse_known_args = original  # type: ignore[method-assign]  # the original
     raise ValueError(f"{main.__module__}.main built no parser for {list(words)}")
 
 

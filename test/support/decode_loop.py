@@ -18,6 +18,7 @@ from sglang.srt.kairos.decode.rows import DecodeRows
 from sglang.srt.kairos.decode.selection import DecodeSelection
 from sglang.srt.kairos.decode.steps import DecodeSteps
 from sglang.srt.kairos.request_slo import RequestSlo
+from sglang.srt.kairos.request_state import RequestState
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import load_profile
@@ -52,7 +53,7 @@ class DecodeReq:
         token_s: times of the tokens after the first one.
     """
 
-    kairos: RequestSlo
+    kairos: RequestState
     origin_input_ids: Sequence[int]
     output_ids: list[int]
     sampling_params: FakeSamplingParams = field(default_factory=FakeSamplingParams)
@@ -256,12 +257,12 @@ class Loop:
     def join(self, prompt: int, new: int, tpot_ms: float, ttft_ms: float = 1e6) -> DecodeReq:
         """A request whose KV has arrived joins the running batch."""
         self.made += 1
-        request = RequestSlo(Slo(ttft_ms, tpot_ms), self.now, self.made)
+        request = RequestState(RequestSlo(Slo(ttft_ms, tpot_ms), self.now), self.made)
         options = FakeSamplingParams(max_new_tokens=new)
         req = DecodeReq(request, [0] * prompt, [0], options, length=prompt)
         if self.held is not None:
             self.held.mark([req], self.now)
-        if not request.held:
+        if not request.is_held:
             self.stream_output([req], return_logprob=False)
         joining = Batch([req], self.allocator)
         if self.reqs:

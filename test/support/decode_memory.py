@@ -7,6 +7,7 @@ from sglang.srt.kairos import upstream
 from sglang.srt.kairos.decode.preallocation import DecodePreallocation
 from sglang.srt.kairos.decode.rows import DecodeRows
 from sglang.srt.kairos.request_slo import RequestSlo
+from sglang.srt.kairos.request_state import RequestState
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import load_profile
@@ -39,7 +40,7 @@ def retracted(
     number: int, tokens: int, max_new: int = 100, host: str = "10.0.0.1", lora: str | None = None
 ) -> DecodeReq:
     """A request without memory."""
-    slo = RequestSlo(Slo(10_000.0, 50.0), 0.0, number)
+    slo = RequestState(RequestSlo(Slo(10_000.0, 50.0), 0.0), number)
     options = FakeSamplingParams(max_new_tokens=max_new)
     return DecodeReq(slo, [1] * tokens, [], options, lora_id=lora, bootstrap_host=host)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from sglang.srt.kairos import upstream
 from sglang.srt.kairos.request_slo import RequestSlo
+from sglang.srt.kairos.request_state import RequestState
 
 from kairos.slo import Slo
 
@@ -31,7 +32,7 @@ class FakeReq:
 
     rid: str
     origin_input_ids: Sequence[int]
-    kairos: RequestSlo
+    kairos: RequestState
     bootstrap_room: int | None = None
     output_ids: Sequence[int] = ()
     priority: int | None = None
@@ -82,8 +83,8 @@ def fake_req(number: int, tokens: int, ttft_ms: float = 60_000, cached: int = 0)
         ttft_ms: its objective.
         cached: tokens of its prompt in the radix cache; one is left to compute.
     """
-    slo = RequestSlo(Slo(ttft_ms, 50), time.monotonic(), number)
-    req = FakeReq(f"r{number}", [0] * tokens, slo)
+    state = RequestState(RequestSlo(Slo(ttft_ms, 50), time.monotonic()), number)
+    req = FakeReq(f"r{number}", [0] * tokens, state)
     req.num_matched_prefix_tokens = min(cached, tokens - 1)
     return req
 

@@ -129,6 +129,7 @@ class Engine:
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=4096)
         await site.start()
+        # aiohttp shows the port of a listener that took a free one nowhere else.
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
 
     @property
@@ -247,6 +248,7 @@ class Engine:
         aborted = asyncio.Event()
         for rid in rids:
             self._events[rid] = aborted
+            # A handler runs in a task, so there is a current one.
             self.running[rid] = asyncio.current_task()  # type: ignore[assignment]
         try:
             return await self._answer(request, body, rooms, aborted, fault)

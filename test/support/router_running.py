@@ -102,6 +102,7 @@ async def running(config: RouterConfig, ready: bool = True) -> AsyncIterator[Run
         ends.append(end)
         count(end)
 
+    # The record of every end is read here, so a method of one object is replaced.
     router.metrics.ended = ended  # type: ignore[method-assign]
     server = make_server(router)
     await router.start()

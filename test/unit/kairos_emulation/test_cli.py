@@ -51,7 +51,7 @@ def test_half_a_pair_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("command", [cluster, demo, calibrate, replay])
 def test_help_has_examples(command: object, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
-        command.main(["--help"])  # type: ignore[attr-defined]
+        command.main(["--help"])  # type: ignore[attr-defined]  # a module
     assert exited.value.code == 0
     assert "examples:" in capsys.readouterr().out
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from sglang.srt.kairos.request_slo import RequestSlo
+from sglang.srt.kairos.request_state import RequestState, StreamedToken
 
 from kairos.policy.length import LengthEstimator
 from kairos.slo import Slo
@@ -33,9 +34,11 @@ def test_prompt_for_a_busy_prefill_server_gets_no_memory_yet() -> None:
 def test_long_prompt_that_may_be_cached_is_feasible_at_its_arrival() -> None:
     server = DecodeServer(80_000, 8, [waiting(1, 50_000)])
     # Its whole prefill takes four seconds, and infeasible prompts hold their share already.
-    server.queue.queue[0].req.kairos = RequestSlo(Slo(700.0, 50.0), server.now - 0.1, 1)
+    server.queue.queue[0].req.kairos = RequestState(
+        RequestSlo(Slo(700.0, 50.0), server.now - 0.1), 1
+    )
     held = waiting(2, 15_000)
-    held.req.kairos = RequestSlo(Slo(100.0, 50.0), 0.0, 2)
+    held.req.kairos = RequestState(RequestSlo(Slo(100.0, 50.0), 0.0), 2)
     server.scheduler.disagg_decode_transfer_queue.queue = [held]
     assert server.arrange() == [1]
 
@@ -96,19 +99,19 @@ def test_prompt_whose_adapter_has_no_slot_takes_no_memory() -> None:
 def test_retracted_request_that_has_streamed_is_feasible() -> None:
     server = DecodeServer(40_000, 8, [waiting(1, 1_000), waiting(2, 1_001)])
     for one in server.queue.queue:
-        one.req.kairos = RequestSlo(Slo(100.0, 50.0), 0.0, one.req.kairos.number)
+        one.req.kairos = RequestState(RequestSlo(Slo(100.0, 50.0), 0.0), one.req.kairos.number)
     assert server.arrange() == []
     server = DecodeServer(40_000, 8, server.queue.queue)
     for one in server.queue.queue:
         one.waiting_for_input = True
-        one.req.kairos.first_token_s = 0.05
+        one.req.kairos.first_token = StreamedToken(0.05)
     assert server.arrange() == [1, 2]
 
 
 def test_prompt_near_the_handshake_timeout_goes_first() -> None:
     """The prefill server ends a handshake that is 300 s old with an error."""
     infeasible = waiting(1, 30_000)
-    infeasible.req.kairos = RequestSlo(Slo(100.0, 50.0), 0.0, 1)
+    infeasible.req.kairos = RequestState(RequestSlo(Slo(100.0, 50.0), 0.0), 1)
     server = DecodeServer(32_000, 8, [infeasible, waiting(2, 2_000)])
     assert server.arrange() == [2]
     server = DecodeServer(32_000, 8, [infeasible, waiting(2, 2_000)])

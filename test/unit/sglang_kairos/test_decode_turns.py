@@ -3,6 +3,7 @@
 import pytest
 from sglang.srt.kairos.decode.turns import DecodeTurns
 from sglang.srt.kairos.request_slo import RequestSlo
+from sglang.srt.kairos.request_state import RequestState
 
 from kairos.slo import Slo
 from support.decode_loop import Allocator, Batch, DecodeReq, Mode
@@ -12,7 +13,9 @@ NOW = 1000.0
 
 def batch(mode: str, *tpot_ms: float, prefill_only: bool = False) -> Batch:
     """An upstream batch of requests with these TPOT objectives."""
-    reqs = [DecodeReq(RequestSlo(Slo(2000, tpot), NOW), [], []) for tpot in tpot_ms]
+    reqs = [
+        DecodeReq(RequestState(RequestSlo(Slo(2000, tpot), NOW), 0), [], []) for tpot in tpot_ms
+    ]
     made = Batch(reqs, Allocator())
     made.forward_mode = Mode(mode)
     made.is_prefill_only = prefill_only

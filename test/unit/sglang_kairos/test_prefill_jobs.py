@@ -5,6 +5,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sglang.srt.kairos import upstream
 from sglang.srt.kairos.prefill.jobs import PrefillJobs
 from sglang.srt.kairos.request_slo import RequestSlo
+from sglang.srt.kairos.request_state import RequestState
 
 from kairos.latency import load_profile
 from kairos.policy.priorities import PriorityQueues
@@ -28,7 +29,9 @@ class CountedReq(FakeReq):
 
 
 def request(number: int) -> CountedReq:
-    return CountedReq(f"r{number}", [0] * 100, RequestSlo(Slo(1_000, 50), 0.0, number))
+    return CountedReq(
+        f"r{number}", [0] * 100, RequestState(RequestSlo(Slo(1_000, 50), 0.0), number)
+    )
 
 
 class Lists(RuleBasedStateMachine):

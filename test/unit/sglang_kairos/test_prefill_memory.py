@@ -1,5 +1,7 @@
 """Memory of started prompts, against a stand-in for upstream's scheduler."""
 
+from dataclasses import replace
+
 import pytest
 from sglang.srt.kairos.prefill.batch_composer import MAX_STARTED
 from sglang.srt.kairos.shared_clock import SharedClock
@@ -151,7 +153,7 @@ def test_freed_memory_goes_to_a_starved_prompt() -> None:
         while len(loop.waiting_queue) < 2:
             number += 1
             req = fake_req(number, 6 * CHUNK if number == 1 else CHUNK // 2, 1_000)
-            req.kairos.arrival_s = now
+            req.kairos.request = replace(req.kairos.request, arrival_s=now)
             loop.waiting_queue.append(req)
         batch: list[FakeReq] = loop.step(form_in_memory)
         now += 0.1

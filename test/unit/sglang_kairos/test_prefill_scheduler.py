@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sglang.srt.kairos.prefill.scheduler import PrefillScheduler
 from sglang.srt.kairos.request_slo import RequestSlo
+from sglang.srt.kairos.request_state import RequestState
 from sglang.srt.kairos.upstream import Req
 
 from kairos.latency import load_profile
@@ -29,7 +30,7 @@ def request(
 
 def aged(req: FakeReq, seconds: float) -> None:
     """It has arrived that long before `NOW`."""
-    req.kairos = RequestSlo(req.kairos.slo, NOW - seconds)
+    req.kairos = RequestState(RequestSlo(req.kairos.slo, NOW - seconds), req.kairos.number)
 
 
 def first_room(waiting: Sequence[Req]) -> int | None:

@@ -12,28 +12,17 @@ KEY = "kairos"
 MAX_WAIT_S = 3600.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class RequestSlo:
-    """An SLO with the clock it runs on; a scheduler's `Req` carries it as `req.kairos`.
+    """An SLO with the clock it runs on.
 
     Attributes:
         slo: the objectives.
         arrival_s: arrival at the first Kairos process, CLOCK_MONOTONIC seconds of this host.
-        number: order in which the scheduler received its requests; the same on every rank.
-        matched: the scheduler has looked the prompt up in its radix cache.
-        first_token_s: when a decode server streamed the first token, monotonic seconds; None
-            before.
-        held: that token is ready and held back.
-        retraction_rank: place in the order in which decode requests are kept in memory.
     """
 
     slo: Slo
     arrival_s: float
-    number: int = 0
-    matched: bool = False
-    first_token_s: float | None = None
-    held: bool = False
-    retraction_rank: int | None = None
 
     @property
     def ttft_deadline_s(self) -> float:

@@ -11,6 +11,7 @@ from sglang.srt.kairos.prefill.planner import PrefillPlanner
 from sglang.srt.kairos.prefill.scheduler import PrefillScheduler
 from sglang.srt.kairos.prometheus import engine_metrics
 from sglang.srt.kairos.request_slo import RequestSlo, of_request
+from sglang.srt.kairos.request_state import RequestState
 from sglang.srt.kairos.shared_clock import SharedClock, install
 from sglang.srt.kairos.support import planning_refusal
 from sglang.srt.kairos.upstream import Req, ScheduleBatch, SchedulePolicy, Scheduler
@@ -84,8 +85,7 @@ class KairosState:
             self._invalid += 1
             request = RequestSlo(self._config.classes.default, now)
         self._received += 1
-        request.number = self._received
-        req.kairos = request
+        req.kairos = RequestState(request, self._received)
         self._by_class[request.slo.slo_class] += 1
         self._recent.append(
             {

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from sglang.srt.kairos.request_state import AwaitedToken, StreamedToken
 from sglang.srt.kairos.upstream import PrebuiltBatch, Req, SchedulerBatchResultProcessor
 
 from kairos.policy.residents import Rows
@@ -40,9 +41,10 @@ class HeldTokens:
             now: monotonic seconds.
         """
         for req in reqs:
-            request = req.kairos
-            fresh = request.first_token_s is None and req.to_finish is None
-            request.held = fresh and now + MARGIN_S < request.ttft_deadline_s
+            state = req.kairos
+            if isinstance(state.first_token, AwaitedToken):
+                waits = req.to_finish is None and now + MARGIN_S < state.ttft_deadline_s
+                state.first_token = AwaitedToken(held=waits)
 
     def follow(self, rows: Rows, reqs: Sequence[Req]) -> None:
         """Set the release deadlines of held requests in rows that were rebuilt.
@@ -53,7 +55,7 @@ class HeldTokens:
         """
         self.count = 0
         for at, req in enumerate(reqs):
-            if req.kairos.held:
+            if req.kairos.is_held:
                 rows[at]["hold_until_s"] = req.kairos.ttft_deadline_s - MARGIN_S
                 self.count += 1
 
@@ -88,8 +90,7 @@ class HeldTokens:
             later = start_s > now and not urgent[at]
             rows[at]["hold_until_s"] = -np.inf
             rows[at]["first_token_s"] = start_s if later else now
-            reqs[at].kairos.held = False
-            reqs[at].kairos.first_token_s = float(rows[at]["first_token_s"])
+            reqs[at].kairos.first_token = StreamedToken(float(rows[at]["first_token_s"]))
             (self._due if later else released).append(reqs[at])
             self._at_deadline += not rows[at]["runs"]
             self._held_ever += 1
@@ -119,15 +120,15 @@ def process_prebuilt(
 
     Runs around `SchedulerBatchResultProcessor.process_batch_result_prebuilt`.
     """
-    if not any(req.kairos.held for req in batch.reqs):
+    if not any(req.kairos.is_held for req in batch.reqs):
         original(processor, batch)
         return
     shown = []
     for req in batch.reqs:
-        if req.kairos.held:
+        if req.kairos.is_held:
             req.update_finish_state()
-            req.kairos.held = not req.finished()
-        if req.kairos.held:
+            req.kairos.first_token = AwaitedToken(held=not req.finished())
+        if req.kairos.is_held:
             req.time_stats.set_decode_prebuilt_finish_time()
         else:
             shown.append(req)

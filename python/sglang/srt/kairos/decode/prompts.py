@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from sglang.srt.kairos.decode.rows import DecodeRows
+from sglang.srt.kairos.request_state import StreamedToken
 from sglang.srt.kairos.upstream import Req
 
 from kairos.latency import Chunk, PrefillModel
@@ -56,12 +57,12 @@ class DecodePrompts:
 
     def of(self, req: Req) -> WaitingPrompt:
         """Return the prompt of an upstream request."""
-        slo = req.kairos
+        state = req.kairos
         made = max(len(req.output_ids) - 1, 0)
         # A retracted request has streamed its first token, so its TTFT deadline no longer counts.
-        streams = slo.first_token_s is not None
-        deadline_s = math.inf if streams else slo.ttft_deadline_s
-        known = self._known.get(slo.number)
+        streams = isinstance(state.first_token, StreamedToken)
+        deadline_s = math.inf if streams else state.ttft_deadline_s
+        known = self._known.get(state.number)
         if known is not None and (known.output_tokens, known.request.deadline_s) == (
             made,
             deadline_s,
@@ -73,11 +74,11 @@ class DecodePrompts:
         min_prefill_s = 0.0
         if self._prefill is not None:
             whole_s = self._prefill.batch_s([Chunk(0, tokens)])
-            min_prefill_s = shortest_prefill_s(whole_s, slo.slo.ttft_s)
+            min_prefill_s = shortest_prefill_s(whole_s, state.slo.ttft_s)
         request = PreallocationRequest(
-            slo.number,
+            state.number,
             tokens,
-            slo.arrival_s,
+            state.arrival_s,
             deadline_s,
             min_prefill_s,
             prefill_server=f"{req.bootstrap_host}:{req.bootstrap_port}",

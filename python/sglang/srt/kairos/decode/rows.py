@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from sglang.srt.kairos.request_state import StreamedToken
 from sglang.srt.kairos.upstream import Req
 
 from kairos.policy.length import group_of
@@ -108,11 +109,12 @@ class DecodeRows:
 
     def _joined(self, req: Req, now: float) -> np.void:
         request = req.kairos
-        if request.first_token_s is None and not request.held:
-            request.first_token_s = now
+        token = request.first_token
+        if not isinstance(token, StreamedToken) and not token.held:
+            token = request.first_token = StreamedToken(now)
         row = np.zeros(1, ROW)[0]
         row["id"] = request.number
-        row["first_token_s"] = now if request.first_token_s is None else request.first_token_s
+        row["first_token_s"] = token.at_s if isinstance(token, StreamedToken) else now
         # A request that was retracted has waited, but starvation counts from its return.
         row["last_token_s"] = now
         row["hold_until_s"] = -np.inf

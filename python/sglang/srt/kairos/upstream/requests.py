@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from sglang.srt.kairos.request_slo import RequestSlo
+from sglang.srt.kairos.request_state import RequestState
 
 
 class BaseFinishReason(Protocol):
@@ -30,7 +30,7 @@ class SchedulerReqTimeStats(Protocol):
 class Req(Protocol):
     """`sglang.srt.managers.schedule_batch.Req`: one request in a scheduler."""
 
-    kairos: RequestSlo
+    kairos: RequestState
     num_matched_prefix_tokens: int
 
     @property
