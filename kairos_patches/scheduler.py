@@ -35,7 +35,7 @@ def init(
     refuse_unsupported(server_args, config)
     scheduler.kairos = KairosState(config, scheduler)
     scheduler.policy.kairos = scheduler.kairos
-    scheduler.kairos_telemetry = publisher_for(config.telemetry, scheduler)
+    scheduler.kairos_telemetry = publisher_for(config.telemetry)
 
 
 def create_generation_req(

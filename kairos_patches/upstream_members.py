@@ -9,6 +9,10 @@ from kairos_patches.hook import Hook, UpstreamDependency
 HOOKS: list[Hook] = []
 DEPENDENCIES = [
     UpstreamDependency(
+        "sglang.srt.arg_groups.model_override_base.ResolvingConfig",
+        "reads the options of a server as far as they are resolved",
+    ),
+    UpstreamDependency(
         "sglang.srt.configs.model_config.ModelConfig.__init__",
         "tells encoder-decoder models from others",
     ),

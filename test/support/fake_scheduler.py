@@ -47,6 +47,7 @@ class FakeServerArgs:
     disaggregation_decode_enable_radix_cache: bool = False
     disaggregation_decode_host_receive_threshold: float = 1.0
     dp_size: int = 1
+    attn_dp_size: int = 1
     dtype: str = "auto"
     enable_dp_attention: bool = False
     enable_pd_role_switch: bool = False

@@ -116,6 +116,8 @@ SUPPORTED = {
     "pp_size": 1,
     "tp_size": 1,
     "enable_dp_attention": False,
+    "dp_size": 1,
+    "attn_dp_size": 1,
     "tokenizer_worker_num": 1,
     "speculative_algorithm": None,
     "grpc_mode": False,
@@ -138,6 +140,8 @@ def test_supported_modes_pass() -> None:
     [
         ("pp_size", 2, "--pp-size 2"),
         ("enable_dp_attention", True, "--enable-dp-attention"),
+        ("attn_dp_size", 2, "--attn-dp-size 2"),
+        ("dp_size", 2, "--dp-size 2"),
         ("tokenizer_worker_num", 2, "--tokenizer-worker-num 2"),
         ("speculative_algorithm", "EAGLE", "--speculative-algorithm"),
         ("grpc_mode", True, "--grpc-mode"),
@@ -151,6 +155,13 @@ def test_supported_modes_pass() -> None:
 def test_unsupported_modes_are_refused(field: str, value: object, named: str) -> None:
     with pytest.raises(InputError, match=named):
         refuse_unsupported(argparse.Namespace(**{**SUPPORTED, field: value}), CONFIG)
+
+
+def test_a_mode_that_upstream_has_resolved_is_refused() -> None:
+    """Resolution declares values beside the options as given: a model may ask for a layout."""
+    args = argparse.Namespace(**SUPPORTED, _resolved_overrides=[("a model", {"attn_dp_size": 4})])
+    with pytest.raises(InputError, match="--attn-dp-size 4"):
+        refuse_unsupported(args, CONFIG)
 
 
 def test_the_embedded_rust_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +233,10 @@ def test_off_is_off_in_the_launcher() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [("--kairos-tpot-slo-ms", "-1"), ("--kairos-hold",)])
+@pytest.mark.parametrize(
+    "flags",
+    [("--kairos-tpot-slo-ms", "-1"), ("--kairos-hold",), ("--attn-dp-size", "2")],
+)
 def test_a_bad_flag_is_one_line_and_exit_code_2(flags: tuple[str, ...]) -> None:
     done = probe("--kairos", *flags)
     assert done.returncode == 2

@@ -26,11 +26,18 @@ class _Refusal(NamedTuple):
 
 
 def refuse_unsupported(server_args: ServerArgs, config: KairosConfig) -> None:
-    """Check the options of a server, raw or resolved.
+    """Check the options of a server, as far as upstream has resolved them.
+
+    The launcher checks the options as given, a scheduler checks them once they are resolved: one
+    option may set another.
 
     Raises:
         InputError: naming the option, its value and the reason.
     """
+    # Here, because importing it takes seconds; a server has it loaded.
+    from sglang.srt.arg_groups.model_override_base import resolving_view
+
+    server_args = resolving_view(server_args)
     mode = server_args.disaggregation_mode
     if config.hold and mode != "decode":
         raise InputError(
@@ -44,6 +51,9 @@ def refuse_unsupported(server_args: ServerArgs, config: KairosConfig) -> None:
 
 def _refusals(args: ServerArgs) -> tuple[_Refusal, ...]:
     no_slo_fields = "the gRPC server has no SLO fields"
+    ranks_decide_alone = (
+        "the data-parallel ranks of a step must agree on it, and Kairos decides for each alone"
+    )
     rust = bool(envs.SGLANG_RUST_SERVER.get())
     return (
         _Refusal(
@@ -52,11 +62,14 @@ def _refusals(args: ServerArgs) -> tuple[_Refusal, ...]:
             args.pp_size > 1,
             "pipeline stages would each order by their own clock",
         ),
+        _Refusal("--enable-dp-attention", True, args.enable_dp_attention, ranks_decide_alone),
+        _Refusal("--attn-dp-size", args.attn_dp_size, args.attn_dp_size > 1, ranks_decide_alone),
         _Refusal(
-            "--enable-dp-attention",
-            True,
-            args.enable_dp_attention,
-            "the data-parallel ranks of a step must agree on it, and Kairos decides for each alone",
+            "--dp-size",
+            args.dp_size,
+            args.dp_size > 1,
+            "the replicas would share one address for telemetry and one folder of learned "
+            "latencies. Start one server per replica behind a router",
         ),
         _Refusal(
             "--tokenizer-worker-num",

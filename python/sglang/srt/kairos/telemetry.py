@@ -88,16 +88,14 @@ class TelemetryPublisher:
         self._context.term()
 
 
-def publisher_for(endpoint: str | None, scheduler: Scheduler) -> TelemetryPublisher | None:
-    """Return the publisher of a scheduler; None without an address and on other ranks than 0.
+def publisher_for(endpoint: str | None) -> TelemetryPublisher | None:
+    """Return the publisher of this scheduler; None without an address and on other ranks than 0.
 
     Raises:
-        InputError: the address cannot be bound, or several data-parallel ranks would share it.
+        InputError: the address cannot be bound.
     """
     if endpoint is None:
         return None
-    if scheduler.server_args.dp_size > 1:
-        raise InputError("--kairos-telemetry does not work with data parallelism")
     # Here, because importing it takes seconds; a scheduler has it loaded.
     from sglang.srt.runtime_context import get_parallel
 
