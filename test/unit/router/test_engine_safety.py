@@ -32,6 +32,8 @@ def sampled(**params: Any) -> ParsedRequest:
         ("stop_token_ids", [-1]),
         ("stop_token_ids", ["5000"]),
         ("top_k", "3000000000"),
+        ("logit_bias", {"30": 1e38}),
+        ("logit_bias", {"30": "-1e38"}),
         ("stop_regex", "(.+)+x"),
         ("stop_regex", ["a", "(.+)+x"]),
     ],
@@ -48,6 +50,7 @@ def test_a_sampling_parameter_that_ends_a_scheduler_is_refused(name: str, value:
     ("name", "value"),
     [
         ("top_k", 2**31),
+        ("logit_bias", {"30": -1e38}),
         ("stop_token_ids", [5000]),
         ("stop_regex", "(.+)+x"),
     ],

@@ -15,6 +15,7 @@ from kairos.router.paths import GENERATE
 # that its metrics do not have.
 _INTERNAL_FIELDS = ("http_worker_ipc", "positional_embed_overrides", "lora_id", "custom_labels")
 _MAX_TOP_K = 2**31 - 1
+_MAX_BIAS = 1e30  # logits stay finite in single precision, also over the lowest temperature
 _ANY_VOCABULARY = 2**31
 _MAX_WAYS = 1_000
 _MANY = 100  # repetitions that one without an upper bound counts as
@@ -68,6 +69,13 @@ def _check(params: Mapping[str, Any], where: str, vocab_size: int | None) -> Non
         if token is not None and _outside(token, 0, high):
             raise InputError(
                 f"{where}stop_token_ids: {token} is not allowed; allowed are 0 to {high}"
+            )
+    bias = params.get("logit_bias")
+    for value in bias.values() if isinstance(bias, dict) else ():
+        if value is not None and _outside(value, -_MAX_BIAS, _MAX_BIAS):
+            raise InputError(
+                f"{where}logit_bias: {value} is not allowed; allowed are {-_MAX_BIAS} to "
+                f"{_MAX_BIAS}"
             )
     patterns = params.get("stop_regex")
     for pattern in patterns if isinstance(patterns, list) else [patterns]:
