@@ -11,8 +11,6 @@ import sys
 
 import uvloop
 
-from kairos.router.edge.listener import Listener
-
 EVENT = b'data: {"text":"x","meta_info":{"prompt_tokens":3,"completion_tokens":1,"finish_reason":null}}\n\n'  # noqa: E501
 WHOLE = b'{"text":"x","meta_info":{"prompt_tokens":3,"completion_tokens":1,"finish_reason":{"type":"length"}}}'  # noqa: E501
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
@@ -76,8 +74,11 @@ class Instant(asyncio.Protocol):
 
 
 async def main(port: int, tokens: int, gap_s: float) -> None:
-    Listener(lambda: Instant(tokens, gap_s), "127.0.0.1", port)
-    await asyncio.Event().wait()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: Instant(tokens, gap_s), "127.0.0.1", port, backlog=4096
+    )
+    await server.serve_forever()
 
 
 if __name__ == "__main__":
