@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from kairos.cluster import Cluster, Server
 from kairos.cluster.supervise import descendants
 from kairos.router.config.settings import Observability, Overload, RouterConfig, Scheduling, Workers
+from kairos.router.paths import COMPLETIONS, GENERATE
 from kairos.router.request.outcome import Outcome
 from kairos.router.upstream import abort as aborts
 from kairos.router.workers.endpoint import WorkerEndpoint
@@ -32,6 +33,24 @@ BOUND_S = 15.0  # for a request to end, whatever happens
 ABORT_LIMIT_S = 1.0  # 5 for users; here it is what a hanging leg costs
 PATIENT = replace(TIMEOUTS, first_byte_timeout_s=60.0, stream_idle_timeout_s=60.0)
 IMPATIENT = replace(TIMEOUTS, first_byte_timeout_s=SILENCE_S, stream_idle_timeout_s=SILENCE_S)
+# A server of 0.5.23 dies of each, apart from the last, which stops a scheduler for as long as it is
+# searched; found with a generator of bodies. Others are in the unit tests of the checks.
+IDS = [20, 21, 22]
+KILLERS: list[tuple[str, dict[str, Any]]] = [
+    (GENERATE, {"input_ids": [IDS, []]}),
+    (GENERATE, {"input_ids": [1 << 20]}),
+    (GENERATE, {"input_ids": IDS, "return_logprob": True, "top_logprobs_num": 129}),
+    (GENERATE, {"input_ids": IDS, "return_logprob": True, "logprob_start_len": -100}),
+    (GENERATE, {"input_ids": IDS, "sampling_params": {"top_k": 3_000_000_000}}),
+    (GENERATE, {"input_ids": IDS, "positional_embed_overrides": [1]}),
+    (GENERATE, {"input_ids": IDS, "custom_labels": {"a": "b"}}),
+    (GENERATE, {"input_ids": IDS, "session_params": {"id": [1]}}),
+    (COMPLETIONS, {"prompt": [["1048576"]]}),
+    (COMPLETIONS, {"prompt": IDS, "logprobs": "129"}),
+    (COMPLETIONS, {"prompt": "a", "min_tokens": 2, "stop_token_ids": [1 << 20]}),
+    (COMPLETIONS, {"prompt": "a", "logit_bias": {"30": 1e38}, "temperature": 1e-5}),
+    (COMPLETIONS, {"prompt": "a", "stop_regex": "(.*.*.*.*)*\\x01"}),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -254,6 +273,18 @@ async def test_a_leg_that_is_reset_before_the_first_token(
             rig.links[leg].reset()
         await rig.ended(asked, Outcome.ENGINE_FAILED)
         assert asked.status == 502
+        await rig.healthy()
+
+
+@on(KAIROS)
+async def test_a_body_of_which_an_engine_dies_never_reaches_one(cluster: Cluster) -> None:
+    async with rigged(cluster) as rig:
+        for path, body in KILLERS:
+            async with rig.up.post(body, path) as answer:
+                assert answer.status == 400, (path, body, await answer.text())
+                assert (await answer.json())["error"]["type"] == "invalid_request_error"
+        await rig.up.quiet()
+        assert {end.outcome for end in rig.up.ends} == {Outcome.INVALID}
         await rig.healthy()
 
 

@@ -83,7 +83,7 @@ def _check(params: Mapping[str, Any], where: str, vocab_size: int | None) -> Non
             _check_stop_regex(pattern, f"{where}stop_regex")
 
 
-def _outside(value: Any, low: int, high: int) -> bool:
+def _outside(value: Any, low: float, high: float) -> bool:
     """Whether a value is no number in a range; the engine reads some texts as numbers."""
     return not isinstance(value, int | float) or not low <= value <= high
 
