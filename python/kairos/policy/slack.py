@@ -135,6 +135,7 @@ class SlackPolicy:
         self._lengths = lengths
         self._unknown = np.zeros((1, 1))
         self._steps = 0
+        self._paid_s = math.inf  # last step in which skipping could keep a request on pace
 
     def admit(
         self, waiting: Rows, now_s: float, kv_tokens: int, kv_capacity: int, slots: int
@@ -143,7 +144,11 @@ class SlackPolicy:
         limits = self._kernel.AdmitLimits(
             float(kv_tokens), float(kv_capacity), slots, self.max_batch
         )
-        admitted: Any = self._kernel.admit(waiting, now_s, self.params, self._horizons, limits)
+        params = self.params
+        if now_s > self._paid_s + params.starvation_s:
+            # Memory and slots that are kept free would keep no request on pace.
+            params = params._replace(infeasible_share=1.0)
+        admitted: Any = self._kernel.admit(waiting, now_s, params, self._horizons, limits)
         return np.asarray(admitted)
 
     def select(self, residents: Rows, now_s: float) -> float:
@@ -151,7 +156,7 @@ class SlackPolicy:
         self._steps += 1
         if self._steps % self.params.period:
             return self.running_step_s(residents)
-        step_s = self._kernel.select(
+        step_s, pays = self._kernel.select(
             residents,
             now_s,
             self.table,
@@ -160,6 +165,7 @@ class SlackPolicy:
             self._horizons,
             self.max_batch,
         )
+        self._paid_s = now_s if pays else min(self._paid_s, now_s)
         return float(step_s)
 
     def running_step_s(self, residents: Rows) -> float:

@@ -20,8 +20,8 @@ EXPRESS_CATCH_UP = 2.0
 """Tokens in which a new request is to catch up."""
 EXPRESS_FLOOR = 0.25
 """Shortest express step, as a share of its TPOT objective."""
-SPLIT_WORTH = 0.25
-"""Leaving out x % of the requests without banked slack must shorten a step by x / 4 %."""
+MIN_WORTH = 0.97
+"""A step that skips requests must be worth this share of a step of all; see `_worth`."""
 SIT_OUT = 2.0
 """Full steps of slack with which a request can sit out an express step."""
 CONTEXT_OFFSET = 1_500.0
@@ -174,19 +174,20 @@ def _slack_s(row: Any, first_token_s: float, now_s: float, p: Any) -> float:
 
 
 @compiled
-def _is_infeasible(tpot_s: float, slack_s: float, horizon: float, p: Any) -> bool:
+def _is_infeasible(tpot_s: float, slack_s: float, horizon: float, p: Any, lone_s: float) -> bool:
     """Return whether a request would need a pace that is out of reach.
 
     It is not judged over fewer tokens than `horizon_min`: most requests make more than the low
-    quantile that sets their pace.
+    quantile that sets their pace. No pace is faster than `lone_s`, the shortest step of one request.
     """
-    return bool(tpot_s + slack_s / max(horizon, p.horizon_min) < p.min_pace_ratio * tpot_s)
+    fastest_s = max(p.min_pace_ratio * tpot_s, lone_s)
+    return bool(tpot_s + slack_s / max(horizon, p.horizon_min) < fastest_s)
 
 
 @compiled
 def select(
     rows: Any, now_s: float, table: StepTable, factor: float, p: Any, horizons: Any, max_batch: int
-) -> float:
+) -> tuple[float, bool]:
     """Choose the requests of the next step: fills `runs` and updates `infeasible` of the rows.
 
     Args:
@@ -199,7 +200,8 @@ def select(
         max_batch: most requests in the step.
 
     Returns:
-        predicted seconds of the step.
+        Predicted seconds of the step, and whether any request can be kept on pace at a price that
+        pays. If not, all run.
     """
     cost = StepCost(table, factor)
     n = rows.shape[0]
@@ -207,12 +209,13 @@ def select(
     load = np.zeros(3)
     tightest_s = math.inf
     starved = 0.0
+    lone_s = step_s(cost, 1.0, 0.0, 0.0)
     for i in range(n):
         row = rows[i]
         slack_s[i] = _slack_s(row, row.first_token_s, now_s, p)
         horizon = horizon_of(row, p, horizons)
         pace_s[i] = row.tpot_s + slack_s[i] / horizon
-        if _is_infeasible(row.tpot_s, slack_s[i], horizon, p):
+        if _is_infeasible(row.tpot_s, slack_s[i], horizon, p, lone_s):
             row.infeasible = True
         elif pace_s[i] >= row.tpot_s:
             row.infeasible = False
@@ -228,7 +231,67 @@ def select(
     slots = max_batch - min(starved, max(1.0, float(max_batch // 2)))
     _select_feasible(candidates, slots, cost, p, horizons, load)
     _add_infeasible(candidates, cost, p, max_batch, load)
-    return _load_s(cost, load)
+    pays = not math.isinf(tightest_s)
+    if pays and load[0] < min(n, max_batch):
+        pays = _skipping_pays(candidates, cost, p, max_batch, load)
+    return _load_s(cost, load), pays
+
+
+@compiled
+def _worth(candidates: Candidates, p: Any, runs: Any, load: Any, seconds: float) -> float:
+    """Return the tokens of a step plus the requests that keep their pace in it, per second.
+
+    A token on time thus counts twice. A skipped request with banked slack keeps its pace, too.
+
+    Args:
+        candidates: the residents.
+        p: parameters.
+        runs: whether each runs.
+        load: of those that run.
+        seconds: duration of the step.
+    """
+    rows, slack_s, pace_s = candidates.rows, candidates.slack_s, candidates.pace_s
+    kept = 0.0
+    for i in range(rows.shape[0]):
+        row = rows[i]
+        if row.infeasible:
+            continue
+        if runs[i]:
+            kept += seconds <= max(pace_s[i], p.min_step_share * row.tpot_s)
+        else:
+            kept += slack_s[i] > row.tpot_s + seconds
+    return float((load[0] + kept) / seconds)
+
+
+@compiled
+def _skipping_pays(
+    candidates: Candidates, cost: StepCost, p: Any, max_batch: int, load: Any
+) -> bool:
+    """Return whether the batch `load` is worth as much as a step of all residents.
+
+    If not, all run, as many as fit: the residents without a token for longest come first.
+    """
+    rows = candidates.rows
+    n = rows.shape[0]
+    runs = np.ones(n, np.bool_)
+    full = load.copy()
+    if n > max_batch:
+        runs[:] = rows["runs"]
+        for at in _order(rows["last_token_s"], rows):
+            if not runs[at] and full[0] < max_batch:
+                runs[at] = True
+                _count(full, rows[at])
+    else:
+        for i in range(n):
+            if not rows[i].runs:
+                _count(full, rows[i])
+    seconds, full_s = _load_s(cost, load), _load_s(cost, full)
+    worth = _worth(candidates, p, rows["runs"], load, seconds)
+    if worth >= MIN_WORTH * _worth(candidates, p, runs, full, full_s):
+        return True
+    rows["runs"][:] = runs
+    load[:] = full
+    return False
 
 
 @compiled
@@ -250,13 +313,7 @@ def _select_feasible(
     if express_s < min(whole_s, tightest_s):
         _pack(candidates, cost, p, PackLimits(express_s, True, slots), load)
     elif whole_s > tightest_s or feasible > slots:
-        hurt = _pack(candidates, cost, p, PackLimits(math.inf, False, slots), load)
-        shorter = 1.0 - _load_s(cost, load) / whole_s
-        if shorter < SPLIT_WORTH * hurt / feasible and feasible <= slots:
-            load[:] = 0.0
-            for i in range(candidates.rows.shape[0]):
-                if not candidates.rows[i].infeasible:
-                    _run(load, candidates.rows[i])
+        _pack(candidates, cost, p, PackLimits(math.inf, False, slots), load)
 
 
 @compiled
@@ -307,7 +364,7 @@ def _express_target_s(candidates: Candidates, cost: StepCost, p: Any, horizons: 
 
 
 @compiled
-def _pack(candidates: Candidates, cost: StepCost, p: Any, limits: PackLimits, load: Any) -> float:
+def _pack(candidates: Candidates, cost: StepCost, p: Any, limits: PackLimits, load: Any) -> None:
     """Choose feasible requests for a step.
 
     Starved requests come first. Requests without banked slack follow, the cheapest first, as long
@@ -320,9 +377,6 @@ def _pack(candidates: Candidates, cost: StepCost, p: Any, limits: PackLimits, lo
         p: parameters.
         limits: bounds of the step.
         load: set to the batch that is chosen.
-
-    Returns:
-        requests without banked slack that are left out.
     """
     rows, now_s = candidates.rows, candidates.now_s
     slack_s, pace_s = candidates.slack_s, candidates.pace_s
@@ -353,11 +407,6 @@ def _pack(candidates: Candidates, cost: StepCost, p: Any, limits: PackLimits, lo
         if needed or _load_with_s(cost, load, row.context_tokens) <= bound_s:
             _run(load, row)
             target_s = bound_s
-    hurt = 0.0
-    for i in range(n):
-        if not rows[i].infeasible and not rows[i].runs and key[i] < FAR:
-            hurt += 1.0
-    return hurt
 
 
 @compiled
@@ -409,14 +458,14 @@ def admit(rows: Any, now_s: float, p: Any, horizons: Any, limits: AdmitLimits) -
         row = rows[i]
         first_token_s = max(row.first_token_s, min(row.hold_until_s, now_s))
         slack_s = _slack_s(row, first_token_s, now_s, p)
-        infeasible = _is_infeasible(row.tpot_s, slack_s, horizon_of(row, p, horizons), p)
+        infeasible = _is_infeasible(row.tpot_s, slack_s, horizon_of(row, p, horizons), p, 0.0)
         key[i] = row.context_tokens + (FAR if infeasible else 0.0)
     order = _order(key, rows)
     used = limits.used_tokens
     count = 0
     for at in order:
         infeasible = key[at] >= FAR
-        share = p.infeasible_share if infeasible else p.kv_share
+        share = min(p.infeasible_share, p.kv_share) if infeasible else p.kv_share
         kept_free = (
             (1.0 - p.infeasible_share) * limits.max_batch if infeasible and used > 0.0 else 0.0
         )

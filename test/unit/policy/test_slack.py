@@ -371,3 +371,91 @@ def test_no_steps_are_predicted_where_a_request_is_behind_or_the_step_is_long():
     assert chooser.select(held(long).rows, 0.0) > 0.95 * TPOT_S
     assert not chooser.all_run_for(held(long).rows, 0.0, 8)
     assert not SlackPolicy(TABLE, 7).all_run_for(held(ahead).rows, 0.0, 8)
+
+
+tables = st.builds(
+    lambda base, request, token, bend: StepTable(
+        np.array(
+            [
+                [base + request * batch**bend + token * context for context in (0, 500_000)]
+                for batch in range(65)
+            ]
+        ),
+        500_000.0,
+        0.0,
+    ),
+    st.floats(1e-3, 0.1),
+    st.floats(0.0, 1e-3),
+    st.floats(0.0, 1e-7),
+    st.floats(0.5, 1.2),
+)
+crowds = st.lists(
+    st.builds(
+        lambda context, slack, tokens: (context, slack, tokens),
+        st.integers(10, 20_000),
+        st.floats(-60.0, 3.0),
+        st.integers(0, 500),
+    ),
+    min_size=1,
+    max_size=64,
+)
+
+
+def worth(rows: np.ndarray, runs: np.ndarray, table: StepTable) -> float:
+    """Tokens and requests that keep their pace, per second of a step; time is 0."""
+    contexts = rows["context_tokens"][runs]
+    step_s = table.step_s(len(contexts), contexts.sum(), contexts.max())
+    slack_s = rows["first_token_s"] + rows["tpot_s"] * (rows["output_tokens"] + 1 - 2)
+    horizon = np.minimum(128.0, 16.0 + rows["output_tokens"])
+    pace_s = np.maximum(rows["tpot_s"] + slack_s / horizon, 0.95 * rows["tpot_s"])
+    kept = np.where(runs, step_s <= pace_s, slack_s > rows["tpot_s"] + step_s)
+    return float((len(contexts) + (kept & ~rows["infeasible"]).sum()) / step_s)
+
+
+@settings(max_examples=300, deadline=None)
+@given(tables, crowds, st.floats(0.005, 0.2))
+def test_a_step_that_skips_requests_is_worth_a_step_of_all(table, crowd, tpot_s):
+    """Skipping cost throughput where it kept few requests on pace."""
+    numbered = enumerate(crowd)
+    residents = held([at_slack(i, *each, tpot_s=tpot_s) for i, each in numbered])
+    SlackPolicy(table, 64).select(residents.rows, 0.0)
+    rows = residents.rows
+    chosen = worth(rows, rows["runs"], table)
+    assert chosen >= 0.969 * worth(rows, np.ones(len(rows), bool), table)
+
+
+@settings(max_examples=100, deadline=None)
+@given(tables, crowds, st.floats(0.3, 1.0))
+def test_an_objective_out_of_reach_costs_no_throughput(table, crowd, share):
+    """A step of one request takes as long as the objective. New requests keep joining."""
+    tpot_s = share * table.step_s(1, 1.0, 1.0)
+    chooser, now, skipped, whole_s = SlackPolicy(table, 64), 0.0, 0, 0.0
+    residents = held(
+        [
+            at_slack(i, context, min(slack, -tpot_s), made, tpot_s)
+            for i, (context, slack, made) in enumerate(crowd)
+        ]
+    )
+    for step in range(30):
+        if len(residents) < 64:
+            residents.add(DecodeResident(1_000 + step, 500, 0, now, now, tpot_s))
+        rows = residents.rows
+        contexts = rows["context_tokens"]
+        whole_s += table.step_s(len(rows), contexts.sum(), contexts.max())
+        now += chooser.select(rows, now)
+        skipped += len(rows) - int(rows["runs"].sum())
+        rows["output_tokens"][rows["runs"]] += 1
+        rows["last_token_s"][rows["runs"]] = now
+    assert skipped == 0
+    assert now == pytest.approx(whole_s)
+
+
+def test_slots_are_not_kept_free_where_no_request_can_keep_its_pace():
+    """60 % of the slots were filled, however many requests waited for one."""
+    slow = StepTable(np.full((257, 2), 0.05), 1e6, 0.0)
+    chooser = SlackPolicy(slow, 256)
+    running_rows = held([DecodeResident(i, 1_000, 50, -90.0, 0.0, TPOT_S) for i in range(154)])
+    waiting = held([DecodeResident(999, 900, 0, -60.0, -60.0, TPOT_S)])
+    chooser.select(running_rows.rows, 0.0)
+    assert not len(chooser.admit(waiting.rows, 1.0, 154_000, 1_000_000, 102))
+    assert len(chooser.admit(waiting.rows, 6.0, 154_000, 1_000_000, 102)) == 1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from unit.sim.scenarios import flat_profile, poisson
 
 from kairos.errors import InputError
-from kairos.latency import KvLink, load_profile
+from kairos.latency import DecodeModel, KvLink, load_profile
 from kairos.sim import decode_server as decode_module
 from kairos.sim.baselines.decode import ContinuousPolicy
 from kairos.sim.baselines.prefill import BASELINES
@@ -299,3 +299,19 @@ def test_decode_cap_is_at_most_the_profiles_batch():
     ]
     assert np.array_equal(capped[0], capped[1])
     assert np.array_equal(capped[2], capped[3])
+
+
+@hypothesis_settings(max_examples=8, deadline=None)
+@given(st.sampled_from([5, 20, 50, 100]), st.floats(0.3, 1.1), st.floats(0.7, 1.2))
+def test_an_objective_out_of_reach_costs_no_throughput(base_ms, share, load):
+    """Steps of one request take about as long as the TPOT objective or longer."""
+    model = DecodeModel(base_ms / 1e3, 0.0, 1.0, 0.0, 2e-4)
+    profile = msgspec.structs.replace(PROFILE, decode=model)
+    rate = load * 256 / (model.step_s(256, 0) * 100)
+    scenario = poisson(1_500, rate, None, 100)
+    scenario = replace(scenario, tpot_s=np.full(1_500, share * base_ms / 1e3))
+    rates = [
+        summarise(simulate(scenario, SimConfig(stages="decode", decode_policy=policy), profile))
+        for policy in ("slack", "continuous")
+    ]
+    assert rates[0]["tokens_per_busy_s"] >= 0.97 * rates[1]["tokens_per_busy_s"]
