@@ -174,13 +174,15 @@ def _slack_s(row: Any, first_token_s: float, now_s: float, p: Any) -> float:
 
 
 @compiled
-def _is_infeasible(tpot_s: float, slack_s: float, horizon: float, p: Any, lone_s: float) -> bool:
+def _is_infeasible(
+    tpot_s: float, slack_s: float, horizon: float, p: Any, shortest_s: float
+) -> bool:
     """Return whether a request would need a pace that is out of reach.
 
     It is not judged over fewer tokens than `horizon_min`: most requests make more than the low
-    quantile that sets their pace. No pace is faster than `lone_s`, the shortest step of one request.
+    quantile that sets their pace. No pace is faster than `shortest_s`, a step of one request.
     """
-    fastest_s = max(p.min_pace_ratio * tpot_s, lone_s)
+    fastest_s = max(p.min_pace_ratio * tpot_s, shortest_s)
     return bool(tpot_s + slack_s / max(horizon, p.horizon_min) < fastest_s)
 
 
@@ -209,13 +211,13 @@ def select(
     load = np.zeros(3)
     tightest_s = math.inf
     starved = 0.0
-    lone_s = step_s(cost, 1.0, 0.0, 0.0)
+    shortest_s = step_s(cost, 1.0, 0.0, 0.0)
     for i in range(n):
         row = rows[i]
         slack_s[i] = _slack_s(row, row.first_token_s, now_s, p)
         horizon = horizon_of(row, p, horizons)
         pace_s[i] = row.tpot_s + slack_s[i] / horizon
-        if _is_infeasible(row.tpot_s, slack_s[i], horizon, p, lone_s):
+        if _is_infeasible(row.tpot_s, slack_s[i], horizon, p, shortest_s):
             row.infeasible = True
         elif pace_s[i] >= row.tpot_s:
             row.infeasible = False
