@@ -31,10 +31,6 @@ def router(tmp_path_factory):
 def test_every_schema_is_one() -> None:
     for name, schema in document()["components"]["schemas"].items():
         Draft202012Validator.check_schema(schema), name
-    for operations in document()["paths"].values():
-        for operation in operations.values():
-            assert operation["summary"]
-            assert operation["responses"]
 
 
 @SCHEMA.parametrize()

@@ -196,7 +196,7 @@ def test_every_outcome_and_endpoint_of_the_router_is_described() -> None:
     for outcome in Outcome:
         assert f"| `{outcome.value}` |" in text
     for path in document()["paths"]:
-        assert path.replace("{worker}", "HOST:PORT") in text
+        assert path.replace("{worker}", "HOST:PORT").replace("{model}", "MODEL") in text
 
 
 def test_every_field_of_a_latency_profile_is_described_with_its_bounds() -> None:

@@ -34,7 +34,7 @@ def test_every_outcome_and_status_is_explained() -> None:
 
 def test_every_endpoint_is_named() -> None:
     for path in document()["paths"]:
-        assert path.replace("{worker}", "HOST:PORT") in README
+        assert path.replace("{worker}", "HOST:PORT").replace("{model}", "MODEL") in README
 
 
 def test_the_keys_file_shown_is_understood(tmp_path: Path) -> None:

@@ -22,16 +22,10 @@ SERVER = {"Server": "kairos-router"}
 """Without it aiohttp would tell its own version and Python's."""
 
 
-def json_answer(
-    document: Any, status: int = 200, headers: dict[str, str] | None = None
-) -> web.Response:
-    """Any JSON."""
-    return web.Response(
-        body=orjson.dumps(document),
-        status=status,
-        headers={**SERVER, **(headers or {})},
-        content_type="application/json",
-    )
+def json_answer(document: Any, status: int = 200) -> web.Response:
+    """Return an answer of any JSON."""
+    body = orjson.dumps(document)
+    return web.Response(body=body, status=status, content_type="application/json")
 
 
 def error_document(status: int, reason: str, message: str) -> bytes:

@@ -6,6 +6,7 @@ import logging
 import resource
 import signal
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -14,12 +15,12 @@ from aiohttp import web
 
 from kairos.errors import InputError
 from kairos.router.config.settings import RouterConfig
-from kairos.router.edge import openapi
 from kairos.router.edge.answers import SERVER, json_answer, refusal
 from kairos.router.edge.client_connection import protocol_factory
 from kairos.router.edge.errors import RequestError, invalid
 from kairos.router.edge.limits import check_headers
 from kairos.router.edge.listener import ConnectionCount, Listener
+from kairos.router.edge.openapi import document
 from kairos.router.edge.tls import reload_certificate, server_context
 from kairos.router.observe import tracing
 from kairos.router.observe.metrics import CONTENT_TYPE
@@ -38,10 +39,6 @@ _FORWARD_TIMEOUT_S = 10.0
 _GC_THRESHOLDS = (20_000, 20, 100)
 """Open requests are many young objects that are all alive: looking through them again and again
 cost a tenth of a busy router's time."""
-_ASKED = {
-    "/model_info": "/model_info",
-    "/get_model_info": "/model_info",
-}
 
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST",
@@ -50,81 +47,92 @@ _PREFLIGHT = {
     "Access-Control-Max-Age": "600",
 }
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handler = Callable[..., Awaitable[web.StreamResponse]]
 
 
 class App:
-    """Finds the handler of a request; no framework, few paths."""
+    """Finds the handler of a request; no framework, few paths.
+
+    Attributes:
+        routes: handlers by path and method; the name in a path's braces is their argument `name`.
+    """
 
     def __init__(self, router: Router) -> None:
         self.router = router
-        self._by_path: dict[str, dict[str, Handler]] = {
+        self.routes: dict[str, dict[str, Handler]] = {
             **{path: {"POST": self._generate} for path in PATHS},
-            **{path: {"GET": self._ask} for path in _ASKED},
-            "/v1/models": {"GET": self._models},
+            "/v1/models": {"GET": self._list_models},
+            "/v1/models/{model}": {"GET": self._show_model},
+            "/model_info": {"GET": self._model_info},
+            "/get_model_info": {"GET": self._model_info},
             "/health": {"GET": self._health},
             "/ready": {"GET": self._ready},
             "/metrics": {"GET": self._metrics},
             "/openapi.json": {"GET": self._openapi},
             "/workers": {"GET": self._list_workers, "POST": self._add_worker},
+            "/workers/{worker}": {"DELETE": self._remove_worker},
+            "/workers/{worker}/drain": {"POST": self._drain_worker},
+            "/workers/{worker}/undrain": {"POST": self._undrain_worker},
             "/flush_cache": {"POST": self._flush, "GET": self._flush},
         }
+        self._description = orjson.dumps(document())
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        origin = self._origin(request)
-        if origin is not None and request.method == "OPTIONS":
-            return web.Response(status=204, headers={**SERVER, **cors(origin), **_PREFLIGHT})
+        cors = self._cors(request)
+        if cors and request.method == "OPTIONS":
+            return web.Response(status=204, headers={**SERVER, **cors, **_PREFLIGHT})
         answer = await self._answer(request)
-        if origin is not None and not answer.prepared:
-            answer.headers.update(cors(origin))
+        if not answer.prepared:
+            answer.headers.update({**SERVER, **cors})
         return answer
 
     async def _generate(self, request: web.BaseRequest) -> web.StreamResponse:
-        origin = self._origin(request)
-        extra = {} if origin is None else cors(origin)
-        return await self.router.handler(request, request.path.rstrip("/"), extra)
+        return await self.router.handler(request, request.path.rstrip("/"), self._cors(request))
+
+    def _cors(self, request: web.BaseRequest) -> dict[str, str]:
+        """Return the header lines that let the request's page read the answer, if it may."""
+        origin = request.headers.get("Origin")
+        allowed = self.router.config.listen.cors_origin
+        if origin is None or not (origin in allowed or "*" in allowed):
+            return {}
+        return {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": "*",
+            "Vary": "Origin",
+        }
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path.rstrip("/") or "/"
         methods = self._methods(path)
-        method = "GET" if request.method == "HEAD" else request.method
-        handler = None if methods is None else methods.get(method)
+        handler = methods.get("GET" if request.method == "HEAD" else request.method)
         if handler == self._generate:
             return await handler(request)  # checks its header lines itself
         try:
             check_headers(request.raw_headers, self.router.config.limits)
-            if methods is None:
-                raise invalid(404, "path", f"there is no {path[:80]}; there are {self._offers()}")
+            if not methods:
+                known = ", ".join(sorted(self.routes))
+                raise invalid(404, "path", f"there is no {path[:80]}; there are {known}")
             if handler is None:
                 raise invalid(405, "method", f"allowed is {', '.join(methods)}")
             return await handler(request)
         except RequestError as error:
             answer = refusal(error)
-            if methods is not None and error.status == 405:
+            if error.status == 405:
                 answer.headers["Allow"] = ", ".join(methods)
             return answer
 
-    def _methods(self, path: str) -> dict[str, Handler] | None:
-        """Handlers by method; None where there is nothing."""
-        if path.startswith("/v1/models/"):
-            return {"GET": self._model}
-        if path.startswith("/workers/"):
-            if path.endswith("/drain"):
-                return {"POST": self._drain_worker}
-            if path.endswith("/undrain"):
-                return {"POST": self._undrain_worker}
-            return {"DELETE": self._remove_worker}
-        return self._by_path.get(path)
-
-    def _offers(self) -> str:
-        return ", ".join(sorted(path for path in self._by_path if path != "/get_model_info"))
-
-    def _origin(self, request: web.BaseRequest) -> str | None:
-        """The page's origin, if its requests are allowed."""
-        origin = request.headers.get("Origin")
-        allowed = self.router.config.listen.cors_origin
-        return origin if origin is not None and ({"*", origin} & set(allowed)) else None
+    def _methods(self, path: str) -> dict[str, Handler]:
+        """Return the handlers of a path by method; none where there is nothing."""
+        if path in self.routes:
+            return self.routes[path]
+        for template, methods in reversed(self.routes.items()):
+            begin, brace, rest = template.partition("{")
+            end = rest.partition("}")[2]
+            if brace and path.startswith(begin) and path.endswith(end):
+                name = path.removeprefix(begin).removesuffix(end)
+                return {method: partial(handler, name=name) for method, handler in methods.items()}
+        return {}
 
     async def _health(self, request: web.BaseRequest) -> web.Response:
         return json_answer({"status": "ok"})
@@ -145,30 +153,25 @@ class App:
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def _openapi(self, request: web.BaseRequest) -> web.Response:
-        return web.Response(body=openapi.encoded(), content_type="application/json")
+        return web.Response(body=self._description, content_type="application/json")
 
-    async def _ask(self, request: web.BaseRequest) -> web.Response:
-        """Pass a question on to one of the workers."""
+    async def _model_info(self, request: web.BaseRequest) -> web.Response:
+        """Pass the question on to one of the workers."""
         self.router.keyring.authenticate(request.headers)
-        path = _ASKED[request.path.rstrip("/")]
         for worker in self._ready_workers():
-            status, body = await self._call(worker, "GET", path)
+            status, body = await self._call(worker, "GET", "/model_info")
             if status == 200:
-                return web.Response(
-                    body=body, status=status, headers=SERVER, content_type="application/json"
-                )
+                return web.Response(body=body, content_type="application/json")
         raise RequestError(502, Outcome.ENGINE_FAILED, "server", "the server failed", 2.0)
 
-    async def _models(self, request: web.BaseRequest) -> web.Response:
-        """The models of all workers, each once."""
+    async def _list_models(self, request: web.BaseRequest) -> web.Response:
+        """Return the models of all workers, each once."""
         self.router.keyring.authenticate(request.headers)
         models = await self._known_models()
         return json_answer({"object": "list", "data": list(models.values())})
 
-    async def _model(self, request: web.BaseRequest) -> web.Response:
-        """One of them, as in OpenAI's API."""
+    async def _show_model(self, request: web.BaseRequest, name: str) -> web.Response:
         self.router.keyring.authenticate(request.headers)
-        name = request.path.rstrip("/").removeprefix("/v1/models/")
         models = await self._known_models()
         if name not in models:
             known = ", ".join(models)
@@ -226,38 +229,37 @@ class App:
             raise invalid(409 if known else 403, "worker", str(error)) from None
         return json_answer({"worker": endpoint.key, "state": State.STARTING.value}, 201)
 
-    async def _drain_worker(self, request: web.BaseRequest) -> web.Response:
-        worker = self._named_worker(request, "/drain")
+    async def _drain_worker(self, request: web.BaseRequest, name: str) -> web.Response:
+        worker = self._named_worker(request, name)
         self.router.registry.drain(worker.key)
         return json_answer({"worker": worker.key, "state": worker.state.value})
 
-    async def _undrain_worker(self, request: web.BaseRequest) -> web.Response:
-        worker = self._named_worker(request, "/undrain")
+    async def _undrain_worker(self, request: web.BaseRequest, name: str) -> web.Response:
+        worker = self._named_worker(request, name)
         self.router.registry.undrain(worker.key)
         return json_answer({"worker": worker.key, "state": worker.state.value})
 
-    def _named_worker(self, request: web.BaseRequest, action: str) -> Worker:
-        """The worker that an administrator names in the path."""
-        self._authorize_change(request)
-        key = request.path.rstrip("/").removeprefix("/workers/").removesuffix(action)
-        worker = self.router.registry.workers.get(key)
-        if worker is None:
-            known = ", ".join(self.router.registry.workers)
-            raise invalid(404, "worker", f"there is no worker {key[:80]!r}; there are {known}")
-        return worker
-
-    def _authorize_change(self, request: web.BaseRequest) -> None:
-        """Let the administrator pass, and log what is done."""
-        self.router.keyring.authorize_admin(request.headers)
-        _log.info("admin: %s %s from %s", request.method, clean(request.path, 100), request.remote)
-
-    async def _remove_worker(self, request: web.BaseRequest) -> web.Response:
-        key = self._named_worker(request, "").key
+    async def _remove_worker(self, request: web.BaseRequest, name: str) -> web.Response:
+        key = self._named_worker(request, name).key
         try:
             self.router.discovery.remove(key)
         except KeyError:
             raise invalid(404, "worker", "there is no such server") from None
         return json_answer({"worker": key, "state": State.DRAINING.value})
+
+    def _named_worker(self, request: web.BaseRequest, name: str) -> Worker:
+        """Return the worker that an administrator names in the path."""
+        self._authorize_change(request)
+        workers = self.router.registry.workers
+        if name not in workers:
+            known = ", ".join(workers)
+            raise invalid(404, "worker", f"there is no worker {name[:80]!r}; there are {known}")
+        return workers[name]
+
+    def _authorize_change(self, request: web.BaseRequest) -> None:
+        """Let the administrator pass, and log the call."""
+        self.router.keyring.authorize_admin(request.headers)
+        _log.info("admin: %s %s from %s", request.method, clean(request.path, 100), request.remote)
 
     async def _flush(self, request: web.BaseRequest) -> web.Response:
         """Empty the prefix caches of all servers."""
@@ -386,12 +388,3 @@ def make_factory(
         router.metrics.rejected.labels(router.metrics.reason(reason)).inc()
 
     return protocol_factory(server, router.config, refused, count)
-
-
-def cors(origin: str) -> dict[str, str]:
-    """Header lines that let a page of this origin read the answer."""
-    return {
-        "Access-Control-Allow-Origin": origin,
-        "Access-Control-Expose-Headers": "*",
-        "Vary": "Origin",
-    }

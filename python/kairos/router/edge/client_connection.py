@@ -14,7 +14,7 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from kairos.router.config.settings import RouterConfig, Timeouts
-from kairos.router.edge.answers import refusal
+from kairos.router.edge.answers import SERVER, refusal
 from kairos.router.edge.errors import invalid
 from kairos.router.edge.listener import ConnectionCount
 
@@ -111,7 +111,9 @@ class ClientConnection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         if not isinstance(exc, BadHttpMessage):
-            return super().handle_error(request, status, exc, message)
+            answer = super().handle_error(request, status, exc, message)
+            answer.headers.update(SERVER)
+            return answer
         too_large = isinstance(exc, LineTooLong) or "Too many headers" in exc.message
         status, reason = (431, "headers_large") if too_large else (400, "http_malformed")
         text = "the header lines are too large" if too_large else "this is not valid HTTP/1.1"
