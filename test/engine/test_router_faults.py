@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from kairos.cluster import Cluster, Server
 from kairos.cluster.supervise import descendants
 from kairos.router.config.settings import Observability, Overload, RouterConfig, Scheduling, Workers
-from kairos.router.paths import COMPLETIONS, GENERATE
+from kairos.router.paths import CHAT, COMPLETIONS, GENERATE
 from kairos.router.request.outcome import Outcome
 from kairos.router.upstream import abort as aborts
 from kairos.router.workers.endpoint import WorkerEndpoint
@@ -36,6 +36,7 @@ IMPATIENT = replace(TIMEOUTS, first_byte_timeout_s=SILENCE_S, stream_idle_timeou
 # A server of 0.5.23 dies of each, apart from the last, which stops a scheduler for as long as it is
 # searched; found with a generator of bodies. Others are in the unit tests of the checks.
 IDS = [20, 21, 22]
+MESSAGES = [{"role": "user", "content": "a"}]
 KILLERS: list[tuple[str, dict[str, Any]]] = [
     (GENERATE, {"input_ids": [IDS, []]}),
     (GENERATE, {"input_ids": [1 << 20]}),
@@ -45,6 +46,7 @@ KILLERS: list[tuple[str, dict[str, Any]]] = [
     (GENERATE, {"input_ids": IDS, "positional_embed_overrides": [1]}),
     (GENERATE, {"input_ids": IDS, "custom_labels": {"a": "b"}}),
     (GENERATE, {"input_ids": IDS, "session_params": {"id": [1]}}),
+    (CHAT, {"messages": MESSAGES, "chat_template_kwargs": {"spaces_between_special_tokens": [1]}}),
     (COMPLETIONS, {"prompt": [["1048576"]]}),
     (COMPLETIONS, {"prompt": IDS, "logprobs": "129"}),
     (COMPLETIONS, {"prompt": "a", "min_tokens": 2, "stop_token_ids": [1 << 20]}),

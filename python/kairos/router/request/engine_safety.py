@@ -14,6 +14,7 @@ from kairos.router.paths import GENERATE
 # They choose where an answer goes, replace a value that the engine computes itself, or name labels
 # that its metrics do not have.
 _INTERNAL_FIELDS = ("http_worker_ipc", "positional_embed_overrides", "lora_id", "custom_labels")
+_SPACES = "spaces_between_special_tokens"
 _MAX_TOP_K = 2**31 - 1
 _MAX_BIAS = 1e30  # logits stay finite in single precision, also over the lowest temperature
 _ANY_VOCABULARY = 2**31
@@ -37,6 +38,9 @@ def check_fields(body: Mapping[str, Any]) -> None:
     session = body.get("session_params")
     if isinstance(session, dict) and not isinstance(session.get("id"), str | None):
         raise InputError("session_params.id: it must be a text")
+    kwargs = body.get("chat_template_kwargs")
+    if isinstance(kwargs, dict) and not isinstance(kwargs.get(_SPACES), bool | None):
+        raise InputError(f"chat_template_kwargs.{_SPACES}: it must be true or false")
 
 
 def check_sampling(path: str, body: Mapping[str, Any], vocab_size: int | None) -> None:
