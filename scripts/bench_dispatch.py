@@ -15,9 +15,9 @@ import numpy as np
 import orjson
 
 from kairos.latency import load_profile
-from kairos.router.queue.demand import RequestDemand
 from kairos.router.queue.dispatcher import Dispatcher
 from kairos.router.queue.params import DispatchParams
+from kairos.router.queue.request import RequestDemand
 from kairos.router.workers.endpoint import Role
 from kairos.slo import Slo
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from kairos.latency import Profile, load_profile
-from kairos.router.queue.demand import Assignment, RequestDemand
 from kairos.router.queue.dispatcher import Dispatcher
 from kairos.router.queue.params import DispatchParams
+from kairos.router.queue.request import Assignment, RequestDemand
 from kairos.router.workers.endpoint import Role
 from kairos.slo import Slo
 

@@ -20,8 +20,8 @@ from kairos.latency import Profile
 from kairos.policy.jobs import PrefillJob, PrefillQueue
 from kairos.policy.urgency import UrgencyParams, UrgencyQueue
 from kairos.router.placement.prefix_index import PrefixIndex
-from kairos.router.queue.demand import Assignment, RequestDemand
 from kairos.router.queue.dispatcher import Dispatcher
+from kairos.router.queue.request import Assignment, RequestDemand
 from kairos.router.workers.endpoint import Role
 from kairos.sim.baselines.prefill import RankedQueue
 from kairos.sim.event_queue import EventQueue

@@ -1,4 +1,4 @@
-"""Compiled loops over the prompts that one prefill instance holds, in the order it serves them."""
+"""Compiled loops over the prompts that one prefill worker holds, in the order it serves them."""
 
 from typing import Any
 
@@ -7,12 +7,18 @@ import numpy.typing as npt
 
 from kairos.policy.compiled import compiled
 
-Rows = npt.NDArray[np.float64]
+Rows = npt.NDArray[Any]
 
-COLUMNS = 6
-DEADLINE, WORK, REST, TOKENS, MOST, OVERDUE = range(COLUMNS)
-"""Monotonic seconds; seconds, uncalibrated; seconds left, calibrated; prompt tokens; seconds should
-no prefix hit come true, uncalibrated; seconds since it should have been done."""
+ROW = np.dtype(
+    [
+        ("deadline", np.float64),  # monotonic seconds
+        ("work", np.float64),  # seconds, uncalibrated
+        ("rest", np.float64),  # seconds left, calibrated
+        ("tokens", np.float64),
+        ("longest", np.float64),  # seconds without a prefix hit, uncalibrated
+        ("overdue", np.float64),  # seconds since the prompt should have been done
+    ]
+)
 
 
 @compiled
@@ -22,78 +28,86 @@ def advance(
     """Serve for `passed` seconds.
 
     Args:
+        rows: the prompts.
+        passed: seconds.
         factor: calibrates work.
         floor: share of its work that a prompt keeps until it is done.
-        in_turn: no prompt is served before the first one is done. One that is overdue will take as
-            long again, as what made its prediction wrong is not known; but once it would be done
-            without a prefix hit, and `grace` seconds later, it waits for something else and blocks
-            nobody.
+        in_turn: no prompt is served before the first one is done. An overdue prompt is expected to
+            take as long again, because the error of its prediction is unknown. Once it would be
+            done without a prefix hit, and `grace` seconds later, it waits for something else and
+            blocks no other prompt.
+        grace: seconds.
     """
     for i in range(rows.shape[0]):
         if passed <= 0.0:
             return
-        least = floor * factor * rows[i, WORK]
-        if rows[i, OVERDUE] == 0.0:
-            served = min(passed, max(rows[i, REST] - least, 0.0))
-            rows[i, REST] -= served
+        row = rows[i]
+        least = floor * factor * row.work
+        if row.overdue == 0.0:
+            served = min(passed, max(row.rest - least, 0.0))
+            row.rest -= served
             passed -= served
         if not in_turn or passed <= 0.0:
             continue
-        may_be = factor * (rows[i, MOST] - rows[i, WORK]) + grace
-        if rows[i, OVERDUE] <= may_be:
-            rows[i, OVERDUE] += passed
+        may_be = factor * (row.longest - row.work) + grace
+        if row.overdue <= may_be:
+            row.overdue += passed
             passed = 0.0
-            rows[i, REST] = rows[i, OVERDUE] if rows[i, OVERDUE] <= may_be else least
+            row.rest = row.overdue if row.overdue <= may_be else least
 
 
 @compiled
 def ahead(rows: Rows, now: float, deadline: float, work: float, order: bool, slice: float) -> float:
-    """Seconds that run before a request; see `PrefillTarget.ahead_s`.
+    """Return the seconds of work that run before a request; see `PrefillTarget.ahead_s`.
 
     Args:
-        order: the instance serves by deadline, but for the `slice` seconds of its current batch.
+        rows: the prompts.
+        now: monotonic seconds.
+        deadline: of the request.
+        work: of the request, seconds, calibrated.
+        order: the worker serves by deadline, but for the `slice` seconds of its current batch.
+        slice: seconds.
     """
     total = 0.0
     for i in range(rows.shape[0]):
-        rest = rows[i, REST]
-        if now + rest <= rows[i, DEADLINE]:
-            before = rows[i, DEADLINE] <= deadline
+        row = rows[i]
+        if now + row.rest <= row.deadline:
+            before = row.deadline <= deadline
         else:
-            before = deadline == np.inf and rest <= work
+            before = deadline == np.inf and row.rest <= work
         if before or not order:
-            total += rest
+            total += row.rest
         elif i == 0:
-            total += min(rest, slice)
+            total += min(row.rest, slice)
     return total
 
 
 @compiled
-def held(rows: Rows, now: float, order: bool, found: Any) -> int:
-    """Fill `found` with (deadline, seconds) of what cannot be passed; how many."""
-    count = 0
+def rest(rows: Rows) -> float:
+    """Return the seconds of work that are left of all prompts."""
+    total = 0.0
     for i in range(rows.shape[0]):
-        rest = rows[i, REST]
-        if order and now + rest > rows[i, DEADLINE]:
-            continue
-        found[count, 0] = rows[i, DEADLINE] if order else -np.inf
-        found[count, 1] = rest
-        count += 1
-    return count
+        total += rows[i].rest
+    return total
 
 
 @compiled
 def begun(rows: Rows, factor: float) -> float:
-    """Seconds of work that are taken to be done of what is not finished, uncalibrated."""
+    """Return the work that is taken to be done of all prompts, uncalibrated, seconds."""
     total = 0.0
     for i in range(rows.shape[0]):
-        total += max(rows[i, WORK] - rows[i, REST] / factor, 0.0)
+        total += max(rows[i].work - rows[i].rest / factor, 0.0)
     return total
 
 
 @compiled
-def total(rows: Rows, column: int) -> float:
-    """The sum of a column."""
-    found = 0.0
+def committed(rows: Rows, now: float, order: bool, found: Any) -> int:
+    """Fill `found` with (deadline, seconds) of prompts that cannot be passed; return how many."""
+    count = 0
     for i in range(rows.shape[0]):
-        found += rows[i, column]
-    return found
+        row = rows[i]
+        if not order or now + row.rest <= row.deadline:
+            found[count, 0] = row.deadline if order else -np.inf
+            found[count, 1] = row.rest
+            count += 1
+    return count

@@ -1,16 +1,19 @@
-"""What an instance says of itself."""
+"""A worker's report of its load."""
 
 from dataclasses import dataclass
+
+STALE_S = 2.0
+"""An older report is not believed, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLoad:
-    """One report of one instance; None where it does not say.
+    """One report of one worker; None where it does not say.
 
     Attributes:
         measured_s: when it was true, on the router's monotonic clock: receipt less its age.
-        kv_used_tokens: KV tokens that cannot be had now (in use, or promised to queued requests).
-        kv_capacity_tokens: KV tokens of the instance.
+        kv_used_tokens: KV tokens in use, or promised to queued requests.
+        kv_capacity_tokens: KV tokens of the worker.
         running: requests in its batch, skipped ones included.
         waiting: requests in its queues.
         max_running: requests it runs at most.
@@ -18,7 +21,7 @@ class WorkerLoad:
         backlog_s: predicted time to compute them (prefill, Kairos engines).
         calibration: measured / predicted time of its latency model (Kairos engines).
         slack_s: smallest slack of its residents (decode, Kairos engines).
-        epoch: differs after every restart of the instance.
+        epoch: differs after every restart of the worker.
     """
 
     measured_s: float

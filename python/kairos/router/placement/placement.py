@@ -1,4 +1,4 @@
-"""Which pair takes a request, if any does now."""
+"""The choice of a pair for one request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from typing import TypeVar
 
 from kairos.router.placement.decode_target import DecodeTarget
 from kairos.router.placement.prefill_target import PrefillTarget
-from kairos.router.queue.arrivals import Arrivals
-from kairos.router.queue.request_queue import QueuedRequest
+from kairos.router.queue.history import Arrivals
+from kairos.router.queue.request import QueuedRequest
 
 STEP_OVERRUN = 1.5
 """Decode steps are too long for a request beyond this multiple of its TPOT; up to there a Kairos
-engine keeps most of its residents on time by parking some."""
+engine keeps most of its residents on time by skipping some."""
 PATIENCE = 0.5
 """A request waits for shorter steps only while this share of its TTFT is to spare."""
-MISSED = 0.2
-"""A prompt is long if this number of expected arrivals would miss their deadlines behind it."""
+MAX_EXPECTED_MISSES = 0.2
+"""A prompt is long if more expected arrivals than this would miss their deadlines behind it."""
 STEP_GRAIN = 0.05
 """Predicted steps that differ by less than this share of the TPOT are equally long."""
 
@@ -25,7 +25,7 @@ _Target = TypeVar("_Target", PrefillTarget, DecodeTarget)
 
 
 class Wait(Enum):
-    """Why a request is not sent now."""
+    """The reason why a request is not sent now."""
 
     BUSY = "no prefill instance runs dry"
     HEAD_OF_LINE = "it would block the last instance that short prompts do not have to wait for"
@@ -36,7 +36,14 @@ class Wait(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a request goes; `work_s` is its predicted prefill time there, uncalibrated."""
+    """A chosen pair.
+
+    Attributes:
+        prefill: the prefill worker.
+        decode: the decode worker.
+        cached: tokens expected in the prefill worker's prefix cache.
+        work_s: predicted prefill time there, uncalibrated, seconds.
+    """
 
     prefill: PrefillTarget
     decode: DecodeTarget
@@ -46,13 +53,15 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A prefill instance for one request; durations from now.
+    """A prefill worker for one request; durations from now, seconds.
 
     Attributes:
+        instance: the worker.
         done_s: until the request would be done there.
-        clear_s: until all that the instance then holds would be done.
-        ready: it runs dry unless it is sent something.
-        work_s: predicted, uncalibrated.
+        clear_s: until all work that the worker then holds would be done.
+        ready: the worker runs dry unless a request is sent to it.
+        cached: tokens expected in its prefix cache.
+        work_s: predicted prefill time, uncalibrated.
     """
 
     instance: PrefillTarget
@@ -64,14 +73,14 @@ class Option:
 
 
 def cached_tokens(entry: QueuedRequest, instance: PrefillTarget) -> int:
-    """Tokens of the prompt that the instance probably has; at least one is left to compute."""
+    """Return the tokens expected in the cache of `instance`; at least one is left to compute."""
     work = entry.work
     known = instance.cache.match(work.blocks) * work.block_tokens
     return min(known, work.input_tokens - 1)
 
 
 def untried(workers: Sequence[_Target], entry: QueuedRequest) -> Sequence[_Target]:
-    """The workers at which no attempt of this request failed; all, where it failed at all."""
+    """Return the workers at which no attempt of this request failed; all, if every one failed."""
     if not entry.tried:
         return workers
     return [worker for worker in workers if worker.key not in entry.tried] or workers
@@ -84,10 +93,17 @@ def options(
     on_time: bool,
     left_s: float,
 ) -> list[Option]:
-    """All prefill instances, the best at the front; ties by key.
+    """Return all prefill workers, the best at the front; ties by key.
 
-    Where the request would be done within `left_s`, sooner is no better: the instance that would be
-    clear first comes first, so that the longer prompts on the others are not held up.
+    Of the workers where the request would be done within `left_s`, the one that would be clear
+    first is the best, so that longer prompts on the others are not held up.
+
+    Args:
+        entry: the request.
+        instances: the workers.
+        now_s: monotonic seconds.
+        on_time: whether the request is feasible.
+        left_s: time until its prefill has to end, seconds.
     """
     found = []
     deadline_s = entry.work.deadline_s if on_time else inf
@@ -110,18 +126,16 @@ def options(
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What holds for every request of one decision.
+    """Conditions of one decision, the same for every request.
 
     Attributes:
         now_s: monotonic seconds.
         post_prefill_s: from the end of prefill to the first token, seconds.
-        stale_s: age from which a worker's report is not believed, seconds.
         reservation: (id, key): this decode worker takes no other request before that one.
     """
 
     now_s: float
     post_prefill_s: float
-    stale_s: float
     reservation: tuple[int, str] | None
 
 
@@ -130,8 +144,9 @@ class Candidate:
     """A request that is to be placed.
 
     Attributes:
-        on_time: it can still meet its deadline, and overtakes what is less urgent.
-        output_tokens: expected of it, all sequences.
+        entry: the request.
+        on_time: it is feasible, and overtakes less urgent requests.
+        output_tokens: expected output of all its sequences.
         arrivals: the requests that are to be expected; None where those do not matter.
     """
 
@@ -147,8 +162,11 @@ def choose_placement(
     decode: Sequence[DecodeTarget],
     conditions: Conditions,
 ) -> Placement | Wait:
-    """Late binding of one request. Its decode worker is the one with the shortest steps; of equal
-    ones that with most slack, then with most memory."""
+    """Choose a pair for one request, or the reason to wait.
+
+    Its decode worker is the one with the shortest steps; of equal ones the one with the most slack,
+    then the one with the most memory.
+    """
     entry, on_time, arrivals = candidate.entry, candidate.on_time, candidate.arrivals
     now_s, tail_s = conditions.now_s, conditions.post_prefill_s
     work = entry.work
@@ -178,19 +196,19 @@ def choose_placement(
 def _shortest_step(
     candidate: Candidate, decode: Sequence[DecodeTarget], conditions: Conditions
 ) -> tuple[float, DecodeTarget] | None:
-    """Step time, seconds, and decode worker; None where no worker has memory."""
+    """Return step time, seconds, and decode worker; None where no worker has memory."""
     work, reservation = candidate.entry.work, conditions.reservation
+    now_s = conditions.now_s
     context = work.input_tokens + candidate.output_tokens / 2.0
     tokens = work.input_tokens + int(candidate.output_tokens)
     able = []
     for worker in decode:
         if reservation and reservation[1] == worker.key and reservation[0] != work.id:
             continue
-        fresh = worker.fresh(conditions.now_s, conditions.stale_s)
-        if worker.has_room(work.input_tokens + 1, tokens, work.sequences, fresh):
-            step_s = worker.step_s(context, work.sequences, fresh) or 0.0
+        if worker.has_room(work.input_tokens + 1, tokens, work.sequences, now_s):
+            step_s = worker.step_s(context, work.sequences, now_s) or 0.0
             grains = round(step_s / (STEP_GRAIN * work.slo.tpot_s))
-            slack_s, free = worker.slack_s(fresh), worker.free(fresh)
+            slack_s, free = worker.slack_s(now_s), worker.free(now_s)
             order = (grains, -slack_s, -free, len(worker), worker.key)
             able.append((order, step_s, worker))
     if not able:
@@ -202,18 +220,20 @@ def _shortest_step(
 def leaves_clear(
     option: Option, prefill: Sequence[PrefillTarget], arrivals: Arrivals, now_s: float
 ) -> bool:
-    """Whether another instance stays open to short prompts if this one takes the request.
+    """Whether another worker stays open to short prompts if this one takes the request.
 
-    Instances that cannot be overtaken in are lost to short prompts while they compute a long one.
-    With one of several kept clear, few short ones are late, and the long ones take turns.
+    A worker without preemption is lost to short prompts while it computes a long one. With one of
+    several workers kept clear, few short prompts are late, and the long ones take turns.
     """
     instance = option.instance
     if instance.preemptive or not instance.speed.known or len(prefill) < 2:
         return True
-    if arrivals.missed(option.work_s * instance.speed.factor, now_s) <= MISSED:
-        return True
-    return any(
-        other.preemptive or arrivals.missed(other.backlog_s(now_s), now_s) <= MISSED
+
+    def lost(busy_s: float) -> bool:
+        return arrivals.expected_misses(busy_s, now_s) > MAX_EXPECTED_MISSES
+
+    return not lost(option.work_s * instance.speed.factor) or any(
+        other.preemptive or not lost(other.backlog_s(now_s))
         for other in prefill
         if other is not instance
     )
@@ -227,7 +247,7 @@ def in_turn(
     decode: Sequence[DecodeTarget],
     now_s: float,
 ) -> Placement:
-    """The rules for comparison; see `Binding`. Decode memory is not looked at."""
+    """Choose a pair by a rule for comparison; see `Binding`. Decode memory is not considered."""
     if binding == "round-robin":
         first, second = prefill[turn % len(prefill)], decode[turn % len(decode)]
     else:

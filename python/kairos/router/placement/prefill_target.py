@@ -1,4 +1,4 @@
-"""What the router believes of one prefill instance."""
+"""The router's account of one prefill worker."""
 
 import math
 from typing import Any
@@ -8,29 +8,38 @@ import numpy.typing as npt
 
 from kairos.latency import Chunk, Profile
 from kairos.router.placement.backlog import Backlog, SentPrompt
-from kairos.router.placement.load import WorkerLoad
+from kairos.router.placement.load import STALE_S, WorkerLoad
 from kairos.router.placement.prefix_index import PrefixIndex
 from kairos.router.placement.speed import Speed
 
 TOKEN_S = 2e-5
-"""Unit of work without a profile: what a token is taken to cost until its cost is learned."""
+"""Unit of work without a profile: the assumed cost of a token until it is learned."""
 EARLY_REQUESTS = 32
-"""Requests an instance of unknown speed is given at once."""
+"""Requests that a worker of unknown speed is given at once."""
 _PERIOD_S = 2.0
-"""Busy periods are cut after this long, so that a saturated instance teaches something."""
+"""Busy periods are cut after this long, so that a saturated worker teaches something."""
 _BEGUN = 0.1
 """Share of a part of a busy period that unfinished prompts may have had."""
 _BLOCK_TOKENS = 64
+_MAX_BLOCKS = 131_072
 
 
 class PrefillTarget:
-    """Backlog, speed and prefix cache of one instance, by the router's own account: what was sent,
-    what came back, and reports where there are any.
+    """Backlog, speed and prefix cache of one worker.
+
+    The account follows from the requests that were sent, the answers that came back, and reports
+    where there are any.
 
     Args:
+        key: `host:port`.
         profile: None: speed is learned.
-        preemptive: it serves by deadline; otherwise in the order sent.
-        block_limit: prefix blocks remembered, at most what its KV cache can hold.
+        preemptive: the worker serves by deadline; otherwise in the order of arrival.
+        kv_tokens: its KV capacity, which bounds the prefix cache; None: the profile's.
+
+    Attributes:
+        available: whether requests may be sent to it.
+        speed: measured / predicted time.
+        cache: prefix blocks that it probably holds.
     """
 
     def __init__(
@@ -39,7 +48,6 @@ class PrefillTarget:
         profile: Profile | None,
         preemptive: bool,
         kv_tokens: int | None,
-        block_limit: int,
     ) -> None:
         self.key = key
         self.available = True
@@ -48,9 +56,8 @@ class PrefillTarget:
         self._model = None if profile is None else profile.prefill
         self._chunk_tokens = 8192 if profile is None else profile.limits.chunk_tokens
         tokens = kv_tokens or (None if profile is None else profile.limits.kv_tokens)
-        if tokens is not None:
-            block_limit = min(block_limit, tokens // _BLOCK_TOKENS)
-        self.cache = PrefixIndex(block_limit)
+        held = _MAX_BLOCKS if tokens is None else min(_MAX_BLOCKS, tokens // _BLOCK_TOKENS)
+        self.cache = PrefixIndex(held)
         self._backlog = Backlog()
         self._sent = 0
         self._others_until_s = -math.inf
@@ -61,30 +68,34 @@ class PrefillTarget:
         return len(self._backlog)
 
     def work_s(self, cached: int, tokens: int) -> float:
-        """Marginal prefill time of a prompt, uncalibrated, seconds."""
+        """Return the marginal prefill time of a prompt, uncalibrated, seconds."""
         if self._model is None:
             return max(tokens - cached, 1) * TOKEN_S
         return self._model.remaining_s(min(cached, tokens - 1), tokens, self._chunk_tokens)
 
     @property
     def base_latency_s(self) -> float:
-        """What a prompt needs beside its work: hand-over and the fixed cost of its batch."""
+        """Time that a prompt needs beside its work: hand-over and the fixed cost of its batch."""
         fixed = 0.0 if self._model is None else self._model.fixed_s + self._model.weight_floor_s
         return self.speed.handover_s + fixed * self.speed.factor
 
     @property
     def window_s(self) -> float:
-        """A new request is sent when what must run before it ends within this time: the hand-over
-        of the request, and two batches, since an engine composes one while another runs."""
+        """A request is sent when the work before it ends within this time, seconds.
+
+        It covers the hand-over of the request and two batches, because an engine composes one
+        batch while another runs.
+        """
         batch_s = self._chunk_tokens * TOKEN_S
         if self._model is not None:
             batch_s = self._model.batch_s([Chunk(0, self._chunk_tokens)])
         return self.speed.handover_s + 2.0 * batch_s * self.speed.factor
 
     def ahead_s(self, now_s: float, deadline_s: float, work_s: float = math.inf) -> float:
-        """Seconds of work that would run before a request.
+        """Return the seconds of work that would run before a request.
 
         Args:
+            now_s: monotonic seconds.
             deadline_s: infinite for an infeasible or deferred request: in order of urgency
                 it waits for all feasible ones, and for shorter ones of its kind.
             work_s: its own work, calibrated.
@@ -95,24 +106,26 @@ class PrefillTarget:
         )
 
     def committed_work(self, now_s: float) -> npt.NDArray[np.float64]:
-        """(deadline, seconds) of the work in it that a request cannot pass unless it is due
-        earlier; what cannot be passed at all is due at minus infinity."""
+        """Return (deadline, seconds) of the work that no request due later can pass.
+
+        Work that cannot be passed at all is due at minus infinity. Shape (prompts + 1, 2).
+        """
         self._advance(now_s)
         others = [(-math.inf, max(0.0, self._others_until_s - now_s))]
         return np.concatenate([others, self._backlog.committed_work(now_s, self.preemptive)])
 
     def backlog_s(self, now_s: float) -> float:
-        """Seconds of work it holds."""
+        """Return the seconds of work that it holds."""
         return self._held_s(now_s) + max(0.0, self._others_until_s - now_s)
 
     def runs_dry(self, ahead_s: float) -> bool:
-        """Whether a request with so much work ahead of it should be sent now."""
+        """Whether a request with this work ahead of it should be sent now."""
         if not self.speed.known:
             return len(self._backlog) < EARLY_REQUESTS
         return ahead_s < self.window_s
 
     def dry_at_s(self, now_s: float) -> float:
-        """When all of its backlog ends within the window, if nothing happens before."""
+        """Return when its backlog will end within the window, if nothing happens before."""
         if not self.speed.known:
             return now_s if len(self._backlog) < EARLY_REQUESTS else math.inf
         return now_s + self.backlog_s(now_s) - self.window_s
@@ -123,7 +136,7 @@ class PrefillTarget:
         return self._backlog.tokens
 
     def send(self, id: int, deadline_s: float, work_s: float, tokens: int, now_s: float) -> None:
-        """A request was dispatched to it; `work_s` is uncalibrated."""
+        """Note a dispatched request; `work_s` is uncalibrated."""
         self._advance(now_s)
         if not len(self._backlog):
             self._period, self._period_work_s = (now_s, True), 0.0
@@ -132,30 +145,29 @@ class PrefillTarget:
         rank = float(self._sent)
         if self.preemptive and now_s + rest <= deadline_s:
             rank = deadline_s - 1e12  # before those that came too late
-        most_s = max(work_s, self.work_s(0, tokens))
-        prompt = SentPrompt(deadline_s, work_s, most_s, rest, tokens)
+        longest_s = max(work_s, self.work_s(0, tokens))
+        prompt = SentPrompt(deadline_s, work_s, longest_s, rest, tokens)
         self._backlog.add(id, rank, prompt)
 
-    def done(self, id: int, now_s: float) -> bool:
-        """A prompt is computed; False if it is not here (any more)."""
+    def done(self, id: int, now_s: float) -> None:
+        """Note that a prompt is computed; unknown ones are ignored."""
         work_s = self._remove(id, now_s)
-        if work_s is None:
-            return False
-        self._period_work_s += work_s
-        self._measure(now_s)
-        return True
+        if work_s is not None:
+            self._period_work_s += work_s
+            self._measure(now_s)
 
-    def drop(self, id: int, now_s: float) -> bool:
-        """A prompt is gone, computed or not; the current busy period teaches nothing."""
-        if self._remove(id, now_s) is None:
-            return False
-        self._period = (now_s, False) if self._period is not None else None
-        self._period_work_s = 0.0
-        return True
+    def drop(self, id: int, now_s: float) -> None:
+        """Note that a prompt left before its end; its busy period teaches nothing."""
+        if self._remove(id, now_s) is not None:
+            self._period = (now_s, False) if self._period is not None else None
+            self._period_work_s = 0.0
 
-    def report(self, load: WorkerLoad, now_s: float, stale_s: float) -> None:
-        """What the instance says of its backlog replaces what is believed of it: less shortens the
-        prompts it holds, more is work of others and is believed for `stale_s`."""
+    def report(self, load: WorkerLoad, now_s: float) -> None:
+        """Take a report over, if it tells the backlog.
+
+        A shorter backlog shortens the prompts that it holds. A longer one is work of others, and is
+        believed for `STALE_S`.
+        """
         age_s = max(0.0, now_s - load.measured_s)
         held = self._held_s(now_s)
         backlog = load.backlog_s
@@ -168,14 +180,14 @@ class PrefillTarget:
         if backlog is None:
             return
         believed = max(0.0, backlog - age_s)
-        self._others_until_s = now_s + min(max(0.0, believed - held), stale_s)
+        self._others_until_s = now_s + min(max(0.0, believed - held), STALE_S)
         if held > 0.0 and believed < held:
             # Prompts on their way are not in the report: leave the hand-over's worth.
             keep = max(believed, min(held, self.speed.handover_s)) / held
             self._backlog.scale(keep)
 
     def snapshot(self, now_s: float) -> dict[str, Any]:
-        """Plain values for /workers and /metrics."""
+        """Return plain values for /workers and /metrics."""
         return {
             "available": self.available,
             "dispatched": len(self),
@@ -195,9 +207,11 @@ class PrefillTarget:
         return self._backlog.rest_s()
 
     def _measure(self, now_s: float) -> None:
-        """Learn from the busy period, if it ends here or can be cut here: only where little of what
-        the instance still holds is begun. How much of it is done is a belief, and a speed learned
-        from beliefs confirms itself."""
+        """Learn from the busy period, if it ends here or can be cut here.
+
+        It can be cut where little of the remaining work is begun: the done part of such work is an
+        estimate, and a speed learned from estimates confirms itself.
+        """
         if self._period is None:
             return
         begin, started = self._period

@@ -1,9 +1,11 @@
-"""What the dispatcher answers when a request is offered to it."""
+"""The dispatcher's answer to an offered request, and the bounds of its queue."""
 
 from dataclasses import dataclass
 from enum import Enum
 
 from kairos.policy.admission import AdmissionDecision
+from kairos.router.queue.params import DispatchParams
+from kairos.router.queue.request import RequestDemand
 from kairos.slo import Slo
 
 
@@ -15,19 +17,22 @@ class Reason(Enum):
     BYTES = "queue_bytes"  # 429: or of bytes
     TENANT = "tenant"  # 429: the tenant holds its share of the queue
     INFEASIBLE = "infeasible"  # 429: its TTFT objective cannot be met
-    TOO_LARGE = "too_large"  # 400: no decode instance could ever hold it
-    NO_PAIR = "no_pair"  # 503: no prefill or no decode instance is known
+    TOO_LARGE = "too_large"  # 400: no decode worker could ever hold it
+    NO_PAIR = "no_pair"  # 503: no prefill or no decode worker is known
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionResult:
-    """Attributes:
-    decision: what became of the request.
-    slo: the objectives that apply to it now; echo these.
-    reason: None when admitted as asked.
-    detail: one sentence for the client; empty when admitted.
-    retry_after_s: when a rejected request could succeed, seconds; 0 where never or not rejected.
-    predicted_ttft_s: from now, seconds; NaN where nothing is known.
+    """The answer to an offered request.
+
+    Attributes:
+        decision: admit, degrade, best effort or reject.
+        slo: the objectives that apply to it now.
+        reason: None when admitted as asked.
+        detail: one sentence for the client; empty when admitted.
+        retry_after_s: when a rejected request could succeed, seconds; 0 where never or not
+            rejected.
+        predicted_ttft_s: from now, seconds; NaN where nothing is known.
     """
 
     decision: AdmissionDecision
@@ -39,4 +44,65 @@ class AdmissionResult:
 
     @property
     def queued(self) -> bool:
+        """Whether the request waits in the queue now."""
         return self.decision is not AdmissionDecision.REJECT
+
+
+@dataclass(slots=True)
+class QueueShare:
+    """The waiting requests of all tenants, or of one."""
+
+    requests: int = 0
+    sequences: int = 0
+    bytes: int = 0
+
+    def add(self, work: RequestDemand, sign: int = 1) -> None:
+        """Count a request in (1) or out (-1)."""
+        self.requests += sign
+        self.sequences += sign * work.sequences
+        self.bytes += sign * work.body_bytes
+
+
+class QueueLimits:
+    """Counts the waiting requests, in all and per tenant.
+
+    A tenant's part is bounded by the free part of the queue (dynamic thresholds). A tenant that
+    floods the queue stops itself before the queue is full, and no room is set aside for others.
+    """
+
+    def __init__(self) -> None:
+        self.total = QueueShare()
+        self._tenants: dict[str, QueueShare] = {}
+
+    def add(self, work: RequestDemand) -> None:
+        """Count a request in."""
+        self.total.add(work)
+        self._tenants.setdefault(work.tenant, QueueShare()).add(work)
+
+    def remove(self, work: RequestDemand) -> None:
+        """Count a request out."""
+        self.total.add(work, -1)
+        own = self._tenants[work.tenant]
+        own.add(work, -1)
+        if not own.requests:
+            del self._tenants[work.tenant]
+
+    def refuses(self, work: RequestDemand, params: DispatchParams) -> tuple[Reason, str] | None:
+        """Return why the queue has no room for `work`, and the client's message; None if it has."""
+        total = self.total
+        for reason, held, more, most, unit in (
+            (Reason.REQUESTS, total.requests, 1, params.max_requests, "requests"),
+            (Reason.SEQUENCES, total.sequences, work.sequences, params.max_sequences, "sequences"),
+            (Reason.BYTES, total.bytes, work.body_bytes, params.max_bytes, "bytes"),
+        ):
+            if held + more > most:
+                return reason, f"the queue holds {held} of at most {most} {unit}"
+        own = self._tenants.get(work.tenant, QueueShare())
+        room = params.tenant_room * params.tenant_weights.get(work.tenant, 1.0)
+        for held, more, free, unit in (
+            (own.requests, 1, params.max_requests - total.requests, "requests"),
+            (own.bytes, work.body_bytes, params.max_bytes - total.bytes, "bytes"),
+        ):
+            if held + more > max(room * free, more):
+                return Reason.TENANT, f"your part of the queue is used up ({held} {unit} wait)"
+        return None

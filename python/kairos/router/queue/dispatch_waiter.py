@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterable
 
 from kairos.router.edge.errors import RequestError
-from kairos.router.queue.demand import Assignment
 from kairos.router.queue.dispatcher import Dispatcher
+from kairos.router.queue.request import Assignment
 from kairos.router.request.outcome import Outcome
 
 

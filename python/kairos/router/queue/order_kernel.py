@@ -1,6 +1,6 @@
-"""Compiled inner loops over the router's waiting requests. Rows are sorted by (deadline, id).
+"""Compiled loops over the router's waiting requests. Rows are sorted by (deadline, id).
 
-The method is that of `kairos.policy.urgency_kernel`, for several instances that share one queue and
+The method is that of `kairos.policy.urgency_kernel`, for several workers that share one queue and
 with shares between tenants.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kairos.policy.compiled import compiled
-from kairos.policy.moore_hodgson import pop, push
+from kairos.policy.moore_hodgson import DEFERRED, FEASIBLE, INFEASIBLE, defer_overload
 
 Rows = npt.NDArray[Any]
 
@@ -22,10 +22,12 @@ ROW = np.dtype(
         ("work", np.float64),  # marginal prefill time, seconds
         ("flow", np.int64),
         ("best_effort", np.int64),
+        ("state", np.int64),
     ]
 )
 
-KEPT, DROPPED, LATE, YIELDS, CHOSEN = 0, 1, 2, 3, 4
+YIELDS, CHOSEN = 3, 4
+"""Further states of a request: best effort; considered since the last `classify`."""
 
 
 @compiled
@@ -33,85 +35,79 @@ def classify(
     rows: Rows,
     now: float,
     held: npt.NDArray[np.float64],
-    servers: int,
+    workers: int,
     factor: float,
-    base_latency_s: float,
-    state: Any,
+    base_latency: float,
 ) -> None:
-    """Moore-Hodgson over the requests that can still make it, on `servers` instances. Of equal
-    ones that with the latest deadline is deferred: should predictions be too long, it can return.
+    """Set the state of every request: FEASIBLE, DEFERRED, INFEASIBLE or YIELDS.
 
     Args:
-        held: (deadline, seconds) of the work that the instances hold already, by deadline; it goes
+        rows: the requests.
+        now: monotonic seconds.
+        held: (deadline, seconds) of the work that the workers hold already, by deadline; it goes
             before feasible work that is due later.
+        workers: prefill workers that share the queue.
         factor: measured / predicted time of the work.
-        base_latency_s: what a request needs beside its work until its first token, seconds.
-        state: filled with KEPT, DROPPED, LATE or YIELDS.
+        base_latency: time that a request needs beside its work until its first token, seconds.
     """
     n = rows.shape[0]
-    keys = np.empty(n)
-    members = np.empty(n, np.int64)
-    size = 0
-    end = now + base_latency_s
+    work, due, state = np.empty(n), np.empty(n), np.empty(n, np.int8)
+    held_s = 0.0
     next_held = 0
     for i in range(n):
         row = rows[i]
-        work = row.work * factor
+        while next_held < held.shape[0] and held[next_held, 0] <= row.deadline:
+            held_s += held[next_held, 1] / workers
+            next_held += 1
+        own = row.work * factor
+        work[i] = own / workers
+        due[i] = row.deadline - held_s
+        state[i] = FEASIBLE if now + base_latency + own <= row.deadline else INFEASIBLE
         if row.best_effort != 0:
             state[i] = YIELDS
-            continue
-        if now + base_latency_s + work > row.deadline:
-            state[i] = LATE
-            continue
-        while next_held < held.shape[0] and held[next_held, 0] <= row.deadline:
-            end += held[next_held, 1] / servers
-            next_held += 1
-        state[i] = KEPT
-        push(keys, members, size, work, -i)
-        size += 1
-        end += work / servers
-        while end > row.deadline and size > 0:
-            worst = -pop(keys, members, size)
-            size -= 1
-            state[worst] = DROPPED
-            end -= rows[worst].work * factor / servers
+    defer_overload(work, work, due, now + base_latency, state)
+    for i in range(n):
+        rows[i].state = state[i]
 
 
 @compiled
-def pick(rows: Rows, state: Any, now: float, flow: int) -> int:
-    """Index of the most urgent request not chosen yet, of one flow unless `flow` is -1; -1: none.
+def pick(rows: Rows, now: float, flow: int) -> int:
+    """Return the index of the most urgent request that was not chosen yet; -1: none.
 
-    Kept ones by deadline, dropped ones by work, late ones by response ratio, best effort by
-    arrival.
+    Feasible requests go by deadline, deferred ones by work, infeasible ones by response ratio, best
+    effort by arrival.
+
+    Args:
+        rows: the requests.
+        now: monotonic seconds.
+        flow: considers this flow only, unless it is -1.
     """
     best, best_state, best_key = -1, CHOSEN, 0.0
     for i in range(rows.shape[0]):
-        if state[i] == CHOSEN or state[i] > best_state:
-            continue
         row = rows[i]
-        if flow >= 0 and row.flow != flow:
+        if row.state == CHOSEN or row.state > best_state or (flow >= 0 and row.flow != flow):
             continue
-        if state[i] == KEPT:
+        if row.state == FEASIBLE:
             return i
-        if state[i] == DROPPED:
+        if row.state == DEFERRED:
             key = -row.work
-        elif state[i] == LATE:
+        elif row.state == INFEASIBLE:
             key = (now - row.arrival) / row.work
         else:
             key = -row.arrival
-        if state[i] < best_state or key > best_key or (key == best_key and row.id < rows[best].id):
-            best, best_state, best_key = i, state[i], key
+        if row.state < best_state or key > best_key or (key == best_key and row.id < rows[best].id):
+            best, best_state, best_key = i, row.state, key
     return best
 
 
 @compiled
-def oldest_starved(rows: Rows, state: Any, now: float, after: float) -> int:
-    """The oldest infeasible or deferred request past `after` times its SLO, or -1."""
+def oldest_starved(rows: Rows, now: float, after: float) -> int:
+    """Return the oldest request past `after` times its SLO that is not feasible; -1: none."""
     best = -1
     for i in range(rows.shape[0]):
-        if state[i] == KEPT or state[i] == CHOSEN:
-            continue
         row = rows[i]
+        if row.state == FEASIBLE or row.state == CHOSEN:
+            continue
         if now - row.arrival <= after * (row.deadline - row.arrival):
             continue
         if best < 0 or (row.arrival, row.id) < (rows[best].arrival, rows[best].id):
@@ -120,11 +116,11 @@ def oldest_starved(rows: Rows, state: Any, now: float, after: float) -> int:
 
 
 @compiled
-def work_ahead(rows: Rows, count: int, now: float, factor: float, base_latency_s: float) -> float:
-    """Seconds of work of the first `count` requests that can still make it."""
+def work_ahead(rows: Rows, now: float, factor: float, base_latency: float) -> float:
+    """Return the seconds of work of the requests that can still be feasible."""
     total = 0.0
-    for i in range(count):
+    for i in range(rows.shape[0]):
         work = rows[i].work * factor
-        if rows[i].best_effort == 0 and now + base_latency_s + work <= rows[i].deadline:
+        if rows[i].best_effort == 0 and now + base_latency + work <= rows[i].deadline:
             total += work
     return total

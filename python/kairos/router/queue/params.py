@@ -1,17 +1,20 @@
-"""What can be set of the router's scheduling."""
+"""Parameters of the router's scheduling."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from kairos.errors import InputError
 from kairos.policy.admission import AdmissionDecision, AdmissionParams
+from kairos.validation import Range, check_range, check_ranges
 
 
 class Infeasible(Enum):
-    """What happens to a request whose TTFT objective cannot be met. BEST_EFFORT: it is served after
-    all others. DEGRADE: it gets an objective that can be met. REJECT: try again later."""
+    """The treatment of a request whose TTFT objective cannot be met.
+
+    BEST_EFFORT: it is served after all others. DEGRADE: it gets an objective that can be met.
+    REJECT: the client may try again later.
+    """
 
     BEST_EFFORT = "best_effort"
     DEGRADE = "degrade"
@@ -19,9 +22,13 @@ class Infeasible(Enum):
 
 
 class Binding(Enum):
-    """How requests get to pairs. URGENCY: late, the most urgent first, where it is predicted to be
-    done first. The others are for comparison, first come first served and at once: EARLY to where
-    it is predicted to be done first, LEAST_LOADED by outstanding tokens, ROUND_ROBIN in turn."""
+    """The rule by which requests get to pairs.
+
+    URGENCY: late binding, the most urgent request first, to the worker that is predicted to end it
+    first. The others are for comparison and send requests at once, in order of arrival. EARLY: to
+    the worker that is predicted to end it first. LEAST_LOADED: by outstanding tokens. ROUND_ROBIN:
+    in turn.
+    """
 
     URGENCY = "urgency"
     EARLY = "early"
@@ -29,27 +36,42 @@ class Binding(Enum):
     ROUND_ROBIN = "round-robin"
 
 
+_RANGES = {
+    "max_requests": Range(1, 10_000_000),
+    "max_sequences": Range(1, 100_000_000),
+    "max_bytes": Range(1, 1 << 50),
+    "infeasible_after": Range(1.0, 1e6),
+    "tenant_room": Range(0.01, math.inf),
+    "fair_slack_s": Range(0.0, 1e6),
+    "starve_share": Range(0.0, 1.0),
+    "starve_after": Range(1.0, 1e6),
+}
+_WEIGHT = Range(1e-3, 1e3)
+
+
 @dataclass(frozen=True, slots=True)
 class DispatchParams:
-    """Attributes:
-    max_requests: requests that wait at most.
-    max_sequences: their sequences together at most.
-    max_bytes: their bodies together at most, bytes.
-    infeasible: what happens to a request whose TTFT objective cannot be met.
-    infeasible_after: it "cannot be met" when the predicted TTFT exceeds the time left this many
-        times; predictions are uncertain, and not to try is certain to fail.
-    tenant_weights: share of a tenant within its class, relative to the others; 1 where not named.
-    tenant_room: a tenant's requests and bytes may fill at most this many times its weight times
-        what is still free of the queue. 4: one tenant alone gets 80 % of it, and there is always
-        room for another. `inf` switches it off.
-    fair_slack_s: seconds of predicted work that a tenant may be ahead of another that waits,
-        before it has to let that one pass.
-    starve_share: share of prefill time for infeasible and deferred requests that wait too
-        long; 0 disables.
-    starve_after: "too long" is this many times the request's own TTFT objective.
-    stale_s: a report older than this is not used any more.
-    block_limit: prefix blocks remembered per prefill instance.
-    binding: how requests get to pairs.
+    """Bounds of the queue, shares and binding.
+
+    Attributes:
+        max_requests: requests that wait at most.
+        max_sequences: their sequences together at most.
+        max_bytes: their bodies together at most, bytes.
+        infeasible: the treatment of a request whose TTFT objective cannot be met.
+        infeasible_after: an objective is infeasible when the predicted TTFT exceeds the time left
+            this many times; predictions are uncertain, and a request that is not tried is certain
+            to fail.
+        tenant_weights: share of a tenant within its class, relative to the others; 1 where not
+            named.
+        tenant_room: a tenant's requests and bytes may fill at most this many times its weight times
+            the free part of the queue. 4: one tenant alone gets 80 % of it, and there is always
+            room for another. `inf` switches it off.
+        fair_slack_s: seconds of predicted work that a tenant may be ahead of another that waits,
+            before it has to let that one pass.
+        starve_share: share of prefill time for starved requests; 0 disables.
+        starve_after: a request that is not feasible is starved after this multiple of its TTFT
+            objective.
+        binding: the rule by which requests get to pairs.
     """
 
     max_requests: int = 4096
@@ -62,33 +84,15 @@ class DispatchParams:
     fair_slack_s: float = 2.0
     starve_share: float = 0.01
     starve_after: float = 8.0
-    stale_s: float = 2.0
-    block_limit: int = 131_072
     binding: Binding = Binding.URGENCY
+
+    def __post_init__(self) -> None:
+        check_ranges("dispatch", self, _RANGES)
+        for name, weight in self.tenant_weights.items():
+            check_range(f"dispatch: weight of tenant {name!r}", weight, _WEIGHT)
 
     @property
     def admission(self) -> AdmissionParams:
         """The parameters of `kairos.policy.admission.decide`."""
         on_infeasible = AdmissionDecision(self.infeasible.value)
         return AdmissionParams(self.infeasible_after, on_infeasible, reject_after=math.inf)
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "max_requests": (self.max_requests, 1, 10_000_000),
-            "max_sequences": (self.max_sequences, 1, 100_000_000),
-            "max_bytes": (self.max_bytes, 1, 1 << 50),
-            "infeasible_after": (self.infeasible_after, 1.0, 1e6),
-            "tenant_room": (self.tenant_room, 0.01, math.inf),
-            "fair_slack_s": (self.fair_slack_s, 0.0, 1e6),
-            "starve_share": (self.starve_share, 0.0, 1.0),
-            "starve_after": (self.starve_after, 1.0, 1e6),
-            "stale_s": (self.stale_s, 0.1, 3600.0),
-            "block_limit": (self.block_limit, 0, 1 << 30),
-            **{
-                f"weight of tenant {name!r}": (weight, 1e-3, 1e3)
-                for name, weight in self.tenant_weights.items()
-            },
-        }
-        for name, (value, low, high) in allowed.items():
-            if not low <= value <= high:
-                raise InputError(f"dispatch: {name} = {value!r}; allowed are {low:g} to {high:g}")

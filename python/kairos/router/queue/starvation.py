@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from kairos.policy.starvation import StarvationCredit
 from kairos.router.placement.decode_target import DecodeTarget
-from kairos.router.queue.demand import RequestDemand
 from kairos.router.queue.params import DispatchParams
+from kairos.router.queue.request import RequestDemand
 
 _CREDIT_S = 2.0
 
@@ -31,22 +31,16 @@ class Starvation:
         self.credit.share = params.starve_share
         self._after = params.starve_after
 
-    def reserve(
-        self,
-        work: RequestDemand,
-        decode: Iterable[DecodeTarget],
-        now_s: float,
-        stale_s: float,
-    ) -> None:
+    def reserve(self, work: RequestDemand, decode: Iterable[DecodeTarget], now_s: float) -> None:
         """Reserve the worker with the most free KV for a starved request that found too little.
 
         At most one reservation exists at a time.
         """
         if self.reservation is not None or not self._starves(work, now_s):
             return
-        able = [d for d in decode if d.could_hold(work.input_tokens // work.sequences + 1)]
+        able = [d for d in decode if d.could_hold(work.mean_prompt_tokens)]
         if able:
-            widest = max(able, key=lambda d: (d.free(d.fresh(now_s, stale_s)), d.key))
+            widest = max(able, key=lambda d: (d.free(now_s), d.key))
             self.reservation = (work.id, widest.key)
 
     def served(self, work: RequestDemand, work_s: float, now_s: float) -> None:

@@ -30,9 +30,9 @@ from kairos.router.edge.tenant import Tenant
 from kairos.router.observe import tracing
 from kairos.router.observe.access_log import AccessLog
 from kairos.router.observe.metrics import RouterMetrics
-from kairos.router.queue.demand import Assignment, RequestDemand
 from kairos.router.queue.dispatch_waiter import DispatchWaiter
 from kairos.router.queue.dispatcher import Dispatcher
+from kairos.router.queue.request import Assignment, RequestDemand
 from kairos.router.request import parsing
 from kairos.router.request.body_memory import BodyMemory, BodyReservation
 from kairos.router.request.context import Admission, Receipt, RequestContext, Understood

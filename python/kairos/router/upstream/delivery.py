@@ -111,7 +111,7 @@ class Delivery:
             relay.seen()
             context.answer = Answer(first_s=relay.first_s)
             self._registry.last_success_s = relay.first_s
-            self._dispatcher.first_token(context.receipt.id, relay.first_s)
+            self._dispatcher.prefill_done(context.receipt.id, relay.first_s)
             relay.change = stream_change(parsed, await _prompt_part(parsed, attempt))
             context.answering = True
             parsed.body.clear()  # there is no other attempt: the prompt is done with

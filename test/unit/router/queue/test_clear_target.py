@@ -2,8 +2,8 @@
 
 import pytest
 
-from kairos.router.queue.arrivals import Arrivals
 from kairos.router.queue.dispatcher import Dispatcher
+from kairos.router.queue.history import Arrivals
 from support.dispatching import dispatcher, ids, work
 
 LONG = 100_000
@@ -89,13 +89,13 @@ def test_what_would_be_missed_grows_with_the_time_blocked() -> None:
     seen = Arrivals()
     for i in range(40):
         seen.add(0.5, 0.1 * i)
-    assert seen.missed(0.5, 4.0) == 0.0
-    assert seen.missed(1.5, 4.0) == 10.0  # of ten a second, those of the first second
-    assert seen.missed(1.5, 8.0) == 5.0
+    assert seen.expected_misses(0.5, 4.0) == 0.0
+    assert seen.expected_misses(1.5, 4.0) == 10.0  # of ten a second, those of the first second
+    assert seen.expected_misses(1.5, 8.0) == 5.0
 
 
 def test_a_few_arrivals_prove_nothing() -> None:
     seen = Arrivals()
     for i in range(7):
         seen.add(0.0, 0.1 * i)
-    assert seen.missed(100.0, 1.0) == 0.0
+    assert seen.expected_misses(100.0, 1.0) == 0.0

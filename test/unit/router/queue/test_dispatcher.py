@@ -334,7 +334,7 @@ def test_late_events_of_ended_requests_do_no_harm():
     offer(made, work(0))
     made.dispatch(0.0)
     made.finished(0, 1.0, 5)
-    for event in (made.prefill_done, made.first_token, made.finished, made.cancelled):
+    for event in (made.prefill_done, made.finished, made.cancelled):
         event(0, 2.0)
         event(12_345, 2.0)
     assert not made.requeue(0, 2.0)
@@ -351,7 +351,7 @@ def test_a_slower_decode_step_than_asked_for_is_waited_out_only_while_there_is_t
     now = 0.0
     for _ in range(600):
         for id in ids(made.dispatch(now)):
-            made.first_token(id, now)
+            made.prefill_done(id, now)
         now += 0.05
     assert made.waiting() == 0
     offer(made, work(99, now, 1_000, ttft_ms=4_000.0, tpot_ms=10.0))

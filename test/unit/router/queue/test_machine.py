@@ -74,7 +74,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(id=sent_ones)
     def first_token(self, id):
-        self.made.first_token(id, self.now)
+        self.made.prefill_done(id, self.now)
 
     @rule(id=consumes(sent_ones), tokens=st.none() | st.integers(0, 5_000))
     def finished(self, id, tokens):

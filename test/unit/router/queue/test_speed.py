@@ -53,7 +53,7 @@ def test_a_hang_is_not_taken_for_the_speed():
 @pytest.mark.parametrize("true_factor", [0.6, 1.0, 1.8])
 def test_long_prompts_that_are_overtaken_do_not_distort_the_speed(true_factor):
     """Short prompts overtake long ones; an instance taken for faster than it is draws all work."""
-    instance = PrefillTarget("p", PROFILE, True, None, 0)
+    instance = PrefillTarget("p", PROFILE, True, None)
     draw = random.Random(2)
     now, next_id, held = 0.0, 0, {}
     for _ in range(400):

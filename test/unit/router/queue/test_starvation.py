@@ -8,7 +8,6 @@ from kairos.router.queue.starvation import Starvation
 from support.dispatching import dispatcher, ids, work
 
 LATE_S = 1_000.0
-STALE_S = 2.0
 
 
 @pytest.fixture
@@ -16,7 +15,7 @@ def starvation() -> Starvation:
     """With a reservation of "d" for request 1."""
     made = Starvation(DispatchParams())
     decode = DecodeTarget("d", None, 100_000, None)
-    made.reserve(work(1, 0.0, 50_000), [decode], LATE_S, STALE_S)
+    made.reserve(work(1, 0.0, 50_000), [decode], LATE_S)
     assert made.reservation == (1, "d")
     return made
 
@@ -38,7 +37,7 @@ def test_a_reservation_ends_when_its_worker_takes_nothing(starvation: Starvation
 def test_a_request_that_has_not_waited_too_long_gets_no_reservation() -> None:
     made = Starvation(DispatchParams())
     decode = DecodeTarget("d", None, 100_000, None)
-    made.reserve(work(1, 0.0, 50_000), [decode], 0.1, STALE_S)
+    made.reserve(work(1, 0.0, 50_000), [decode], 0.1)
     assert made.reservation is None
 
 
