@@ -51,6 +51,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "input_ids": [IDS, IDS[:7]],
             "return_logprob": True,
             "logprob_start_len": 0,
+            "token_ids_logprob": [[5, 6], [5, 6]],
         },
     ),
     "completions": (COMPLETIONS, TEXT),

@@ -31,7 +31,8 @@ class Instant(asyncio.Protocol):
     def __init__(self, tokens: int, gap_s: float) -> None:
         self._tokens = tokens
         self._gap_s = gap_s
-        self._data = b""
+        self._data = bytearray()
+        self._needed = 0  # bytes of the next request, as far as known
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport) -> None:
@@ -39,7 +40,8 @@ class Instant(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._data += data
-        while True:
+        while len(self._data) >= self._needed:
+            self._needed = 0
             head, found, rest = self._data.partition(b"\r\n\r\n")
             if not found:
                 return
@@ -47,6 +49,7 @@ class Instant(asyncio.Protocol):
             at = lower.find(b"content-length:")
             length = 0 if at < 0 else int(lower[at + 15 :].split(b"\r\n", 1)[0])
             if len(rest) < length:
+                self._needed = len(head) + 4 + length
                 return
             body, self._data = rest[:length], rest[length:]
             self._answer(head, body)

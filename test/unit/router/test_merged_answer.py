@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 
-from kairos.router.upstream.merged_answer import CompletionMerge
+from kairos.router.upstream.merged_answer import CompletionMerge, GenerateMerge
 
 
 def logprobs(*tokens: str) -> dict[str, list[Any]]:
@@ -47,3 +47,13 @@ def test_the_prompt_of_several_samples_is_counted_once() -> None:
 def test_usage_that_the_client_did_not_ask_for_is_hidden() -> None:
     merge = CompletionMerge(b"", 3, True)
     assert merge(event(0, "x") + usage(30, 12)) == event(0, "x")
+
+
+def test_logprobs_of_chosen_ids_at_the_first_token_are_the_prefill_servers() -> None:
+    def answer(*rows: object) -> bytes:
+        meta = {"output_token_ids_logprobs": list(rows)}
+        return b"data: " + orjson.dumps({"index": 0, "meta_info": meta}) + b"\n\n"
+
+    merge = GenerateMerge(answer([-1.0, 5, None]))
+    assert merge(answer(None, [-2.0, 5, None])) == answer([-1.0, 5, None], [-2.0, 5, None])
+    assert merge(answer([-3.0, 5, None])) == answer([-3.0, 5, None])

@@ -147,7 +147,7 @@ def test_an_answer_is_the_same_wherever_it_was_cut(name: str) -> None:
     for at in range(len(data) + 1):
         connection = EngineConnection()
         connection.connection_made(Transport())
-        connection.begin(b"", lambda: None)
+        connection.begin(b"", b"", lambda: None)
         for piece in (data[:at], data[at:]):
             if piece:
                 connection.data_received(piece)

@@ -83,7 +83,7 @@ class Limits(Group, frozen=True):
     max_queued_sequences: Annotated[Count, "sequences that wait (n, prompt lists)"] = 16_384
     max_queued_mib: Annotated[Mib, "memory of waiting bodies"] = 512
     max_reading_mib: Annotated[Mib, "memory of bodies that are not queued yet"] = 512
-    max_body_mib: Annotated[int, within(1, 4096, "MiB"), "size of one body"] = 32
+    max_body_mib: Annotated[int, within(1, 4096, "MiB"), "size of one body"] = 16
     max_sequences: Annotated[
         int, within(1, 100_000), "sequences of one request (n, prompt lists)"
     ] = 128

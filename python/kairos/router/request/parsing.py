@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import orjson
 
 from kairos.errors import InputError
@@ -56,11 +57,15 @@ _TOP_LOGPROBS = {
 }
 MAX_TOP_LOGPROBS = 128
 """Engines of 0.5.23 die of more."""
-MAX_ELEMENTS = 750_000
+MAX_ELEMENTS = 500_000
 """Values in a body. Parsing more would hold the event loop for longer than other requests may
 wait."""
-_OBJECT_ELEMENTS = 20  # what an object counts as: the time that it takes
+# The time that each takes, in values.
+_OBJECT_ELEMENTS = 12
 _LIST_ELEMENTS = 10
+_KEY_ELEMENTS = 4
+_ESCAPES_PER_ELEMENT = 10
+_LARGE_BYTES = 1 << 16
 _ELEMENT_BYTES = 48  # of a parsed value, about
 _MAX_TOKENS = 1 << 24
 _MODEL_CHARS = 256
@@ -123,16 +128,32 @@ def memory_of(raw: bytes) -> int:
     Raises:
         RequestError: 413; more values than may be parsed.
     """
-    objects, lists = raw.count(b"{"), raw.count(b"[")
-    elements = raw.count(b",") + _OBJECT_ELEMENTS * objects + _LIST_ELEMENTS * lists
+    # Characters within strings count too, because finding the strings would take longer.
+    commas, colons, quotes, objects, lists, escapes = _occurrences(raw, b',:"{[\\')
+    elements = (
+        commas
+        + _KEY_ELEMENTS * min(colons, quotes // 2)
+        + _OBJECT_ELEMENTS * objects
+        + _LIST_ELEMENTS * lists
+        + escapes // _ESCAPES_PER_ELEMENT
+    )
     if elements > MAX_ELEMENTS:
         raise invalid(
             413,
             "body_elements",
             f"body: more than {MAX_ELEMENTS} values (an object counts as {_OBJECT_ELEMENTS}, a "
-            f"list as {_LIST_ELEMENTS}); send shorter lists",
+            f"list as {_LIST_ELEMENTS}, a key as {_KEY_ELEMENTS}, {_ESCAPES_PER_ELEMENT} escapes "
+            "as one); send shorter lists, or several requests",
         )
     return len(raw) + _ELEMENT_BYTES * elements
+
+
+def _occurrences(raw: bytes, characters: bytes) -> list[int]:
+    if len(raw) < _LARGE_BYTES:
+        return [raw.count(character) for character in characters]
+    # bytes.count takes ten times as long where most characters match.
+    values = np.frombuffer(raw, np.uint8)
+    return [int(np.count_nonzero(values == character)) for character in characters]
 
 
 def load(raw: bytes) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from kairos.router.workers.worker import Worker
 PREFILL_GRACE_S = 2.0
 """For the prefill server to end its answer after the decode server ended its own."""
 _MAX_PREFILL_BYTES = 256 << 20
+_LARGE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,10 @@ class Attempt:
             (decode, _nothing, 0),
             (prefill, self._prefill_ended, _MAX_PREFILL_BYTES),
         ):
+            if len(body) > _LARGE_BYTES:
+                await asyncio.sleep(0)  # sending may hold the event loop for milliseconds
             request = head(leg.instance.endpoint, "POST", path, len(body), headers[leg.role])
-            leg.connection.begin(request + body, on_end, most)
+            leg.connection.begin(request, body, on_end, most)
         connection = decode.connection
         while not connection.status:
             self._check(decode)

@@ -22,6 +22,7 @@ a request sent into a closing connection is lost."""
 _PAUSE_BYTES = 256 << 10  # unread bytes of an answer beyond which the server has to wait
 _MAX_HEADER_BYTES = 64 << 10
 _MAX_ANSWER_BYTES = 16 << 20  # of a call that is read whole
+_JOINED_BYTES = 64 << 10  # of a body that is copied, so that it goes out with its header lines
 _MAX_IDLE = 4096  # connections to one server
 NO_FILES = "no_more_files"
 """Reason of a connection that this process has no file descriptor or memory for."""
@@ -66,7 +67,7 @@ class EngineConnection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._on_end: Callable[[], None] | None = None
 
-    def begin(self, data: bytes, on_end: Callable[[], None], most: int = 0) -> None:
+    def begin(self, head: bytes, body: bytes, on_end: Callable[[], None], most: int = 0) -> None:
         """Send a request.
 
         Args:
@@ -84,7 +85,11 @@ class EngineConnection(asyncio.Protocol):
         self._most = most
         self._discard = self._keep = self._until_close = False
         self._on_end = on_end
-        self.transport.write(data)
+        if len(body) > _JOINED_BYTES:
+            self.transport.write(head)
+            self.transport.write(body)
+        else:
+            self.transport.write(head + body)
         if self._closing:
             self._end("connection lost")
 
@@ -284,8 +289,8 @@ class ConnectionPool:
         async with asyncio.timeout(timeout_s):
             connection = await self.take(endpoint)
             try:
-                data = head(endpoint, method, path, len(body), headers or {}) + body
-                connection.begin(data, _nothing, _MAX_ANSWER_BYTES)
+                start = head(endpoint, method, path, len(body), headers or {})
+                connection.begin(start, body, _nothing, _MAX_ANSWER_BYTES)
                 while not connection.ended:
                     await connection.wait()
             except BaseException:

@@ -12,6 +12,7 @@ from kairos.router.request.parsing import ParsedRequest
 _END = b"\n\n"
 _NO_CHOICES = re.compile(rb'"choices":\s*\[\]')
 _PROMPT_LOGPROBS = ("input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs")
+_OUTPUT_IDS = "output_token_ids_logprobs"
 _COMPLETION_LOGPROBS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 Change = Callable[[bytes], bytes]
@@ -171,7 +172,17 @@ def _put_generate(prefill: object, decode: object) -> bool:
         if source.get(name) and name in target:
             target[name] = list(source[name]) + list(target[name] or [])
             put = True
-    return put
+    return _put_first_token(source, target) or put
+
+
+def _put_first_token(source: dict[str, Any], target: dict[str, Any]) -> bool:
+    """Put in the logprobs of chosen ids at the first output token: the prefill server computed them
+    and the KV transfer does not carry them."""
+    computed, found = source.get(_OUTPUT_IDS), target.get(_OUTPUT_IDS)
+    if not computed or not found or found[0] is not None:
+        return False
+    target[_OUTPUT_IDS] = [computed[0], *found[1:]]
+    return True
 
 
 def _prompt_logprobs(documents: list[dict[str, Any]]) -> dict[int, dict[str, list[Any]]]:
