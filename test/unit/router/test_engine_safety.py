@@ -67,7 +67,7 @@ def test_the_other_endpoints_refuse_them_too(path: str, name: str, value: Any) -
         ("logprob_start_len", -2),
         ("logprob_start_len", [-1, -5]),
         ("session_params", {"id": [1]}),
-        ("chat_template_kwargs", {"spaces_between_special_tokens": {"a": 1}}),
+        ("logprob_start_len", "-5"),
         ("positional_embed_overrides", [1]),
         ("custom_labels", {"a": "b"}),
         ("http_worker_ipc", "ipc:///a"),
@@ -77,8 +77,14 @@ def test_the_other_endpoints_refuse_them_too(path: str, name: str, value: Any) -
 def test_a_field_that_ends_a_server_is_refused(name: str, value: Any) -> None:
     with pytest.raises(RequestError, match=f"^{name}"):
         read(GENERATE, text=["a", "b"], **{name: value})
-    with pytest.raises(RequestError, match=f"^{name}"):
-        read(CHAT, messages=[{"role": "user", "content": "a"}], **{name: value})
+
+
+def test_a_template_argument_that_ends_a_detokenizer_is_refused() -> None:
+    messages = [{"role": "user", "content": "a"}]
+    name = "spaces_between_special_tokens"
+    assert read(CHAT, messages=messages, chat_template_kwargs={name: False}).sequences == 1
+    with pytest.raises(RequestError, match=rf"^chat_template_kwargs\.{name}"):
+        read(CHAT, messages=messages, chat_template_kwargs={name: {"a": 1}})
 
 
 def test_ordinary_sampling_parameters_pass() -> None:

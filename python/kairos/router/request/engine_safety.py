@@ -3,13 +3,14 @@
 An exception in the engine's scheduler or tokenizer loop ends the server and every request on it.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from re import _parser  # type: ignore[attr-defined]  # the engine bounds lengths with it, too
 from typing import Any
 
 from kairos.errors import InputError
-from kairos.router.paths import GENERATE
+from kairos.router.paths import CHAT, GENERATE
 
 # They choose where an answer goes, replace a value that the engine computes itself, or name labels
 # that its metrics do not have.
@@ -22,25 +23,28 @@ _MAX_WAYS = 1_000
 _MANY = 100  # repetitions that one without an upper bound counts as
 
 
-def check_fields(body: Mapping[str, Any]) -> None:
+def check_fields(path: str, body: Mapping[str, Any]) -> None:
     """Check the fields of a body, apart from its sampling parameters.
 
     Raises:
         InputError: a field that only a server may set, or a value out of range.
     """
+    if path == CHAT:
+        kwargs = body.get("chat_template_kwargs")
+        if isinstance(kwargs, dict) and not isinstance(kwargs.get(_SPACES), bool | None):
+            raise InputError(f"chat_template_kwargs.{_SPACES}: it must be true or false")
+    if path != GENERATE:
+        return
     for name in _INTERNAL_FIELDS:
         if body.get(name) is not None:
             raise InputError(f"{name}: clients cannot set it; leave it out")
     start = body.get("logprob_start_len")
     for one in start if isinstance(start, list) else [start]:
-        if isinstance(one, int) and one < -1:
+        if one is not None and _outside(one, -1, math.inf):
             raise InputError(f"logprob_start_len: {one} is not allowed; allowed are -1 or more")
     session = body.get("session_params")
     if isinstance(session, dict) and not isinstance(session.get("id"), str | None):
         raise InputError("session_params.id: it must be a text")
-    kwargs = body.get("chat_template_kwargs")
-    if isinstance(kwargs, dict) and not isinstance(kwargs.get(_SPACES), bool | None):
-        raise InputError(f"chat_template_kwargs.{_SPACES}: it must be true or false")
 
 
 def check_sampling(path: str, body: Mapping[str, Any], vocab_size: int | None) -> None:

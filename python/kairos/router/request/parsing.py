@@ -224,7 +224,7 @@ def _read(path: str, body: dict[str, Any], size: int, limits: BodyLimits) -> Par
     prompts = _prompts(path, body)
     if path == GENERATE:
         _check_lists(body, prompts)
-    check_fields(body)
+    check_fields(path, body)
     _check_top_logprobs(body.get(_TOP_LOGPROBS[path]), _TOP_LOGPROBS[path])
     _check_ids(path, body, limits)
     n = _n(path, body)
