@@ -11,11 +11,11 @@ from kairos.errors import InputError
 from kairos.router.config.settings import RouterConfig, Workers
 from kairos.router.workers import discovery
 from kairos.router.workers.discovery import (
-    DnsSource,
     Endpoints,
     WorkerDiscovery,
     read_workers,
     unite,
+    watch_name,
 )
 from kairos.router.workers.endpoint import Role, WorkerEndpoint, parse_endpoint, parse_pattern
 
@@ -137,8 +137,7 @@ async def test_every_address_of_a_name_is_a_server(monkeypatch, caplog) -> None:
     gone = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     answers = [["10.0.0.1", "fd00::1"], gone, gone, ["10.0.0.1"]]
     resolver(monkeypatch, answers)
-    source = DnsSource(parse_endpoint(Role.PREFILL, "http://p.svc:1", 8998, ""), 0.01)
-    watch = source.watch()
+    watch = watch_name(parse_endpoint(Role.PREFILL, "http://p.svc:1", 8998, ""), 0.01)
     assert await anext(watch) == {P1, WorkerEndpoint("prefill", "http://[fd00::1]:1", 8998)}
     assert await anext(watch) == {P1}
     assert caplog.text.count("the servers stay as they are") == 1
@@ -197,25 +196,23 @@ def test_one_address_is_one_server(caplog) -> None:
 async def test_a_source_that_fails_is_asked_again_and_stops_no_other(monkeypatch, caplog) -> None:
     monkeypatch.setattr(discovery, "_AGAIN_S", 0.01)
 
-    class Failing:
-        name = "failing"
-        asked = 0
+    asked = 0
 
-        async def watch(self) -> AsyncIterator[Endpoints]:
-            self.asked += 1
-            if self.asked < 3:
-                raise RuntimeError("no watches left")
-            yield frozenset({D2})
+    async def failing() -> AsyncIterator[Endpoints]:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise RuntimeError("no watches left")
+        yield frozenset({D2})
 
-    failing = Failing()
     registry = WorkerDiscovery(config(), Seen())
     registry.start()
-    registry.sources = [failing, *registry.sources]
+    registry.sources["failing"] = failing
     running = asyncio.ensure_future(registry.run())
     async with asyncio.timeout(5.0):
         while D2 not in registry.endpoints:
             await asyncio.sleep(0.005)
-    assert failing.asked == 3
+    assert asked == 3
     assert "no watches left" in caplog.text
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

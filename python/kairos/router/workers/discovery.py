@@ -1,19 +1,19 @@
-"""Where servers come from: flags, a watched file, DNS names, and the admin interface.
+"""The sources of workers: flags, a watched file, DNS names, and the admin interface.
 
-Every source yields the whole set of servers it knows, again when it changes. A source that fails
-keeps the set it had: servers that are really gone are taken out by their health.
+Every source yields the whole set of its workers, again when it changes. A source that fails keeps
+its last set: workers that are really gone are taken out by their health checks.
 """
 
 import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from kairos.errors import InputError
 from kairos.router.config.load import read_document, refuse_unknown
-from kairos.router.config.settings import RouterConfig, Workers
+from kairos.router.config.settings import RouterConfig
 from kairos.router.workers.endpoint import Role, WorkerEndpoint, allowed, parse_endpoint
 
 _log = logging.getLogger(__name__)
@@ -23,118 +23,76 @@ _SETTLE_S = 0.3  # between two readings of a file, which must agree
 _AGAIN_S = 5.0  # after a failure that a source did not expect
 
 Endpoints = frozenset[WorkerEndpoint]
-# Told of servers that came, and of those that went (which should be drained).
 Changed = Callable[[Endpoints, Endpoints], None]
+"""Receives the workers that came, and those that went and should be drained."""
+DiscoverySource = Callable[[], AsyncIterator[Endpoints]]
+"""Yields all workers of one source, at once and after every change; may repeat itself or end."""
 
 
-class DiscoverySource(Protocol):
-    """One origin of servers."""
+async def watch_file(path: Path) -> AsyncIterator[Endpoints]:
+    """Yield the workers of a file: `prefill: [[URL, BOOTSTRAP_PORT], ...]`, `decode: [URL, ...]`.
 
-    name: str
+    A state of the file that cannot be used is logged and skipped. A file that is still being
+    written differs from itself a moment later, and is skipped too.
+    """
+    from watchfiles import awatch
 
-    def watch(self) -> AsyncIterator[Endpoints]:
-        """Yield what it knows, at once and after every change; may end."""
-        ...
-
-
-class StaticSource:
-    """The servers of the flags."""
-
-    name = "flags"
-
-    def __init__(self, workers: Workers) -> None:
-        self.endpoints = frozenset((*workers.prefill, *workers.decode))
-
-    async def watch(self) -> AsyncIterator[Endpoints]:
-        yield self.endpoints
-
-
-class FileSource:
-    """A file of servers: `prefill: [[URL, BOOTSTRAP_PORT], ...]` and `decode: [URL, ...]`."""
-
-    name = "file"
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def watch(self) -> AsyncIterator[Endpoints]:
-        from watchfiles import awatch
-
-        last: Endpoints | None = None
-        async for now in self._good():
-            yield (last := now)
-        # The folder is watched, not the file: editors and Kubernetes replace it by renaming, or by
-        # moving a link that leads to it. Time-outs yield too: not every file system tells.
-        async for _ in awatch(
-            self._path.parent,
-            watch_filter=None,
-            recursive=False,
-            debounce=200,
-            rust_timeout=_FILE_POLL_MS,
-            yield_on_timeout=True,
-        ):
-            async for now in self._good():
-                if now != last:
-                    yield (last := now)
-
-    async def _good(self) -> AsyncIterator[Endpoints]:
-        """What the file holds; nothing if that is no good. A file that is still being written
-        differs from itself a moment later."""
+    async def settled() -> AsyncIterator[Endpoints]:
         try:
-            found = read_workers(self._path)
+            found = read_workers(path)
             await asyncio.sleep(_SETTLE_S)
-            if read_workers(self._path) == found:
+            if read_workers(path) == found:
                 yield found
         except InputError as error:
             _log.error("%s; the servers stay as they are", error)
 
+    async for endpoints in settled():
+        yield endpoints
+    # The folder is watched, not the file: editors and Kubernetes replace it by renaming, or by
+    # moving a link that leads to it. Time-outs yield too: not every file system tells of changes.
+    async for _ in awatch(
+        path.parent,
+        watch_filter=None,
+        recursive=False,
+        debounce=200,
+        rust_timeout=_FILE_POLL_MS,
+        yield_on_timeout=True,
+    ):
+        async for endpoints in settled():
+            yield endpoints
 
-class DnsSource:
-    """A name all of whose addresses are servers, like that of a headless Kubernetes service."""
 
-    def __init__(self, endpoint: WorkerEndpoint, interval_s: float) -> None:
-        self._endpoint = endpoint
-        self._interval_s = interval_s
-        self.name = f"dns {endpoint.key}"
-
-    async def watch(self) -> AsyncIterator[Endpoints]:
-        last: Endpoints | None = None
-        failed = False
-        while True:
-            try:
-                now = await self._resolve()
-            except OSError as error:
-                if not failed:
-                    _log.warning("%s: %s; the servers stay as they are", self.name, error)
-                failed = True
-            else:
-                failed = False
-                if now != last:
-                    last = now
-                    yield now
-            await asyncio.sleep(self._interval_s)
-
-    async def _resolve(self) -> Endpoints:
-        origin = self._endpoint
-        scheme, _, key = origin.url.partition("://")
-        port = int(key.rpartition(":")[2])
-        found = await asyncio.get_running_loop().getaddrinfo(
-            origin.host, port, type=socket.SOCK_STREAM
-        )
-        addresses = {str(address[4][0]) for address in found}
-        return frozenset(
-            WorkerEndpoint(
-                origin.role,
-                f"{scheme}://{f'[{a}]' if ':' in a else a}:{port}",
-                origin.bootstrap_port,
-                origin.host if scheme == "https" else "",
+async def watch_name(origin: WorkerEndpoint, interval_s: float) -> AsyncIterator[Endpoints]:
+    """Yield a worker per address of a DNS name, as of a headless Kubernetes service."""
+    scheme, _, key = origin.url.partition("://")
+    port = int(key.rpartition(":")[2])
+    failed = False
+    while True:
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                origin.host, port, type=socket.SOCK_STREAM
             )
-            for a in addresses
-        )
+        except OSError as error:
+            if not failed:
+                _log.warning("dns %s: %s; the servers stay as they are", origin.key, error)
+            failed = True
+        else:
+            failed = False
+            addresses = {str(address[4][0]) for address in found}
+            yield frozenset(
+                WorkerEndpoint(
+                    origin.role,
+                    f"{scheme}://{f'[{a}]' if ':' in a else a}:{port}",
+                    origin.bootstrap_port,
+                    origin.host if scheme == "https" else "",
+                )
+                for a in addresses
+            )
+        await asyncio.sleep(interval_s)
 
 
 def read_workers(path: Path) -> Endpoints:
-    """The servers in a file.
+    """Return the workers in a file.
 
     Raises:
         InputError: unreadable, malformed, or a server named twice.
@@ -165,8 +123,18 @@ def read_workers(path: Path) -> Endpoints:
 
 
 class WorkerDiscovery:
-    """All servers that this process may use: the sources' union, bounded by `--allow-worker`,
-    less what the administrator removed."""
+    """All workers that this process may use.
+
+    These are the union of the sources, bounded by `--allow-worker`, less those that the
+    administrator removed.
+
+    Args:
+        config: names the sources.
+        changed: is called after every change.
+
+    Attributes:
+        sources: by name; flags and admin interface are none, because they need no watching.
+    """
 
     def __init__(self, config: RouterConfig, changed: Changed) -> None:
         workers = config.workers
@@ -175,49 +143,44 @@ class WorkerDiscovery:
         self._by_source: dict[str, Endpoints] = {}
         self._removed: set[str] = set()  # keys; a source still names them
         self._current: Endpoints = frozenset()
-        self.sources: list[DiscoverySource] = [StaticSource(workers)]
+        self.sources: dict[str, DiscoverySource] = {}
         if workers.workers_file is not None:
-            self.sources.append(FileSource(workers.workers_file))
-        self.sources += [
-            DnsSource(endpoint, workers.dns_interval_s)
-            for endpoint in (*workers.prefill_dns, *workers.decode_dns)
-        ]
+            self.sources["file"] = partial(watch_file, workers.workers_file)
+        for name in (*workers.prefill_dns, *workers.decode_dns):
+            self.sources[f"{name.role} dns {name.key}"] = partial(
+                watch_name, name, workers.dns_interval_s
+            )
 
     @property
     def endpoints(self) -> Endpoints:
-        """The servers in use now."""
+        """The workers in use now."""
         return self._current
 
-    async def run(self, ready: asyncio.Event | None = None) -> None:
+    async def run(self) -> None:
         """Follow every source until cancelled.
 
-        Args:
-            ready: set once every source but DNS has answered.
-
         Raises:
-            InputError: the file of servers is malformed at the start.
+            InputError: the file of workers is malformed at the start.
         """
         self.start()
-        if ready is not None:
-            ready.set()
         async with asyncio.TaskGroup() as group:
-            for source in self.sources:
-                group.create_task(self._follow(source), name=f"discovery {source.name}")
+            for name, source in self.sources.items():
+                group.create_task(self._follow(name, source), name=f"discovery {name}")
 
     def start(self) -> None:
-        """Take the servers of flags and file, without waiting.
+        """Take over the workers of flags and file, without waiting.
 
         Raises:
-            InputError: the file of servers is malformed.
+            InputError: the file of workers is malformed.
         """
         workers = self._config.workers
-        self._by_source["flags"] = StaticSource(workers).endpoints
+        self._by_source["flags"] = frozenset((*workers.prefill, *workers.decode))
         if workers.workers_file is not None:
             self._by_source["file"] = self._permitted("file", read_workers(workers.workers_file))
         self._update()
 
     def add(self, endpoint: WorkerEndpoint) -> None:
-        """Add a server on the administrator's behalf.
+        """Add a worker on the administrator's behalf.
 
         Raises:
             InputError: not in `--allow-worker`, or known already.
@@ -240,7 +203,7 @@ class WorkerDiscovery:
         self._update()
 
     def remove(self, key: str) -> None:
-        """Remove a server, whatever named it, until it is added again or the router restarts.
+        """Remove a worker of any source, until it is added again or the router restarts.
 
         Raises:
             KeyError: it is not known.
@@ -253,18 +216,19 @@ class WorkerDiscovery:
             self._removed.add(key)
         self._update()
 
-    async def _follow(self, source: DiscoverySource) -> None:
+    async def _follow(self, name: str, source: DiscoverySource) -> None:
+        last: Endpoints | None = None
         while True:
             try:
-                async for endpoints in source.watch():
-                    permitted = self._permitted(source.name, endpoints)
-                    if self._by_source.get(source.name) != permitted:
-                        self._by_source[source.name] = permitted
+                async for endpoints in source():
+                    if endpoints != last:
+                        last = endpoints
+                        self._by_source[name] = self._permitted(name, endpoints)
                         self._update()
                 return
             except Exception:
-                # As when the kernel has no file watches left. The servers known stay.
-                _log.exception("discovery %s: failed; again in %g s", source.name, _AGAIN_S)
+                # As when the kernel has no file watches left. The known workers stay.
+                _log.exception("discovery %s: failed; again in %g s", name, _AGAIN_S)
                 await asyncio.sleep(_AGAIN_S)
 
     def _permitted(self, name: str, endpoints: Endpoints) -> Endpoints:
@@ -288,7 +252,7 @@ class WorkerDiscovery:
 
 
 def unite(sources: Iterable[Endpoints], without: Iterable[str] = ()) -> Endpoints:
-    """The servers of all sources, one per address; where two differ on one, the first source's."""
+    """Return the workers of all sources, one per address; the first source wins."""
     hidden = set(without)
     united: dict[str, WorkerEndpoint] = {}
     for endpoints in sources:
