@@ -1,12 +1,14 @@
-"""Which prompts' beginnings an instance probably has in its prefix cache."""
+"""The probable content of a worker's prefix cache."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
 
 class PrefixIndex:
-    """Hashes of prompt blocks, least recently used first. A hash covers its block and all before
-    it, so the set of hashes is a radix tree, and the longest known prefix is found by bisection.
+    """Hashes of prompt blocks, the least recently used at the front.
+
+    A hash covers its block and all before it, so the set of hashes is a radix tree, and the longest
+    known prefix is found by bisection.
 
     A block's ancestors are always younger than itself, so eviction takes leaves first.
 
@@ -22,7 +24,7 @@ class PrefixIndex:
         return len(self._blocks)
 
     def match(self, blocks: Sequence[int]) -> int:
-        """Leading blocks that are known. O(log(blocks))."""
+        """Return the number of leading blocks that are known. O(log(blocks))."""
         low, high = 0, len(blocks)
         while low < high:
             middle = (low + high + 1) // 2
@@ -33,7 +35,7 @@ class PrefixIndex:
         return low
 
     def insert(self, blocks: Sequence[int]) -> None:
-        """These are in the cache now, or soon. O(blocks)."""
+        """Note blocks that are in the cache now, or will be soon. O(blocks)."""
         known = self._blocks
         for block in reversed(blocks[: self.limit]):
             known[block] = None

@@ -1,4 +1,4 @@
-"""How fast a prefill instance is, learned from what it did."""
+"""The speed of a prefill worker, learned from its busy periods."""
 
 import math
 
@@ -12,19 +12,24 @@ _PRIOR_S = 5.0
 _LONGEST_S = 86_400.0
 """Longer periods are not believed; sums of them need not be finite."""
 _SHORT_S = 0.5
-"""Periods with less work than this tell the handover; in longer ones it drowns."""
+"""Periods with less work than this tell the hand-over, which longer ones hide."""
 
 
 class Speed:
-    """A ratio of sums: `factor` is busy time over predicted work, both forgotten at one pace.
+    """A ratio of sums: busy time over predicted work, both forgotten at one pace.
 
-    A sample is a busy period: from the first request sent to an idle instance until it is idle
+    A sample is a busy period: from the first request sent to an idle worker until it is idle
     again, or a part of a long one. Ratios of sums forgive that a part's work was done in another
     part, which least squares does not. The handover, once per start, is learned from short periods.
 
     Args:
         trusted: predictions come from a profile of this engine. Otherwise they are a mere unit
             of work, and nothing is known before `MIN_PERIODS` samples.
+
+    Attributes:
+        factor: measured / predicted time.
+        handover_s: from sending a request until its prefill starts, seconds.
+        periods: samples.
     """
 
     def __init__(self, trusted: bool) -> None:
@@ -39,12 +44,17 @@ class Speed:
         return self._trusted or self.periods >= MIN_PERIODS
 
     def observe(self, started: bool, predicted_s: float, measured_s: float) -> None:
-        """One busy period, or a part of it that began in its middle (`started` false). Samples that
-        are not positive, or longer than a day, are ignored."""
+        """Learn from a busy period. One that is not positive, or longer than a day, is ignored.
+
+        Args:
+            started: whether the worker was idle at its begin; otherwise it is a later part.
+            predicted_s: its work, uncalibrated.
+            measured_s: its duration.
+        """
         if not (0.0 < predicted_s < _LONGEST_S and 0.0 < measured_s < _LONGEST_S):
             return
         if self.known:
-            # A hang says nothing about the speed.
+            # A worker that hung says nothing about its speed.
             expected = self.handover_s + self.factor * predicted_s
             measured_s = min(measured_s, 4.0 * expected)
         busy_s = measured_s

@@ -1,4 +1,4 @@
-"""Requests in the queue, woken when the dispatcher gives them a pair."""
+"""The wait of requests for their pair."""
 
 import asyncio
 import time
@@ -11,10 +11,11 @@ from kairos.router.request.outcome import Outcome
 
 
 class DispatchWaiter:
-    """Asks the dispatcher after every change, and when it wants to be asked.
+    """Runs the dispatcher after every change and when it is due, and wakes the requests.
 
     Args:
-        limit_s: longest wait of a request.
+        dispatcher: assigns pairs.
+        limit_s: longest wait of a request, seconds.
     """
 
     def __init__(self, dispatcher: Dispatcher, limit_s: float) -> None:
@@ -26,14 +27,14 @@ class DispatchWaiter:
 
     @property
     def ids(self) -> Iterable[int]:
-        """Of requests that wait."""
+        """Ids of the requests that wait."""
         return self._waiters.keys()
 
     async def pair_for(self, id: int) -> Assignment:
         """Wait for a pair.
 
         Raises:
-            RequestError: 504; none in time.
+            RequestError: 504, no pair in time.
         """
         waiter = asyncio.get_running_loop().create_future()
         self._waiters[id] = waiter
@@ -52,7 +53,7 @@ class DispatchWaiter:
         return assignment
 
     def fail(self, id: int, error: RequestError) -> bool:
-        """End its wait with an error; whether it waited."""
+        """End the wait of a request with an error; return whether it waited."""
         waiter = self._waiters.get(id)
         if waiter is None or waiter.done():
             return False
@@ -60,7 +61,7 @@ class DispatchWaiter:
         return True
 
     def schedule_dispatch(self) -> None:
-        """The state has changed: dispatch what can be dispatched, soon."""
+        """Run the dispatcher in the event loop's next turn."""
         if not self._due:
             self._due = True
             asyncio.get_running_loop().call_soon(self._dispatch)

@@ -1,4 +1,4 @@
-"""Fair queueing: which tenants are ahead of their share within a class."""
+"""Fair queueing of tenants within a class."""
 
 from collections.abc import Mapping
 
@@ -8,12 +8,12 @@ _MAX_FLOWS = 4096
 class FairQueueing:
     """Start-time fair queueing over flows, one flow per (class, tenant).
 
-    A flow's virtual time is the work it was served, in seconds, divided by its weight. A flow that
-    starts to wait is moved up to its class's virtual time, so that being idle earns
-    no share. Costs O(flows of the class) per request served.
+    A flow's virtual time is the service it got, in seconds, divided by its weight. A flow that
+    starts to wait is moved up to its class's virtual time, so that an idle flow earns no share.
+    Costs O(flows of the class) per served request.
 
-    Urgency decides; `behind` says when it must not: a flow that waits has fallen back more than
-    the allowed slack.
+    Urgency decides the order, except where `behind` finds a waiting flow that has fallen back by
+    more than the allowed slack.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class FairQueueing:
         self._next = 0
 
     def enter(self, slo_class: str, tenant: str) -> int:
-        """A request starts to wait; returns the index of its flow."""
+        """Note a request that starts to wait; return the index of its flow."""
         key = (slo_class, tenant)
         if key not in self._index:
             self._index[key] = self._next
@@ -41,7 +41,7 @@ class FairQueueing:
         return flow
 
     def leave(self, flow: int) -> None:
-        """A request stopped waiting."""
+        """Note that a request of a flow stopped waiting."""
         slo_class, _ = self._flows[flow]
         waiting = self._waiting[slo_class]
         waiting[flow] -= 1
@@ -51,7 +51,7 @@ class FairQueueing:
                 self._forget_idle()
 
     def charge(self, flow: int, work_s: float, weights: Mapping[str, float]) -> None:
-        """The flow is served `work_s` seconds; negative gives them back. While it still waits."""
+        """Charge a flow that still waits for `work_s` seconds; negative seconds are given back."""
         slo_class, tenant = self._flows[flow]
         waiting = self._waiting.get(slo_class, {})
         if waiting:
@@ -60,8 +60,12 @@ class FairQueueing:
         self._virtual[flow] += work_s / weights.get(tenant, 1.0)
 
     def behind(self, flow: int, slack_s: float) -> int:
-        """The flow of the same class that waits and is furthest behind, if `flow` is ahead of it by
-        more than `slack_s`; else -1."""
+        """Return the flow of the same class that is furthest behind; -1: none.
+
+        Args:
+            flow: of the request that would be next.
+            slack_s: `flow` may be ahead by this many seconds.
+        """
         slo_class, _ = self._flows[flow]
         waiting = self._waiting[slo_class]
         if len(waiting) < 2:

@@ -1,10 +1,10 @@
-"""Takes a worker out after failures in a row."""
+"""A circuit breaker of one worker."""
 
 from enum import Enum
 
 
 class BreakerState(Enum):
-    """The value is the metric's."""
+    """State of a breaker; its value is the metric's."""
 
     CLOSED = 0
     HALF_OPEN = 1
@@ -14,8 +14,12 @@ class BreakerState(Enum):
 class Breaker:
     """Counts failures in a row of one worker.
 
-    Closed: requests go to the worker. Open: none do. Half open: one probe through a whole pair
-    decides, not a client's request. Times are monotonic seconds.
+    Closed: requests go to the worker. Open: no request does. Half open: a probe through a whole
+    pair decides, and no client's request is risked. Times are monotonic seconds.
+
+    Args:
+        failures: in a row that open it.
+        open_s: until a probe is due.
     """
 
     def __init__(self, failures: int, open_s: float) -> None:
@@ -27,21 +31,21 @@ class Breaker:
         self.state = BreakerState.CLOSED
 
     def succeeded(self) -> None:
-        """A request came to its end. One that began earlier proves nothing to an open breaker."""
+        """Note a completed request. It may be an older one, so an open breaker stays open."""
         self._failures = 0
         self._digests.clear()
 
     def proven(self) -> None:
-        """A probe came to its end."""
+        """Close the breaker: a probe was completed."""
         self.succeeded()
         self.state = BreakerState.CLOSED
 
     def failed(self, now_s: float, digest: int | None = None) -> bool:
-        """A failure that may be the worker's; whether it opened the breaker.
+        """Note a failure that may be the worker's; return whether it opened the breaker.
 
         Args:
-            digest: of the request where the failure may as well be the request's: sending it again
-                and again counts once.
+            now_s: monotonic seconds.
+            digest: of the request, where the request may be at fault: the same one counts once.
         """
         if digest is not None and digest in self._digests:
             return False
@@ -56,7 +60,7 @@ class Breaker:
         return opened
 
     def may_probe(self, now_s: float) -> bool:
-        """Whether it is time for a probe; if so, it is half open now."""
+        """Whether a probe is due; if so, the breaker is half open."""
         if self.state is BreakerState.OPEN and now_s >= self._until_s:
             self.state = BreakerState.HALF_OPEN
         return self.state is BreakerState.HALF_OPEN

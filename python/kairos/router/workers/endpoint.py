@@ -1,4 +1,4 @@
-"""Where a prefill or decode server is: role, address, bootstrap port."""
+"""Addresses of prefill and decode servers, and patterns of addresses."""
 
 import ipaddress
 import re
@@ -22,14 +22,14 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class WorkerEndpoint:
-    """One server.
+    """Address and role of one server.
 
     Attributes:
         role: value of a `Role`; a string so that endpoints sort.
         url: `http://host:port` or `https://host:port`, lower case, nothing after the port.
-        bootstrap_port: of a prefill server; None leaves it to the decode server's own
-            `--disaggregation-bootstrap-port`.
-        name: that its certificate is for, where it was found by a DNS name; empty: its host.
+        bootstrap_port: of a prefill server; None: the decode server's own
+            `--disaggregation-bootstrap-port` holds.
+        name: of its certificate, where a DNS name led to it; empty: its host.
     """
 
     role: str
@@ -49,17 +49,22 @@ class WorkerEndpoint:
 
 
 def parse_endpoint(role: Role, url: object, bootstrap_port: object, where: str) -> WorkerEndpoint:
-    """Check an address; `where` labels errors.
+    """Read an address.
 
     Args:
+        role: of the server.
         url: `http://host:port`; the scheme may be left out.
         bootstrap_port: a port, None or "none".
+        where: names the source in errors.
+
+    Raises:
+        InputError: not an address, or not a port.
     """
     return WorkerEndpoint(role.value, parse_url(url, where), parse_port(bootstrap_port, where))
 
 
 def parse_url(url: object, where: str) -> str:
-    """An address in its one spelling, `scheme://host:port`.
+    """Return an address in its one spelling, `scheme://host:port`.
 
     Raises:
         InputError: another scheme, no port, or anything besides scheme, host and port.
@@ -75,13 +80,13 @@ def parse_url(url: object, where: str) -> str:
 
 
 def parse_port(port: object, where: str) -> int | None:
-    """A bootstrap port; None and "none" mean that the servers' default holds."""
+    """Return a bootstrap port; None, also for "none": the servers' default holds."""
     return None if port is None or port == "none" else _port(port, where)
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Addresses that servers may have.
+    """A pattern of addresses that servers may have.
 
     Attributes:
         host: a name, an address, `*`, or `*.suffix`; unused where `network` is given.
@@ -133,7 +138,7 @@ def parse_pattern(value: object, where: str) -> Pattern:
 
 
 def allowed(patterns: Iterable[Pattern], endpoint: WorkerEndpoint) -> bool:
-    """Whether a server may be there: one pattern matches, or there are none."""
+    """Whether a pattern allows the address of a server; without patterns every one is allowed."""
     patterns = tuple(patterns)
     return not patterns or any(pattern.matches(endpoint) for pattern in patterns)
 

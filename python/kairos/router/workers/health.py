@@ -1,4 +1,4 @@
-"""Looks after the servers: do they answer, are they still the same, does a whole pair generate."""
+"""Health checks of the workers, and probes through whole pairs."""
 
 import asyncio
 import logging
@@ -24,8 +24,8 @@ from kairos.router.workers.worker import State, Worker
 _log = logging.getLogger(__name__)
 
 READY_S = 15.0
-"""A pair that generated a token within this time makes the router ready; while no request does,
-a probe is sent after half of it."""
+"""The router is ready if a pair generated a token within this time. Without requests, a probe is
+sent after half of it."""
 _EAGER_S = 0.3  # between two checks of a server that is not in use yet
 _INFO_EVERY = 5  # checks
 _DEATH_CHECKS = 3
@@ -35,9 +35,12 @@ _PROBE_PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 class Health:
-    """One task per server, and one that keeps a pair proven.
+    """Checks every worker, and keeps a pair proven.
 
     Args:
+        workers: intervals and limits.
+        registry: gets the results.
+        parts: for probes.
         headers: for the servers, with their key.
     """
 
@@ -59,14 +62,14 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Whether a pair generated a token recently, and one is in use now."""
+        """Whether a pair generated a token recently, and a pair is in use now."""
         registry = self._registry
         return time.monotonic() - registry.last_sign_s() < READY_S and all(
             registry.of(role, State.READY) for role in Role
         )
 
     def watch(self, worker: Worker) -> None:
-        """Look after a server until it is forgotten."""
+        """Check a worker until it is forgotten."""
         self._background.start(self._watch(worker), f"health {worker.key}")
 
     def start(self) -> None:
@@ -76,7 +79,7 @@ class Health:
         await self._background.close()
 
     async def probe(self, prefill: Worker, decode: Worker) -> LegError | None:
-        """Generate through a pair; None if it worked."""
+        """Generate two tokens through a pair; return the failure, None if there was none."""
         rid, rooms = new_rid(), self._parts.rooms.take(1)
         pair = Attempt(self._parts, prefill, decode, Transfer((rid,), rooms), lambda: None)
         body = orjson.dumps(
@@ -136,8 +139,10 @@ class Health:
             await self._prove(worker)
 
     async def _answers(self, worker: Worker) -> bool:
-        """Whether the server's process is there. Not /health: that generates, and fails behind a
-        long prompt."""
+        """Whether the server's process answers.
+
+        /health is not asked: it generates, and fails behind a long prompt.
+        """
         problem = ""
         gone = False
         begun_s = time.monotonic()
@@ -165,8 +170,10 @@ class Health:
         return False
 
     async def died(self, worker: Worker) -> bool:
-        """Whether the process behind a connection that broke has ended: it refuses connections, or
-        another one answers in its place."""
+        """Whether the process behind a broken connection has ended.
+
+        It has if it refuses connections, or if another process answers at its address.
+        """
         for _ in range(_DEATH_CHECKS):
             try:
                 async with asyncio.timeout(_DEATH_CHECK_S):
@@ -185,14 +192,14 @@ class Health:
         return False
 
     async def _learn(self, worker: Worker) -> bool:
-        """Ask the server what it is, and whether it is still the same; whether it said."""
+        """Ask a server for its facts; return whether enough is known of it."""
         try:
             status, _, data = await self._call(worker, "/server_info")
             info = await _read_info(status, data)
         except (BrokenError, TimeoutError):
             info = None
         if info is None:
-            # A server that is busy or of another kind: what is known stays.
+            # The server is busy or of another kind: the known facts stay.
             return worker.info is not None or worker.state is State.STARTING
         if worker.info is not None and worker.info.start_id != info.start_id:
             self._registry.restarted(worker)
@@ -202,7 +209,7 @@ class Health:
         return True
 
     async def _prove(self, worker: Worker) -> None:
-        """Put a server into use if it generates together with another one."""
+        """Put a worker into use if it generates together with another one."""
         if worker.key in self._probing:
             return
         other = Role.DECODE if worker.role is Role.PREFILL else Role.PREFILL
@@ -211,7 +218,7 @@ class Health:
         )
         if not partners:
             return
-        # Not in turns: two servers that are probed in step would meet the same partners for ever.
+        # At random: two workers that are probed in step would meet the same partners for ever.
         partner = random.choice(partners)
         self._probing.add(worker.key)
         try:
@@ -228,7 +235,7 @@ class Health:
             worker.breaker.failed(time.monotonic())
 
     async def _keep_ready(self) -> None:
-        """While no request goes through, prove one pair after the other."""
+        """Prove one pair after the other while no request goes through."""
         while True:
             await asyncio.sleep(min(1.0, self._workers.health_interval_s))
             self._parts.pool.sweep()

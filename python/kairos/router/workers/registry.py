@@ -1,4 +1,4 @@
-"""The workers: which of them get requests, which do not, and why."""
+"""The workers of the router, and the state of each."""
 
 import logging
 import time
@@ -27,11 +27,21 @@ _UNREACHED = ("connection_refused", "connect_failed", "connect_timed_out", "TLS_
 
 
 class WorkerRegistry:
-    """Keeps the dispatcher's picture of the servers in step with theirs.
+    """Decides which workers get requests, and tells the dispatcher.
 
     Args:
-        profile: latency model of all of them.
-        changed: called when requests may go where they could not before.
+        workers: limits of breakers.
+        dispatcher: gets the ready workers and their loads.
+        pool: connections to the workers.
+        metrics: counts failures and restarts.
+        profile: latency model of all workers.
+        changed: is called when requests may go where they could not before.
+
+    Attributes:
+        workers: by key.
+        telemetry: reports of the ready workers; set by the owner.
+        came: is called with every new worker.
+        last_success_s: when a request or a probe last went through, monotonic seconds.
     """
 
     def __init__(
@@ -57,11 +67,11 @@ class WorkerRegistry:
         self._known: set[str] = set()  # to the dispatcher
 
     def of(self, role: Role, *states: State) -> list[Worker]:
-        """Servers of a role in one of these states."""
+        """Return the workers of a role in one of these states."""
         return [i for i in self.workers.values() if i.role is role and i.state in states]
 
     def find(self, role: Role, key: str) -> Worker:
-        """The worker of an assignment.
+        """Return the worker of an assignment.
 
         Raises:
             LegError: it has left since.
@@ -72,8 +82,10 @@ class WorkerRegistry:
         return worker
 
     def last_sign_s(self) -> float:
-        """When a pair last generated something, monotonic seconds: a request that went through, or
-        a stream that flows; minus infinity if none ever did."""
+        """Return when a pair last generated a token, monotonic seconds; minus infinity: never.
+
+        A request that went through counts, and a stream that flows.
+        """
         flowing: list[float] = [
             heard_s
             for worker in self.of(Role.DECODE, State.READY, State.DRAINING)
@@ -98,48 +110,53 @@ class WorkerRegistry:
         return self._limits
 
     def discovered(self, added: Endpoints, gone: Endpoints) -> None:
-        """Servers came and went."""
+        """Take over the workers that came, and drain those that went."""
         for endpoint in sorted(gone):
             self._leave(endpoint)
         for endpoint in sorted(added):
             self._come(endpoint)
 
     def drain(self, key: str) -> None:
-        """Send a server nothing new. KeyError if it is not known."""
+        """Send nothing new to a worker. KeyError if it is not known."""
         worker = self.workers[key]
         worker.drained = True
         self._set(worker, State.DRAINING)
 
     def undrain(self, key: str) -> None:
-        """A drained server may get requests again, once a probe has proven it. KeyError if it is
-        not known."""
+        """Let a drained worker get requests again, once a probe has proven it.
+
+        Raises:
+            KeyError: it is not known.
+        """
         worker = self.workers[key]
         if worker.state is State.DRAINING and not worker.leaving:
             worker.drained = False
             self._set(worker, State.STARTING)
 
     def ready(self, worker: Worker) -> None:
-        """A whole pair answered through it."""
+        """Note that a whole pair answered through a worker."""
         worker.breaker.proven()
         if worker.state in (State.STARTING, State.OPEN):
             self._set(worker, State.READY)
 
     def reached(self, worker: Worker) -> None:
-        """It answers again; it has to prove itself through a pair before it gets requests."""
+        """Note that a worker answers. A probe has to prove it before it gets requests."""
         worker.failed_checks = 0
         if worker.state is State.DOWN:
             self._set(worker, State.STARTING)
 
     def unhealthy(self, worker: Worker, reason: str) -> None:
-        """Its health checks fail, so it gets nothing new. What runs there runs on."""
+        """Send nothing new to a worker whose health checks fail. Running requests stay."""
         worker.reason = reason
         if worker.state is not State.DRAINING:
             self._set(worker, State.DOWN)
         self._pool.drop(worker.endpoint)
 
     def unanswering(self, worker: Worker, reason: str) -> None:
-        """It does not answer its health checks, so legs that have been silent since then are over:
-        a process that hangs resets no connection."""
+        """End the legs that have been silent since a worker stopped to answer health checks.
+
+        A process that hangs resets no connection.
+        """
         since_s = worker.unanswered_since_s
         for attempt in list(worker.attempts):
             silent_s = attempt.silent_since_s(worker)
@@ -148,13 +165,13 @@ class WorkerRegistry:
                 attempt.fail(LegError(worker.role, "server_down", text))
 
     def unfit(self, worker: Worker, reason: str) -> None:
-        """It answers as no worker of this router would; a probe has to prove it first."""
+        """Take a worker out that refuses the key or lacks the endpoint, until a probe proves it."""
         worker.reason = reason
         if worker.state is State.READY:
             self._set(worker, State.STARTING)
 
     def restarted(self, worker: Worker) -> None:
-        """Another process answers under the same address: nothing that was known of it holds."""
+        """Forget the state of a worker: another process answers at its address."""
         _log.warning("%s server %s: restarted", worker.role.value, worker.key)
         worker.restarts += 1
         self._metrics.worker_restarts.labels(*self._labels(worker)).inc()
@@ -169,17 +186,19 @@ class WorkerRegistry:
             self._set(worker, State.STARTING)
 
     def succeeded(self, *workers: Worker) -> None:
-        """A request went through these."""
+        """Note that a request or a probe went through these workers."""
         self.last_success_s = time.monotonic()
         for worker in workers:
             worker.breaker.succeeded()
 
     def failed(self, worker: Worker, reason: str, digest: int | None = None) -> None:
-        """A request failed by this server's fault.
+        """Count a failure against a worker, and open its breaker after several in a row.
 
         Args:
-            digest: of a request that the server answered with an error: such a failure is the
-                request's until others fail too, so each request counts once.
+            worker: at fault.
+            reason: for metrics and /workers.
+            digest: of a request that the server answered with an error. The request may be at
+                fault, so the same request counts once.
         """
         worker.suspect = True
         label = self._metrics.reason(reason)
@@ -197,7 +216,7 @@ class WorkerRegistry:
             self._set(worker, State.STARTING)
 
     def attempt_failed(self, attempt: Attempt, error: LegError) -> None:
-        """Count a failed attempt, against the worker at fault if one is."""
+        """Count a failed attempt, and charge the worker at fault."""
         if error.ours:
             return
         label = self._metrics.reason(error.reason)
@@ -208,29 +227,29 @@ class WorkerRegistry:
             self.unfit(attempt.worker(error.role), error.reason)
             return
         for role in Role:
-            # Of two that may be at fault, probes through whole pairs find the one that is.
+            # Where either may be at fault, probes through whole pairs find the one that is.
             if error.shared or error.role is role:
                 digest = attempt.digest if error.status else None
                 self.failed(attempt.worker(role), error.reason, digest)
 
     def flushed(self, key: str) -> None:
-        """The prefix cache of a server is empty."""
+        """Note that the prefix cache of a worker is empty."""
         if key in self._known:
             self._dispatcher.forget_cache(key)
 
     def load(self, key: str, load: WorkerLoad) -> None:
-        """A report of a server came in."""
+        """Take a report of a worker over."""
         if key in self._known:
             self._dispatcher.loads(key, load, time.monotonic())
             self._changed()
 
     def idle(self, worker: Worker) -> None:
-        """An attempt through it ended; one that is leaving is forgotten when none is left."""
+        """Forget a leaving worker once its last attempt has ended."""
         if worker.leaving and not worker.attempts:
             self._forget(worker)
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """For /workers."""
+        """Return plain values for /workers."""
         details = self._dispatcher.snapshot(time.monotonic())["workers"]
         watched = self.telemetry.snapshot() if self.telemetry else {}
         return [
@@ -253,7 +272,7 @@ class WorkerRegistry:
         ]
 
     def gauges(self) -> None:
-        """Bring the metrics of the servers up to date."""
+        """Bring the metrics of the workers up to date."""
         metrics = self._metrics
         for role in Role:
             for state in State:
@@ -269,8 +288,10 @@ class WorkerRegistry:
                 metrics.backlog.labels(*labels).set(backlog_s)
 
     def _may_open(self, role: Role) -> bool:
-        """Whether a breaker of this role may open: at most half of a role is out by breakers, so
-        that requests which make workers fail never take all of them."""
+        """Whether one more worker of a role may be taken out by its breaker.
+
+        At most half of a role is: requests that make workers fail never take all of them out.
+        """
         workers = [w for w in self.workers.values() if w.role is role]
         out = sum(w.state is State.OPEN for w in workers)
         return 2 * (out + 1) <= len(workers)
@@ -344,7 +365,7 @@ class WorkerRegistry:
 
 
 def _plain(details: Mapping[str, Any]) -> dict[str, Any]:
-    """Without numbers that JSON has no form for."""
+    """Return the values with None for numbers that JSON cannot express."""
     return {
         name: None if isinstance(value, float) and value - value != 0.0 else value
         for name, value in details.items()

@@ -1,4 +1,4 @@
-"""Reports of the instances: received from Kairos engines, fetched from plain ones."""
+"""Load reports of the workers: messages of Kairos engines, and /v1/loads of others."""
 
 import asyncio
 import logging
@@ -108,7 +108,7 @@ class Telemetry:
             self._context = None
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
-        """Per key: endpoint, received and failed; for /workers and metrics."""
+        """Return endpoint, received and failed by key, for /workers."""
         return {
             key: {"endpoint": w.publisher, "received": w.received, "failed": w.failed}
             for key, w in self._feeds.items()
@@ -174,7 +174,7 @@ def reachable(publisher: str, endpoint: WorkerEndpoint) -> str:
 
 
 def read_report(data: bytes, received_s: float) -> WorkerLoad | None:
-    """A message of a Kairos engine; None if it is not one."""
+    """Read a message of a Kairos engine; None if it is not one."""
     try:
         report: TelemetryReport = decoder.decode(data)
     except msgspec.DecodeError:
@@ -198,7 +198,7 @@ def read_report(data: bytes, received_s: float) -> WorkerLoad | None:
 
 
 def read_loads(data: bytes, measured_s: float) -> WorkerLoad | None:
-    """An answer of /v1/loads, summed over data-parallel ranks; None if it is not one."""
+    """Read an answer of /v1/loads, summed over data-parallel ranks; None if it is not one."""
     with suppress(KeyError, AttributeError, TypeError, ValueError, OverflowError):
         ranks = orjson.loads(data)["loads"] if data else []
         if not ranks:

@@ -1,4 +1,4 @@
-"""One prefill or decode worker, as the router knows it."""
+"""One prefill or decode worker and its state."""
 
 import asyncio
 import time
@@ -14,14 +14,15 @@ from kairos.slo import DEFAULT_CLASS
 MAX_ABORTS = 16
 """Aborts in flight to one server; a storm of them has taken clusters down."""
 _TOGETHER_S = 1.0
-"""Legs that break within this time broke for one reason."""
+"""Legs that break within this time are taken to break for one reason."""
 
 
 class State(Enum):
     """Whether a worker gets requests.
 
-    STARTING: not reached yet, restarted or unfit; wants a probe through a whole pair. READY: gets
-    requests. DOWN: fails its health checks. OPEN: its breaker is open. DRAINING: gets nothing new.
+    STARTING: it is new, restarted or unfit, and waits for a probe through a whole pair. READY: it
+    gets requests. DOWN: its health checks fail. OPEN: its breaker is open. DRAINING: it gets
+    nothing new.
     """
 
     STARTING = "starting"
@@ -36,12 +37,18 @@ class Worker:
     """A worker and its state.
 
     Attributes:
+        endpoint: its address.
+        breaker: counts failures in a row.
+        state: whether it gets requests.
         info: the last answer to /server_info; None before the first.
         attempts: attempts whose leg runs here.
-        suspect: something went wrong with it; it may have been restarted.
+        suspect: it failed, and may have been restarted.
         leaving: it is forgotten once it is idle.
         drained: by the administrator, until its restart or an undrain.
         reason: why it does not get requests, for /workers; empty where it does.
+        restarts: counts restarts.
+        failed_checks: health checks that failed in a row.
+        aborts: bounds the aborts in flight.
         unanswered_since_s: when the first of the health checks without an answer began.
     """
 
@@ -77,8 +84,8 @@ class Worker:
         """Note that the connection of a leg broke.
 
         Returns:
-            how many attempts were here then: legs that broke within the last second, and those
-            that run on.
+            number of attempts that were here: legs that broke within the last second, and running
+            ones.
         """
         now_s = time.monotonic()
         self._broken_legs = [
@@ -88,6 +95,6 @@ class Worker:
         return len({id(other) for _, other in self._broken_legs} | {id(a) for a in self.attempts})
 
     def knows_class(self, name: str) -> bool:
-        """Whether the server takes an SLO of this class. One without Kairos takes any."""
+        """Whether the server accepts an SLO of this class. A server without Kairos accepts any."""
         info = self.info
         return info is None or not info.kairos or name in (DEFAULT_CLASS, *info.slo_classes)
