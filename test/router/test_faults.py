@@ -105,6 +105,46 @@ async def test_at_most_half_of_a_role_is_out_by_breakers() -> None:
         assert out == 2
 
 
+async def test_of_the_workers_that_answer_at_most_half_are_out_by_breakers() -> None:
+    async with fakes(4, 1) as cluster, running(config_for(cluster)) as up:
+        workers = up.router.registry.workers
+        for engine in cluster.prefill[:2]:
+            await engine.stop()
+        await until(lambda: [w.state.value for w in workers.values()].count("down") == 2)
+        for engine in cluster.prefill[2:]:
+            engine.fault = Fault("status", status=500)
+        for number in range(40):
+            await text_of(up, {**BODY, "input_ids": [number]})
+            states = [w.state.value for w in workers.values() if w.role.value == "prefill"]
+            assert states.count("open") <= 1
+
+
+async def test_a_removed_worker_gets_nothing_new_after_a_restart() -> None:
+    async with fakes(1, 2, token_s=0.05) as cluster, running(config_for(cluster)) as up:
+        registry = up.router.registry
+        (asked,) = await streaming(up, 1)
+        worker = next(
+            w for w in registry.workers.values() if w.role.value == "decode" and w.attempts
+        )
+        registry.discovered(frozenset(), frozenset({worker.endpoint}))
+        registry.restarted(worker)
+        assert worker.state.value == "draining"
+        assert (await asked)[0] == 200
+        await until(lambda: worker.key not in registry.workers)
+
+
+async def test_a_worker_that_fails_its_probes_shows_why() -> None:
+    async with fakes(1, 1) as cluster:
+        cluster.decode[0].fault = Fault("not_found")
+        async with running(config_for(cluster), ready=False) as up:
+            shown = up.router.registry.snapshot
+            await until(lambda: any("probe with" in (one["reason"] or "") for one in shown()))
+            assert all(one["state"] == "starting" for one in shown())
+            cluster.decode[0].fault = None
+            await up.ready(1, 1)
+            assert all(one["reason"] is None for one in shown())
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_abort_that_finds_fault_with_the_request_is_passed_on(stream: bool) -> None:
     async with fakes(1, 2) as cluster, running(config_for(cluster)) as up:

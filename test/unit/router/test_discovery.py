@@ -79,6 +79,25 @@ async def test_a_file_is_followed_and_a_bad_state_of_it_ignored(tmp_path: Path, 
         await task
 
 
+async def test_a_file_that_is_written_in_parts_is_taken_whole(tmp_path: Path) -> None:
+    path = tmp_path / "workers.yaml"
+    first = "prefill: [['http://10.0.0.1:1', 8998]]\ndecode:\n- http://10.0.1.1:1\n"
+    path.write_text(f"{first}- http://10.0.1.2:1\n")
+    seen = Seen()
+    settings = Workers(workers_file=path)
+    task = asyncio.create_task(WorkerDiscovery(RouterConfig(workers=settings), seen).run())
+    await seen.next(1)
+    await asyncio.sleep(0.5)  # the watch has begun
+    with path.open("w") as file:
+        for part in (first, "- http://10.0.1.2:1\n", "- http://10.0.1.3:1\n"):
+            file.write(part)
+            file.flush()
+            await asyncio.sleep(0.15)
+    await seen.next(2)
+    assert seen.calls[1:] == [(frozenset({D3}), frozenset())]
+    task.cancel()
+
+
 async def test_a_file_behind_a_link_is_followed(tmp_path: Path) -> None:
     # As Kubernetes updates a mounted ConfigMap.
     for name, text in (("v1", FILE), ("v2", FILE.replace("10.0.1.1", "10.0.1.3"))):

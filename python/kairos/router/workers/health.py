@@ -231,6 +231,7 @@ class Health:
             self._registry.ready(partner)
             return
         _log.info("probe of %s with %s: %s", worker.key, partner.key, problem)
+        worker.reason = f"probe with {partner.key}: {problem}"
         if worker.state is State.OPEN:
             worker.breaker.failed(time.monotonic())
 

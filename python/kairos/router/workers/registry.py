@@ -290,11 +290,11 @@ class WorkerRegistry:
     def _may_open(self, role: Role) -> bool:
         """Whether one more worker of a role may be taken out by its breaker.
 
-        At most half of a role is: requests that make workers fail never take all of them out.
+        At most half of the workers that answer are: requests that make workers fail never take all
+        of them out.
         """
-        workers = [w for w in self.workers.values() if w.role is role]
-        out = sum(w.state is State.OPEN for w in workers)
-        return 2 * (out + 1) <= len(workers)
+        out, ready = (len(self.of(role, state)) for state in (State.OPEN, State.READY))
+        return 2 * (out + 1) <= out + ready
 
     def _come(self, endpoint: WorkerEndpoint) -> None:
         old = self.workers.get(endpoint.key)
@@ -329,7 +329,7 @@ class WorkerRegistry:
     def _set(self, worker: Worker, state: State) -> None:
         if worker.state is state:
             return
-        if worker.state is State.DRAINING and worker.drained:
+        if worker.state is State.DRAINING and (worker.drained or worker.leaving):
             return
         _log.info(
             "%s server %s: %s, was %s",
