@@ -17,7 +17,9 @@ from kairos.router.paths import CHAT, GENERATE
 _INTERNAL_FIELDS = ("http_worker_ipc", "positional_embed_overrides", "lora_id", "custom_labels")
 _SPACES = "spaces_between_special_tokens"
 _MAX_TOP_K = 2**31 - 1
-_MAX_BIAS = 1e30  # logits stay finite in single precision, also over the lowest temperature
+# With these, logits stay finite in single precision, also over the lowest temperature.
+_MAX_BIAS = 1e30
+_MIN_PENALTY = 1e-6
 _ANY_VOCABULARY = 2**31
 _MAX_WAYS = 1_000
 _MANY = 100  # repetitions that one without an upper bound counts as
@@ -70,6 +72,12 @@ def _check(params: Mapping[str, Any], where: str, vocab_size: int | None) -> Non
     top_k = params.get("top_k")
     if top_k is not None and _outside(top_k, -1, _MAX_TOP_K):
         raise InputError(f"{where}top_k: {top_k} is not allowed; allowed are -1 to {_MAX_TOP_K}")
+    penalty = params.get("repetition_penalty")
+    if penalty is not None and _outside(penalty, _MIN_PENALTY, math.inf):
+        raise InputError(
+            f"{where}repetition_penalty: {penalty} is not allowed; allowed are {_MIN_PENALTY} "
+            "or more"
+        )
     # With a least number of tokens they are positions in a table of the vocabulary.
     tokens = params.get("stop_token_ids")
     high = (vocab_size or _ANY_VOCABULARY) - 1

@@ -32,15 +32,31 @@ class Usage(NamedTuple):
     prompt_tokens: int | None = None
     output_tokens: int | None = None
 
+    def over(self, before: "Usage") -> "Usage":
+        """This report, completed by an earlier one."""
+        prompt, output = self
+        return Usage(
+            before[0] if prompt is None else prompt, before[1] if output is None else output
+        )
+
 
 def usage_of(data: bytes, path: str, batch: bool = False) -> Usage:
     """What a whole answer, or whole events of a stream, report."""
     prompt, output = _USAGE_NUMBERS[path == RESPONSES]
-    if prompt[0] not in data and output[0] not in data:
-        return Usage()
-    prompts, outputs = prompt[1].findall(data), output[1].findall(data)
-    counted = outputs if batch and path == GENERATE else outputs[-1:]
-    return Usage(int(prompts[-1]) if prompts else None, sum(map(int, counted)) if outputs else None)
+    if batch and path == GENERATE:
+        counted = output[1].findall(data)
+        return Usage(_last(data, *prompt), sum(map(int, counted)) if counted else None)
+    return Usage(_last(data, *prompt), _last(data, *output))
+
+
+def _last(data: bytes, name: bytes, number: "re.Pattern[bytes]") -> int | None:
+    """The last number that follows a name; searched from the end, because each event has one."""
+    at = data.rfind(name)
+    while at >= 0:
+        if found := number.match(data, at):
+            return int(found[1])
+        at = data.rfind(name, 0, at)
+    return None
 
 
 def problem_of(role: Role, status: int, data: bytes, path: str) -> LegError | None:

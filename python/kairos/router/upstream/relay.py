@@ -55,7 +55,7 @@ class Relay:
         self._write_timeout_s = write_timeout_s
         self._response: web.StreamResponse | None = None
         self._part = bytearray()
-        self._end = b""  # the last event
+        self._last = b""  # the last events
         self._usage = Usage()
         self._response_end = b""
         self._aborted = False
@@ -95,17 +95,9 @@ class Relay:
             SlowClientError: the client did not read for too long.
             ConnectionError: the client is gone.
         """
-        part = self._part
-        searched = max(len(part) - 1, 0)
-        part += chunk
-        end = _whole(part, searched)
-        if len(part) - end > MAX_EVENT_BYTES:
-            text = f"the decode server sent an event of more than {MAX_EVENT_BYTES} bytes"
-            raise LegError(Role.DECODE, "garbage", text)
-        if not end:
+        events = self._whole_events(chunk)
+        if not events:
             return
-        events = bytes(part[:end])
-        del part[:end]
         self._note(events)
         if self.change is not None:
             events = self.change(events)
@@ -113,20 +105,36 @@ class Relay:
             assert self._response is not None
             await self._within(self._response.write(events))
 
+    def _whole_events(self, chunk: bytes) -> bytes:
+        """Take the whole events out of what has come, and keep the rest.
+
+        Raises:
+            LegError: an event is too long.
+        """
+        part = self._part
+        if not part and _whole(chunk, 0) == len(chunk):
+            return chunk  # nearly always; nothing is copied
+        searched = max(len(part) - 1, 0)
+        part += chunk
+        end = _whole(part, searched)
+        if len(part) - end > MAX_EVENT_BYTES:
+            text = f"the decode server sent an event of more than {MAX_EVENT_BYTES} bytes"
+            raise LegError(Role.DECODE, "garbage", text)
+        events = bytes(part[:end])
+        del part[:end]
+        return events
+
     def _note(self, events: bytes) -> None:
         """Keep what the stream is judged by. Whole events come, however they were cut."""
-        self._events += len(_DATA.findall(events))
+        self._events += events.count(b"\ndata:") + events.startswith(b"data:")
         self.error = self.error or error_event(events)
-        if text := events.strip():
-            self._end = text[text.rfind(_END) + 1 :].lstrip()
+        if not events.isspace():
+            self._last = events
         if self._path == RESPONSES:
             self._response_end = response_end(events) or self._response_end
         else:
             self._aborted = self._aborted or is_aborted(events, self._path)
-        usage = usage_of(events, self._path)
-        self._usage = Usage(
-            *(old if new is None else new for new, old in zip(usage, self._usage, strict=True))
-        )
+        self._usage = usage_of(events, self._path).over(self._usage)
         if self._counts is not None:
             for event in events.split(_END):
                 if b'"completion_tokens":' in event:
@@ -152,7 +160,8 @@ class Relay:
         """Whether the stream came to its proper end."""
         if self._part.strip():
             return False
-        if self._end == b"data: [DONE]":
+        text = self._last.strip()
+        if text[text.rfind(_END) + 1 :].lstrip() == b"data: [DONE]":
             return True
         return self._response_end != b""
 
@@ -187,7 +196,7 @@ class Relay:
             raise SlowClientError from None
 
 
-def _whole(events: bytearray, searched: int) -> int:
+def _whole(events: bytes | bytearray, searched: int) -> int:
     """Where the last whole event ends; 0 where none does. Of an odd run of line ends the last one
     belongs to what follows, as if events had been taken one by one.
 
