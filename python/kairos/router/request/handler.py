@@ -50,6 +50,7 @@ from kairos.router.workers.registry import WorkerRegistry
 from kairos.router.workers.worker import State
 from kairos.slo import APPLIED_HEADER, from_headers
 
+_LARGE_BYTES = 64 << 10
 _log = logging.getLogger(__name__)
 
 
@@ -206,10 +207,13 @@ class RequestHandler:
         self.quarantine.check(digest, time.monotonic())
         size = parsing.memory_of(raw)
         reservation.grow_to(size)
-        # Each step may hold the event loop for as long as others may wait.
-        await asyncio.sleep(0)
+        # Each step of a large body may hold the event loop for as long as others may wait.
+        large = len(raw) > _LARGE_BYTES
+        if large:
+            await asyncio.sleep(0)
         body = parsing.load(raw)
-        await asyncio.sleep(0)
+        if large:
+            await asyncio.sleep(0)
         vocab_size, context_tokens = deps.registry.model_limits()
         limits = deps.config.limits
         parsed = parsing.read(
@@ -290,11 +294,15 @@ class RequestHandler:
             time.monotonic() - understood.arrival_s,
             prefill.knows_class(slo.slo_class) and decode.knows_class(slo.slo_class),
         )
-        body = parsing.encode_engine_body(parsed, applied, prefill.endpoint, transfer)
         headers, legs = self._leg_headers(context, attempt)
         problem: str | None = "ended early"
         try:
-            status = await attempt.open(context.receipt.path, body, headers)
+            status = await attempt.open(
+                context.receipt.path,
+                # No name here may hold the body for as long as its answer streams.
+                parsing.encode_engine_body(parsed, applied, prefill.endpoint, transfer),
+                headers,
+            )
             answer = await self._delivery.deliver(
                 context, request, understood, status, self._headers(context)
             )

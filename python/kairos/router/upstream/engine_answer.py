@@ -32,12 +32,11 @@ class Usage(NamedTuple):
     prompt_tokens: int | None = None
     output_tokens: int | None = None
 
-    def over(self, before: "Usage") -> "Usage":
-        """This report, completed by an earlier one."""
-        prompt, output = self
-        return Usage(
-            before[0] if prompt is None else prompt, before[1] if output is None else output
-        )
+
+def usage_names(path: str) -> tuple[bytes, bytes]:
+    """The bytes in front of the numbers of prompt tokens and of output tokens."""
+    prompt, output = _USAGE_NUMBERS[path == RESPONSES]
+    return prompt[0], output[0]
 
 
 def usage_of(data: bytes, path: str, batch: bool = False) -> Usage:

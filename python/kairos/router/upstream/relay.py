@@ -9,10 +9,10 @@ from aiohttp import HttpVersion11, web
 
 from kairos.router.paths import RESPONSES
 from kairos.router.upstream.engine_answer import (
-    Usage,
     error_event,
     is_aborted,
     response_end,
+    usage_names,
     usage_of,
 )
 from kairos.router.upstream.leg import LegError
@@ -56,7 +56,9 @@ class Relay:
         self._response: web.StreamResponse | None = None
         self._part = bytearray()
         self._last = b""  # the last events
-        self._usage = Usage()
+        self._prompt_name, self._output_name = usage_names(path)
+        self._with_prompt_tokens = b""  # the last events that report them
+        self._with_output_tokens = b""
         self._response_end = b""
         self._aborted = False
         self._events = 0
@@ -127,14 +129,19 @@ class Relay:
     def _note(self, events: bytes) -> None:
         """Keep what the stream is judged by. Whole events come, however they were cut."""
         self._events += events.count(b"\ndata:") + events.startswith(b"data:")
-        self.error = self.error or error_event(events)
+        if not self.error and b'"error":' in events:
+            self.error = error_event(events)
         if not events.isspace():
             self._last = events
+        # Parsed at the end only.
+        if self._prompt_name in events:
+            self._with_prompt_tokens = events
+        if self._output_name in events:
+            self._with_output_tokens = events
         if self._path == RESPONSES:
             self._response_end = response_end(events) or self._response_end
-        else:
+        elif b'"abort"' in events:
             self._aborted = self._aborted or is_aborted(events, self._path)
-        self._usage = usage_of(events, self._path).over(self._usage)
         if self._counts is not None:
             for event in events.split(_END):
                 if b'"completion_tokens":' in event:
@@ -180,13 +187,13 @@ class Relay:
         """Output tokens: as reported, else one per event."""
         if self._counts:
             return sum(self._counts.values())
-        reported = self._usage.output_tokens
+        reported = usage_of(self._with_output_tokens, self._path).output_tokens
         return max(self._events - 1, 0) if reported is None else reported
 
     @property
     def prompt_tokens(self) -> int | None:
         """Prompt tokens as reported; None where they are not."""
-        return self._usage.prompt_tokens
+        return usage_of(self._with_prompt_tokens, self._path).prompt_tokens
 
     async def _within(self, sending: Awaitable[object]) -> None:
         try:
