@@ -4,7 +4,6 @@ The method and its parameters: docs/explanation/urgency.md.
 """
 
 import math
-from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import numpy as np
 from kairos.errors import InputError
 from kairos.latency.prefill import PrefillModel
 from kairos.policy.jobs import PlannedChunk, PrefillJob, PrefillPlan
+from kairos.policy.sorted_rows import SortedRows
 from kairos.policy.starvation import StarvationCredit
 from kairos.validation import Range, check_ranges
 
@@ -97,9 +97,7 @@ class UrgencyQueue:
         self.grants = 0
         self._kernel = urgency_kernel
         self._chunk_tokens = chunk_tokens
-        self._keys: list[tuple[float, int]] = []
-        self._deadline_of: dict[int, float] = {}
-        self._rows = np.zeros(64, urgency_kernel.ROW)
+        self._jobs = SortedRows(urgency_kernel.ROW)
         self._credit = StarvationCredit(
             self.params.starvation_share, self.params.starvation_credit_s
         )
@@ -108,7 +106,7 @@ class UrgencyQueue:
         self.plan(0.0, 1)  # compiles
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._jobs)
 
     def add(self, job: PrefillJob) -> None:
         """Queue a job.
@@ -117,25 +115,21 @@ class UrgencyQueue:
             InputError: impossible values, or an id that is queued already.
         """
         job.check()
-        if job.id in self._deadline_of:
+        if job.id in self._jobs:
             raise InputError(f"job {job.id} is queued already")
-        n = len(self._keys)
-        if n == len(self._rows):
-            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
         self.shortest_slo_s = min(self.shortest_slo_s, job.deadline_s - job.arrival_s)
-        key = (job.deadline_s, job.id)
-        at = bisect_left(self._keys, key)
-        insort(self._keys, key)
-        self._deadline_of[job.id] = job.deadline_s
-        self._move(at, n, 1)
-        self._rows[at] = (
+        self._jobs.add(
             job.deadline_s,
             job.id,
-            job.arrival_s,
-            job.total_tokens,
-            job.done_tokens,
-            job.weight,
-            False,
+            (
+                job.deadline_s,
+                job.id,
+                job.arrival_s,
+                job.total_tokens,
+                job.done_tokens,
+                job.weight,
+                False,
+            ),
         )
 
     def progress(self, job_id: int, done_tokens: int) -> None:
@@ -145,7 +139,7 @@ class UrgencyQueue:
             KeyError: the job is not queued.
             InputError: the prompt is not that long. A completed job has to be removed.
         """
-        row = self._rows[self._find(job_id)]
+        row = self._jobs.live[self._jobs.index(job_id)]
         if not 0 <= done_tokens < row["total"]:
             raise InputError(
                 f"job {job_id}: {done_tokens} of {row['total']} tokens done; "
@@ -159,10 +153,7 @@ class UrgencyQueue:
         Raises:
             KeyError: the job is not queued.
         """
-        at = self._find(job_id)
-        n = len(self._keys)
-        self._move(at + 1, n, -1)
-        del self._keys[at], self._deadline_of[job_id]
+        self._jobs.remove(job_id)
 
     def job(self, job_id: int) -> tuple[float, int, int]:
         """Return deadline, total tokens and computed tokens of a queued job.
@@ -170,7 +161,7 @@ class UrgencyQueue:
         Raises:
             KeyError: the job is not queued.
         """
-        row = self._rows[self._find(job_id)]
+        row = self._jobs.live[self._jobs.index(job_id)]
         return float(row["deadline"]), int(row["total"]), int(row["done"])
 
     def plan(self, start_s: float, budget_tokens: int, page_tokens: int = 1) -> PrefillPlan:
@@ -208,7 +199,7 @@ class UrgencyQueue:
         """
         if not math.isfinite(start_s):
             raise InputError(f"urgency: a batch starts at {start_s!r} s; it must be finite")
-        rows = self._rows[: len(self._keys)]
+        rows = self._jobs.live
         state = np.empty(len(rows), np.int8)
         out = np.empty((min(len(rows), budget_tokens), 2), np.int64)
         params = self._plan_params(budget_tokens, page_tokens, slice_s)
@@ -221,7 +212,7 @@ class UrgencyQueue:
     def commit(self) -> None:
         """Count and charge the plan of the last `preview`. No job may have changed since."""
         state, batch_s, credit_s = self._previewed
-        self.demotions += int(self._kernel.note_feasible(self._rows[: len(self._keys)], state))
+        self.demotions += int(self._kernel.note_feasible(self._jobs.live, state))
         self.grants += credit_s < self._credit.balance
         self._credit.balance = credit_s
         self._credit.earn(batch_s)
@@ -235,7 +226,7 @@ class UrgencyQueue:
         Args:
             start_s: when the next batch starts.
         """
-        rows = self._rows[: len(self._keys)]
+        rows = self._jobs.live
         state = np.empty(len(rows), np.int8)
         keys = self._kernel.sort_keys(rows, start_s, self._plan_params(), state)
         # Rows are sorted by (deadline, id), and so are equal keys.
@@ -263,15 +254,6 @@ class UrgencyQueue:
             min(p.infeasible_slice_s, slice_s),
             p.starvation_after,
         )
-
-    def _move(self, begin: int, end: int, by: int) -> None:
-        """Shift rows. As bytes: numpy copies records one by one, which takes ten times as long."""
-        size = self._rows.itemsize
-        flat = self._rows.view(np.uint8)
-        flat[(begin + by) * size : (end + by) * size] = flat[begin * size : end * size]
-
-    def _find(self, job_id: int) -> int:
-        return bisect_left(self._keys, (self._deadline_of[job_id], job_id))
 
 
 def plan_batch(

@@ -23,7 +23,7 @@ ROW = np.dtype(
         ("total", np.int64),
         ("done", np.int64),
         ("weight", np.float64),
-        ("was_feasible", np.bool_),  # in the last plan
+        ("was_feasible", np.int64),  # 0 or 1, in the last plan
     ]
 )
 
@@ -158,7 +158,7 @@ def note_feasible(rows: Rows, state: Any) -> int:
     demoted = 0
     for i in range(rows.shape[0]):
         feasible = state[i] == FEASIBLE
-        demoted += rows[i].was_feasible and not feasible
+        demoted += rows[i].was_feasible != 0 and not feasible
         rows[i].was_feasible = feasible
     return demoted
 
