@@ -125,6 +125,8 @@ async def test_a_file_behind_a_link_is_followed(tmp_path: Path) -> None:
         ("decode: [[http://a:1, 2]]", "decode: an item is not URL"),
         ("decode: [a]", "is not an address like"),
         ("decode: [1]", "1 is not an address like"),
+        ("decode: [2001-99-99]", "month must be in 1..12"),  # YAML takes it for a date
+        ("decode: [{a: 1}]", "{'a': 1} is not an address like"),
         ("prefill: ['a:1']\ndecode: ['a:1']", "a:1 is named more than once"),
         ("prefill: [['a:1', x]]", "'x' is not a port"),
     ],

@@ -56,7 +56,7 @@ def read_document(path: Path, where: str) -> dict[str, Any]:
         if path.suffix == ".toml":
             return tomllib.loads(text)
         document = yaml.load(text, _Loader)  # a SafeLoader
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{where}: {path}: {' '.join(str(error).split())}") from error
     if document is None:
         return {}
