@@ -4,13 +4,16 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
+from sglang.srt.kairos.engine_key import engine_key
 from sglang.srt.kairos.prefill import observer as prefill_observer
 from sglang.srt.kairos.prefill.observer import PrefillObserver, state_file
 from sglang.srt.kairos.shared_clock import SharedClock
 
-from kairos.latency import Chunk, load_profile
+from kairos.latency import Chunk, PrefillModel, load_profile, save_profile
 from kairos.latency.prefill_learner import REFIT_EVERY
+from support.fake_scheduler import FakeScheduler
 from support.prefill_loop import FakeBatch
 
 PROFILE = load_profile("tiny-fast")
@@ -20,14 +23,12 @@ CHUNKS = [Chunk(0, 1000)]
 class OneDevice:
     """Runs batches one after the other and reports them to an observer."""
 
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, *, overlap: bool, folder: str | None = None
-    ):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, overlap: bool, file: Path | None = None):
         self.now = 100.0
         local_time = SimpleNamespace(monotonic=lambda: self.now)
         monkeypatch.setattr(prefill_observer, "time", local_time)
         self.clock = SharedClock(1, lambda: self.now)
-        self.observer = PrefillObserver(PROFILE, self.clock, overlap, folder)
+        self.observer = PrefillObserver(PROFILE, self.clock, overlap, file)
         self.iteration = 0
 
     def launch(self, idle: bool = False) -> FakeBatch:
@@ -73,17 +74,17 @@ def test_a_batch_that_was_not_announced_is_not_measured(monkeypatch: pytest.Monk
 def test_a_restart_begins_with_the_learned_model(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    device = OneDevice(monkeypatch, overlap=False, folder=str(tmp_path))
+    file = state_file(str(tmp_path), PROFILE, "engine")
+    device = OneDevice(monkeypatch, overlap=False, file=file)
     for _ in range(REFIT_EVERY + 1):
         batch = device.launch(idle=True)
         device.now += 3 * PROFILE.prefill.batch_s(CHUNKS)
         device.observer.finished(batch)
-    file = state_file(str(tmp_path), PROFILE.name)
     deadline = time.monotonic() + 10
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert load_profile(file).provenance.kind == "learned"
-    restarted = PrefillObserver(PROFILE, SharedClock(1), False, str(tmp_path))
+    restarted = PrefillObserver(PROFILE, SharedClock(1), False, file)
     model, factor = restarted.model()
     assert restarted.snapshot()["warm_start"]
     assert factor * model.batch_s(CHUNKS) == pytest.approx(
@@ -92,7 +93,43 @@ def test_a_restart_begins_with_the_learned_model(
 
 
 def test_a_damaged_file_is_a_cold_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    state_file(str(tmp_path), PROFILE.name).write_text("{")
-    observer = PrefillObserver(PROFILE, SharedClock(1), True, str(tmp_path))
+    file = state_file(str(tmp_path), PROFILE, "engine")
+    file.write_text("{")
+    observer = PrefillObserver(PROFILE, SharedClock(1), True, file)
     assert observer.model() == (PROFILE.prefill, 1.0)
     assert "begins without the learned" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [20.0, 0.05])
+def test_a_learned_model_that_does_not_fit_is_dropped_within_ten_batches(
+    wrong: float,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    coefficients = msgspec.structs.astuple(PROFILE.prefill)
+    learned = PrefillModel(*(min(wrong * value, 1.0) for value in coefficients))
+    file = state_file(str(tmp_path), PROFILE, "engine")
+    save_profile(msgspec.structs.replace(PROFILE, prefill=learned), file)
+    device = OneDevice(monkeypatch, overlap=False, file=file)
+    assert device.observer.snapshot()["warm_start"]
+    for _ in range(10):
+        batch = device.launch(idle=True)
+        device.now += PROFILE.prefill.batch_s(CHUNKS)
+        device.observer.finished(batch)
+    assert not device.observer.snapshot()["warm_start"]
+    assert "drops the prefill model" in caplog.text
+    model, factor = device.observer.model()
+    assert factor * model.batch_s(CHUNKS) == pytest.approx(PROFILE.prefill.batch_s(CHUNKS))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("model_path", "other"), ("dtype", "float16"), ("kv_cache_dtype", "fp8")]
+)
+def test_another_engine_has_another_file(field: str, value: str) -> None:
+    scheduler, other = FakeScheduler("prefill"), FakeScheduler("prefill")
+    setattr(other.server_args, field, value)
+    files = {state_file("/", PROFILE, engine_key(one)) for one in (scheduler, other)}
+    scheduler.tp_size, other.chunked_prefill_size = 2, 4096
+    files |= {state_file("/", PROFILE, engine_key(one)) for one in (scheduler, other)}
+    assert len(files) == 4

@@ -3,10 +3,13 @@
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable
+from pathlib import Path
 
 from sglang.srt.kairos.config import KairosConfig
 from sglang.srt.kairos.decode.scheduler import DecodeScheduler
 from sglang.srt.kairos.decode.turns import DecodeTurns
+from sglang.srt.kairos.engine_key import engine_key
+from sglang.srt.kairos.prefill.observer import state_file
 from sglang.srt.kairos.prefill.planner import PrefillPlanner
 from sglang.srt.kairos.prefill.scheduler import PrefillScheduler
 from sglang.srt.kairos.prometheus import engine_metrics
@@ -17,7 +20,7 @@ from sglang.srt.kairos.support import planning_refusal
 from sglang.srt.kairos.upstream import Req, ScheduleBatch, SchedulePolicy, Scheduler
 
 from kairos.errors import InputError
-from kairos.latency import load_profile
+from kairos.latency import Profile, load_profile
 
 # Requests shown in /server_info: enough to see the traffic, too few to cost anything.
 RECENT = 32
@@ -59,7 +62,9 @@ class KairosState:
         self.planner: PrefillPlanner | None = None
         self._unplanned = planning_refusal(scheduler)
         if self._unplanned is None:
-            self.planner = PrefillPlanner(profile, scheduler, self.clock, self._state_dir())
+            self.planner = PrefillPlanner(
+                profile, scheduler, self.clock, self._prefill_file(profile, scheduler)
+            )
         elif self.role == "prefill":
             _log.warning("Kairos orders the prefill queue only: %s", self._unplanned)
         self.decode: DecodeScheduler | None = None
@@ -163,10 +168,14 @@ class KairosState:
             if not hasattr(req, "kairos"):  # embeddings are made without the hook
                 self.admit(req)
 
-    def _state_dir(self) -> str | None:
-        """Return where this rank keeps its learned models: only the first rank's are used."""
+    def _prefill_file(self, profile: Profile, scheduler: Scheduler) -> Path | None:
+        """Return where this rank keeps its learned model: only the first rank's is used."""
+        if self._config.state_dir is None:
+            return None
         # Here, because importing it takes seconds; a scheduler has it loaded.
         from sglang.srt.runtime_context import get_parallel
 
         first = not self.clock.shared or get_parallel().attn_tp_rank == 0
-        return self._config.state_dir if first else None
+        if not first:
+            return None
+        return state_file(self._config.state_dir, profile, engine_key(scheduler))

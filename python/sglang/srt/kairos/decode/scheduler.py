@@ -17,6 +17,7 @@ from sglang.srt.kairos.decode.selection import DecodeSelection
 from sglang.srt.kairos.decode.skipping import skipping_refusal
 from sglang.srt.kairos.decode.state import DecodeStateFile, Restore
 from sglang.srt.kairos.decode.steps import DecodeSteps
+from sglang.srt.kairos.engine_key import engine_key
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import ScheduleBatch, Scheduler
 
@@ -155,15 +156,10 @@ def _engine_key(
 
     It includes the prior, because a new profile may have the name of an old one.
     """
-    args = scheduler.server_args
     return "|".join(
         str(part)
         for part in (
-            args.model_path,
-            args.dtype,
-            args.quantization,
-            args.kv_cache_dtype,
-            scheduler.tp_size,
+            engine_key(scheduler),
             scheduler.max_running_requests,
             scheduler.max_total_num_tokens,
             captured,

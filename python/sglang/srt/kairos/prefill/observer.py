@@ -5,6 +5,7 @@ import math
 import re
 import threading
 import time
+import zlib
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -61,7 +62,7 @@ class PrefillObserver:
     """Learns from every batch that was announced with `formed`, and keeps the learned model."""
 
     def __init__(
-        self, profile: Profile, clock: SharedClock, overlap: bool, state_dir: str | None
+        self, profile: Profile, clock: SharedClock, overlap: bool, file: Path | None
     ) -> None:
         """Begin with the profile, or with the model of an earlier run.
 
@@ -69,22 +70,21 @@ class PrefillObserver:
             profile: the latency models to begin with.
             clock: shares learned values between ranks.
             overlap: a batch is launched while the one before it still runs.
-            state_dir: folder of learned models; None keeps nothing.
+            file: keeps the learned model between runs; None keeps nothing.
         """
         import scipy.optimize  # noqa: F401  # half a second, for which no batch must wait
 
         self._profile = profile
         self._clock = clock
         self._overlap = overlap
-        self._file = None if state_dir is None else state_file(state_dir, profile.name)
-        earlier = None if self._file is None else _earlier_model(self._file)
+        self._file = file
+        earlier = None if file is None else _earlier_model(file)
         self._learner = PrefillLearner(profile.prefill, earlier)
-        self._warm = earlier is not None
         self._ratio = Calibration()
         self._announced: dict[int, _AnnouncedBatch] = {}
         self._last = _LastResult(0.0, -1)
         self._saved_s = -math.inf
-        if self._warm:
+        if earlier is not None:
             self._publish()
 
     def model(self) -> tuple[PrefillModel, float]:
@@ -127,7 +127,13 @@ class PrefillObserver:
         if announced is None:
             return
         self._ratio.observe(announced.predicted_s, end_s - begin_s)
+        was_warm = self._learner.is_warm
         refitted = self._learner.observe(announced.chunks, end_s - begin_s)
+        if was_warm and not self._learner.is_warm:
+            _log.warning(
+                "Kairos drops the prefill model learned before: batches take another multiple of "
+                "its predictions than on the engine where it was learned"
+            )
         self._publish()
         if refitted and end_s - self._saved_s > _SAVE_EVERY_S:
             self._saved_s = end_s
@@ -158,7 +164,7 @@ class PrefillObserver:
             "prediction_spread": round(self._ratio.spread, 4),
             "calibration": round(self._learner.factor, 4),
             "refits": self._learner.refits,
-            "warm_start": self._warm,
+            "warm_start": self._learner.is_warm,
         }
 
     def _publish(self) -> None:
@@ -166,9 +172,17 @@ class PrefillObserver:
         self._clock.learn(_LEARNED_NAME, (*model, self._learner.factor))
 
 
-def state_file(state_dir: str, profile_name: str) -> Path:
-    """Return where prefill servers keep the model learned from a profile, as a profile file."""
-    return Path(state_dir) / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', profile_name)}.prefill.json"
+def state_file(state_dir: str, profile: Profile, engine: str) -> Path:
+    """Return where a prefill server keeps its learned model, as a profile file.
+
+    Args:
+        state_dir: folder of learned models.
+        profile: the profile that learning began with. A new one may have the name of an old one.
+        engine: describes the engine; another engine has another file.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", profile.name)
+    key = zlib.crc32(f"{engine}|{profile.prefill}".encode())
+    return Path(state_dir) / f"{name}.{key:08x}.prefill.json"
 
 
 def _earlier_model(file: Path) -> PrefillModel | None:

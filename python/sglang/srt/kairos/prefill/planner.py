@@ -7,6 +7,7 @@ batch, and a started prompt that is not planned is preempted and keeps its KV.
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from sglang.srt.kairos.prefill.batch_composer import BatchComposer, BatchLimits
@@ -76,7 +77,7 @@ class PrefillPlanner:
         profile: Profile,
         scheduler: PlanningScheduler,
         clock: SharedClock,
-        state_dir: str | None = None,
+        learned_file: Path | None = None,
     ) -> None:
         """Begin on an idle scheduler.
 
@@ -84,7 +85,7 @@ class PrefillPlanner:
             profile: the latency models to begin with.
             scheduler: the scheduler, without a `planning_refusal`.
             clock: time and learned values of the decisions.
-            state_dir: folder of learned models; None keeps nothing.
+            learned_file: keeps the learned model between runs; None keeps nothing.
         """
         self._clock = clock
         self._overlap = scheduler.enable_overlap
@@ -98,7 +99,7 @@ class PrefillPlanner:
         self._reservation = KvReservation(self._jobs, clock, scheduler)
         self.forming = BatchForming(limits)
         self.preempted = PreemptedPrompts()
-        self.observer = PrefillObserver(profile, clock, self._overlap, state_dir)
+        self.observer = PrefillObserver(profile, clock, self._overlap, learned_file)
         self._unmatched: list[Req] = []  # waiting prompts, not looked up in the radix cache
         self._computed: list[Req] = []  # prompts whose results have arrived since the last pass
         self._in_flight = _InFlight(0.0, 0.0)
