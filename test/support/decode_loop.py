@@ -4,6 +4,7 @@ Upstream's batch is replaced by lists with the same filtering and merging, and u
 one that calls the hooks in upstream's order.
 """
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -129,7 +130,7 @@ class Mode:
 
 class Penalizer:
     def __init__(self, orchestrator: upstream.BatchedPenalizerOrchestrator) -> None:
-        self.orchestrator = orchestrator
+        self._orchestrator_ref = weakref.ref(orchestrator)
 
 
 class Penalties:
@@ -138,7 +139,9 @@ class Penalties:
     def __init__(self, batch: object) -> None:
         self.is_required = False
         self.batch = batch
-        self.penalizers: dict[upstream.PenalizerFactory, object] = {Penalizer: None}
+        self.penalizers: dict[upstream.PenalizerFactory, upstream.BatchedPenalizer] = {
+            Penalizer: Penalizer(self)
+        }
 
 
 class SamplingInfo:
@@ -204,6 +207,8 @@ class Batch:
         assert self.sampling.rows == self.reqs
         assert self.seq_lens_cpu.numpy().tolist() == [req.length for req in self.reqs]
         assert self.penalties.batch is self
+        for penalizer in self.penalties.penalizers.values():
+            assert penalizer._orchestrator_ref() is self.penalties
 
 
 def as_batch(batch: upstream.ScheduleBatch | None) -> Batch:

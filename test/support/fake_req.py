@@ -17,6 +17,10 @@ class FakeSamplingParams:
 
     custom_params: Mapping[str, object] | None = None
     max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 class FakeTimeStats:

@@ -175,19 +175,49 @@ def test_aborted_request_runs_once_more_and_ends() -> None:
     assert aborted not in loop.reqs
 
 
-@pytest.mark.parametrize("obstacle", ["penalties", "beam search", "memory is short"])
+@pytest.mark.parametrize("obstacle", ["beam search", "memory is short"])
 def test_no_request_is_skipped_under_an_obstacle(obstacle: str) -> None:
     loop = skipping_loop()
     batch = as_batch(loop.running_batch)
-    if obstacle == "penalties":
-        batch.penalties.is_required = True
-    elif obstacle == "beam search":
+    if obstacle == "beam search":
         batch.reqs[0].beam_group = object()
     else:
         loop.allocator.free = 11
     out = loop.update()
     assert len(out.reqs) == 14
     assert loop.batcher.snapshot()["steps_skipping_was_off"] == {obstacle: 1}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("frequency_penalty", -0.5),
+        ("presence_penalty", 0.5),
+        ("repetition_penalty", 1.1),
+        ("min_new_tokens", 5),
+    ],
+)
+@pytest.mark.parametrize("overlap", [True, False])
+def test_request_with_a_penalty_runs_in_every_step_and_others_are_skipped(
+    overlap: bool, option: str, value: float
+) -> None:
+    loop = Loop(overlap, max_batch=8)
+    reqs = [loop.join(3_000, 100, 30.0) for _ in range(20)]
+    penalised = reqs[7]
+    setattr(penalised.sampling_params, option, value)
+    while penalised in loop.reqs:
+        loop.turn()
+        assert penalised.finished() or penalised in as_batch(loop.last_batch).reqs
+    assert loop.batcher.snapshot()["steps_with_skips"] > 50
+    loop.drain()
+
+
+def test_no_request_is_skipped_where_penalties_exceed_the_largest_step() -> None:
+    loop = Loop(overlap=True, max_batch=8)
+    for _ in range(10):
+        loop.join(3_000, 100, 30.0).sampling_params.presence_penalty = 0.5
+    assert len(loop.update().reqs) == 10
+    assert loop.batcher.snapshot()["steps_skipping_was_off"] == {"penalties": 1}
 
 
 def test_memory_for_the_selected_requests_suffices_for_skipping() -> None:

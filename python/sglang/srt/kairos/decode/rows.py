@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from sglang.srt.kairos.decode.skipping import has_penalty
 from sglang.srt.kairos.request_state import StreamedToken
 from sglang.srt.kairos.upstream import Req
 
@@ -22,6 +23,7 @@ class DecodeRows:
 
     Attributes:
         reqs: upstream's list of the requests that the rows describe.
+        unskippable: shape (requests,): requests that run in every step.
     """
 
     def __init__(self, classes: SloClasses) -> None:
@@ -30,6 +32,7 @@ class DecodeRows:
         self._steps = 0  # steps of all requests that the rows do not show yet
         self._end_s = 0.0
         self._prompt_tokens = np.empty(0, np.int64)
+        self.unskippable = np.empty(0, np.bool_)
         self._classes = {name: i for i, name in enumerate([DEFAULT_CLASS, *classes.named])}
 
     @property
@@ -74,6 +77,7 @@ class DecodeRows:
         """Move the request at `order[i]` to position i, for every i."""
         self._rows = self.rows[order]
         self._prompt_tokens = self._prompt_tokens[order]
+        self.unskippable = self.unskippable[order]
         self.reqs = [self.reqs[at] for at in order.tolist()]
 
     def length_group(self, req: Req) -> int:
@@ -86,25 +90,30 @@ class DecodeRows:
         left = list(self.reqs)
         if left:
             self._rows, self._prompt_tokens, self.reqs = self.rows[:0], self._prompt_tokens[:0], []
+            self.unskippable = self.unskippable[:0]
         return left
 
     def _follow(self, reqs: Sequence[Req], now: float) -> list[Req]:
         known = {req.kairos.number: at for at, req in enumerate(self.reqs)}
         rows = np.empty(len(reqs), ROW)
         prompt_tokens = np.empty(len(reqs), np.int64)
+        unskippable = np.empty(len(reqs), np.bool_)
         here, there = [], []
         for at, req in enumerate(reqs):
             was = known.pop(req.kairos.number, None)
             if was is None:
                 rows[at] = self._joined(req, now)
                 prompt_tokens[at] = len(req.origin_input_ids)
+                unskippable[at] = has_penalty(req.sampling_params)
             else:
                 here.append(at)
                 there.append(was)
         rows[here] = self.rows[there]
         prompt_tokens[here] = self._prompt_tokens[there]
+        unskippable[here] = self.unskippable[there]
         left = [self.reqs[at] for at in known.values()]
         self._rows, self._prompt_tokens, self.reqs = rows, prompt_tokens, reqs
+        self.unskippable = unskippable
         return left
 
     def _joined(self, req: Req, now: float) -> np.void:

@@ -96,12 +96,14 @@ class DecodeSelection:
             The predicted duration of the step, seconds.
         """
         rows = self.rows.rows
+        first = np.flatnonzero(self.rows.unskippable).tolist()
+        crowded = len(first) > self.policy.max_batch
         # An abort takes effect when the request's next result is processed.
-        ending = [at for at, req in enumerate(batch.reqs) if req.to_finish is not None]
-        if ending:
-            self._run_first(ending, start_s)
+        first += [at for at, req in enumerate(batch.reqs) if req.to_finish and at not in first]
+        if not all_set(rows["runs"][first]):
+            self._run_first(first, start_s)
             step_s = self.policy.running_step_s(rows)
-        obstacle = step_obstacle(batch, rows["runs"])
+        obstacle = "penalties" if crowded else step_obstacle(batch, rows["runs"])
         if obstacle is not None:
             self.counters.obstacles[obstacle] += 1
             rows["runs"] = True
@@ -122,17 +124,21 @@ class DecodeSelection:
             self._clock.learn("decode_period", min(max(wanted, 1), MAX_PERIOD))
         return period
 
-    def _run_first(self, ending: list[int], start_s: float) -> None:
+    def _run_first(self, first: list[int], start_s: float) -> None:
         """Add rows to the step, and remove others where it would exceed the largest step.
 
         Of the others, those with the most time to spare are removed first. Rows that do not fit
         even so run in the next step.
+
+        Args:
+            first: the rows, in the order in which they get a place.
+            start_s: start of the step, monotonic seconds.
         """
         runs = self.rows.rows["runs"]
-        runs[ending] = True
+        runs[first] = True
         if np.count_nonzero(runs) <= self.policy.max_batch:
             return
         order = self.policy.retention_order(self.rows.rows, start_s)
-        others = [at for at in order if runs[at] and at not in ending]
+        others = [at for at in order if runs[at] and at not in first]
         runs[:] = False
-        runs[[*ending, *others][: self.policy.max_batch]] = True
+        runs[[*first, *others][: self.policy.max_batch]] = True

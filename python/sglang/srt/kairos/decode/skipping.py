@@ -2,7 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
-from sglang.srt.kairos.upstream import ScheduleBatch, Scheduler
+from sglang.srt.kairos.upstream import SamplingParams, ScheduleBatch, Scheduler
 
 
 def skipping_refusal(scheduler: Scheduler) -> str | None:
@@ -30,12 +30,22 @@ def step_obstacle(batch: ScheduleBatch, runs: npt.NDArray[np.bool_]) -> str | No
         batch: the running batch.
         runs: shape (requests,): the requests that were selected.
     """
-    penalizers = batch.sampling_info.penalizer_orchestrator
-    if penalizers is not None and penalizers.is_required:
-        # Penalties count tokens by position in the batch, a step behind under overlap.
-        return "penalties"
     if any(req.beam_group is not None for req in batch.reqs):
         return "beam search"
     if not batch.check_decode_mem(np.flatnonzero(runs).tolist()):
         return "memory is short"  # upstream can retract only requests of the batch
     return None
+
+
+def has_penalty(options: SamplingParams) -> bool:
+    """Return whether the sampling of a request depends on counts of its own tokens.
+
+    Such a request cannot be skipped. Before each step, upstream counts the newest token that it
+    knows, which under overlap is the one before last. After a skipped step it would miss a token.
+    """
+    return (
+        options.frequency_penalty != 0.0
+        or options.presence_penalty != 0.0
+        or options.repetition_penalty != 1.0
+        or options.min_new_tokens > 0
+    )

@@ -4,12 +4,20 @@ Upstream's own `filter_batch` and `merge_batch` do the work. They rebind the ten
 that they are called on. A few mutable objects are shared between copies of a batch: the sampling
 information with its lists, and the penalizers, which point back at their batch. Each part of a
 split batch gets its own.
+
+Requests with penalties run in every step, so the counts behind penalties stay with the selected
+requests. A skipped request has no penalty, so that its row in a penalizer has no effect.
 """
 
 import copy
+import weakref
 from typing import NamedTuple
 
-from sglang.srt.kairos.upstream import ScheduleBatch
+from sglang.srt.kairos.upstream import (
+    BatchedPenalizer,
+    BatchedPenalizerOrchestrator,
+    ScheduleBatch,
+)
 
 
 class SplitBatch(NamedTuple):
@@ -48,9 +56,12 @@ def split(batch: ScheduleBatch, run: list[int], skip: list[int]) -> SplitBatch:
     Args:
         batch: keeps the requests at `run`.
         run: ascending positions of the selected requests, not empty.
-        skip: ascending positions of the others, not empty.
+        skip: ascending positions of the others, not empty. None of them has a penalty.
     """
     skipped = _own(batch)
+    if (penalties := skipped.sampling_info.penalizer_orchestrator) is not None:
+        penalties.penalizers = {kind: kind(penalties) for kind in penalties.penalizers}
+        penalties.is_required = False
     skipped.filter_batch(keep_indices=skip)
     batch.filter_batch(keep_indices=run)
     return SplitBatch(batch, skipped)
@@ -75,9 +86,22 @@ def _own(batch: ScheduleBatch) -> ScheduleBatch:
             setattr(info, name, copy.copy(value))
     orchestrator = info.penalizer_orchestrator
     if orchestrator is not None:
-        # A batch with penalties in use is never split, so no state is copied. But a request with
-        # penalties may join later, and each penalizer must then find its own batch.
         fresh = info.penalizer_orchestrator = copy.copy(orchestrator)
-        fresh.penalizers = {kind: kind(fresh) for kind in orchestrator.penalizers}
+        fresh.penalizers = {
+            kind: _copied(penalizer, fresh) for kind, penalizer in orchestrator.penalizers.items()
+        }
         fresh.batch = own
     return own
+
+
+def _copied(
+    penalizer: BatchedPenalizer, orchestrator: BatchedPenalizerOrchestrator
+) -> BatchedPenalizer:
+    """Return a copy of a penalizer that finds its batch through `orchestrator`.
+
+    It shares the tensors until it is filtered or merged, which rebinds them. Counting writes into
+    them, and happens after that only.
+    """
+    copied = copy.copy(penalizer)
+    copied._orchestrator_ref = weakref.ref(orchestrator)
+    return copied

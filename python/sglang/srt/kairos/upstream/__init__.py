@@ -44,6 +44,7 @@ from sglang.srt.kairos.upstream.requests import (
     SchedulerReqTimeStats,
 )
 from sglang.srt.kairos.upstream.sampling import (
+    BatchedPenalizer,
     BatchedPenalizerOrchestrator,
     PenalizerFactory,
     SamplingBatchInfo,
@@ -76,6 +77,7 @@ __all__ = [
     "BaseFinishReason",
     "BasePrefixCache",
     "BaseTokenToKVPoolAllocator",
+    "BatchedPenalizer",
     "BatchedPenalizerOrchestrator",
     "CompletionRequest",
     "DecodePreallocQueue",

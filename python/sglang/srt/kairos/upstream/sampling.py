@@ -1,12 +1,19 @@
 """Upstream's sampling state of a batch, as Kairos uses it."""
 
+import weakref
 from typing import Protocol
+
+
+class BatchedPenalizer(Protocol):
+    """`sglang.srt.sampling.penaltylib.orchestrator._BatchedPenalizer`: one kind of penalty."""
+
+    _orchestrator_ref: "weakref.ref[BatchedPenalizerOrchestrator]"
 
 
 class PenalizerFactory(Protocol):
     """`sglang.srt.sampling.penaltylib.orchestrator._BatchedPenalizer`: a class of penalizers."""
 
-    def __call__(self, orchestrator: "BatchedPenalizerOrchestrator", /) -> object: ...
+    def __call__(self, orchestrator: "BatchedPenalizerOrchestrator", /) -> BatchedPenalizer: ...
 
 
 class BatchedPenalizerOrchestrator(Protocol):
@@ -15,12 +22,10 @@ class BatchedPenalizerOrchestrator(Protocol):
     It holds the penalties of a batch.
     """
 
-    penalizers: dict[PenalizerFactory, object]
+    penalizers: dict[PenalizerFactory, BatchedPenalizer]
     batch: object
-
-    @property
-    def is_required(self) -> bool:
-        """Whether a request of the batch uses a penalty."""
+    is_required: bool
+    """Whether a request of the batch uses a penalty."""
 
 
 class SamplingBatchInfo(Protocol):
