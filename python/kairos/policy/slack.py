@@ -12,7 +12,7 @@ import numpy.typing as npt
 from kairos.latency.calibration import Calibration
 from kairos.latency.table import StepTable
 from kairos.policy.length import LengthEstimator
-from kairos.policy.residents import Rows
+from kairos.policy.residents import ROW, Rows
 from kairos.validation import Range, check_range, check_ranges
 
 
@@ -107,6 +107,9 @@ class SlackParams(NamedTuple):
 class SlackPolicy:
     """Selects the requests of each decode step by their slack.
 
+    The first construction in a process compiles or loads the kernels, which takes seconds once per
+    machine.
+
     Args:
         table: predicts step times; may be replaced as they are learned.
         max_batch: most requests in a step.
@@ -136,6 +139,7 @@ class SlackPolicy:
         self._unknown = np.zeros((1, 1))
         self._steps = 0
         self._paid_s = math.inf  # last step in which skipping could keep a request on pace
+        self._compile()
 
     def admit(
         self, waiting: Rows, now_s: float, kv_tokens: int, kv_capacity: int, slots: int
@@ -218,6 +222,21 @@ class SlackPolicy:
         """Learn an output length; see `DecodePolicy.completed`."""
         if self._lengths is not None:
             self._lengths.observe(group, output_tokens)
+
+    def _compile(self) -> None:
+        """Call every kernel of a step once, so that no step of a server waits for the compiler."""
+        rows = np.ones(2, ROW)
+        self.running_step_s(rows)
+        self.all_run_for(rows, 0.0, 1)
+        self._kernel.select(
+            rows,
+            0.0,
+            self.table,
+            self.calibration.factor,
+            self.params,
+            self._horizons,
+            self.max_batch,
+        )
 
     @property
     def _horizons(self) -> npt.NDArray[np.float64]:
