@@ -24,14 +24,14 @@ def from_cli_args(
     args: argparse.Namespace,
 ) -> "ServerArgs":
     """Validate the flags and hook the HTTP process; the scheduler's process hooks itself."""
-    from sglang.srt.kairos.config import activate, active_config, config_from_args
+    from sglang.srt.kairos.config import activate, config_of_launch
     from sglang.srt.kairos.support import refuse_unsupported
 
     from kairos.errors import InputError
 
     server_args = original(cls, args)
     try:
-        config = config_from_args(args) or active_config()
+        config = config_of_launch(args)
         if config is None:
             return server_args
         refuse_unsupported(server_args, config)

@@ -182,7 +182,7 @@ def unchanged(name: str, size: int, repeats: int) -> dict[str, float]:
         overlap=True,
         retraction=RetractionOrder(policy, rows, reload_s_per_token=1e-6),
     )
-    scheduler = cast("StepScheduler", SimpleNamespace(last_batch=None))
+    scheduler = cast("StepScheduler", SimpleNamespace(last_batch=None, _pause_intervals=()))
     step_s = prior.step_s(size, CONTEXT * size, CONTEXT)
     batch = batch_of(size, 1e3 * step_s if name == "tight" else 50.0)
     iterations = itertools.count(1)

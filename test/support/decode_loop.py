@@ -244,6 +244,7 @@ class Loop:
         self.first_s: dict[int, float] = {}
         self.made = 0
         self.sizes: list[int] = []
+        self._pause_intervals: list[tuple[float, float]] = []
 
     @property
     def output_streamer(self) -> "Loop":
@@ -312,6 +313,11 @@ class Loop:
         if not self.overlap or len(self.launched) > 1:
             self.process(self.launched.pop(0))
             self.batcher.stream_due(self)
+
+    def pause(self, seconds: float) -> None:
+        """Upstream's `pause_generation` in place, and `continue_generation`."""
+        self._pause_intervals.append((self.now, self.now + seconds))
+        self.now += seconds
 
     def process(self, ran: list[DecodeReq]) -> None:
         """Process the result of a step."""

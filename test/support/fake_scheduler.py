@@ -111,6 +111,7 @@ class FakeMetricsReporter:
     """Stands in for upstream's `SchedulerMetricsReporter` of a server without metrics."""
 
     metrics_collector: FakeMetricsCollector | None = None
+    current_scheduler_metrics_enabled: bool = True
     forward_pass_device_timer: None = None
 
 
@@ -203,6 +204,7 @@ class FakeScheduler:
         self.disagg_decode_prealloc_queue = FakeRetractedRequests()
         self.disagg_decode_transfer_queue = FakeTransferQueue()
         self.output_streamer = FakeStreamer()
+        self._pause_intervals: list[tuple[float, float]] = []
         self.spec_algorithm = FakeSpeculation()
         self.waiting_queue: list[upstream.Req] = []
         self.chunked_req: upstream.Req | None = None

@@ -16,6 +16,7 @@ from sglang.srt.kairos.config import (
     activate,
     config_from_args,
     config_from_env,
+    config_of_launch,
 )
 from sglang.srt.kairos.support import refuse_unsupported
 
@@ -83,6 +84,26 @@ def test_config_survives_the_environment(tmp_path: Path, monkeypatch: pytest.Mon
     activate(config)
     assert kairos_config.active_config() == config
     monkeypatch.undo()
+    kairos_config.active_config.cache_clear()
+
+
+@pytest.mark.parametrize("given", [None, "0", "--kairos-tpot-slo-ms 70"])
+def test_a_launch_does_not_inherit_flags_of_an_earlier_one(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENV, given or "")
+    if given is None:
+        monkeypatch.delenv(ENV)
+    kairos_config._given_text.cache_clear()
+    first = config_of_launch(parse("--kairos", "--kairos-tpot-slo-ms", "30"))
+    assert first is not None
+    activate(first)
+    second = config_of_launch(parse())
+    tpot_ms = None if second is None else second.classes.default.tpot_ms
+    assert tpot_ms == (70 if given and "70" in given else None)
+    assert os.environ.get(ENV) == given
+    monkeypatch.undo()
+    kairos_config._given_text.cache_clear()
     kairos_config.active_config.cache_clear()
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sglang.srt.kairos.request_state import StreamedToken
 from sglang.srt.kairos.upstream import ScheduleBatch
 
 from kairos.policy.residents import Rows
@@ -218,6 +219,27 @@ def test_no_request_is_skipped_where_penalties_exceed_the_largest_step() -> None
         loop.join(3_000, 100, 30.0).sampling_params.presence_penalty = 0.5
     assert len(loop.update().reqs) == 10
     assert loop.batcher.snapshot()["steps_skipping_was_off"] == {"penalties": 1}
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_clocks_of_requests_stop_during_a_pause(overlap: bool) -> None:
+    loop = Loop(overlap)
+    reqs = [loop.join(1_000, 300, 50.0) for _ in range(4)]
+    for _ in range(20):
+        loop.turn()
+    before = loop.batcher.rows.rows.copy()
+    loop.pause(30.0)
+    loop.turn()
+    after = loop.batcher.rows.rows
+    assert after["first_token_s"] - before["first_token_s"] == pytest.approx(30.0, abs=0.1)
+    assert not after["infeasible"].any()
+    streamed = [req.kairos.first_token for req in reqs]
+    assert [one.at_s for one in streamed if isinstance(one, StreamedToken)] == pytest.approx(
+        after["first_token_s"]
+    )
+    loop.turn()
+    assert loop.batcher.rows.rows["first_token_s"].tolist() == after["first_token_s"].tolist()
+    loop.drain()
 
 
 def test_memory_for_the_selected_requests_suffices_for_skipping() -> None:

@@ -8,7 +8,7 @@ from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import load_profile
 from kairos.metrics import ENGINE_METRICS, figure
-from support.fake_scheduler import FakeScheduler
+from support.fake_scheduler import FakeMetricsCollector, FakeMetricsReporter, FakeScheduler
 
 
 def test_every_prefill_metric_has_its_figure() -> None:
@@ -47,6 +47,15 @@ def test_figures_are_copied_and_counters_only_grow() -> None:
 
 def test_no_metrics_where_upstream_has_none() -> None:
     assert engine_metrics(FakeScheduler("prefill"), dict) is None
+
+
+def test_only_ranks_that_upstream_reports_have_metrics() -> None:
+    """Ranks count the same requests: figures of all of them would add up to a multiple."""
+    scheduler = FakeScheduler("prefill")
+    scheduler.metrics_reporter = FakeMetricsReporter(
+        FakeMetricsCollector(), current_scheduler_metrics_enabled=False
+    )
+    assert engine_metrics(scheduler, dict) is None
 
 
 def test_only_numbers_are_figures() -> None:

@@ -49,12 +49,30 @@ def test_requests_arrive_unchanged() -> None:
     assert Ranks().step(["a", "b"]) == (["a", "b", "timeout"], ["a", "b", "timeout"])
 
 
-def test_a_pass_that_polls_nothing_keeps_the_time() -> None:
+def test_time_moves_in_passes_that_poll_nothing() -> None:
+    """As under --scheduler-recv-interval; time neither stands still nor goes back."""
     ranks = Ranks()
-    ranks.step([])
-    ranks.polled, ranks.time_s = False, 1001.0
-    assert ranks.step([]) == ([], [])
-    assert ranks.first.now() == ranks.second.now() == 1000.0
+    seen = []
+    for at in range(60):
+        ranks.polled = at % 6 == 0
+        ranks.time_s += 0.02
+        ranks.step([])
+        assert ranks.first.now() == ranks.second.now()
+        seen.append(ranks.first.now())
+        if at > 20:
+            assert ranks.first.now() == pytest.approx(ranks.time_s, abs=0.021)
+    assert seen == sorted(seen)
+
+
+def test_time_after_one_long_pass_is_not_predicted_from_it() -> None:
+    ranks = Ranks()
+    for ranks.time_s in (1000.0, 1000.02, 1000.04, 1002.0):
+        ranks.step([])
+    ranks.polled = False
+    for _ in range(10):
+        ranks.time_s += 0.02
+        ranks.step([])
+    assert ranks.first.now() == ranks.second.now() == pytest.approx(ranks.time_s)
 
 
 def test_the_learned_values_of_the_first_rank_are_used() -> None:

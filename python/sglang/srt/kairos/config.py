@@ -249,7 +249,32 @@ def active_config() -> KairosConfig | None:
     return config_from_env()
 
 
+@functools.cache
+def _given_text() -> str | None:
+    """Return the environment's flags as this process was given them; None where it has none."""
+    return os.environ.get(ENV)
+
+
+def config_of_launch(args: argparse.Namespace) -> KairosConfig | None:
+    """Return the configuration of a launch: of its flags, or else of the environment.
+
+    A process may launch several servers. Flags of an earlier launch, which `activate` has put into
+    the environment, do not count for this one.
+
+    Raises:
+        InputError: as `config_from_args` and `config_from_env`.
+    """
+    given = _given_text()
+    if given is None:
+        os.environ.pop(ENV, None)
+    else:
+        os.environ[ENV] = given
+    active_config.cache_clear()
+    return config_from_args(args) or active_config()
+
+
 def activate(config: KairosConfig) -> None:
     """Make `config` the one that this process and its children read."""
+    _given_text()
     os.environ[ENV] = shlex.join(config.flags)
     active_config.cache_clear()

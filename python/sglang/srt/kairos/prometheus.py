@@ -79,6 +79,13 @@ class EngineMetricsExporter:
 def engine_metrics(
     scheduler: Scheduler, snapshot: Callable[[], Mapping[str, object]]
 ) -> EngineMetricsExporter | None:
-    """Return the metrics of a scheduler; None where upstream collects none."""
-    collector = getattr(scheduler.metrics_reporter, "metrics_collector", None)
-    return None if collector is None else EngineMetricsExporter(snapshot, collector.labels)
+    """Return the metrics of a scheduler; None where upstream collects none.
+
+    Tensor-parallel ranks count the same requests. Upstream reports those of the first rank, or of
+    every rank under --enable-metrics-for-all-schedulers, and so does Kairos.
+    """
+    reporter = scheduler.metrics_reporter
+    collector = reporter.metrics_collector
+    if collector is None or not reporter.current_scheduler_metrics_enabled:
+        return None
+    return EngineMetricsExporter(snapshot, collector.labels)

@@ -23,11 +23,13 @@ class ClockReading:
         now_s: its CLOCK_MONOTONIC, seconds.
         learned: its learned values by name; plain values only, because it is pickled in every pass.
         decisions: digest of the decisions it has taken so far.
+        pass_s: duration of a pass of its event loop, seconds.
     """
 
     now_s: float
     learned: dict[str, object] = field(default_factory=dict)
     decisions: int = 0
+    pass_s: float = 0.0
 
 
 class RanksDivergedError(RuntimeError):
@@ -53,10 +55,14 @@ class SharedClock:
         self._local: dict[str, object] = {}
         self._reading = ClockReading(local_time())
         self._decisions = 0
+        self._now_s = self._reading.now_s
+        self._passes = 0  # since the last reading
+        self._pass_s = 0.0  # by the local clock
+        self._sent_s = self._now_s
 
     def now(self) -> float:
-        """Return the time for decisions, seconds: with several ranks, that of the last reading."""
-        return self._reading.now_s if self.shared else self._local_time()
+        """Return the time for decisions, seconds: with several ranks, by the last reading."""
+        return self._now_s if self.shared else self._local_time()
 
     def learn(self, name: str, value: object) -> None:
         """Offer a value that this rank has learned.
@@ -87,19 +93,29 @@ class SharedClock:
     ) -> list[object]:
         """Add this rank's reading to the requests that are sent, and take the first rank's out.
 
-        Around `SchedulerRequestReceiver.recv_requests`. Upstream sends only the first rank's.
+        Around `SchedulerRequestReceiver.recv_requests`. Upstream sends only the first rank's. Under
+        --scheduler-recv-interval some passes send nothing. The time of these passes is predicted
+        from the reading before, so that it is the same on every rank.
 
         Raises:
             RanksDivergedError: the first rank has decided otherwise.
         """
         if not self.shared:
             return original(receiver, local_reqs)
-        reading = ClockReading(self._local_time(), dict(self._local), self._decisions)
+        self._passes += 1
+        now_s = self._local_time()
+        pass_s = (now_s - self._sent_s) / self._passes
+        # One long pass, such as a prefill, must not predict the passes after it.
+        sent_s = min(pass_s, self._pass_s)
+        reading = ClockReading(now_s, dict(self._local), self._decisions, sent_s)
         received = original(receiver, [*(local_reqs or []), reading])
         readings = [item for item in received if isinstance(item, ClockReading)]
         if not readings:  # a pass in which upstream polled nothing
+            self._now_s += self._reading.pass_s
             return received
         self._reading = readings[-1]
+        self._now_s = max(self._now_s, self._reading.now_s)
+        self._passes, self._pass_s, self._sent_s = 0, pass_s, now_s
         if self._reading.decisions != self._decisions:
             raise RanksDivergedError(
                 "this tensor-parallel rank has scheduled other batches than the first one; "

@@ -5,6 +5,7 @@ included. So aborts, retraction, pauses, load figures and leak checks see what t
 batch is split when upstream updates it for a step, and merged right after the launch.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -63,6 +64,8 @@ class DecodeBatcher:
         self._split: SplitBatch | LaunchedSplit | None = None
         self._in_flight_s = 0.0
         self._unselected = 0  # steps to come without a selection
+        self._last_pause: tuple[float, float] | None = None
+        self._end_s = -math.inf  # predicted end of the newest step
 
     def update(
         self, original: Update[S], scheduler: S, batch: ScheduleBatch
@@ -74,6 +77,7 @@ class DecodeBatcher:
         if self._refusal is not None:
             return original(scheduler, batch)
         begin = time.perf_counter()
+        self._note_pauses(scheduler)
         # The next result has one more token, so held first tokens cannot wait any longer.
         self.stream_due(scheduler)
         if self.selection_skipped and self._unselected and batch.reqs is self.rows.reqs:
@@ -166,8 +170,24 @@ class DecodeBatcher:
         runs = rows["runs"]
         rows["last_token_s"][slice(None) if all_set(runs) else runs] = end_s
         self._in_flight_s = step_s
+        self._end_s = end_s
         self._counters.steps += 1
         return start_s
+
+    def _note_pauses(self, scheduler: StepScheduler) -> None:
+        """Stop the TPOT clocks for the time of a pause.
+
+        Every rank sees the same pauses, and measures them by its own clock. So the time runs from
+        the end of the newest step, on the clock of decisions.
+        """
+        pauses = scheduler._pause_intervals  # upstream drops old ones
+        if not pauses or pauses[-1] == self._last_pause:
+            return
+        self._last_pause = pauses[-1]
+        self.selection_skipped = False
+        paused_s = self._clock.now() - self._end_s
+        if math.isfinite(paused_s) and paused_s > 0.0:
+            self.rows.defer_clocks(paused_s)
 
     def _update_unselected(
         self, original: Update[S], scheduler: S, batch: ScheduleBatch, begin: float
@@ -187,7 +207,8 @@ class DecodeBatcher:
         self._counters.decide_s.append(time.perf_counter() - begin)
         updated = self._updated(original, scheduler, batch)
         if updated is not None and updated.reqs is self.rows.reqs:
-            self.rows.step_of_all(start_s + self._in_flight_s)
+            self._end_s = start_s + self._in_flight_s
+            self.rows.step_of_all(self._end_s)
         return updated
 
     def _recover(self, batch: ScheduleBatch) -> ScheduleBatch:

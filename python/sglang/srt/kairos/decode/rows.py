@@ -73,6 +73,20 @@ class DecodeRows:
         rows["output_tokens"] = lengths - self._prompt_tokens
         return left
 
+    def defer_clocks(self, seconds: float) -> None:
+        """Move the TPOT clocks of all requests, as a pause of the server does.
+
+        Args:
+            seconds: for which no step ran.
+        """
+        rows = self.rows
+        rows["first_token_s"] += seconds
+        rows["last_token_s"] += seconds
+        for req in self.reqs:
+            token = req.kairos.first_token
+            if isinstance(token, StreamedToken):
+                req.kairos.first_token = StreamedToken(token.at_s + seconds)
+
     def reorder(self, order: Indices) -> None:
         """Move the request at `order[i]` to position i, for every i."""
         self._rows = self.rows[order]

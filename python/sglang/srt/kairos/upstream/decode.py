@@ -106,6 +106,9 @@ class StepScheduler(Protocol):
 
     @property
     def output_streamer(self) -> SchedulerOutputStreamer: ...
+    @property
+    def _pause_intervals(self) -> Sequence[tuple[float, float]]:
+        """Pauses that have ended, by this rank's clock; `Scheduler.pause_generation` starts one."""
 
 
 class PreallocationScheduler(Protocol):

@@ -105,6 +105,9 @@ class SchedulerMetricsReporter(Protocol):
 
     @property
     def metrics_collector(self) -> SchedulerMetricsCollector | None: ...
+    @property
+    def current_scheduler_metrics_enabled(self) -> bool:
+        """Whether this rank reports its metrics."""
 
     @property
     def forward_pass_device_timer(self) -> DeviceTimer | None: ...
