@@ -46,6 +46,7 @@ OTHER_FLAGS = {
     *("--disaggregation-bootstrap-port", "--disaggregation-decode-allocation-policy"),
     *("--disaggregation-mode", "--enable-lora-overlap-loading", "--enable-metrics"),
     *("--enable-priority-scheduling", "--max-running-requests", "--model-path", "--tp-size"),
+    *("--dp-size", "--sampling-defaults"),
 }
 RETIRED_WORDS = re.compile(
     r"\b(nobody|somebody|whoever|elders?|hopeless|victims?|parked|parking|in vain|at ease|"
