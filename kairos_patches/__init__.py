@@ -6,18 +6,19 @@ SGLang's plugin loader calls `activate`. `HOOKS` is the whole difference to upst
 """
 
 import importlib
+import inspect
 import multiprocessing
+import pkgutil
 import sys
 
 from kairos_patches import (
     decode,
-    http_server,
-    openai_serving,
     prefill,
     request_receiver,
     schedule_policy,
     scheduler,
     server_args,
+    tokenizer_manager,
     upstream_members,
 )
 from kairos_patches.fingerprint import MissingSymbolError, upstream_root
@@ -33,12 +34,12 @@ __all__ = [
     "activate",
     "install",
     "verify",
+    "verify_applied",
 ]
 
 _MODULES = (
     server_args,
-    http_server,
-    openai_serving,
+    tokenizer_manager,
     request_receiver,
     scheduler,
     schedule_policy,
@@ -54,7 +55,14 @@ DEPENDENCIES: list[UpstreamDependency] = [
         "wraps one function, keeping class and static methods what they are",
     ),
 ]
+_HTTP_SERVER = "sglang.srt.entrypoints.http_server"
+_LOADS = {
+    HookProcess.HTTP: "sglang.srt.managers.tokenizer_manager",
+    HookProcess.SCHEDULER: "sglang.srt.managers.scheduler",
+}
 _installed: set[HookProcess] = set()
+# What each hooked symbol was set to.
+_applied: dict[str, object] = {}
 
 
 def symbols(process: HookProcess | None = None) -> list[str]:
@@ -71,8 +79,8 @@ def symbols(process: HookProcess | None = None) -> list[str]:
 def activate() -> None:
     """Apply the hooks of this process, as entry point of the plugin group `sglang.srt.plugins`.
 
-    It runs early in every SGLang process. The launcher gets the flags. A scheduler whose launcher
-    saw --kairos gets its hooks. No other process is changed.
+    It runs early in every SGLang process. The launcher gets the flags. Under --kairos, a process
+    that has loaded the tokenizer manager or the scheduler gets their hooks.
     """
     if multiprocessing.parent_process() is None:
         # A drifted upstream must still work as upstream, so --kairos is then not offered.
@@ -80,15 +88,18 @@ def activate() -> None:
             print(f"kairos: not available: {found[0]}", file=sys.stderr)
             return
         install(HookProcess.LAUNCHER)
-    # A scheduler process has imported this module by now, to unpickle its entry point.
-    if "sglang.srt.managers.scheduler" not in sys.modules:
+    # A scheduler process has imported its module by now, to unpickle its entry point. So has a
+    # process that serves HTTP without a command line (`launch_server(ServerArgs(...))`, `Engine`).
+    loaded = [process for process, module in _LOADS.items() if module in sys.modules]
+    if not loaded:
         return
     try:
         from sglang.srt.kairos.config import active_config
 
         if active_config() is not None:
             verify()
-            install(HookProcess.SCHEDULER)
+            for process in loaded:
+                install(process)
     except Exception as error:
         # Upstream would log the error and serve without hooks.
         _refuse(str(error))
@@ -126,8 +137,55 @@ def install(process: HookProcess) -> None:
             # Upstream resolves names by attribute, which would hide the reason of a failed import.
             importlib.import_module(hook.module)
             HookRegistry._apply_target(hook.symbol, [(HookType(hook.kind.value), hook.call, None)])
+            _applied[hook.symbol] = _function(hook.symbol)
         except Exception as error:
             _refuse(f"the hook on {hook.symbol} did not apply: {error}")
+    if process is HookProcess.HTTP and _HTTP_SERVER in sys.modules:
+        _add_middleware()
+
+
+def verify_applied() -> None:
+    """Stop the process unless every hook is still in place.
+
+    Upstream applies the hooks of other plugins after these. One that replaces a function drops the
+    hook on it without a word; one that wraps the function keeps it.
+    """
+    for symbol, applied in _applied.items():
+        if not _calls(_function(symbol), applied):
+            _refuse(
+                f"another plugin has replaced {symbol}, which Kairos hooks. Remove that plugin "
+                "(SGLANG_PLUGINS names those that are loaded) or start without --kairos."
+            )
+
+
+def _function(symbol: str) -> object:
+    """Return the function behind a symbol, without the descriptor that binds it."""
+    owner, _, name = symbol.rpartition(".")
+    found = inspect.getattr_static(pkgutil.resolve_name(owner), name)
+    return found.__func__ if isinstance(found, classmethod | staticmethod) else found
+
+
+def _calls(function: object, wanted: object) -> bool:
+    """Return whether `function` is `wanted`, or wraps it in closures."""
+    seen: list[object] = []
+    found = [function]
+    while found:
+        each = found.pop()
+        if each is wanted:
+            return True
+        if inspect.isfunction(each) and each not in seen:
+            seen.append(each)
+            found += [cell.cell_contents for cell in each.__closure__ or ()]
+    return False
+
+
+def _add_middleware() -> None:
+    try:
+        from sglang.srt.kairos.http import add_middleware
+
+        add_middleware()
+    except Exception as error:
+        _refuse(f"the HTTP middleware was not added: {error}")
 
 
 def _refuse(reason: str) -> None:

@@ -9,6 +9,8 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
+_DEFINITIONS = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
 
 class MissingSymbolError(LookupError):
     """A symbol, or the file that should define it, does not exist upstream."""
@@ -70,8 +72,9 @@ def _definition(symbol: str, root: Path, path: Path, names: Iterable[str]) -> So
     node: ast.AST = tree
     for name in names:
         node = _child(symbol, node, name)
-    assert isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    assert isinstance(node, _DEFINITIONS | ast.Assign)
+    decorators = [] if isinstance(node, ast.Assign) else node.decorator_list
+    first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
     lines = text.splitlines()[first - 1 : node.end_lineno]
     digest = hashlib.sha256(textwrap.dedent("\n".join(lines)).encode()).hexdigest()
     return Source(path.relative_to(root).as_posix(), first, digest)
@@ -79,8 +82,9 @@ def _definition(symbol: str, root: Path, path: Path, names: Iterable[str]) -> So
 
 def _child(symbol: str, node: ast.AST, name: str) -> ast.AST:
     for child in getattr(node, "body", []):
-        kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        if isinstance(child, kinds) and child.name == name:
+        if isinstance(child, _DEFINITIONS) and child.name == name:
+            return child
+        if isinstance(child, ast.Assign) and ast.unparse(child.targets[0]) == name:
             return child
     raise MissingSymbolError(f"{symbol}: {name!r} is not defined there")
 

@@ -30,6 +30,9 @@ def init(
     from sglang.srt.kairos.support import refuse_unsupported
     from sglang.srt.kairos.telemetry import publisher_for
 
+    from kairos_patches import verify_applied
+
+    verify_applied()
     config = active_config()
     assert config is not None, "the scheduler's hooks are installed only under --kairos"
     refuse_unsupported(server_args, config)

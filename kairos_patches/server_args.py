@@ -1,6 +1,7 @@
 """`sglang.srt.server_args`: the command line."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ def from_cli_args(
 
     verify()
     activate(config)
+    importlib.import_module("sglang.srt.entrypoints.http_server")  # it gets a middleware
     install(HookProcess.HTTP)
     return server_args
 

@@ -29,10 +29,6 @@ DEPENDENCIES = [
         "metadata buffers that are free",
     ),
     UpstreamDependency(
-        "sglang.srt.entrypoints.openai.protocol.CompletionRequest",
-        "the body of /v1/completions has custom_params",
-    ),
-    UpstreamDependency(
         "sglang.srt.lora.lora_manager.LoRAManager.validate_lora_batch",
         "tells whether one batch can hold a set of adapters",
     ),

@@ -2,10 +2,14 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -44,6 +48,33 @@ def test_sglang_serve_with_a_config_file(models: Path, tmp_path: Path) -> None:
         state = kairos_state(cluster.servers[0])
         assert state is not None
         assert state["role"] == "null"
+        message = {
+            "model": "m",
+            "max_tokens": 2,
+            "messages": [{"role": "user", "content": "one two"}],
+        }
+        answer = httpx.post(f"{cluster.url}/v1/messages", json=message, headers=headers, timeout=60)
+        assert answer.headers["x-kairos-slo-applied"] == "ttft-ms=2000, tpot-ms=40, class=b"
+        state = kairos_state(cluster.servers[0])
+        assert state is not None
+        assert state["recent"][-1]["class"] == "b"
+        bad = httpx.post(
+            f"{cluster.url}/v1/messages", json=message, headers={"x-slo-ttft-ms": "0"}, timeout=60
+        )
+        assert bad.status_code == 400
+        assert "header x-slo-ttft-ms: '0'" in bad.json()["error"]["message"]
+
+
+def engine_arguments(model: Path) -> dict[str, Any]:
+    return {
+        "model_path": str(model),
+        "device": "cpu",
+        "attention_backend": "torch_native",
+        "max_total_tokens": 10_000,
+        "max_running_requests": 8,
+        "context_length": 4096,
+        "log_level": "error",
+    }
 
 
 ENGINE = """
@@ -54,8 +85,13 @@ if __name__ == "__main__":
     engine = Engine(**json.loads(sys.argv[1]))
     slo = {"custom_params": {"kairos": {"ttft_ms": 700}}}
     bad = {"custom_params": {"kairos": {"ttft_ms": "soon"}}}
-    for params in (slo, bad):
-        out = engine.generate(input_ids=[30] * 20, sampling_params={"max_new_tokens": 2, **params})
+    prompt = [30] * 20
+    for params in (slo, {}):
+        engine.generate(input_ids=prompt, sampling_params={"max_new_tokens": 2, **params})
+    try:
+        engine.generate(input_ids=prompt, sampling_params=bad)
+    except ValueError as error:
+        print(error, file=sys.stderr)
     print(json.dumps(engine.get_server_info()["internal_states"][0]["kairos"]))
     engine.shutdown()
 """
@@ -66,15 +102,7 @@ def test_engine_by_environment_variable(models: Path, tmp_path: Path) -> None:
     script = tmp_path / "engine.py"
     script.write_text(ENGINE)
     model = platform_model("emulated", models)
-    arguments = {
-        "model_path": str(model),
-        "device": "cpu",
-        "attention_backend": "torch_native",
-        "max_total_tokens": 10_000,
-        "max_running_requests": 8,
-        "context_length": 4096,
-        "log_level": "error",
-    }
+    arguments = engine_arguments(model)
     env = {
         **os.environ,
         **settings("emulated", "single", "tiny-fast", model).env,
@@ -91,8 +119,58 @@ def test_engine_by_environment_variable(models: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     state = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     slos = [(item["ttft_ms"], item["tpot_ms"]) for item in state["recent"]]
-    assert slos == [(700, 33), (2000, 33)], "a malformed SLO falls back to the default"
-    assert state["invalid_slos"] == 1
+    assert slos == [(700, 33), (2000, 33)]
+    assert "sampling_params.custom_params.kairos.ttft_ms: 'soon'" in done.stderr
+    assert state["invalid_slos"] == 0
+
+
+SERVER_ARGS = """
+import json, sys
+from sglang.srt.entrypoints.http_server import launch_server
+from sglang.srt.server_args import ServerArgs
+
+if __name__ == "__main__":
+    launch_server(ServerArgs(**json.loads(sys.argv[1])))
+"""
+
+
+@pytest.mark.long
+def test_launch_server_by_environment_variable(models: Path, tmp_path: Path) -> None:
+    script = tmp_path / "server.py"
+    script.write_text(SERVER_ARGS)
+    model = platform_model("emulated", models)
+    launch = settings("emulated", "single", "tiny-fast", model)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    arguments = {**engine_arguments(model), "host": "127.0.0.1", "port": port}
+    server = subprocess.Popen(
+        [sys.executable, script, json.dumps(arguments)],
+        env={**os.environ, **launch.env, "SGLANG_KAIROS": "1"},
+        start_new_session=True,
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_healthy(url, server)
+        body = {"input_ids": [30] * 20, "sampling_params": {"max_new_tokens": 2}}
+        headers = {"x-kairos-slo-ttft-ms": "321"}
+        answer = httpx.post(f"{url}/generate", json=body, headers=headers, timeout=60)
+        assert answer.headers["x-kairos-slo-applied"] == "ttft-ms=321, tpot-ms=50, class=default"
+        state = httpx.get(f"{url}/server_info", timeout=60).json()["internal_states"][0]["kairos"]
+        assert state["recent"][-1]["ttft_ms"] == 321
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert server.poll() is None
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{url}/health", timeout=10).status_code == 200:
+                return
+        time.sleep(0.5)
+    raise TimeoutError(url)
 
 
 @pytest.mark.parametrize("command", [LAUNCH, SERVE], ids=["launch_server", "serve"])

@@ -45,6 +45,18 @@ def test_without_an_slo_the_servers_default_applies(cluster: Cluster, path: str)
 
 
 @on(KAIROS)
+def test_an_endpoint_without_custom_params_takes_an_slo(cluster: Cluster) -> None:
+    models = httpx.get(f"{cluster.decode[0].url}/v1/models", timeout=60).json()
+    body = {"model": models["data"][0]["id"], "input": "one two three", "max_output_tokens": 2}
+    body["kairos"] = {"ttft_ms": 700}
+    headers = {"x-kairos-slo-tpot-ms": "25"}
+    answer = send(cluster, body, path="/v1/responses", headers=headers).decode
+    assert answer.status_code == 200, answer.text
+    assert slos(cluster) == [[{"ttft_ms": 700.0, "tpot_ms": 25.0, "class": "default"}]] * 2
+    assert answer.headers["x-kairos-slo-applied"] == "ttft-ms=700, tpot-ms=25, class=default"
+
+
+@on(KAIROS)
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize(
     ("headers", "expected"),

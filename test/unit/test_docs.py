@@ -41,7 +41,7 @@ QUESTIONS = [
 CODE = re.compile(r"^( *)```.*?^\1```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 # Flags of SGLang, pip and systemctl that the documents name.
 OTHER_FLAGS = {
-    *("--all", "--now"),
+    *("--all", "--now", "--allow-auto-truncate", "--dp-size"),
     *("--disable-overlap-schedule", "--enable-forward-pass-metrics"),
     *("--disaggregation-bootstrap-port", "--disaggregation-decode-allocation-policy"),
     *("--disaggregation-mode", "--enable-lora-overlap-loading", "--enable-metrics"),

@@ -149,6 +149,35 @@ def test_renamed_symbol_stops_the_process(scratch: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+OTHER_PLUGIN = """
+import importlib, sys
+from kairos_patches import HookProcess, install, verify_applied
+importlib.import_module("sglang.srt.managers.scheduler")
+install(HookProcess.SCHEDULER)
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+hook = lambda *args, **kwargs: None
+HookRegistry._apply_target(sys.argv[1], [(HookType(sys.argv[2]), hook, None)])
+verify_applied()
+print("verified")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "code"), [("around", 0), ("replace", 1)])
+def test_a_plugin_may_wrap_a_hooked_function_but_not_replace_it(kind: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_PLUGIN, SEAM, kind],
+        env={**os.environ, "SGLANG_PLATFORM": "kairos-cpu"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr[-2000:]
+    assert ("verified" in done.stdout) == (code == 0)
+    assert (f"another plugin has replaced {SEAM}" in done.stderr) == (code == 1)
+
+
 def test_manifest_lists_exactly_the_symbols_in_use() -> None:
     manifest = json.loads((REPOSITORY / "kairos_patches/manifest.json").read_text())
     assert sorted(manifest["symbols"]) == sorted(symbols())

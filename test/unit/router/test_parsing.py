@@ -6,9 +6,18 @@ import orjson
 import pytest
 
 from kairos.router.edge.errors import RequestError
-from kairos.router.paths import CHAT, COMPLETIONS, GENERATE
+from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
 from kairos.router.request import parsing
-from kairos.router.request.parsing import MAX_ELEMENTS, BodyLimits, ParsedRequest
+from kairos.router.request.parsing import (
+    MAX_ELEMENTS,
+    AppliedSlo,
+    BodyLimits,
+    ParsedRequest,
+    encode_engine_body,
+)
+from kairos.router.upstream.rooms import Transfer
+from kairos.router.workers.endpoint import WorkerEndpoint
+from kairos.slo import Slo
 
 LIMITS = BodyLimits(max_sequences=128, max_bytes=1 << 20)
 
@@ -91,3 +100,28 @@ def test_hashes_of_media_never_reach_an_engine(path: str) -> None:
     messages = [{"role": "user", "content": "a"}]
     body = {"text": "a", "prompt": "a", "messages": messages, "mm_hashes": ["x"]}
     assert "mm_hashes" not in read(path, **body).body
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "place"),
+    [
+        (GENERATE, {"text": "a"}, ("sampling_params", "custom_params")),
+        (COMPLETIONS, {"prompt": "a"}, ("custom_params",)),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}]}, ("custom_params",)),
+        (RESPONSES, {"input": "a"}, ()),
+    ],
+)
+def test_the_servers_get_the_applied_slo(
+    path: str, body: dict[str, Any], place: tuple[str, ...]
+) -> None:
+    applied = AppliedSlo(Slo(500.0, 30.0, "fast"), 0.0)
+    sent = encode_engine_body(
+        read(path, **body),
+        applied,
+        WorkerEndpoint("prefill", "http://127.0.0.1:1"),
+        Transfer(("r",), (1,)),
+    )
+    holder = orjson.loads(sent)
+    for name in place:
+        holder = holder[name]
+    assert holder["kairos"] == applied.fields()

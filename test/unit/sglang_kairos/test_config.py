@@ -206,7 +206,8 @@ import json, os, sys
 from sglang.srt.plugins import load_plugins
 load_plugins()
 from sglang.srt.server_args import prepare_server_args
-prepare_server_args(json.loads(sys.argv[1]))
+for flags in json.loads(sys.argv[1]):
+    prepare_server_args(flags)
 from sglang.srt.kairos.config import active_config
 config = active_config()
 print(json.dumps({
@@ -217,9 +218,11 @@ print(json.dumps({
 """
 
 
-def probe(*flags: str) -> subprocess.CompletedProcess[str]:
+def probe(*flags: str, more: tuple[tuple[str, ...], ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Parse a command line in a process of its own, and then `more` command lines."""
+    lines = [["--model-path", "none", *line] for line in (flags, *more)]
     return subprocess.run(
-        [sys.executable, "-c", PROBE, json.dumps(["--model-path", "none", *flags])],
+        [sys.executable, "-c", PROBE, json.dumps(lines)],
         capture_output=True,
         text=True,
         timeout=240,
@@ -265,3 +268,10 @@ def test_a_bad_flag_is_one_line_and_exit_code_2(flags: tuple[str, ...]) -> None:
     assert len(lines) == 1
     assert flags[0] in lines[0]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_second_command_line_does_not_inherit_the_first() -> None:
+    done = probe("--kairos", "--kairos-ttft-slo-ms", "900", more=((),))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["flags"] is None

@@ -496,7 +496,9 @@ def encode_engine_body(
             body["sampling_params"] = [_with(one, custom) for one in params]
         else:
             body["sampling_params"] = _with(params or {}, custom)
-    elif intake.path != RESPONSES:
+    elif intake.path == RESPONSES:
+        body |= custom  # it has no custom_params
+    else:
         body = _with(body, custom)
     batch = intake.batch
     # Elsewhere upstream's servers would draw a number of their own, which no abort could name.

@@ -64,10 +64,8 @@ from sglang.srt.kairos.upstream.scheduler import (
     TpModelWorker,
 )
 from sglang.srt.kairos.upstream.server import (
-    CompletionRequest,
     GenerateReqInput,
     GetInternalStateReqOutput,
-    OpenAIServingBase,
     SamplingFields,
     ServerArgs,
 )
@@ -79,7 +77,6 @@ __all__ = [
     "BaseTokenToKVPoolAllocator",
     "BatchedPenalizer",
     "BatchedPenalizerOrchestrator",
-    "CompletionRequest",
     "DecodePreallocQueue",
     "DecodeRequest",
     "DecodeTransferQueue",
@@ -94,7 +91,6 @@ __all__ = [
     "LoadSnapshot",
     "ModelConfig",
     "ModelRunner",
-    "OpenAIServingBase",
     "PenalizerFactory",
     "PlanningScheduler",
     "PreallocationScheduler",

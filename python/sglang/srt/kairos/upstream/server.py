@@ -1,9 +1,6 @@
 """Upstream's server options and HTTP requests, as Kairos uses them."""
 
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from fastapi import Response
+from typing import Protocol
 
 
 class ServerArgs(Protocol):
@@ -58,27 +55,9 @@ SamplingFields = dict[str, object]
 
 
 class GenerateReqInput(Protocol):
-    """`sglang.srt.managers.io_struct.GenerateReqInput`: the body of `/generate`."""
+    """`sglang.srt.managers.io_struct.GenerateReqInput`: a request before it is tokenized."""
 
     sampling_params: list[SamplingFields] | SamplingFields | None
-
-
-class CompletionRequest(Protocol):
-    """Bodies of OpenAI endpoints.
-
-    `sglang.srt.entrypoints.openai.protocol.CompletionRequest`,
-    `sglang.srt.entrypoints.openai.protocol.ChatCompletionRequest`.
-    """
-
-    custom_params: SamplingFields | None
-
-
-class OpenAIServingBase(Protocol):
-    """`sglang.srt.entrypoints.openai.serving_base.OpenAIServingBase`: an OpenAI endpoint."""
-
-    def create_error_response(
-        self, message: str, err_type: str, status_code: int
-    ) -> "Response": ...
 
 
 class GetInternalStateReqOutput(Protocol):
