@@ -11,10 +11,10 @@ SKEW_S = 5.0
 class Ranks:
     """The clocks of two ranks, and the broadcast between their receivers."""
 
-    def __init__(self) -> None:
+    def __init__(self, skew_s: float = SKEW_S) -> None:
         self.time_s = 1000.0
         self.first = SharedClock(2, lambda: self.time_s)
-        self.second = SharedClock(2, lambda: self.time_s - SKEW_S)
+        self.second = SharedClock(2, lambda: self.time_s - skew_s)
         self.polled = True
 
     def step(self, requests: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -36,8 +36,9 @@ class Ranks:
         )
 
 
-def test_both_ranks_use_the_time_of_the_first() -> None:
-    ranks = Ranks()
+@pytest.mark.parametrize("skew_s", [SKEW_S, -SKEW_S])
+def test_both_ranks_use_the_time_of_the_first(skew_s: float) -> None:
+    ranks = Ranks(skew_s)
     for ranks.time_s in (1000.0, 1003.5):
         ranks.step([])
         assert ranks.first.now() == ranks.second.now() == ranks.time_s

@@ -56,6 +56,7 @@ class SharedClock:
         self._reading = ClockReading(local_time())
         self._decisions = 0
         self._now_s = self._reading.now_s
+        self._read = False
         self._passes = 0  # since the last reading
         self._pass_s = 0.0  # by the local clock
         self._sent_s = self._now_s
@@ -114,7 +115,9 @@ class SharedClock:
             self._now_s += self._reading.pass_s
             return received
         self._reading = readings[-1]
-        self._now_s = max(self._now_s, self._reading.now_s)
+        # Before the first reading, the time is this rank's own, which the first rank's may precede.
+        self._now_s = max(self._now_s, self._reading.now_s) if self._read else self._reading.now_s
+        self._read = True
         self._passes, self._pass_s, self._sent_s = 0, pass_s, now_s
         if self._reading.decisions != self._decisions:
             raise RanksDivergedError(
