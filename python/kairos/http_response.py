@@ -21,6 +21,7 @@ class HttpResponseParser:
         status: status code; 0 until the head of the final response is complete.
         headers: values by lower-case name; the last value of a repeated name.
         complete: whether the response has ended.
+        reusable: whether the connection can carry another exchange afterwards.
     """
 
     def __init__(self, on_body: Callable[[bytes], None]) -> None:
@@ -33,6 +34,7 @@ class HttpResponseParser:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.complete = False
+        self.reusable = False
         self._forward = on_body
         self._head_bytes = 0
         self._parser = httptools.HttpResponseParser(self)
@@ -55,6 +57,7 @@ class HttpResponseParser:
             raise HttpResponseError("the server switched to another protocol") from None
         except httptools.HttpParserError as error:
             if self.complete:
+                self.reusable = False
                 return
             if self.status:
                 raise HttpResponseError(f"malformed response body: {error}") from None
@@ -82,12 +85,21 @@ class HttpResponseParser:
 
     # Callbacks of httptools.
 
+    def on_message_begin(self) -> None:
+        """Note a second response, which was not asked for."""
+        if self.complete:
+            self.reusable = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header."""
+        if self.complete:
+            return
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1").strip()
 
     def on_headers_complete(self) -> None:
         """Publish the status of a final response."""
+        if self.complete:
+            return
         status = self._parser.get_status_code()
         if status < 200:
             self.headers.clear()
@@ -97,8 +109,11 @@ class HttpResponseParser:
 
     def on_body(self, data: bytes) -> None:
         """Pass a piece of the body on."""
-        self._forward(data)
+        if not self.complete:
+            self._forward(data)
 
     def on_message_complete(self) -> None:
         """Note the end of a final response."""
-        self.complete = self.status > 0
+        if self.status and not self.complete:
+            self.complete = True
+            self.reusable = self._parser.should_keep_alive()

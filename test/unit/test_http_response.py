@@ -63,3 +63,20 @@ def test_end_within_the_response_is_an_error(data: bytes) -> None:
 def test_malformed_responses_are_errors(data: bytes, says: str) -> None:
     with pytest.raises(HttpResponseError, match=says):
         fed(data, [])
+
+
+@pytest.mark.parametrize(
+    ("behind", "reusable"),
+    [(b"", True), (b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx", False), (b"junk", False)],
+)
+def test_a_connection_with_bytes_behind_the_response_is_not_used_again(
+    behind: bytes, reusable: bool
+) -> None:
+    response, body = fed(CHUNKED + behind, [])
+    assert (response.complete, response.reusable) == (True, reusable)
+    assert (response.status, body) == (200, b"hello, world ok")
+
+
+def test_a_connection_that_the_server_closes_is_not_used_again() -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    assert not fed(head, [])[0].reusable

@@ -115,10 +115,8 @@ class Attempt:
     @property
     def content_type(self) -> str:
         """Of the decode server's answer."""
-        for name, value in self._legs[Role.DECODE].connection.headers:
-            if name == b"content-type":
-                return value.decode("latin-1")
-        return "application/json"
+        headers = self._legs[Role.DECODE].connection.headers
+        return headers.get("content-type", "application/json")
 
     async def read(self) -> bytes:
         """The next bytes of the decode server's answer; empty at its end.

@@ -12,15 +12,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import cast
 
-import httptools
-
+from kairos.http_response import HttpResponseError, HttpResponseParser
 from kairos.router.workers.endpoint import WorkerEndpoint
 
 IDLE_S = 3.0
 """Idle connections are closed after this; servers close theirs after 5 s (uvicorn's default), and
 a request sent into a closing connection is lost."""
 _PAUSE_BYTES = 256 << 10  # unread bytes of an answer beyond which the server has to wait
-_MAX_HEADER_BYTES = 64 << 10
 _MAX_ANSWER_BYTES = 16 << 20  # of a call that is read whole
 _JOINED_BYTES = 64 << 10  # of a body that is copied, so that it goes out with its header lines
 _MAX_IDLE = 4096  # connections to one server
@@ -41,7 +39,6 @@ class EngineConnection(asyncio.Protocol):
     """One connection; one exchange at a time.
 
     Attributes:
-        status: of the answer; 0 before its header lines are complete.
         ended: the answer is complete, or never will be.
         broken: why it never will be.
         heard_s: when the server last sent something, or the exchange began; monotonic seconds.
@@ -49,21 +46,16 @@ class EngineConnection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
         self.ended = True
         self.broken: BrokenError | None = None
         self.heard_s = 0.0
-        self._parser: httptools.HttpResponseParser | None = None
+        self._answer = HttpResponseParser(self._keep)
         self._pieces: list[bytes] = []
         self._size = 0
         self._most = 0
         self._paused = False
         self._discard = False
-        self._header_bytes = 0
         self._closing = False
-        self._keep = False
-        self._until_close = False
         self._waiter: asyncio.Future[None] | None = None
         self._on_end: Callable[[], None] | None = None
 
@@ -75,15 +67,13 @@ class EngineConnection(asyncio.Protocol):
             most: bytes of the answer to hold at most without reading; 0 makes the server wait.
         """
         assert self.transport is not None
-        self.status = 0
-        self.headers = []
         self.ended = False
         self.heard_s = time.monotonic()
-        self._parser = httptools.HttpResponseParser(self)
+        self._answer = HttpResponseParser(self._keep)
         self._pieces.clear()
-        self._size = self._header_bytes = 0
+        self._size = 0
         self._most = most
-        self._discard = self._keep = self._until_close = False
+        self._discard = False
         self._on_end = on_end
         if len(body) > _JOINED_BYTES:
             self.transport.write(head)
@@ -94,8 +84,19 @@ class EngineConnection(asyncio.Protocol):
             self._end("connection lost")
 
     @property
+    def status(self) -> int:
+        """Of the answer; 0 before its header lines are complete."""
+        return self._answer.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Of the answer, by lower-case name."""
+        return self._answer.headers
+
+    @property
     def reusable(self) -> bool:
-        return self.ended and self._keep and not self._closing
+        """Whether the connection can carry another exchange."""
+        return self.ended and self._answer.reusable and not self._closing
 
     def take(self) -> bytes:
         """What has arrived of the body and was not taken yet."""
@@ -149,14 +150,15 @@ class EngineConnection(asyncio.Protocol):
         if self.ended:  # nothing was asked
             self.close()
             return
-        assert self._parser is not None
         self.heard_s = time.monotonic()
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
+            self._answer.feed(data)
+        except HttpResponseError:
             self._end("malformed answer")
             self.close()
             return
+        if self._answer.complete:
+            self._end(None)
         if self._most and self._size > self._most:
             self._end("answer too long")
             self.close()
@@ -169,39 +171,17 @@ class EngineConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
-        if exc is None and self.status and self._until_close:
-            self._end(None)  # an answer without a length ends with its connection
-        else:
-            self._end("connection reset" if exc is not None else "connection closed")
+        try:
+            if exc is None:
+                self._answer.end()  # an answer without a length ends with its connection
+            self._end(None if exc is None else "connection reset")
+        except HttpResponseError:
+            self._end("connection closed")
 
-    # httptools
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > _MAX_HEADER_BYTES:
-            raise ValueError("header lines are too large")
-        self.headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        assert self._parser is not None
-        status = self._parser.get_status_code()
-        if status < 200:
-            self.headers = []
-            return
-        self.status = status
-        names = {name for name, _ in self.headers}
-        self._until_close = not names & {b"content-length", b"transfer-encoding"}
-
-    def on_body(self, data: bytes) -> None:
+    def _keep(self, data: bytes) -> None:
         if not self._discard:
             self._pieces.append(data)
             self._size += len(data)
-
-    def on_message_complete(self) -> None:
-        assert self._parser is not None
-        if self.status:
-            self._keep = self._parser.should_keep_alive()
-            self._end(None)
 
     def _end(self, problem: str | None) -> None:
         if self.ended:
@@ -279,7 +259,7 @@ class ConnectionPool:
         *,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
-    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    ) -> tuple[int, Mapping[str, str], bytes]:
         """A whole exchange: status, header lines, body.
 
         Raises:

@@ -254,9 +254,7 @@ class Health:
                 if problem.reason != "probe_timeout" and not problem.refused:
                     self._registry.failed(blamed, problem.reason)
 
-    async def _call(
-        self, worker: Worker, path: str
-    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    async def _call(self, worker: Worker, path: str) -> tuple[int, Mapping[str, str], bytes]:
         return await self._parts.pool.call(
             worker.endpoint,
             "GET",
