@@ -497,8 +497,10 @@ async def test_the_routers_own_lack_of_files_is_not_held_against_a_server(
                 raise OSError(errno.EMFILE, "Too many open files")
             return await connect(factory, *address, **more)
 
-        up.router.pool.close()  # idle connections
         monkeypatch.setattr(loop, "create_connection", exhausted)
+        for _ in range(10):  # a connection that is in use comes back
+            up.router.pool.close()
+            await asyncio.sleep(0.05)
         status, text = await status_and_text(up, True)
         assert status == 503
         assert "no_more_files" in text

@@ -199,9 +199,7 @@ def test_aborts_end_preempted_prompts_and_leave_the_running_one() -> None:
 
 
 def test_the_simulation_of_an_arm_plans_as_the_servers_do() -> None:
-    budget = PROFILE.limits.chunk_tokens
-    transfer_s = PROFILE.kv.transfer_s(budget)
-    simulated = arm_spec("kairos", "tiny-fast").settings(transfer_s)
+    simulated = arm_spec("kairos", "tiny-fast").settings(PROFILE)
     assert simulated is not None
     assert simulated.urgency == PrefillLoop().planner._queue._params
 

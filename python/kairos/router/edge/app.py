@@ -205,7 +205,7 @@ class App:
 
     async def _add_worker(self, request: web.BaseRequest) -> web.Response:
         router = self.router
-        self._authorize_change(request)
+        self._authorize_admin(request)
         with router.bodies.hold("") as held:
             raw = await router.body_of(request, held)
         try:
@@ -249,23 +249,22 @@ class App:
 
     def _named_worker(self, request: web.BaseRequest, name: str) -> Worker:
         """Return the worker that an administrator names in the path."""
-        self._authorize_change(request)
+        self._authorize_admin(request)
         workers = self.router.registry.workers
         if name not in workers:
             known = ", ".join(workers)
             raise invalid(404, "worker", f"there is no worker {name[:80]!r}; there are {known}")
         return workers[name]
 
-    def _authorize_change(self, request: web.BaseRequest) -> None:
+    def _authorize_admin(self, request: web.BaseRequest, changes: bool = True) -> None:
         """Let the administrator pass, and log the call."""
-        self.router.keyring.authorize_admin(request.headers)
+        self.router.keyring.authorize_admin(request.headers, changes=changes)
         _log.info("admin: %s %s from %s", request.method, clean(request.path, 100), request.remote)
 
     async def _flush(self, request: web.BaseRequest) -> web.Response:
         """Empty the prefix caches of all servers."""
         router = self.router
-        router.keyring.authorize_admin(request.headers, changes=False)
-        _log.info("admin: flush_cache from %s", request.remote)
+        self._authorize_admin(request, changes=False)
         workers = list(router.registry.workers.values())
         if not workers:
             raise RequestError(503, Outcome.UNAVAILABLE, "no_pair", "there is no server", 2.0)
