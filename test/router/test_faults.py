@@ -247,6 +247,25 @@ async def test_the_last_attempt_of_a_poisonous_request_counts_as_a_death_too() -
         await asyncio.gather(*others)
 
 
+async def test_deaths_in_the_middle_of_streams_count_too() -> None:
+    async with fakes(1, 3, token_s=0.01) as cluster, running(config_for(cluster)) as up:
+        poison = {**BODY, "input_ids": [6, 6, 6], "stream": True}
+        for _ in range(2):
+            async with up.post(poison) as answer:
+                assert answer.status == 200
+                await answer.content.readuntil(b"\n\n")
+                (engine,) = (engine for engine in cluster.decode if engine.running)
+                await engine.stop()
+                await answer.read()
+        # The deaths are noticed after their streams have ended.
+        async with asyncio.timeout(10.0):
+            status = 0
+            while status != 400:
+                async with up.post(poison) as answer:
+                    status, text = answer.status, await answer.text()
+        assert "request_quarantined" in text
+
+
 def _dead(cluster: Fakes) -> int:
     return sum(engine.died for engine in cluster.all)
 

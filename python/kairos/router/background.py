@@ -3,8 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
@@ -14,7 +15,7 @@ class Background:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+    def start(self, work: Coroutine[Any, Any, _T], name: str) -> "asyncio.Task[_T]":
         """Run it from the loop's next turn on."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)

@@ -137,11 +137,13 @@ class RequestContext:
         "understood",
     )
 
-    def __init__(self, receipt: Receipt, rid: str, trace: RequestTrace | None) -> None:
+    def __init__(
+        self, receipt: Receipt, rid: str, limit: asyncio.Timeout, trace: RequestTrace | None
+    ) -> None:
         self.receipt = receipt
         self.rid = rid
+        self.limit = limit
         self.trace = trace
-        self.limit: asyncio.Timeout | None = None
         self.task = asyncio.current_task()
         self.stopped = False
         self.tenant: Tenant | None = None

@@ -103,10 +103,10 @@ class RequestHandler:
             path: the endpoint.
             extra: header lines of the answer.
         """
-        context = self._receive(request, path, extra)
+        limit = asyncio.timeout(self._deps.config.timeouts.request_timeout_s)
+        context = self._receive(request, path, extra, limit)
         try:
-            async with asyncio.timeout(self._deps.config.timeouts.request_timeout_s) as limit:
-                context.limit = limit
+            async with limit:
                 return await self._serve(context, request)
         except RequestError as error:
             context.ends(error.outcome, error.status, error.reason)
@@ -154,12 +154,16 @@ class RequestHandler:
     # The stages, in their order.
 
     def _receive(
-        self, request: web.BaseRequest, path: str, extra: Mapping[str, str]
+        self,
+        request: web.BaseRequest,
+        path: str,
+        extra: Mapping[str, str],
+        limit: asyncio.Timeout,
     ) -> RequestContext:
         traced = self._records or "traceparent" in request.headers
         begun = tracing.begin(request.headers, path) if traced else None
         receipt = Receipt.of(next(self._ids), request, path, extra)
-        context = RequestContext(receipt, new_rid(), begun)
+        context = RequestContext(receipt, new_rid(), limit, begun)
         self.active[context.receipt.id] = context
         return context
 
@@ -297,16 +301,20 @@ class RequestHandler:
         headers, legs = self._leg_headers(context, attempt)
         problem: str | None = "ended early"
         try:
-            status = await attempt.open(
+            await attempt.open(
                 context.receipt.path,
                 # No name here may hold the body for as long as its answer streams.
                 parsing.encode_engine_body(parsed, applied, prefill.endpoint, transfer),
                 headers,
             )
             answer = await self._delivery.deliver(
-                context, request, understood, status, self._headers(context)
+                context, request, understood, attempt, self._headers(context)
             )
             problem = None
+            if attempt.broke is not None:
+                # The client has begun to read: the death counts, but there is no other attempt.
+                died = self._died_of(understood, attempt, attempt.broke)
+                self._background.start(died, "check of a death")
             return answer
         except LegError as error:
             problem = error.reason
@@ -328,8 +336,13 @@ class RequestHandler:
             deps.registry.attempt_failed(attempt, error)
         if error.refused:
             return
-        if attempt is not None and error.broken:
-            await self._check_death(understood, attempt, error)
+        if (
+            attempt is not None
+            and error.broken
+            and await self._died_of(understood, attempt, error.role)
+        ):
+            text = f"the {error.role.value} server died while it had this request"
+            raise RequestError(502, Outcome.ENGINE_FAILED, "server_died", text) from None
         used_up = context.attempts > deps.config.overload.retries
         if context.answering or error.late or self.draining or (used_up and not error.moved):
             raise failed(error) from None
@@ -342,21 +355,17 @@ class RequestHandler:
         if not deps.dispatcher.requeue(context.receipt.id, time.monotonic()):
             raise unavailable("server_gone", "the server was removed")
 
-    async def _check_death(self, understood: Understood, attempt: Attempt, error: LegError) -> None:
-        """Keep a request from taking one worker down after the other.
+    async def _died_of(self, understood: Understood, attempt: Attempt, role: Role) -> bool:
+        """Return whether a worker died of the request, and remember its death.
 
-        Raises:
-            RequestError: the worker died while the request was alone there, or it is the second
-                one to die with this request.
+        It did if the request was alone there, or if it is the second worker to die with it.
         """
-        worker = attempt.worker(error.role)
+        worker = attempt.worker(role)
         together = worker.leg_broke(attempt)
         if not await self._deps.health.died(worker):
-            return
+            return False
         deaths = self.quarantine.died(understood.digest, time.monotonic())
-        if together == 1 or deaths > 1:
-            text = f"the {error.role.value} server died while it had this request"
-            raise RequestError(502, Outcome.ENGINE_FAILED, "server_died", text) from None
+        return together == 1 or deaths > 1
 
     def _pass_on_refusal(self, context: RequestContext, error: LegError) -> web.Response:
         """The answer of a server that finds fault with the request."""

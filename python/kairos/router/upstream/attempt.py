@@ -41,6 +41,7 @@ class Attempt:
 
     Attributes:
         digest: of the request's body; None for a probe.
+        broke: the role of the server whose connection broke after the answer had begun.
         ending: runs `end`, once it has begun; kept by the owner.
     """
 
@@ -57,6 +58,7 @@ class Attempt:
         self.decode = decode
         self.prefill_body = b""
         self.digest: int | None = None
+        self.broke: Role | None = None
         self.ending: asyncio.Task[None] | None = None
         self._parts = parts
         self._transfer = transfer
@@ -75,8 +77,8 @@ class Attempt:
         for instance in (prefill, decode):
             instance.attempts.add(self)
 
-    async def open(self, path: str, body: bytes, headers: Mapping[Role, Mapping[str, str]]) -> int:
-        """Send the request to both; the decode server's status.
+    async def open(self, path: str, body: bytes, headers: Mapping[Role, Mapping[str, str]]) -> None:
+        """Send the request to both servers, and wait for the status of the decode server.
 
         Nothing is sent before there are two connections: a server that cannot be reached leaves
         nothing behind at the other.
@@ -110,7 +112,11 @@ class Attempt:
             self._check(decode)
             await connection.wait()
         self._check(decode, started=True)
-        return connection.status
+
+    @property
+    def status(self) -> int:
+        """Of the decode server's answer."""
+        return self._legs[Role.DECODE].connection.status
 
     @property
     def content_type(self) -> str:

@@ -49,37 +49,33 @@ class Delivery:
         context: RequestContext,
         request: web.BaseRequest,
         understood: Understood,
-        status: int,
+        attempt: Attempt,
         headers: dict[str, str],
     ) -> web.StreamResponse:
-        """Pass on what the attempt of `context` answers.
+        """Pass an attempt's answer on.
 
         Args:
-            status: the decode worker's.
             headers: to be added to the answer.
 
         Raises:
             LegError: the attempt failed before the client got anything.
             SlowClientError: the client does not take its answer.
         """
-        attempt = context.attempt
-        assert attempt is not None
-        if understood.parsed.stream and status == 200:
+        if understood.parsed.stream and attempt.status == 200:
             return await self._stream(context, request, understood, attempt, headers)
-        return await self._whole(context, understood, attempt, status, headers)
+        return await self._whole(context, understood, attempt, headers)
 
     async def _whole(
         self,
         context: RequestContext,
         understood: Understood,
         attempt: Attempt,
-        status: int,
         headers: dict[str, str],
     ) -> web.Response:
         """An answer that is sent at once: until it is complete another pair may be tried."""
         path = context.receipt.path
         body = await attempt.read_all(_MAX_ANSWER_BYTES)
-        error = problem_of(Role.DECODE, status, body, path)
+        error = problem_of(Role.DECODE, attempt.status, body, path)
         if error is None and body[:1] not in (b"{", b"["):
             error = LegError(Role.DECODE, "garbage", "the decode server's answer is not JSON")
         if error is not None:
@@ -154,6 +150,8 @@ class Delivery:
             outcome = Outcome.EXPIRED
         elif error.refused:
             outcome = Outcome.ENGINE_REFUSED
+        if error.broken:
+            attempt.broke = error.role
         context.ends(outcome, 200, error.reason)
         self._registry.attempt_failed(attempt, error)
         return await relay.break_off(error_document(502, error.reason, str(error)))
@@ -161,7 +159,6 @@ class Delivery:
     def _limit(self, context: RequestContext, attempt: Attempt) -> asyncio.TimerHandle:
         """From here on a request that takes too long ends with an error event, not with a reset:
         the attempt fails then, and every write is bounded."""
-        assert context.limit is not None
         context.limit.reschedule(None)
         limit_s = self._timeouts.request_timeout_s
         error = LegError(Role.DECODE, "request_timeout", "the request took too long")

@@ -96,10 +96,9 @@ class Health:
         problem: LegError | None = None
         try:
             async with asyncio.timeout(self._workers.health_timeout_s):
-                status = await pair.open(
-                    GENERATE, body, {Role.PREFILL: headers, Role.DECODE: headers}
-                )
-                problem = problem_of(Role.DECODE, status, await pair.read_all(1 << 20), GENERATE)
+                await pair.open(GENERATE, body, {Role.PREFILL: headers, Role.DECODE: headers})
+                answer = await pair.read_all(1 << 20)
+                problem = problem_of(Role.DECODE, pair.status, answer, GENERATE)
         except LegError as error:
             problem = error
         except TimeoutError:
