@@ -18,7 +18,7 @@ from kairos.router.config.settings import (
 )
 from kairos.router.edge.app import connection_count, make_factory, make_server
 from kairos.router.edge.listener import Listener
-from kairos.router.observe.request_record import RequestRecord
+from kairos.router.observe.access_record import AccessRecord
 from kairos.router.router import Router
 from kairos.router.workers.endpoint import WorkerEndpoint
 from support.router_engine import Fakes, until
@@ -43,7 +43,7 @@ class Running:
     router: Router
     url: str
     session: aiohttp.ClientSession
-    ends: list[RequestRecord]
+    ends: list[AccessRecord]
 
     async def ready(self, prefill: int = 1, decode: int = 1) -> None:
         """Return once so many servers of each role get requests."""
@@ -95,10 +95,10 @@ def config_for(cluster: Fakes, health_timeout_s: float = 1.0, **sections: Any) -
 async def running(config: RouterConfig, ready: bool = True) -> AsyncIterator[Running]:
     """A router that serves on a port of its own."""
     router = Router(config)
-    ends: list[RequestRecord] = []
+    ends: list[AccessRecord] = []
     count = router.metrics.ended
 
-    def ended(end: RequestRecord) -> None:
+    def ended(end: AccessRecord) -> None:
         ends.append(end)
         count(end)
 

@@ -10,7 +10,7 @@ from typing import Any
 from kairos.command_line import CommandParser
 from kairos.errors import InputError
 from kairos.router.config.load import mapping, read_document, refuse_unknown
-from kairos.router.config.schema import Setting, flag_of, read_values, settings_of
+from kairos.router.config.schema import SettingField, flag_of, read_values, settings_of
 from kairos.router.config.settings import RouterConfig
 from kairos.router.edge.keys import hash_key, load_keys, new_key
 
@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
+def _add_flag(section: argparse._ArgumentGroup, setting: SettingField) -> None:
     text = setting.help.replace("%", "%%")
     if setting.metavar is None:
         action = argparse.BooleanOptionalAction

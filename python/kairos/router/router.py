@@ -105,8 +105,10 @@ class Router:
         await asyncio.sleep(self.config.timeouts.drain_delay_s)
 
     async def drain(self) -> None:
-        """Let running requests end, for the drain time at most, then end them; then wait until
-        /metrics was read once more, if anything reads it regularly."""
+        """Let running requests end, for the drain time at most, and end the others.
+
+        Where /metrics is read regularly, wait until it was read once more.
+        """
         self.leaving = self.handler.draining = True
         deadline_s = time.monotonic() + self.config.timeouts.drain_timeout_s
         while self.handler.active and time.monotonic() < deadline_s:

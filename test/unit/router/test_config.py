@@ -7,7 +7,7 @@ import pytest
 
 from kairos.errors import InputError
 from kairos.router.cli import main, parse
-from kairos.router.config.schema import Setting, settings_of
+from kairos.router.config.schema import SettingField, settings_of
 from kairos.router.config.settings import Limits, RouterConfig
 from kairos.router.edge.tenant import Tenant
 from kairos.router.workers.endpoint import WorkerEndpoint, parse_pattern
@@ -41,7 +41,7 @@ def test_names_of_settings_are_unique_across_sections() -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_every_default_is_allowed(setting: Setting) -> None:
+def test_every_default_is_allowed(setting: SettingField) -> None:
     assert setting.read(setting.default, setting.flag) == setting.default
 
 

@@ -7,7 +7,7 @@ import pytest
 from multidict import CIMultiDict
 
 from kairos.router.observe import tracing
-from kairos.router.observe.request_record import RequestRecord
+from kairos.router.observe.access_record import AccessRecord
 from kairos.router.request.outcome import Outcome
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -23,7 +23,7 @@ def test_without_an_sdk_the_clients_context_reaches_both_legs() -> None:
         assert leg.headers == {"traceparent": PARENT, "tracestate": "a=1"}
         leg.end("lost")
     request.end(
-        RequestRecord(outcome=Outcome.COMPLETED, status=200, path="/", request_id="", duration_s=1)
+        AccessRecord(outcome=Outcome.COMPLETED, status=200, path="/", request_id="", duration_s=1)
     )
 
 
@@ -42,7 +42,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from kairos.router.observe import tracing
 from kairos.router.request.outcome import Outcome
-from kairos.router.observe.request_record import RequestRecord
+from kairos.router.observe.access_record import AccessRecord
 
 spans = InMemorySpanExporter()
 provider = TracerProvider()
@@ -55,7 +55,7 @@ sent = [leg.headers["traceparent"].split("-") for leg in legs]
 assert {{trace_id for _, trace_id, _, _ in sent}} == {{"{TRACE}"}}
 legs[0].end("refused")
 legs[1].end()
-request.end(RequestRecord(outcome=Outcome.ENGINE_FAILED, status=502, path="/generate",
+request.end(AccessRecord(outcome=Outcome.ENGINE_FAILED, status=502, path="/generate",
                        request_id="r", duration_s=1, reason="refused", tenant="a"))
 prefill, decode, root = spans.get_finished_spans()
 assert [f"{{s.context.span_id:016x}}" for s in (prefill, decode)] == [s[2] for s in sent]
@@ -74,7 +74,7 @@ def test_with_an_sdk_legs_are_children_of_the_request() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_asking_for_spans_without_an_exporter_warns(monkeypatch, caplog) -> None:
+def test_spans_without_an_exporter_warns(monkeypatch, caplog) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
     tracing.configure()
     assert "install opentelemetry-sdk" in caplog.text

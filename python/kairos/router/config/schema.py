@@ -37,7 +37,7 @@ def items(metavar: str, read: Callable[[Any, str], Any]) -> Meta:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class SettingField:
     """One setting.
 
     Attributes:
@@ -94,7 +94,7 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def settings_of(group: type[msgspec.Struct]) -> dict[str, Setting]:
+def settings_of(group: type[msgspec.Struct]) -> dict[str, SettingField]:
     """Return the settings of a group by name; fields without a help text are none."""
     found = {}
     for field in msgspec.structs.fields(group):
@@ -109,7 +109,7 @@ def settings_of(group: type[msgspec.Struct]) -> dict[str, Setting]:
         if choices := _choices(base):
             extra |= {"metavar": "{" + ",".join(choices) + "}", "allowed": ", ".join(choices)}
         allowed = extra.get("allowed", "")
-        found[field.name] = Setting(
+        found[field.name] = SettingField(
             name=field.name,
             kind=field.type,
             default=field.default,

@@ -123,8 +123,10 @@ class ClientConnection(RequestHandler):
         return answer
 
     def _fail_cut_body(self) -> None:
-        """Something follows a body that has not ended: aiohttp's parser gave it up, as for a bad
-        chunk, and told no reader."""
+        """End a body that aiohttp's parser gave up, as it does for a bad chunk.
+
+        The parser tells no reader: other bytes follow a body that has not ended.
+        """
         current = self._current_request
         if current is not None and not current.content.is_eof():
             current.content.set_exception(BadHttpMessage("malformed body"))

@@ -150,8 +150,10 @@ class Listener:
 
 
 def _bound(host: str, port: int) -> list[socket.socket]:
-    """Sockets on all addresses of a name, at one port; families that this machine lacks are left
-    out."""
+    """Return sockets on all addresses of a name, at one port.
+
+    Address families that this machine lacks are left out.
+    """
     found = socket.getaddrinfo(
         host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from kairos.errors import InputError
-from kairos.router.observe.request_record import RequestRecord
+from kairos.router.observe.access_record import AccessRecord
 from kairos.router.text import clean
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class AccessLog:
         if not self._off:
             self._thread.start()
 
-    def write(self, end: RequestRecord) -> None:
+    def write(self, end: AccessRecord) -> None:
         """Log a request; returns at once."""
         if self._off:
             return
@@ -109,7 +109,7 @@ class AccessLog:
         self._file = fresh
 
 
-def line_of(end: RequestRecord, now: datetime) -> bytes:
+def line_of(end: AccessRecord, now: datetime) -> bytes:
     """The line of a request, newline included. Control characters come out escaped."""
     slo = end.slo
     fields = {

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from kairos import __version__
-from kairos.router.observe.request_record import RequestRecord
+from kairos.router.observe.access_record import AccessRecord
 from kairos.router.text import clean
 
 PREFIX = "kairos_router"
@@ -55,8 +55,9 @@ class Capped:
 
 
 class Known:
-    """Passes the values that the workers name, and answers "other" for those of clients: invented
-    names take no place.
+    """Passes values that the workers name; every other one becomes "other".
+
+    Names that clients invent thus take no place in the metrics.
 
     Attributes:
         names: models that the workers in use serve.
@@ -172,7 +173,7 @@ class RouterMetrics:
         self.log_dropped = self._counter("access_log_dropped", "Log lines that were dropped.")
         self.reloads = self._counter("reloads", "Files read again (ok, failed).", "what", "result")
 
-    def ended(self, end: RequestRecord) -> None:
+    def ended(self, end: AccessRecord) -> None:
         """Count a request that ended; once per request."""
         slo_class = self.slo_class(end.slo.slo_class if end.slo else None)
         tenant, model = self.tenant(end.tenant), self.model(end.model)

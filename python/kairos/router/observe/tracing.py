@@ -16,7 +16,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from kairos.router.observe.request_record import RequestRecord
+from kairos.router.observe.access_record import AccessRecord
 from kairos.router.request.outcome import Outcome
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class RequestTrace:
         _propagator.inject(carrier, trace.set_span_in_context(span, self.context))
         return LegTrace(span, carrier)
 
-    def end(self, end: RequestRecord) -> None:
+    def end(self, end: AccessRecord) -> None:
         """End the span with what became of the request."""
         if not self.span.is_recording():
             return
@@ -115,8 +115,10 @@ def begin(headers: Mapping[str, str], path: str) -> RequestTrace:
 
 
 def configure() -> None:
-    """Record spans if the environment asks for it (`OTEL_EXPORTER_OTLP_ENDPOINT` or
-    `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`) and the SDK and exporter are installed."""
+    """Record spans if the environment asks for it and the SDK and exporter are installed.
+
+    `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` asks for it.
+    """
     names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     if not any(os.environ.get(name) for name in names):
         return

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from kairos.router.edge.tenant import Tenant
-from kairos.router.observe.request_record import RequestRecord
+from kairos.router.observe.access_record import AccessRecord
 from kairos.router.observe.tracing import RequestTrace
 from kairos.router.request.outcome import Outcome
 from kairos.router.request.parsing import ParsedRequest
@@ -169,7 +169,7 @@ class RequestContext:
         if self.end is None:
             self.end = End(outcome, status, reason)
 
-    def record(self, now_s: float) -> RequestRecord:
+    def record(self, now_s: float) -> AccessRecord:
         """For log and metrics, after its end."""
         end = self.end or End(Outcome.CLIENT_GONE, 499, "disconnected")
         read, queued, answer, attempt = self.understood, self.admission, self.answer, self.attempt
@@ -182,7 +182,7 @@ class RequestContext:
             tpot_s = (answer.last_s - answer.first_s) / (tokens - 1)
         # A whole answer has no first token that the client could see.
         ttft_s = answer.first_s - read.arrival_s if read and stream and answer.first_s else None
-        return RequestRecord(
+        return AccessRecord(
             outcome=end.outcome,
             status=end.status,
             reason=end.reason,

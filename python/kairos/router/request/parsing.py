@@ -192,8 +192,9 @@ def read(
 
 
 def _has_huge_float(value: Any, depth: int) -> bool:
-    """Whether a number in a list or an object is a float that may have been a whole number, which
-    64 bits do not hold.
+    """Return whether a list or an object holds a float beyond the integers of 64 bits.
+
+    JSON's integers of that size are parsed as floats.
 
     Raises:
         InputError: it is nested too deeply.

@@ -55,14 +55,16 @@ _FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class PromptTokens:
-    """Attributes:
-    tokens: of all prompts together, at least 1.
-    exact: counted from ids, not estimated.
-    blocks: hashes of the leading blocks of the first prompt; each covers those before it.
-    block_tokens: tokens of one block.
-    model: whose ratio was used, "" where none was.
-    source: "ids", "tokenizer" or "bytes".
-    raw: tokens before the learned correction.
+    """The size of a request's prompts.
+
+    Attributes:
+        tokens: of all prompts together, at least 1.
+        exact: counted from ids, not estimated.
+        blocks: hashes of the leading blocks of the first prompt; each covers those before it.
+        block_tokens: tokens of one block.
+        model: whose ratio was used, "" where none was.
+        source: "ids", "tokenizer" or "bytes".
+        raw: tokens before the learned correction.
     """
 
     tokens: int
@@ -75,8 +77,9 @@ class PromptTokens:
 
 
 class ShortestFirst:
-    """Threads that take the smallest piece of work first, so that a short prompt does not wait
-    behind long ones.
+    """Threads that take the smallest piece of work first.
+
+    A short prompt thus does not wait behind long ones.
 
     Args:
         threads: that work at the same time.
@@ -139,8 +142,9 @@ class TokenCounter:
         self._ratios: OrderedDict[tuple[str, str], Calibration] = OrderedDict()
 
     async def count(self, path: str, body: Mapping[str, Any]) -> PromptTokens:
-        """Tokens and block hashes of a parsed request body. Fields that are missing or of unknown
-        shape count nothing: whether a body is valid is the server's business.
+        """Return tokens and block hashes of a parsed request body.
+
+        Fields that are missing or of unknown shape count nothing: the server judges validity.
 
         Raises:
             InputError: `input_ids` that are not integers.
@@ -181,8 +185,10 @@ class TokenCounter:
             self._ratios.popitem(last=False)
 
     def errors(self) -> dict[str, dict[str, float]]:
-        """Per "source/model": the learned correction, the relative spread of what is left of the
-        error, and the samples behind them."""
+        """Return the learned correction, the relative spread of its error and its samples.
+
+        The keys are "source/model".
+        """
         return {
             f"{source}/{model}": {
                 "factor": ratio.factor,
@@ -291,8 +297,10 @@ def _texts(body: Mapping[str, Any]) -> tuple[list[str], int]:
 
 
 def _content(message: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
-    """Pieces of a message as text, and whether each is an image, a sound or a file: of those a
-    digest, so that messages with other media share no prefix."""
+    """Yield the pieces of a message as text, and whether each is an image, a sound or a file.
+
+    The text of such a piece is its digest, so that messages with other media share no prefix.
+    """
     content = message.get("content")
     if isinstance(content, str):
         yield content, False

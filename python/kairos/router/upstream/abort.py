@@ -8,7 +8,7 @@ import orjson
 
 from kairos.router.observe.metrics import RouterMetrics
 from kairos.router.upstream.http_client import BrokenError, ConnectionPool
-from kairos.router.upstream.leg import Leg, all_ended
+from kairos.router.upstream.leg import LegConnection, all_ended
 
 ABORT_TIMEOUT_S = 1.0
 """For one abort to be answered."""
@@ -20,9 +20,10 @@ _HEAD_START_S = 0.2
 
 
 class Abort:
-    """An abort that comes before its request is registered is lost although it is answered with
-    200, so it is repeated until the leg itself ends. A server that does not answer keeps neither
-    the other abort nor the end waiting.
+    """The abort of a request at its servers, repeated until the legs end.
+
+    A server answers 200 to an abort that precedes the registration of its request, and loses it. A
+    server that does not answer delays neither the other abort nor the end.
 
     Args:
         rids: of the request at its servers, one per sequence.
@@ -41,7 +42,7 @@ class Abort:
         self._rids = rids
         self._headers = headers
 
-    async def tell(self, legs: list[Leg], reason: str) -> None:
+    async def tell(self, legs: list[LegConnection], reason: str) -> None:
         """Return when all that were live have ended, or after `ABORT_LIMIT_S`."""
         begun_s = time.monotonic()
         limit_s = begun_s + ABORT_LIMIT_S
@@ -61,7 +62,7 @@ class Abort:
                 return
             pause_s = min(2 * pause_s, longest_s)
 
-    async def _tell_all(self, legs: list[Leg], reason: str, limit_s: float) -> None:
+    async def _tell_all(self, legs: list[LegConnection], reason: str, limit_s: float) -> None:
         """One abort to each leg, until `limit_s` on the monotonic clock at most."""
         label = self._metrics.reason(reason)
         telling: list[asyncio.Task[None]] = []
@@ -79,7 +80,7 @@ class Abort:
                 task.cancel()
             await asyncio.gather(*telling, return_exceptions=True)
 
-    async def _tell(self, leg: Leg) -> None:
+    async def _tell(self, leg: LegConnection) -> None:
         gate = leg.instance.aborts
         if gate.locked():
             self._metrics.aborts_damped.inc()

@@ -10,7 +10,7 @@ from kairos.router.observe.metrics import RouterMetrics
 from kairos.router.upstream.abort import Abort
 from kairos.router.upstream.engine_answer import problem_of
 from kairos.router.upstream.http_client import BrokenError, ConnectionPool, head
-from kairos.router.upstream.leg import Leg, LegError, all_ended
+from kairos.router.upstream.leg import LegConnection, LegError, all_ended
 from kairos.router.upstream.rooms import BootstrapRooms, Transfer
 from kairos.router.workers.endpoint import Role
 from kairos.router.workers.worker import Worker
@@ -66,7 +66,7 @@ class Attempt:
         self._abort = Abort(parts.pool, parts.metrics, transfer.rids, parts.abort_headers())
         self._stream = stream
         self._path = ""
-        self._legs: dict[Role, Leg] = {}
+        self._legs: dict[Role, LegConnection] = {}
         self._failure: LegError | None = None
         self._prefilled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -93,7 +93,7 @@ class Attempt:
                 connection = await pool.take(instance.endpoint)
             except BrokenError as error:
                 raise LegError(role, error.reason, f"the {role.value} server: {error}") from None
-            self._legs[role] = Leg(role, instance, connection, pool)
+            self._legs[role] = LegConnection(role, instance, connection, pool)
         if self._failure is not None:
             raise self._failure
         decode, prefill = self._legs[Role.DECODE], self._legs[Role.PREFILL]
@@ -179,8 +179,10 @@ class Attempt:
         return self.prefill if role is Role.PREFILL else self.decode
 
     def silent_since_s(self, worker: Worker) -> float | None:
-        """When a leg that still runs at `worker` last got anything from it, monotonic seconds; None
-        where no leg runs there any more."""
+        """Return when a running leg at `worker` last received bytes, monotonic seconds.
+
+        None where no leg runs there any more.
+        """
         role = Role.PREFILL if worker is self.prefill else Role.DECODE
         leg = self._legs.get(role)
         return None if leg is None or not leg.live else leg.connection.heard_s
@@ -236,7 +238,7 @@ class Attempt:
         self._parts.rooms.release(self._transfer.rooms)
         self._on_prefill = _nothing  # it knows the request, which knows this pair
 
-    def _check(self, decode: Leg, started: bool = False) -> None:
+    def _check(self, decode: LegConnection, started: bool = False) -> None:
         """Raise what ended the attempt, if anything did."""
         connection = decode.connection
         whole = started and connection.ended and connection.broken is None

@@ -157,8 +157,10 @@ class Delivery:
         return await relay.break_off(error_document(502, error.reason, str(error)))
 
     def _limit(self, context: RequestContext, attempt: Attempt) -> asyncio.TimerHandle:
-        """From here on a request that takes too long ends with an error event, not with a reset:
-        the attempt fails then, and every write is bounded."""
+        """Have the attempt fail when the request takes too long.
+
+        The stream then ends with an error event, not with a reset. Every write is bounded.
+        """
         context.limit.reschedule(None)
         limit_s = self._timeouts.request_timeout_s
         error = LegError(Role.DECODE, "request_timeout", "the request took too long")
@@ -183,8 +185,9 @@ class Delivery:
 
 
 async def _first_event(attempt: Attempt, path: str) -> bytes:
-    """The beginning of a stream up to the end of its first event at least: until then another pair
-    may be tried, however the bytes were cut on their way.
+    """Return the beginning of a stream, up to the end of its first event at least.
+
+    Until then another pair may be tried, however the bytes were cut on their way.
 
     Raises:
         LegError: the attempt failed, the first event is an error, or this is no stream of events.

@@ -26,8 +26,10 @@ _RESPONSE_END = re.compile(rb"^event: response\.(completed|incomplete|failed)$",
 
 
 class Usage(NamedTuple):
-    """Tokens that an answer reports, the last number of each kind; None where it reports none. Of a
-    batch, those of all its answers together."""
+    """Tokens that an answer reports: the last number of each kind, None where it reports none.
+
+    Those of a batch are the sum over its answers.
+    """
 
     prompt_tokens: int | None = None
     output_tokens: int | None = None
@@ -115,15 +117,20 @@ def error_event(events: bytes) -> bytes:
 
 
 def response_end(events: bytes) -> bytes:
-    """How a stream of /v1/responses says that it ended: completed, incomplete (cut at its length,
-    which is a proper end too) or failed; empty where it did not end."""
+    """Return how a stream of /v1/responses ended: completed, incomplete or failed.
+
+    An answer that was cut at its length is incomplete. The result is empty where no event tells
+    the end.
+    """
     ends = _RESPONSE_END.findall(events)
     return ends[-1] if ends else b""
 
 
 def _is_failed(data: bytes) -> bool:
-    """The same for /v1/responses, whose answers repeat what the client wrote: bytes anywhere in
-    them prove nothing."""
+    """Return whether an answer of /v1/responses is a failure.
+
+    These answers repeat the client's words, so bytes anywhere in them prove nothing.
+    """
     if data[:1] != b"{":
         return response_end(data) == b"failed"
     if b'"failed"' not in data:

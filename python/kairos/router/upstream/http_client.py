@@ -310,8 +310,10 @@ class ConnectionPool:
 def head(
     endpoint: WorkerEndpoint, method: str, path: str, length: int, headers: Mapping[str, str]
 ) -> bytes:
-    """Request line and header lines; header values come from the router, not from clients, or are
-    checked by it."""
+    """Return the request line and the header lines.
+
+    The router has written or checked every header value.
+    """
     lines = [f"{method} {path} HTTP/1.1", f"host: {endpoint.key}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     if method == "POST":

@@ -74,7 +74,7 @@ class LegError(Exception):
         return self.reason in ("connection_reset", "connection_closed", "connection_lost")
 
 
-class Leg:
+class LegConnection:
     """A connection in the hands of one attempt, given back to the pool when it has ended.
 
     Attributes:
@@ -124,7 +124,7 @@ class Leg:
             self._pool.give(self.instance.endpoint, self.connection)
 
 
-async def all_ended(legs: list[Leg], limit_s: float) -> None:
+async def all_ended(legs: list[LegConnection], limit_s: float) -> None:
     """Return when no server is at work for any of them, or after `limit_s`."""
     deadline_s = time.monotonic() + limit_s
     while any(leg.live for leg in legs):

@@ -54,8 +54,10 @@ def stream_change(parsed: ParsedRequest, prefill: bytes) -> Change | None:
 
 
 def without_usage(events: bytes) -> bytes:
-    """Whole events without those that report nothing but usage: the router asks for it, this client
-    did not."""
+    """Leave out events that report nothing but usage.
+
+    The router asks for usage also where the client does not.
+    """
     return b"".join(
         event + _END for event in events.split(_END) if event.strip() and not _is_usage(event)
     )
@@ -127,8 +129,10 @@ def _documents(stream: bytes) -> list[dict[str, Any]]:
 
 
 def _document(event: bytes) -> dict[str, Any] | None:
-    """The object in the data line of an event; None for comments and the end of the stream, and for
-    what is no object, which is passed on as it is."""
+    """Return the object in the data line of an event; None where there is no object.
+
+    Comments and the end of a stream have none. Such events are passed on as they are.
+    """
     lines = [line for line in event.split(b"\n") if line.startswith(b"data:")]
     text = lines[0].removeprefix(b"data:").strip() if len(lines) == 1 else b""
     if text[:1] != b"{":
@@ -176,8 +180,10 @@ def _put_generate(prefill: object, decode: object) -> bool:
 
 
 def _put_first_token(source: dict[str, Any], target: dict[str, Any]) -> bool:
-    """Put in the logprobs of chosen ids at the first output token: the prefill server computed them
-    and the KV transfer does not carry them."""
+    """Put in the logprobs of chosen ids at the first output token.
+
+    The prefill server computed them, and the KV transfer does not carry them.
+    """
     computed, found = source.get(_OUTPUT_IDS), target.get(_OUTPUT_IDS)
     if not computed or not found or found[0] is not None:
         return False

@@ -204,8 +204,10 @@ class Relay:
 
 
 def _whole(events: bytes | bytearray, searched: int) -> int:
-    """Where the last whole event ends; 0 where none does. Of an odd run of line ends the last one
-    belongs to what follows, as if events had been taken one by one.
+    """Return where the last whole event ends; 0 where none does.
+
+    The last of an odd run of line ends belongs to the following event, as if events had been taken
+    one by one.
 
     Args:
         searched: no event ends before it.

@@ -7,7 +7,7 @@ from kairos.slo import Slo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRecord:
+class AccessRecord:
     """One request, after its end. Durations in seconds, on the router's monotonic clock.
 
     Attributes:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from kairos.errors import InputError
 from kairos.router.observe.access_log import AccessLog, line_of
+from kairos.router.observe.access_record import AccessRecord
 from kairos.router.observe.metrics import OTHER, Capped, RouterMetrics
-from kairos.router.observe.request_record import RequestRecord
 from kairos.router.request.outcome import Outcome
 from kairos.slo import Slo
 
@@ -22,7 +22,7 @@ SLO = Slo(1000, 50, "fast")
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678_000, UTC)
 
 
-def end(outcome: Outcome = Outcome.COMPLETED, **fields: object) -> RequestRecord:
+def end(outcome: Outcome = Outcome.COMPLETED, **fields: object) -> AccessRecord:
     given = {
         "status": 200,
         "path": "/generate",
@@ -30,7 +30,7 @@ def end(outcome: Outcome = Outcome.COMPLETED, **fields: object) -> RequestRecord
         "duration_s": 2.0,
         "stream": True,
     }
-    return RequestRecord(outcome=outcome, **{**given, **fields})
+    return AccessRecord(outcome=outcome, **{**given, **fields})
 
 
 def value(metrics: RouterMetrics, name: str, **labels: str) -> float | None:
