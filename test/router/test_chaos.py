@@ -69,7 +69,7 @@ async def test_a_failure_before_the_first_byte_is_told_by_the_status(
 @pytest.mark.parametrize("leg", LEGS)
 async def test_a_prefill_server_that_fails_the_transfer_fails_the_request(leg: str) -> None:
     async with fakes() as cluster, running(config_for(cluster, overload=ONCE)) as up:
-        cluster.prefill[0].fault = Fault("kv_failure", times=1)
+        cluster.prefill[0].fault = Fault("kv_failure", times=1, only=BODY["input_ids"])
         status, _ = await status_and_text(up, leg == "decode")
         assert status == 502
         await up.quiet()
@@ -105,7 +105,7 @@ async def test_another_pair_is_tried_with_fresh_rid_and_room(leg: str, kind: str
         pytest.skip("what a prefill server says in a 200 is not looked at")
     async with fakes() as cluster, running(config_for(cluster)) as up:
         engine = getattr(cluster, leg)[0]
-        engine.fault = Fault(kind, times=1)
+        engine.fault = Fault(kind, times=1, only=BODY["input_ids"])
         status, _ = await status_and_text(up, True)
         assert status == 200
         await up.quiet()
@@ -274,7 +274,7 @@ async def test_before_prefill_has_ended_silence_is_charged_to_both_servers(leg: 
         running(config_for(cluster, timeouts=SHORT, overload=ONCE)) as up,
     ):
         engine = getattr(cluster, leg)[0]
-        engine.fault = Fault("hang", times=1)
+        engine.fault = Fault("hang", times=1, only=BODY["input_ids"])
         assert (await status_and_text(up, True))[0] == 504
         assert charged(up) == {(role, "first_byte_timeout") for role in LEGS}
 
@@ -284,7 +284,7 @@ async def test_silence_in_a_stream_is_charged_to_the_decode_server() -> None:
         fakes() as cluster,
         running(config_for(cluster, timeouts=SHORT, overload=ONCE)) as up,
     ):
-        cluster.decode[0].fault = Fault("drip", times=1)
+        cluster.decode[0].fault = Fault("drip", times=1, only=BODY["input_ids"])
         await status_and_text(up, True)
         assert charged(up) == {("decode", "stream_idle_timeout")}
 
@@ -427,7 +427,7 @@ async def test_a_request_that_its_tenants_limits_refuse_is_logged_as_the_tenants
 
 async def test_a_decode_leg_that_breaks_ends_the_prefill_leg_at_once() -> None:
     async with fakes() as cluster, running(config_for(cluster, overload=ONCE)) as up:
-        cluster.decode[0].fault = Fault("reset_headers", times=1)
+        cluster.decode[0].fault = Fault("reset_headers", times=1, only=BODY["input_ids"])
         begun_s = time.monotonic()
         assert (await status_and_text(up, True))[0] == 502
         await up.quiet()
@@ -437,7 +437,7 @@ async def test_a_decode_leg_that_breaks_ends_the_prefill_leg_at_once() -> None:
 
 async def test_a_server_behind_a_connection_that_broke_is_told_too() -> None:
     async with fakes() as cluster, running(config_for(cluster, overload=ONCE)) as up:
-        cluster.decode[0].fault = Fault("reset_stream", times=1)
+        cluster.decode[0].fault = Fault("reset_stream", times=1, only=BODY["input_ids"])
         await status_and_text(up, True)
         await up.quiet()
         assert cluster.decode[0].aborts == 1

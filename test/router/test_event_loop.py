@@ -14,6 +14,8 @@ from kairos.router.request.parsing import MAX_ELEMENTS
 from support.router_instant import Instant
 from support.router_running import Running, config_for, running
 
+pytestmark = pytest.mark.alone  # coverage slows the loop, but not what it is compared with
+
 LONGEST_S = 0.05
 # CPU time of `calibration` on the machine that LONGEST_S is meant for.
 CALIBRATION_S = 0.0104
