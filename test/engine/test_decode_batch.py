@@ -242,20 +242,22 @@ def test_skipped_requests_survive_an_update_of_weights(cluster: Cluster, paused:
     assert answer(cluster, body) == alone
 
 
-def streams(cluster: Cluster, stack: ExitStack, count: int, tpot_ms: float) -> list[Streaming]:
+def streams(
+    cluster: Cluster, stack: ExitStack, count: int, tpot_ms: float, tokens: int = 1_000
+) -> list[Streaming]:
     slo = {"ttft_ms": 60_000.0, "tpot_ms": tpot_ms}
-    return [stack.enter_context(Streaming(cluster, 1_000, 800, slo=slo)) for _ in range(count)]
+    return [stack.enter_context(Streaming(cluster, tokens, 800, slo=slo)) for _ in range(count)]
 
 
 @on(KAIROS)
 def test_requests_with_time_to_spare_are_skipped_for_urgent_ones(cluster: Cluster) -> None:
-    # A step of all takes about 8.8 ms, and one of the urgent requests 8.2 ms. The relaxed requests
-    # bank time first.
+    # A step of all takes about 9.5 ms, and one of the urgent requests 8.8 ms. The relaxed requests,
+    # which are few and long, bank time first.
     before = decode(cluster)
     with ExitStack() as stack:
-        relaxed = streams(cluster, stack, 30, 200.0)
+        relaxed = streams(cluster, stack, 8, 200.0, 6_000)
         wait_for(lambda: all(one.events > 40 for one in relaxed), "banked time", 60)
-        urgent = streams(cluster, stack, 4, 8.4)
+        urgent = streams(cluster, stack, 24, 9.3)
         wait_for(lambda: decode(cluster)["skips"] > before["skips"], "skipping", 30)
         for one in [*urgent, *relaxed]:
             one.wait_finished()
