@@ -8,13 +8,8 @@ import pytest
 from kairos.router.edge.errors import RequestError
 from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
 from kairos.router.request import parsing
-from kairos.router.request.parsing import (
-    MAX_ELEMENTS,
-    AppliedSlo,
-    BodyLimits,
-    ParsedRequest,
-    encode_engine_body,
-)
+from kairos.router.request.engine_body import AppliedSlo, encode_engine_body
+from kairos.router.request.parsing import MAX_ELEMENTS, BodyLimits, ParsedRequest
 from kairos.router.upstream.rooms import Transfer
 from kairos.router.workers.endpoint import WorkerEndpoint
 from kairos.slo import Slo

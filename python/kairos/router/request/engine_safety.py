@@ -10,7 +10,7 @@ from re import _parser  # type: ignore[attr-defined]  # the engine bounds length
 from typing import Any
 
 from kairos.errors import InputError
-from kairos.router.paths import CHAT, GENERATE
+from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
 
 # They choose where an answer goes, replace a value that the engine computes itself, or name labels
 # that its metrics do not have.
@@ -21,6 +21,13 @@ _MAX_TOP_K = 2**31 - 1
 _MAX_BIAS = 1e30
 _MIN_PENALTY = 1e-6
 _ANY_VOCABULARY = 2**31
+_TOP_LOGPROBS = {
+    GENERATE: "top_logprobs_num",
+    COMPLETIONS: "logprobs",
+    CHAT: "top_logprobs",
+    RESPONSES: "top_logprobs",
+}
+_MAX_TOP_LOGPROBS = 128
 _MAX_WAYS = 1_000
 _MANY = 100  # repetitions that one without an upper bound counts as
 
@@ -31,6 +38,7 @@ def check_fields(path: str, body: Mapping[str, Any]) -> None:
     Raises:
         InputError: a field that only a server may set, or a value out of range.
     """
+    _check_top_logprobs(body.get(_TOP_LOGPROBS[path]), _TOP_LOGPROBS[path])
     if path == CHAT:
         kwargs = body.get("chat_template_kwargs")
         if isinstance(kwargs, dict) and not isinstance(kwargs.get(_SPACES), bool | None):
@@ -47,6 +55,39 @@ def check_fields(path: str, body: Mapping[str, Any]) -> None:
     session = body.get("session_params")
     if isinstance(session, dict) and not isinstance(session.get("id"), str | None):
         raise InputError("session_params.id: it must be a text")
+
+
+def check_ids(
+    path: str, body: Mapping[str, Any], vocab_size: int | None, context_tokens: int | None
+) -> None:
+    """Check that prompts of token ids are of the model's vocabulary and fit its context.
+
+    Args:
+        path: of the endpoint.
+        vocab_size: of the engines' model; None where not known.
+        context_tokens: longest prompt; None where not known.
+
+    Raises:
+        InputError: a prompt is too long, or a token id is outside the vocabulary.
+    """
+    high = (vocab_size or _ANY_VOCABULARY) - 1
+    names = ("input_ids", "token_ids_logprob") if path == GENERATE else ("prompt", "input_ids")
+    for name in names:
+        value = body.get(name)
+        if not isinstance(value, list):
+            continue
+        for ids in value if value and isinstance(value[0], list) else [value]:
+            types = set(map(type, ids)) if isinstance(ids, list) else {list}
+            if name == "prompt" and ids is value and types == {str}:
+                continue  # a batch of texts
+            if not types <= {int}:  # the engine reads some texts and floats as numbers
+                raise InputError(f"{name}: token ids must be whole numbers")
+            if context_tokens is not None and len(ids) > context_tokens:
+                raise InputError(
+                    f"{name}: {len(ids)} tokens; the model takes at most {context_tokens}"
+                )
+            if ids and not (min(ids) >= 0 and max(ids) <= high):
+                raise InputError(f"{name}: a token id is outside the vocabulary, 0 to {high}")
 
 
 def check_sampling(path: str, body: Mapping[str, Any], vocab_size: int | None) -> None:
@@ -66,6 +107,15 @@ def check_sampling(path: str, body: Mapping[str, Any], vocab_size: int | None) -
     for one in params if isinstance(params, list) else [params]:
         if isinstance(one, dict):
             _check(one, "sampling_params.", vocab_size)
+
+
+def _check_top_logprobs(value: Any, name: str) -> None:
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, str):  # the engine may read it as a number
+            raise InputError(f"{name}: it must be a whole number")
+        is_number = isinstance(one, int | float) and not isinstance(one, bool)
+        if is_number and not 0 <= one <= _MAX_TOP_LOGPROBS:
+            raise InputError(f"{name}: {one} is not allowed; allowed are 0 to {_MAX_TOP_LOGPROBS}")
 
 
 def _check(params: Mapping[str, Any], where: str, vocab_size: int | None) -> None:

@@ -36,6 +36,7 @@ from kairos.router.queue.request import Assignment, RequestDemand
 from kairos.router.request import parsing
 from kairos.router.request.body_memory import BodyMemory, BodyReservation
 from kairos.router.request.context import Admission, Receipt, RequestContext, Understood
+from kairos.router.request.engine_body import AppliedSlo, encode_engine_body
 from kairos.router.request.outcome import Outcome
 from kairos.router.request.quarantine import Quarantine
 from kairos.router.request.token_counter import TokenCounter
@@ -293,7 +294,7 @@ class RequestHandler:
         )
         attempt.digest = understood.digest
         slo = context.slo or understood.slo
-        applied = parsing.AppliedSlo(
+        applied = AppliedSlo(
             slo,
             time.monotonic() - understood.arrival_s,
             prefill.knows_class(slo.slo_class) and decode.knows_class(slo.slo_class),
@@ -304,7 +305,7 @@ class RequestHandler:
             await attempt.open(
                 context.receipt.path,
                 # No name here may hold the body for as long as its answer streams.
-                parsing.encode_engine_body(parsed, applied, prefill.endpoint, transfer),
+                encode_engine_body(parsed, applied, prefill.endpoint, transfer),
                 headers,
             )
             answer = await self._delivery.deliver(

@@ -1,4 +1,4 @@
-"""From a client's body to what the router needs of it, and on to what the servers get."""
+"""What the router needs of a client's body."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,8 @@ import orjson
 from kairos.errors import InputError
 from kairos.router.edge.errors import invalid
 from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
-from kairos.router.request.engine_safety import check_fields, check_sampling
-from kairos.router.upstream.rooms import Transfer
-from kairos.router.workers.endpoint import WorkerEndpoint
-from kairos.slo import Slo, SloRequest, from_mapping
+from kairos.router.request.engine_safety import check_fields, check_ids, check_sampling
+from kairos.slo import SloRequest, from_mapping
 
 SLO_KEY = "kairos"
 # What a client must not choose: where the servers find each other, what a request is known by,
@@ -49,14 +47,6 @@ _SCALAR_OR_PER_PROMPT = (
 _PER_PROMPT = ("text", "input_ids", "token_ids_logprob", *_SCALAR_OR_PER_PROMPT)
 _UNEXPANDABLE = ("input_embeds", "image_data", "video_data", "audio_data")
 _DEFAULT_TOKENS = {GENERATE: 128, COMPLETIONS: 16, CHAT: 4096, RESPONSES: 4096}
-_TOP_LOGPROBS = {
-    GENERATE: "top_logprobs_num",
-    COMPLETIONS: "logprobs",
-    CHAT: "top_logprobs",
-    RESPONSES: "top_logprobs",
-}
-MAX_TOP_LOGPROBS = 128
-"""Engines of 0.5.23 die of more."""
 MAX_ELEMENTS = 500_000
 """Values in a body. Parsing more would hold the event loop for longer than other requests may
 wait."""
@@ -71,7 +61,6 @@ _MAX_TOKENS = 1 << 24
 _MODEL_CHARS = 256
 _DEPTH = 254  # what can be written of what can be read
 _WRAPPED = 2  # levels that the router may add
-_ANY_VOCABULARY = 1 << 31
 _LONG_NUMBER = re.compile(rb"[\[:,\s]-?\d{19,}")
 
 
@@ -226,8 +215,7 @@ def _read(path: str, body: dict[str, Any], size: int, limits: BodyLimits) -> Par
     if path == GENERATE:
         _check_lists(body, prompts)
     check_fields(path, body)
-    _check_top_logprobs(body.get(_TOP_LOGPROBS[path]), _TOP_LOGPROBS[path])
-    _check_ids(path, body, limits)
+    check_ids(path, body, limits.vocab_size, limits.context_tokens)
     n = _n(path, body)
     check_sampling(path, body, limits.vocab_size)
     sequences = (prompts or 1) * n
@@ -289,36 +277,6 @@ def _check_lists(body: Mapping[str, Any], prompts: int | None) -> None:
             raise InputError(f"{name}: a list is allowed only beside a list of prompts")
         if len(value) != prompts:
             raise InputError(f"{name}: {len(value)} values for {prompts} prompts; send one each")
-
-
-def _check_top_logprobs(value: Any, name: str) -> None:
-    for one in value if isinstance(value, list) else [value]:
-        if isinstance(one, str):  # the engine may read it as a number
-            raise InputError(f"{name}: it must be a whole number")
-        is_number = isinstance(one, int | float) and not isinstance(one, bool)
-        if is_number and not 0 <= one <= MAX_TOP_LOGPROBS:
-            raise InputError(f"{name}: {one} is not allowed; allowed are 0 to {MAX_TOP_LOGPROBS}")
-
-
-def _check_ids(path: str, body: Mapping[str, Any], limits: BodyLimits) -> None:
-    """Token ids must be of the model's vocabulary: an engine may die of others."""
-    names = ("input_ids", "token_ids_logprob") if path == GENERATE else ("prompt", "input_ids")
-    for name in names:
-        value = body.get(name)
-        if not isinstance(value, list):
-            continue
-        for ids in value if value and isinstance(value[0], list) else [value]:
-            types = set(map(type, ids)) if isinstance(ids, list) else {list}
-            if name == "prompt" and ids is value and types == {str}:
-                continue  # a batch of texts
-            if not types <= {int}:  # the engine reads some texts and floats as numbers
-                raise InputError(f"{name}: token ids must be whole numbers")
-            most = limits.context_tokens
-            if most is not None and len(ids) > most:
-                raise InputError(f"{name}: {len(ids)} tokens; the model takes at most {most}")
-            high = (limits.vocab_size or _ANY_VOCABULARY) - 1
-            if ids and not (min(ids) >= 0 and max(ids) <= high):
-                raise InputError(f"{name}: a token id is outside the vocabulary, 0 to {high}")
 
 
 def _asked(path: str, body: dict[str, Any]) -> SloRequest:
@@ -456,61 +414,3 @@ def _tokens(path: str, body: Mapping[str, Any]) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         return _DEFAULT_TOKENS[path]
     return min(value, _MAX_TOKENS)
-
-
-@dataclass(frozen=True, slots=True)
-class AppliedSlo:
-    """The objectives as the engines get them.
-
-    Attributes:
-        elapsed_s: since the request's arrival.
-        with_class: name the class. Engines refuse one that they do not define themselves, and the
-            objectives go with every request anyway.
-    """
-
-    slo: Slo
-    elapsed_s: float
-    with_class: bool = True
-
-    def fields(self) -> dict[str, float | str]:
-        """The `kairos` object of the body."""
-        fields: dict[str, float | str] = {
-            "ttft_ms": self.slo.ttft_ms,
-            "tpot_ms": self.slo.tpot_ms,
-            "elapsed_ms": round(max(self.elapsed_s, 0.0) * 1e3, 3),
-        }
-        if self.with_class:
-            fields["class"] = self.slo.slo_class
-        return fields
-
-
-def encode_engine_body(
-    intake: ParsedRequest, applied: AppliedSlo, prefill: WorkerEndpoint, transfer: Transfer
-) -> bytes:
-    """The body that both engines get."""
-    custom = {SLO_KEY: applied.fields()}
-    rids, rooms = transfer.rids, transfer.rooms
-    body = dict(intake.body)
-    if intake.path == GENERATE:
-        params = body.get("sampling_params")
-        if isinstance(params, list):
-            body["sampling_params"] = [_with(one, custom) for one in params]
-        else:
-            body["sampling_params"] = _with(params or {}, custom)
-    elif intake.path == RESPONSES:
-        body |= custom  # it has no custom_params
-    else:
-        body = _with(body, custom)
-    batch = intake.batch
-    # Elsewhere upstream's servers would draw a number of their own, which no abort could name.
-    name = "request_id" if intake.path == RESPONSES else "rid"
-    body[name] = rids[0] if batch is None else list(rids)
-    body["bootstrap_room"] = rooms[0] if batch is None else list(rooms)
-    body["bootstrap_host"] = prefill.host if batch is None else [prefill.host] * batch
-    port = prefill.bootstrap_port
-    body["bootstrap_port"] = port if batch is None else [port] * batch
-    return orjson.dumps(body)
-
-
-def _with(holder: dict[str, Any], custom: dict[str, Any]) -> dict[str, Any]:
-    return {**holder, "custom_params": {**(holder.get("custom_params") or {}), **custom}}
