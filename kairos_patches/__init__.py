@@ -10,6 +10,7 @@ import inspect
 import multiprocessing
 import pkgutil
 import sys
+from contextlib import suppress
 
 from kairos_patches import (
     decode,
@@ -175,7 +176,9 @@ def _calls(function: object, wanted: object) -> bool:
             return True
         if inspect.isfunction(each) and each not in seen:
             seen.append(each)
-            found += [cell.cell_contents for cell in each.__closure__ or ()]
+            for cell in each.__closure__ or ():
+                with suppress(ValueError):  # an empty cell
+                    found.append(cell.cell_contents)
     return False
 
 

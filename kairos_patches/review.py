@@ -45,7 +45,7 @@ def review(hooks: Sequence[Hook], dependencies: Sequence[UpstreamDependency], ro
 def _section(hook: Hook, root: Path) -> list[str]:
     source = locate(hook.symbol, root)
     return [
-        f"### `{hook.symbol}`",
+        f"### `{hook.name}`",
         "",
         f"- File: `{source.file}:{source.line}`",
         f"- Hook: {hook.kind.value}",

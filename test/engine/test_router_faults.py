@@ -33,8 +33,9 @@ BOUND_S = 15.0  # for a request to end, whatever happens
 ABORT_LIMIT_S = 1.0  # 5 for users; here it is what a hanging leg costs
 PATIENT = replace(TIMEOUTS, first_byte_timeout_s=60.0, stream_idle_timeout_s=60.0)
 IMPATIENT = replace(TIMEOUTS, first_byte_timeout_s=SILENCE_S, stream_idle_timeout_s=SILENCE_S)
-# A server of 0.5.23 dies of each, apart from the last, which stops a scheduler for as long as it is
-# searched; found with a generator of bodies. Others are in the unit tests of the checks.
+# Bodies of which a server of 0.5.23 died. The last one stops a scheduler for as long as it is
+# searched; `prompt` with the text of an id is refused because it does the same as `input_ids` with
+# one. Others are in the unit tests of the checks.
 IDS = [20, 21, 22]
 MESSAGES = [{"role": "user", "content": "a"}]
 KILLERS: list[tuple[str, dict[str, Any]]] = [

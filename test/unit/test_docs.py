@@ -33,7 +33,12 @@ DOCS = REPOSITORY / "docs"
 README = REPOSITORY / "README.md"
 ROOT_PAGES = [README, REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "SECURITY.md"]
 PAGES = [*ROOT_PAGES, *sorted(DOCS.rglob("*.md"))]
-LINKING = [*PAGES, *sorted((REPOSITORY / "python").rglob("README.md"))]
+LINKING = [
+    *PAGES,
+    REPOSITORY / "CHANGELOG.md",
+    REPOSITORY / "UPSTREAM_DIFF.md",
+    *sorted((REPOSITORY / "python").rglob("README.md")),
+]
 # Pages of decisions and results have a form of their own.
 QUESTIONS = [
     path for path in PAGES if path != README and not {"adr", "evaluation"} & set(path.parts)

@@ -34,8 +34,8 @@ that of Kairos. Servers are simulated as on the engine, without hold; the load i
 stage. A positive regret is what Kairos loses. Nothing is served, and no GPU is needed.
 
 The full grid of five traces is 500 simulations, which take tens of minutes on two cores. Each
-result is cached: the same command resumes an interrupted grid, and simulates again what a change of
-the code concerns.
+result is cached: the same command resumes an interrupted grid. After a change of the code, of a
+trace or of the profile, it simulates anew.
 """
 
 EPILOG = """\

@@ -9,10 +9,10 @@ from typing import Any
 import orjson
 
 import kairos
+from kairos.latency import load_profile
 from kairos.sim.sweep_point import SweepPoint, run_checked
 
 _PACKAGES = ("latency", "policy", "sim", "workload")
-_BASELINE_PACKAGES = ("latency", "sim", "workload")
 
 
 class ResultCache:
@@ -46,12 +46,8 @@ class ResultCache:
 
 
 def _key(point: SweepPoint) -> str:
-    # SGLang's orders use no policy of Kairos.
-    kairos_decides = (
-        point.config.prefill_policy == "urgency" or point.config.decode_policy == "slack"
-    )
-    packages = _PACKAGES if kairos_decides else _BASELINE_PACKAGES
-    return _hash([repr(point).encode(), _content(point.trace), _code(packages)])
+    described = repr((point, load_profile(point.profile))).encode()
+    return _hash([described, _content(point.trace), _code()])
 
 
 @cache
@@ -60,9 +56,9 @@ def _content(path: str) -> bytes:
 
 
 @cache
-def _code(packages: tuple[str, ...]) -> bytes:
+def _code() -> bytes:
     root = Path(kairos.__file__).parent
-    files = sorted(path for name in packages for path in (root / name).rglob("*"))
+    files = sorted(path for name in _PACKAGES for path in (root / name).rglob("*"))
     wanted = [path for path in files if path.suffix in {".py", ".json"}]
     return _hash(path.read_bytes() for path in wanted).encode()
 

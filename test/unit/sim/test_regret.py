@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib import resources
 
 import pytest
 
@@ -102,18 +103,19 @@ def test_a_grid_resumes_from_its_cache(traces, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == first
 
 
-def test_other_code_of_a_policy_leaves_the_results_of_upstream(traces, monkeypatch):
-    points = RegretGrid(tuple(traces[:1]), (20.0,), (0.7,), 20, "L3", "tiny-fast").points()
-    before = [result_cache._key(point) for point in points]
-    code = result_cache._code
-
-    def changed(packages):
-        return code(packages) + (b"changed" if "policy" in packages else b"")
-
-    monkeypatch.setattr(result_cache, "_code", changed)
-    after = [result_cache._key(point) for point in points]
-    same = [one == other for one, other in zip(before, after, strict=True)]
-    assert same == [False, True, True, True, True]
+def test_other_code_and_another_profile_are_simulated_anew(traces, tmp_path, monkeypatch):
+    profile = tmp_path / "profile.json"
+    shipped = (resources.files("kairos.latency") / "profiles" / "tiny-fast.json").read_text()
+    profile.write_text(shipped)
+    grid = RegretGrid(tuple(traces[:1]), (20.0,), (0.7,), 20, "L3", str(profile))
+    (point, *_) = grid.points()
+    keys = [result_cache._key(point)]
+    assert result_cache._key(point) == keys[0]
+    profile.write_text(shipped.replace('"max_batch": ', '"max_batch": 1'))
+    keys.append(result_cache._key(point))
+    monkeypatch.setattr(result_cache, "_code", lambda: b"changed")
+    keys.append(result_cache._key(point))
+    assert len(set(keys)) == 3
 
 
 def test_a_regret_above_the_limit_is_exit_code_one(traces, tmp_path):

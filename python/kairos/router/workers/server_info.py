@@ -62,11 +62,7 @@ def read_server_info(data: bytes) -> ServerInfo | None:
     state = _mapping(states[0] if isinstance(states, list) and states else None)
     kairos = _mapping(state.get("kairos"))
     every = {**answer, **state, **kairos}
-    model, model_path, telemetry = (
-        value if isinstance(value, str) else None
-        for value in (answer.get("served_model_name"), answer.get("model_path"),
-                      kairos.get("telemetry"))
-    )  # fmt: skip
+    model_path, telemetry = _text(answer.get("model_path")), _text(kairos.get("telemetry"))
     classes = answer.get("kairos_slo_class")
     limits = (_count(every.get(name)) for name in ("max_req_input_len", "context_length"))
     known = [limit for limit in limits if limit is not None]
@@ -76,7 +72,7 @@ def read_server_info(data: bytes) -> ServerInfo | None:
     return ServerInfo(
         start_id=repr((answer.get("random_seed"), answer.get("startup_time"), kairos.get("epoch"))),
         kairos="kairos" in state,
-        model=model,
+        model=_text(answer.get("served_model_name")),
         model_path=model_path,
         slo_classes=frozenset(
             one.partition("=")[0]
@@ -117,6 +113,10 @@ def vocab_size_of(model_path: str, overrides: object = None) -> int | None:
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _count(value: object) -> int | None:
