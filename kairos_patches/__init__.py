@@ -55,13 +55,20 @@ DEPENDENCIES: list[UpstreamDependency] = [
         "sglang.srt.plugins.hook_registry.HookRegistry._apply_target",
         "wraps one function, keeping class and static methods what they are",
     ),
+    UpstreamDependency(
+        "sglang.srt.plugins.hook_registry._wrap_fn",
+        "wraps a function that a copy of SGLang with Kairos' patches decorates",
+    ),
 ]
 _HTTP_SERVER = "sglang.srt.entrypoints.http_server"
 _LOADS = {
     HookProcess.HTTP: "sglang.srt.managers.tokenizer_manager",
     HookProcess.SCHEDULER: "sglang.srt.managers.scheduler",
 }
-_installed: set[HookProcess] = set()
+installed: set[HookProcess] = set()
+"""Processes whose hooks this one has."""
+decorated: set[str] = set()
+"""Hooked symbols that `kairos_patches.vendored.hookable` decorates in a patched copy of SGLang."""
 # What each hooked symbol was set to.
 _applied: dict[str, object] = {}
 
@@ -126,9 +133,9 @@ def install(process: HookProcess) -> None:
     Upstream's `HookRegistry.register` is not used. It only logs a failure, after which the server
     would serve without the hook, and it skips a target that another plugin has hooked already.
     """
-    if process in _installed:
+    if process in installed:
         return
-    _installed.add(process)
+    installed.add(process)
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     for hook in HOOKS:
@@ -137,7 +144,9 @@ def install(process: HookProcess) -> None:
         try:
             # Upstream resolves names by attribute, which would hide the reason of a failed import.
             importlib.import_module(hook.module)
-            HookRegistry._apply_target(hook.symbol, [(HookType(hook.kind.value), hook.call, None)])
+            if hook.symbol not in decorated:
+                entry = (HookType(hook.kind.value), hook.call, None)
+                HookRegistry._apply_target(hook.symbol, [entry])
             _applied[hook.symbol] = _function(hook.symbol)
         except Exception as error:
             _refuse(f"the hook on {hook.symbol} did not apply: {error}")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,17 @@ from kairos.command_line import CommandParser
 from kairos.errors import InputError
 from kairos_patches.fingerprint import MissingSymbolError, upstream_root
 from kairos_patches.manifest import PATH, UPSTREAM_VERSION, Drift, build, drifts
+from kairos_patches.release import (
+    Change,
+    ReleaseError,
+    breaks,
+    compare,
+    document,
+    find_release,
+    summary,
+)
 from kairos_patches.review import review
+from kairos_patches.series import export
 
 REVIEW = "UPSTREAM_DIFF.md"
 
@@ -28,9 +39,15 @@ examples:
   kairos upstream-diff --check         is the installed SGLang the one that Kairos was written for?
   kairos upstream-diff --out FILE      write the review to FILE
   kairos upstream-diff --update        after a reviewed upgrade of SGLang: record its source
+  kairos upstream-diff --against 0.5.22
+                                       what would this release break? (downloads it)
+  kairos upstream-diff --against ../sglang --out changes.md
+                                       the same of a checkout, with the differences in a file
+  kairos upstream-diff --export kairos-series
+                                       patches for a vendored SGLang: git am kairos-series/*.patch
 
-exit status: 0 if every symbol is as recorded, 1 if one has drifted or cannot be read, 2 for a
-wrong command line."""
+exit status: 0 if every symbol is as recorded, 1 if one has drifted or cannot be read (--against:
+if one is missing or takes other arguments), 2 for a wrong command line."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,9 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.update:
             _update(symbols, root)
         found = drifts(symbols, root)
+        if args.against and not found:
+            return _compare(args.against, args.out, root)
+        if args.export and not found:
+            return _export(args.export, root)
         if not (args.check or args.update or found):
-            _write_review(args.out, root)
-    except (MissingSymbolError, OSError, ValueError) as error:
+            _write_review(args.out or _default_review(), root)
+    except (MissingSymbolError, ReleaseError, OSError, ValueError) as error:
         print(f"upstream-diff: error: {error}", file=sys.stderr)
         return 1
     _summarize(symbols, found)
@@ -74,12 +95,22 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument(
         "--update", action="store_true", help="record the installed SGLang in manifest.json"
     )
+    mode.add_argument(
+        "--against",
+        metavar="RELEASE",
+        help="compare with another release: its version, or a folder that holds it",
+    )
+    mode.add_argument(
+        "--export",
+        type=Path,
+        metavar="DIR",
+        help="write Kairos as patches for a copy of SGLang's source, into a new folder",
+    )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        default=_default_review(),
-        help="file of the review (default: %(default)s)",
+        help=f"file of the review (default: {_default_review()}), or of --against's differences",
     )
     return parser
 
@@ -99,6 +130,29 @@ def _write_review(out: Path, root: Path) -> None:
     text = review(kairos_patches.HOOKS, kairos_patches.DEPENDENCIES, root)
     out.write_text(text, encoding="utf-8")
     print(f"wrote {out}")
+
+
+def _compare(release: str, out: Path | None, root: Path) -> int:
+    """Print what another release changes, and write the differences where they are asked for."""
+    with tempfile.TemporaryDirectory() as folder:
+        other = find_release(release, Path(folder))
+        changes = compare(kairos_patches.HOOKS, kairos_patches.DEPENDENCIES, root, other)
+    for one in changes:
+        if one.change is not Change.NONE:
+            print(one)
+    if out is not None:
+        out.write_text(document(release, changes), encoding="utf-8")
+        print(f"wrote {out}")
+    print(summary(release, changes))
+    return 1 if breaks(changes) else 0
+
+
+def _export(out: Path, root: Path) -> int:
+    """Write the patches, and print how they apply."""
+    for patch in export(out, root):
+        print(patch)
+    print(f"apply them to a checkout of SGLang {UPSTREAM_VERSION}: git am {out}/*.patch")
+    return 0
 
 
 def _summarize(symbols: Sequence[str], found: Sequence[Drift]) -> None:

@@ -23,12 +23,25 @@ class Source:
     Attributes:
         file: path below upstream's package folder.
         line: first line, decorators included.
-        sha256: of its source text, dedented.
+        text: its source, dedented.
     """
 
     file: str
     line: int
-    sha256: str
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of its source."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def arguments(self) -> str:
+        """Arguments of a function, as written; empty for anything else."""
+        definition = ast.parse(self.text).body[0]
+        if isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef):
+            return ast.unparse(definition.args)
+        return ""
 
 
 def upstream_root() -> Path:
@@ -76,8 +89,8 @@ def _definition(symbol: str, root: Path, path: Path, names: Iterable[str]) -> So
     decorators = [] if isinstance(node, ast.Assign) else node.decorator_list
     first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
     lines = text.splitlines()[first - 1 : node.end_lineno]
-    digest = hashlib.sha256(textwrap.dedent("\n".join(lines)).encode()).hexdigest()
-    return Source(path.relative_to(root).as_posix(), first, digest)
+    text = textwrap.dedent("\n".join(lines))
+    return Source(path.relative_to(root).as_posix(), first, text)
 
 
 def _child(symbol: str, node: ast.AST, name: str) -> ast.AST:

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from kairos.cluster import Cluster
 from support.clusters import ClusterPool, Config, on
-from support.pair import send
+from support.pair import kairos_state, send
+from support.vendored import vendor
 
 # The servers' chunk is 256 tokens: prompts of one, two and four chunks, two with a shared prefix.
 LENGTHS = (30, 90, 200, 255, 300, 520, 700, 900)
@@ -88,3 +90,24 @@ def test_tokens_equal_those_of_a_single_upstream_server(
     alone, together = outputs(cluster)
     assert alone == reference[0]
     assert together == reference[0]
+
+
+@pytest.mark.long
+def test_a_copy_of_sglang_with_the_exported_patches_does_the_same(
+    tmp_path: Path,
+    clusters: ClusterPool,
+    reference: list[Outputs],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not reference:
+        with clusters.beside(UPSTREAM_SINGLE) as single:
+            reference.append(outputs(single)[0])
+    python = str(vendor(tmp_path))
+    monkeypatch.chdir(tmp_path)  # `python -m` looks there first, and here is the checkout
+    # The installed plugin is not loaded: the patches alone bring Kairos.
+    env = (("PYTHONPATH", python), ("SGLANG_PLUGINS", "none"))
+    with clusters.beside(replace(KAIROS, env=env)) as patched:
+        alone, together = outputs(patched)
+        assert alone == reference[0]
+        assert together == reference[0]
+        assert all(kairos_state(server) is not None for server in patched.servers)
