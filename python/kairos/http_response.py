@@ -13,7 +13,7 @@ class HttpResponseError(Exception):
 
 
 class HttpResponseParser:
-    """Parser of one response, which passes each piece of the body on as it arrives.
+    """Parser of a response, which passes each piece of the body on as it arrives.
 
     Interim responses (status 1xx) are skipped. Bytes behind the end of the response are ignored.
 
@@ -24,6 +24,8 @@ class HttpResponseParser:
         reusable: whether the connection can carry another exchange afterwards.
     """
 
+    __slots__ = ("_forward", "_head_bytes", "_parser", "complete", "headers", "reusable", "status")
+
     def __init__(self, on_body: Callable[[bytes], None]) -> None:
         """Create a parser.
 
@@ -31,13 +33,17 @@ class HttpResponseParser:
             on_body: receives each piece of the body without its framing. An exception that it
                 raises leaves `feed` unchanged.
         """
+        self._forward = on_body
+        self._parser = httptools.HttpResponseParser(self)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin with the next response of a connection that is reusable."""
         self.status = 0
         self.headers: dict[str, str] = {}
         self.complete = False
         self.reusable = False
-        self._forward = on_body
         self._head_bytes = 0
-        self._parser = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes) -> None:
         """Parse bytes, cut anywhere.

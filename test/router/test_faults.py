@@ -51,6 +51,20 @@ async def test_failed_health_checks_stop_new_work_and_nothing_else(role: str) ->
         assert all(status == 200 and text.endswith("[DONE]\n\n") for status, text in answers)
 
 
+async def test_a_worker_that_was_used_before_its_facts_were_known_is_introduced_anew() -> None:
+    async with fakes() as cluster:
+        engine = cluster.prefill[0]
+        engine.state = {"kairos": {"slo_classes": {}}}
+        engine.tells.clear()
+        async with running(config_for(cluster)) as up:
+            assert (await text_of(up))[0] == 200
+            engine.tells.set()
+            worker = up.router.registry.workers[engine.key]
+            await until(lambda: worker.kairos)
+            assert up.router.dispatcher._prefill[engine.key].preemptive
+            assert (await text_of(up))[0] == 200
+
+
 async def test_a_rolling_restart_of_every_prefill_worker_loses_nothing() -> None:
     async with fakes(3, 1, prefill_s=0.01, token_s=0.002) as cluster:
         config = config_for(cluster, overload=Overload(retries=3))

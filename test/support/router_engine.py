@@ -99,6 +99,8 @@ class Engine:
         self.flushed = 0
         self.died = False
         self.health_status = 200
+        self.tells = asyncio.Event()  # /server_info answers
+        self.tells.set()
         self.seed = 1
         self.state: dict[str, Any] = {}
         self.live_rooms: set[int] = set()
@@ -167,6 +169,7 @@ class Engine:
 
     async def _server_info(self, request: web.Request) -> web.Response:
         await self._maybe_hang()
+        await self.tells.wait()
         return web.json_response(
             {
                 "random_seed": self.seed,

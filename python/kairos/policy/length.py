@@ -45,10 +45,6 @@ class LengthEstimator:
             outputs: lost time is then caught up early, which costs throughput.
         memory: completions after which a sample counts 1/e.
 
-    Attributes:
-        horizons: quantile of the remaining tokens, shape (groups, bins of tokens made so far); 0
-            where nothing is known.
-        means: mean of the remaining tokens, same shape.
     """
 
     def __init__(self, classes: int = 1, quantile: float = 0.05, memory: float = 2_000.0) -> None:
@@ -63,8 +59,26 @@ class LengthEstimator:
         self._counts = np.zeros((groups, BINS))
         self._all = np.zeros(BINS)
         self._seen = 0
-        self.horizons: Floats = np.zeros((groups, BINS))
-        self.means: Floats = np.zeros((groups, BINS))
+        self._stale = False
+        self._horizons: Floats = np.zeros((groups, BINS))
+        self._means: Floats = np.zeros((groups, BINS))
+
+    @property
+    def horizons(self) -> Floats:
+        """Quantile of the remaining tokens; 0 where nothing is known.
+
+        Shape (groups, bins of tokens made so far).
+        """
+        if self._stale:
+            self._refresh()
+        return self._horizons
+
+    @property
+    def means(self) -> Floats:
+        """Mean of the remaining tokens, in the same shape."""
+        if self._stale:
+            self._refresh()
+        return self._means
 
     def state(self) -> dict[str, Any]:
         """Return the learned state as plain values for a file."""
@@ -86,7 +100,7 @@ class LengthEstimator:
         if not all(np.isfinite(c).all() and (c >= 0.0).all() for c in (counts, pooled)):
             raise InputError("learned lengths: counts are out of range")
         self._counts, self._all, self._seen = counts, pooled, seen
-        self._refresh()
+        self._stale = True
 
     def observe(self, group: int, output_tokens: int) -> None:
         """Count a request that ended.
@@ -109,7 +123,7 @@ class LengthEstimator:
             counts[at] += 1.0
         self._seen += 1
         if self._seen % _REFRESH == 0:
-            self._refresh()
+            self._stale = True  # not every reader wants the tables
 
     def remaining(self, groups: Indices, tokens: Indices, limits: Floats) -> Floats:
         """Return the expected remaining tokens of many requests; 0 where nothing is known.
@@ -124,11 +138,12 @@ class LengthEstimator:
         return expected
 
     def _refresh(self) -> None:
+        self._stale = False
         pooled, pooled_mean = self._horizon(self._all), self._mean(self._all)
         for row, counts in enumerate(self._counts):
             known = counts.sum() >= _MIN_SAMPLES
-            self.horizons[row] = self._horizon(counts) if known else pooled
-            self.means[row] = self._mean(counts) if known else pooled_mean
+            self._horizons[row] = self._horizon(counts) if known else pooled
+            self._means[row] = self._mean(counts) if known else pooled_mean
 
     def expected_remaining(self, group: int, tokens: int, max_new_tokens: int) -> float | None:
         """Return the mean of the remaining tokens; None while nothing is known.

@@ -1,8 +1,11 @@
 """Bounds of a request and of a tenant."""
 
 import asyncio
+from unittest.mock import Mock
 
 import pytest
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.streams import StreamReader
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,6 +75,9 @@ class FakeRequest:
         self.left = list(chunks)
         self.late = late
 
+    def is_eof(self) -> bool:
+        return False
+
     async def readany(self) -> bytes:
         await asyncio.sleep(0)
         if not self.left and self.late:
@@ -92,6 +98,22 @@ async def test_a_body_is_read_whole_or_refused() -> None:
     with pytest.raises(RequestError) as caught:
         await body_of(FakeRequest([b"a"], late=True), limits, timeouts)
     assert (caught.value.status, caught.value.reason) == (408, "body_slow")
+
+
+@pytest.mark.parametrize("size", [0, 3, 1 << 20, (1 << 20) + 1])
+async def test_a_body_that_has_arrived_is_bounded_and_charged(size: int) -> None:
+    request = FakeRequest([])
+    request.content = StreamReader(Mock(spec=BaseProtocol), 1 << 30)
+    request.content.feed_data(b"x" * size)
+    request.content.feed_eof()
+    memory = BodyMemory(1 << 30, 429)
+    with memory.hold("a") as held:
+        if size > 1 << 20:
+            with pytest.raises(RequestError, match="1 MiB"):
+                await read_body(request, Limits(max_body_mib=1), TIMEOUTS, held)
+        else:
+            assert await read_body(request, Limits(max_body_mib=1), TIMEOUTS, held) == b"x" * size
+            assert memory.held == size
 
 
 def test_concurrency_is_per_tenant_and_comes_back() -> None:

@@ -36,7 +36,7 @@ from kairos.slo import SLO_HEADERS
 _log = logging.getLogger(__name__)
 
 _FORWARD_TIMEOUT_S = 10.0
-_GC_THRESHOLDS = (20_000, 20, 100)
+_GC_THRESHOLDS = (40_000, 20, 100)
 """Open requests are many young objects that are all alive: looking through them again and again
 cost a tenth of a busy router's time."""
 

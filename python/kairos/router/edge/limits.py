@@ -88,6 +88,10 @@ async def read_body(
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
+        if request.content.is_eof() and request.content.total_bytes <= limits.max_body_bytes:
+            whole = request.content.read_nowait()
+            reservation.grow_to(len(whole))
+            return whole
         chunks: list[bytes] = []
         size = 0
         async with asyncio.timeout(timeouts.body_timeout_s):

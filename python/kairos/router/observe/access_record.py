@@ -1,13 +1,12 @@
 """What is known of a request when it has ended: the source of its log line and its metrics."""
 
-from dataclasses import dataclass
+import msgspec
 
 from kairos.router.request.outcome import Outcome
 from kairos.slo import Slo
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccessRecord:
+class AccessRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request, after its end. Durations in seconds, on the router's monotonic clock.
 
     Attributes:

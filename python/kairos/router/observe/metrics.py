@@ -6,6 +6,7 @@ of distinct ones they count as "other", so that no client can fill the memory wi
 
 import math
 from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -25,6 +26,8 @@ QUEUE_BUCKETS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 
 DURATION_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 # Actual over objective, and predicted over actual: 1 is a bound of its own.
 RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 3, 5, 10)
+
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 BREAKER_STATES = ("closed", "half_open", "open")  # the gauge shows the index
 
@@ -83,6 +86,7 @@ class RouterMetrics:
         self.model = Known()
         self.worker = Capped(256)
         self.reason = Capped(64)
+        self._children: dict[tuple[object, tuple[str, ...]], Any] = {}
         build = Info(f"{PREFIX}_build", "Version of the router.", registry=self.registry)
         build.info({"version": __version__})
 
@@ -176,33 +180,33 @@ class RouterMetrics:
     def ended(self, end: AccessRecord) -> None:
         """Count a request that ended; once per request."""
         slo_class = self.slo_class(end.slo.slo_class if end.slo else None)
-        tenant, model = self.tenant(end.tenant), self.model(end.model)
-        self.requests.labels(tenant, slo_class, end.outcome.value).inc()
-        self.duration.labels(end.outcome.value).observe(end.duration_s)
-        if end.reason and end.outcome.value.startswith(("rejected", "unavailable", "invalid")):
-            self.rejected.labels(self.reason(end.reason)).inc()
+        tenant, model, outcome = self.tenant(end.tenant), self.model(end.model), end.outcome.value
+        self._child(self.requests, tenant, slo_class, outcome).inc()
+        self._child(self.duration, outcome).observe(end.duration_s)
+        if end.reason and outcome.startswith(("rejected", "unavailable", "invalid")):
+            self._child(self.rejected, self.reason(end.reason)).inc()
         if end.queue_s is not None:
-            self.queue_wait.labels(slo_class).observe(end.queue_s)
+            self._child(self.queue_wait, slo_class).observe(end.queue_s)
         if end.input_tokens:
-            self.input_tokens.labels(tenant, model).inc(end.input_tokens)
+            self._child(self.input_tokens, tenant, model).inc(end.input_tokens)
         if end.output_tokens:
-            self.output_tokens.labels(tenant, model).inc(end.output_tokens)
+            self._child(self.output_tokens, tenant, model).inc(end.output_tokens)
         if end.ttft_s is not None:
-            self.ttft.labels(slo_class).observe(end.ttft_s)
+            self._child(self.ttft, slo_class).observe(end.ttft_s)
             if end.slo:
-                self.ttft_over_slo.labels(slo_class).observe(end.ttft_s / end.slo.ttft_s)
+                self._child(self.ttft_over_slo, slo_class).observe(end.ttft_s / end.slo.ttft_s)
             predicted_s = end.predicted_ttft_s
             if end.stream and predicted_s is not None and math.isfinite(predicted_s):
-                self.prediction.labels("ttft").observe(predicted_s / max(end.ttft_s, 1e-6))
+                self._child(self.prediction, "ttft").observe(predicted_s / max(end.ttft_s, 1e-6))
         if end.tpot_s is not None:
-            self.tpot.labels(slo_class).observe(end.tpot_s)
+            self._child(self.tpot, slo_class).observe(end.tpot_s)
             if end.slo:
-                self.tpot_over_slo.labels(slo_class).observe(end.tpot_s / end.slo.tpot_s)
+                self._child(self.tpot_over_slo, slo_class).observe(end.tpot_s / end.slo.tpot_s)
         ttft, tpot = end.ttft_met, end.tpot_met
         if ttft is None or tpot is None:
             return
         for objective, met in (("ttft", ttft), ("tpot", tpot), ("both", ttft and tpot)):
-            (self.slo_met if met else self.slo_missed).labels(slo_class, objective).inc()
+            self._child(self.slo_met if met else self.slo_missed, slo_class, objective).inc()
 
     def forget_worker(self, role: str, worker: str) -> None:
         """Drop what is counted of a server that was removed: names of others come and go."""
@@ -222,6 +226,13 @@ class RouterMetrics:
             for family in self.registry.collect()
             for name in _sample_names(family.name, family.type)
         }
+
+    def _child(self, metric: Metric, *labels: str) -> Metric:
+        """The series of these labels. `labels` of the library takes a lock and microseconds."""
+        child: Metric | None = self._children.get((metric, labels))
+        if child is None:
+            child = self._children[metric, labels] = metric.labels(*labels)
+        return child
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)

@@ -36,21 +36,16 @@ class DispatchWaiter:
         Raises:
             RequestError: 504, no pair in time.
         """
-        waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Assignment] = loop.create_future()
         self._waiters[id] = waiter
+        limit = loop.call_later(self._limit_s, self._expire, id)
         self.schedule_dispatch()
         try:
-            async with asyncio.timeout(self._limit_s) as limit:
-                assignment: Assignment = await waiter
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise RequestError(
-                504, Outcome.EXPIRED, "queue_timeout", f"no pair within {self._limit_s:g} s", 1.0
-            ) from None
+            return await waiter
         finally:
-            self._waiters.pop(id, None)
-        return assignment
+            limit.cancel()
+            del self._waiters[id]
 
     def fail(self, id: int, error: RequestError) -> bool:
         """End the wait of a request with an error; return whether it waited."""
@@ -59,6 +54,10 @@ class DispatchWaiter:
             return False
         waiter.set_exception(error)
         return True
+
+    def _expire(self, id: int) -> None:
+        text = f"no pair within {self._limit_s:g} s"
+        self.fail(id, RequestError(504, Outcome.EXPIRED, "queue_timeout", text, 1.0))
 
     def schedule_dispatch(self) -> None:
         """Run the dispatcher in the event loop's next turn."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from kairos.errors import InputError
@@ -224,9 +225,9 @@ class Dispatcher:
         elif decision is AdmissionDecision.DEGRADE:
             longer_s = now_s - work.arrival_s + DEGRADE_SPARE * ttft_s
             slo = replace(work.slo, ttft_ms=min(longer_s * 1e3, TTFT_RANGE_MS[1]))
-            entry.work = replace(work, slo=slo)
+            entry.work = msgspec.structs.replace(work, slo=slo)
         else:
-            entry.work = replace(work, best_effort=True)
+            entry.work = msgspec.structs.replace(work, best_effort=True)
         if decision is not AdmissionDecision.REJECT:
             self._enqueue(entry)
         return AdmissionResult(decision, entry.work.slo, Reason.INFEASIBLE, detail, retry_s, ttft_s)

@@ -3,6 +3,8 @@
 import sys
 from dataclasses import dataclass
 
+import msgspec
+
 from kairos.slo import Slo
 from kairos.validation import Range, check_range, check_ranges
 
@@ -17,8 +19,7 @@ _RANGES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RequestDemand:
+class RequestDemand(msgspec.Struct, frozen=True, gc=False):
     """The needs of one request that waits for a pair.
 
     Attributes:
@@ -65,8 +66,7 @@ class RequestDemand:
         check_range(f"{where}: TTFT objective", self.slo.ttft_s, _POSITIVE)
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
+class Assignment(msgspec.Struct, frozen=True, gc=False):
     """The pair to which a request is dispatched.
 
     Attributes:

@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+import msgspec
 from aiohttp import web
 
 from kairos.router.edge.tenant import Tenant
@@ -19,8 +19,7 @@ from kairos.slo import Slo
 _MAX_CLIENT_ID = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(msgspec.Struct, frozen=True, gc=False):
     """The beginning of a request.
 
     Attributes:
@@ -50,8 +49,7 @@ class Receipt:
         return cls(id, path, request.remote, client_id, extra, time.monotonic())
 
 
-@dataclass(frozen=True, slots=True)
-class Understood:
+class Understood(msgspec.Struct, frozen=True, gc=False):
     """A request that was read.
 
     Attributes:
@@ -68,8 +66,7 @@ class Understood:
     digest: int
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(msgspec.Struct, frozen=True, gc=False):
     """What the queue said.
 
     Attributes:
@@ -81,8 +78,7 @@ class Admission:
     predicted_ttft_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What the client got.
 
     Attributes:
@@ -96,8 +92,7 @@ class Answer:
     output_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(msgspec.Struct, frozen=True, gc=False):
     """How a request ended."""
 
     outcome: Outcome

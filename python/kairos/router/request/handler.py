@@ -48,7 +48,6 @@ from kairos.router.upstream.rooms import Transfer, new_rid
 from kairos.router.workers.endpoint import Role
 from kairos.router.workers.health import Health
 from kairos.router.workers.registry import WorkerRegistry
-from kairos.router.workers.worker import State
 from kairos.slo import APPLIED_HEADER, from_headers
 
 _LARGE_BYTES = 64 << 10
@@ -246,8 +245,7 @@ class RequestHandler:
     ) -> RequestDemand:
         """Offer the request to the queue, which may loosen its objectives or refuse it."""
         deps, parsed, prompt = self._deps, understood.parsed, understood.prompt
-        states = (State.READY, State.STARTING, State.OPEN)
-        if not all(deps.registry.of(role, *states) for role in Role):
+        if not deps.registry.reachable():
             raise unavailable("no_pair", "no prefill or no decode server is reachable")
         demand = RequestDemand(
             context.receipt.id,
@@ -281,9 +279,10 @@ class RequestHandler:
         decode = deps.registry.find(Role.DECODE, assignment.decode)
         if assignment.cached_tokens:
             deps.metrics.prefix_hits.inc(assignment.cached_tokens)
-        rids = tuple(new_rid() for _ in range(parsed.sequences))
+        if context.attempts > 1:
+            context.rid = new_rid()
+        rids = (context.rid, *(new_rid() for _ in range(parsed.sequences - 1)))
         transfer = Transfer(rids, deps.attempts.rooms.take(parsed.sequences))
-        context.rid = rids[0]
         attempt = context.attempt = Attempt(
             deps.attempts,
             prefill,

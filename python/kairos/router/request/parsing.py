@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 
@@ -17,21 +18,23 @@ from kairos.slo import SloRequest, from_mapping
 SLO_KEY = "kairos"
 # What a client must not choose: where the servers find each other, what a request is known by,
 # which rank or which place in a queue it gets, and by what its images are cached.
-_STRIPPED = (
-    "bootstrap_host",
-    "bootstrap_port",
-    "bootstrap_room",
-    "bootstrap_pair_key",
-    "decode_tp_size",
-    "rid",
-    "request_id",
-    "routed_dp_rank",
-    "disagg_prefill_dp_rank",
-    "data_parallel_rank",
-    "data_parallel_rank_decode",
-    "priority",
-    "mm_hashes",
-    SLO_KEY,
+_STRIPPED = frozenset(
+    {
+        "bootstrap_host",
+        "bootstrap_port",
+        "bootstrap_room",
+        "bootstrap_pair_key",
+        "decode_tp_size",
+        "rid",
+        "request_id",
+        "routed_dp_rank",
+        "disagg_prefill_dp_rank",
+        "data_parallel_rank",
+        "data_parallel_rank_decode",
+        "priority",
+        "mm_hashes",
+        SLO_KEY,
+    }
 )
 # Fields of /generate that hold one value, or a list with one per prompt.
 _SCALAR_OR_PER_PROMPT = (
@@ -81,8 +84,7 @@ class BodyLimits:
     context_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedRequest:
+class ParsedRequest(msgspec.Struct, frozen=True, gc=False):
     """A body and what the router needs of it.
 
     Attributes:
@@ -204,8 +206,8 @@ def _has_huge_float(value: Any, depth: int) -> bool:
 
 def _read(path: str, body: dict[str, Any], size: int, limits: BodyLimits) -> ParsedRequest:
     asked = _asked(path, body)
-    for name in _STRIPPED:
-        body.pop(name, None)
+    for name in _STRIPPED & body.keys():
+        del body[name]
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise InputError("stream: it must be true or false")

@@ -30,6 +30,8 @@ class Abort:
         headers: what servers want to see with an abort.
     """
 
+    __slots__ = ("_headers", "_metrics", "_pool", "_rids")
+
     def __init__(
         self,
         pool: ConnectionPool,

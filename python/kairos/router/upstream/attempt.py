@@ -45,6 +45,29 @@ class Attempt:
         ending: runs `end`, once it has begun; kept by the owner.
     """
 
+    __slots__ = (
+        "_abort",
+        "_closed",
+        "_failure",
+        "_first",
+        "_last_s",
+        "_legs",
+        "_limit_s",
+        "_on_prefill",
+        "_parts",
+        "_path",
+        "_prefilled",
+        "_stream",
+        "_timer",
+        "_transfer",
+        "broke",
+        "decode",
+        "digest",
+        "ending",
+        "prefill",
+        "prefill_body",
+    )
+
     def __init__(
         self,
         parts: AttemptDeps,

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from dataclasses import replace
 
+import msgspec
 from aiohttp import web
 
 from kairos.router.config.settings import Timeouts
@@ -128,7 +128,7 @@ class Delivery:
         except LegError as error:
             if not relay.started:
                 raise
-            context.answer = replace(
+            context.answer = msgspec.structs.replace(
                 context.answer, last_s=relay.last_s, output_tokens=relay.tokens
             )
             return await self._broken_off(context, attempt, relay, error)

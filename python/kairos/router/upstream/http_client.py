@@ -44,6 +44,22 @@ class EngineConnection(asyncio.Protocol):
         heard_s: when the server last sent something, or the exchange began; monotonic seconds.
     """
 
+    __slots__ = (
+        "_answer",
+        "_closing",
+        "_discard",
+        "_most",
+        "_on_end",
+        "_paused",
+        "_pieces",
+        "_size",
+        "_waiter",
+        "broken",
+        "ended",
+        "heard_s",
+        "transport",
+    )
+
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.ended = True
@@ -69,7 +85,7 @@ class EngineConnection(asyncio.Protocol):
         assert self.transport is not None
         self.ended = False
         self.heard_s = time.monotonic()
-        self._answer = HttpResponseParser(self._keep)
+        self._answer.restart()
         self._pieces.clear()
         self._size = 0
         self._most = most

@@ -81,6 +81,8 @@ class LegConnection:
         connection: others may use it once it was released.
     """
 
+    __slots__ = ("_held", "_pool", "_status", "connection", "instance", "role")
+
     def __init__(
         self, role: Role, instance: Worker, connection: EngineConnection, pool: ConnectionPool
     ) -> None:

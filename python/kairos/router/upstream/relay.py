@@ -45,6 +45,27 @@ class Relay:
         first_s, last_s: when the first and the last bytes came, monotonic seconds; 0 before.
     """
 
+    __slots__ = (
+        "_aborted",
+        "_counts",
+        "_events",
+        "_last",
+        "_output_name",
+        "_part",
+        "_path",
+        "_prompt_name",
+        "_request",
+        "_response",
+        "_response_end",
+        "_with_output_tokens",
+        "_with_prompt_tokens",
+        "_write_timeout_s",
+        "change",
+        "error",
+        "first_s",
+        "last_s",
+    )
+
     def __init__(
         self, request: web.BaseRequest, write_timeout_s: float, path: str, batch: bool = False
     ) -> None:

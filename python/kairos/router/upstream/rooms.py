@@ -2,13 +2,13 @@
 
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 ROOM_BITS = 63
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(msgspec.Struct, frozen=True, gc=False):
     """What both workers know an attempt by.
 
     Attributes:

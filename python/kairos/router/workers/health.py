@@ -203,8 +203,7 @@ class Health:
         if worker.info is not None and worker.info.start_id != info.start_id:
             self._registry.restarted(worker)
         worker.suspect = False
-        worker.info = info
-        self._registry.learned()
+        self._registry.learned(worker, info)
         return True
 
     async def _prove(self, worker: Worker) -> None:

@@ -17,6 +17,7 @@ from kairos.router.upstream.leg import LegError
 from kairos.router.workers.breaker import Breaker
 from kairos.router.workers.discovery import Endpoints
 from kairos.router.workers.endpoint import Role, WorkerEndpoint
+from kairos.router.workers.server_info import ServerInfo
 from kairos.router.workers.telemetry import Telemetry
 from kairos.router.workers.worker import State, Worker
 
@@ -64,11 +65,16 @@ class WorkerRegistry:
         self._profile = profile
         self._changed = changed
         self._limits: tuple[int | None, int | None] = None, None
+        self._reachable = False
         self._known: set[str] = set()  # to the dispatcher
 
     def of(self, role: Role, *states: State) -> list[Worker]:
         """Return the workers of a role in one of these states."""
         return [i for i in self.workers.values() if i.role is role and i.state in states]
+
+    def reachable(self) -> bool:
+        """Return whether there is a worker of each role that may answer."""
+        return self._reachable
 
     def find(self, role: Role, key: str) -> Worker:
         """Return the worker of an assignment.
@@ -94,8 +100,19 @@ class WorkerRegistry:
         ]
         return max(self.last_success_s or -inf, *flowing, -inf)
 
-    def learned(self) -> None:
+    def learned(self, worker: Worker, info: ServerInfo) -> None:
         """Take over what a worker said about itself."""
+        introduced_blindly = worker.info is None and worker.key in self._known
+        worker.info = info
+        if introduced_blindly:
+            # A partner's probe put it into use before its sizes were known.
+            self._dispatcher.remove_worker(worker.key)
+            self._introduce(worker)
+            self._dispatcher.set_available(worker.key, worker.state is State.READY)
+        self._share_facts()
+
+    def _share_facts(self) -> None:
+        """Work out what holds for all workers, from what each said about itself."""
         known = [worker.info for worker in self.workers.values() if worker.info is not None]
         self._metrics.model.names = frozenset(info.model for info in known if info.model)
         vocabularies = [info.vocab_size for info in known if info.vocab_size]
@@ -303,6 +320,7 @@ class WorkerRegistry:
         breaker = Breaker(self._workers.breaker_failures, self._workers.breaker_open_s)
         worker = Worker(endpoint, breaker)
         self.workers[endpoint.key] = worker
+        self._count_reachable()
         self.came(worker)
 
     def _leave(self, endpoint: WorkerEndpoint) -> None:
@@ -316,6 +334,7 @@ class WorkerRegistry:
         if self.workers.get(worker.key) is not worker:
             return
         del self.workers[worker.key]
+        self._count_reachable()
         worker.leaving = True
         self._pool.drop(worker.endpoint)
         if self.telemetry is not None:
@@ -324,7 +343,7 @@ class WorkerRegistry:
             self._known.discard(worker.key)
             self._dispatcher.remove_worker(worker.key)
         self._metrics.forget_worker(worker.role.value, worker.key)
-        self.learned()
+        self._share_facts()
 
     def _set(self, worker: Worker, state: State) -> None:
         if worker.state is state:
@@ -336,6 +355,7 @@ class WorkerRegistry:
             worker.role.value, worker.key, state.value, worker.state.value,
         )  # fmt: skip
         worker.state = state
+        self._count_reachable()
         if state is State.READY:
             worker.reason = ""
         available = state is State.READY
@@ -345,6 +365,10 @@ class WorkerRegistry:
             self._dispatcher.set_available(worker.key, available)
         if available:
             self._changed()
+
+    def _count_reachable(self) -> None:
+        states = (State.READY, State.STARTING, State.OPEN)
+        self._reachable = all(self.of(role, *states) for role in Role)
 
     def _introduce(self, worker: Worker) -> None:
         info = worker.info
