@@ -1,6 +1,7 @@
 """However a stream was cut on its way, the client gets the same bytes and the same outcome."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ class Client:
 async def relayed(path: str, batch: bool, change: str, pieces: list[bytes]) -> Any:
     """What a client gets, and what the stream is judged by."""
     attempt, client = Pieces(pieces), Client()
-    relay = Relay(None, 1.0, path, batch)
+    relay = Relay(SimpleNamespace(transport=None), 1.0, path, batch)
     relay._response = client
     relay.change = CHANGES[change]()
     try:

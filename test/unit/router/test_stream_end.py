@@ -1,5 +1,7 @@
 """What a relay knows of a stream from the bytes that went through it."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from kairos.router.paths import CHAT, GENERATE, RESPONSES
@@ -20,7 +22,7 @@ class Response:
 
 
 def relaying(path: str, batch: bool = False) -> tuple[Relay, Response]:
-    relay, response = Relay(None, 1.0, path, batch), Response()
+    relay, response = Relay(SimpleNamespace(transport=None), 1.0, path, batch), Response()
     relay._response = response
     return relay, response
 

@@ -292,21 +292,10 @@ class RequestHandler:
             parsed.stream,
         )
         attempt.digest = understood.digest
-        slo = context.slo or understood.slo
-        applied = AppliedSlo(
-            slo,
-            time.monotonic() - understood.arrival_s,
-            prefill.knows_class(slo.slo_class) and decode.knows_class(slo.slo_class),
-        )
-        headers, legs = self._leg_headers(context, attempt)
+        legs = self._trace_legs(context, attempt)
         problem: str | None = "ended early"
         try:
-            await attempt.open(
-                context.receipt.path,
-                # No name here may hold the body for as long as its answer streams.
-                encode_engine_body(parsed, applied, prefill.endpoint, transfer),
-                headers,
-            )
+            await self._open(context, understood, attempt, transfer, legs)
             answer = await self._delivery.deliver(
                 context, request, understood, attempt, self._headers(context)
             )
@@ -320,8 +309,33 @@ class RequestHandler:
             problem = error.reason
             raise
         finally:
-            for leg in legs:
+            for leg in legs.values():
                 leg.end(problem)
+
+    async def _open(
+        self,
+        context: RequestContext,
+        understood: Understood,
+        attempt: Attempt,
+        transfer: Transfer,
+        legs: Mapping[Role, tracing.LegTrace],
+    ) -> None:
+        """Send the request to both workers. Nothing here is kept while the answer streams."""
+        prefill, decode = attempt.prefill, attempt.decode
+        slo = context.slo or understood.slo
+        applied = AppliedSlo(
+            slo,
+            time.monotonic() - understood.arrival_s,
+            prefill.knows_class(slo.slo_class) and decode.knows_class(slo.slo_class),
+        )
+        common = dict(self._deps.engine_headers())
+        if context.receipt.client_id:
+            common["x-request-id"] = context.receipt.client_id
+        headers = {
+            role: {**common, **legs[role].headers} if role in legs else common for role in Role
+        }
+        body = encode_engine_body(understood.parsed, applied, prefill.endpoint, transfer)
+        await attempt.open(context.receipt.path, body, headers)
 
     async def _retry(
         self, context: RequestContext, understood: Understood, error: LegError
@@ -472,20 +486,16 @@ class RequestHandler:
             headers["x-kairos-decode"] = attempt.decode.key
         return headers
 
-    def _leg_headers(
+    def _trace_legs(
         self, context: RequestContext, attempt: Attempt
-    ) -> tuple[Mapping[Role, Mapping[str, str]], list[tracing.LegTrace]]:
-        """What the router sends to both workers, and the spans of the legs."""
-        common = dict(self._deps.engine_headers())
-        if context.receipt.client_id:
-            common["x-request-id"] = context.receipt.client_id
+    ) -> Mapping[Role, tracing.LegTrace]:
+        """Begin the spans of both legs, where the request is traced."""
         if context.trace is None:
-            return {Role.PREFILL: common, Role.DECODE: common}, []
-        legs = {
+            return {}
+        return {
             role: context.trace.leg(role.value, attempt.worker(role).key, context.attempts)
             for role in Role
         }
-        return {role: {**common, **leg.headers} for role, leg in legs.items()}, list(legs.values())
 
 
 def _cut(request: web.BaseRequest) -> None:

@@ -19,6 +19,7 @@ from kairos.router.upstream.leg import LegError
 from kairos.router.workers.endpoint import Role
 
 MAX_EVENT_BYTES = 64 << 20
+_AT_ONCE_BYTES = 32 << 10  # what an empty buffer takes without waiting
 _END = b"\n\n"
 _STARTS = (b"data:", b"event:", b"id:", b":", b"retry:")
 _INDEX = re.compile(rb'"index":\s*(\d{1,9})')
@@ -126,7 +127,7 @@ class Relay:
             events = self.change(events)
         if events:
             assert self._response is not None
-            await self._within(self._response.write(events))
+            await self._within(self._response.write(events), len(events))
 
     def _whole_events(self, chunk: bytes) -> bytes:
         """Take the whole events out of what has come, and keep the rest.
@@ -216,7 +217,11 @@ class Relay:
         """Prompt tokens as reported; None where they are not."""
         return usage_of(self._with_prompt_tokens, self._path).prompt_tokens
 
-    async def _within(self, sending: Awaitable[object]) -> None:
+    async def _within(self, sending: Awaitable[object], size: int = 0) -> None:
+        transport = self._request.transport
+        if size < _AT_ONCE_BYTES and transport and not transport.get_write_buffer_size():
+            await sending  # a piece for an empty buffer waits for no client
+            return
         try:
             async with asyncio.timeout(self._write_timeout_s):
                 await sending
