@@ -104,7 +104,10 @@ class Backlog:
         passed = now_s - self._clock_s
         if passed > 0.0:
             self._clock_s = now_s
-            self._kernel.advance(self._prompts.live, passed, factor, _UNFINISHED, in_turn, _GRACE_S)
+            if len(self._prompts):
+                self._kernel.advance(
+                    self._prompts.live, passed, factor, _UNFINISHED, in_turn, _GRACE_S
+                )
 
     def ahead_s(
         self, now_s: float, deadline_s: float, work_s: float, by_deadline: bool, slice_s: float

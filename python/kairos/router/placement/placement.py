@@ -174,11 +174,12 @@ def choose_placement(
     ready = [option for option in found if option.ready]
     if not ready:
         return Wait.BUSY
-    if arrivals is not None:
-        ready = [option for option in ready if leaves_clear(option, prefill, arrivals, now_s)]
-        if not ready:
-            return Wait.HEAD_OF_LINE
     chosen = ready[0]
+    if arrivals is not None and not leaves_clear(chosen, prefill, arrivals, now_s):
+        clear = [option for option in ready[1:] if leaves_clear(option, prefill, arrivals, now_s)]
+        if not clear:
+            return Wait.HEAD_OF_LINE
+        chosen = clear[0]
     if chosen is not found[0] and on_time and chosen.cached < found[0].cached:
         return Wait.CACHE
     found_decode = _shortest_step(candidate, decode, conditions)

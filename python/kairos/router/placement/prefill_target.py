@@ -55,6 +55,10 @@ class PrefillTarget:
         self.speed = Speed(trusted=profile is not None)
         self._model = None if profile is None else profile.prefill
         self._chunk_tokens = 8192 if profile is None else profile.limits.chunk_tokens
+        self._fixed_s, self._batch_s = 0.0, self._chunk_tokens * TOKEN_S
+        if self._model is not None:
+            self._fixed_s = self._model.fixed_s + self._model.weight_floor_s
+            self._batch_s = self._model.batch_s([Chunk(0, self._chunk_tokens)])
         tokens = kv_tokens or (None if profile is None else profile.limits.kv_tokens)
         held = _MAX_BLOCKS if tokens is None else min(_MAX_BLOCKS, tokens // _BLOCK_TOKENS)
         self.cache = PrefixIndex(held)
@@ -76,8 +80,7 @@ class PrefillTarget:
     @property
     def base_latency_s(self) -> float:
         """Time that a prompt needs beside its work: hand-over and the fixed cost of its batch."""
-        fixed = 0.0 if self._model is None else self._model.fixed_s + self._model.weight_floor_s
-        return self.speed.handover_s + fixed * self.speed.factor
+        return self.speed.handover_s + self._fixed_s * self.speed.factor
 
     @property
     def window_s(self) -> float:
@@ -86,10 +89,7 @@ class PrefillTarget:
         It covers the hand-over of the request and two batches, because an engine composes one
         batch while another runs.
         """
-        batch_s = self._chunk_tokens * TOKEN_S
-        if self._model is not None:
-            batch_s = self._model.batch_s([Chunk(0, self._chunk_tokens)])
-        return self.speed.handover_s + 2.0 * batch_s * self.speed.factor
+        return self.speed.handover_s + 2.0 * self._batch_s * self.speed.factor
 
     def ahead_s(self, now_s: float, deadline_s: float, work_s: float = math.inf) -> float:
         """Return the seconds of work that would run before a request.
@@ -100,10 +100,16 @@ class PrefillTarget:
                 it waits for all feasible ones, and for shorter ones of its kind.
             work_s: its own work, calibrated.
         """
+        others_s = max(0.0, self._others_until_s - now_s)
+        if not len(self._backlog):
+            return others_s
         self._advance(now_s)
-        return max(0.0, self._others_until_s - now_s) + self._backlog.ahead_s(
-            now_s, deadline_s, work_s, self.preemptive, self._slice_s
-        )
+        slice_s = (self.window_s - self.speed.handover_s) / 2.0
+        return others_s + self._backlog.ahead_s(now_s, deadline_s, work_s, self.preemptive, slice_s)
+
+    def idle(self, now_s: float) -> bool:
+        """Whether it holds no work."""
+        return not len(self._backlog) and self._others_until_s <= now_s
 
     def committed_work(self, now_s: float) -> npt.NDArray[np.float64]:
         """Return (deadline, seconds) of the work that no request due later can pass.
@@ -198,11 +204,9 @@ class PrefillTarget:
             "prefix_blocks": len(self.cache),
         }
 
-    @property
-    def _slice_s(self) -> float:
-        return (self.window_s - self.speed.handover_s) / 2.0
-
     def _held_s(self, now_s: float) -> float:
+        if not len(self._backlog):
+            return 0.0
         self._advance(now_s)
         return self._backlog.rest_s()
 
@@ -216,9 +220,10 @@ class PrefillTarget:
             return
         begin, started = self._period
         passed = now_s - begin
-        begun = self._backlog.begun_s(self.speed.factor)
-        whole = not len(self._backlog)
-        if whole or (passed > _PERIOD_S and begun * self.speed.factor < _BEGUN * passed):
+        factor = self.speed.factor
+        if not len(self._backlog) or (
+            passed > _PERIOD_S and self._backlog.begun_s(factor) * factor < _BEGUN * passed
+        ):
             self.speed.observe(started, self._period_work_s, passed)
             self._period, self._period_work_s = (now_s, False), 0.0
 

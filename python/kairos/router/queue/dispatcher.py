@@ -46,6 +46,8 @@ RETRY_S = (1.0, 60.0)
 DEGRADE_SPARE = 1.25
 """A degraded request gets this multiple of its predicted TTFT as its objective."""
 
+_NONE_HELD = np.empty((0, 2))
+
 
 class DispatchReason(Enum):
     """The reason why a request is the next one.
@@ -87,6 +89,7 @@ class Dispatcher:
         self._sent: dict[int, tuple[QueuedRequest, Assignment]] = {}
         self._outputs = OutputLengths()
         self._starvation = Starvation(self.params)
+        self._admission = self.params.admission
         self._epochs: dict[str, str] = {}
         self._tail_s = TAIL_S
         self._turn = 0
@@ -96,6 +99,7 @@ class Dispatcher:
     def configure(self, params: DispatchParams) -> None:
         """Apply new bounds and shares; waiting requests stay."""
         self.params = params
+        self._admission = params.admission
         self._starvation.configure(params)
 
     def add_worker(
@@ -213,7 +217,7 @@ class Dispatcher:
         )
         ttft_s = self._predicted_ttft_s(entry, now_s)
         left_s = max(work.deadline_s - now_s, 0.0)
-        decision = decide(ttft_s, left_s, self.params.admission)
+        decision = decide(ttft_s, left_s, self._admission)
         if work.best_effort or decision is AdmissionDecision.ADMIT:
             self._expect(entry, left_s, now_s)
             self._enqueue(entry)
@@ -246,7 +250,7 @@ class Dispatcher:
         too_large = math.inf  # KV that no worker has now
         too_long = math.inf  # prefill time that would block the last clear worker
         passed = 0
-        while passed < MAX_BYPASSED:
+        while passed < MAX_BYPASSED and len(self._queue):
             entry, reason = self._next(now_s)
             if entry is None:
                 break
@@ -403,7 +407,8 @@ class Dispatcher:
         return min(p.base_latency_s for p in prefill) + self._tail_s
 
     def _classify(self, prefill: list[PrefillTarget], now_s: float) -> None:
-        held = np.concatenate([p.committed_work(now_s) for p in prefill])
+        busy = [p.committed_work(now_s) for p in prefill if not p.idle(now_s)]
+        held = np.concatenate(busy) if busy else _NONE_HELD
         base_latency_s = self._base_latency_s(prefill)
         self._queue.classify(now_s, held, len(prefill), _factor(prefill), base_latency_s)
 

@@ -21,12 +21,18 @@ class Arrivals:
     def __init__(self) -> None:
         self._times = np.full(_RECENT, -np.inf)
         self._patience = np.full(_RECENT, np.inf)
+        self._least_s = np.inf  # the shortest patience
         self._count = 0
 
     def add(self, patience_s: float, now_s: float) -> None:
         """Note a request that is feasible if its prefill begins within `patience_s`."""
         at = self._count % _RECENT
+        replaced_s = self._patience[at]
         self._times[at], self._patience[at] = now_s, patience_s
+        if patience_s < self._least_s:
+            self._least_s = patience_s
+        elif replaced_s == self._least_s:
+            self._least_s = float(self._patience.min())
         self._count += 1
 
     def expected_misses(self, busy_s: float, now_s: float) -> float:
@@ -36,6 +42,8 @@ class Arrivals:
             busy_s: the worker takes no other prompt for this long.
             now_s: monotonic seconds.
         """
+        if busy_s <= self._least_s:
+            return 0.0
         ages = now_s - self._times
         recent = ages <= _HORIZON_S
         if np.count_nonzero(recent) < _MIN_ARRIVALS:

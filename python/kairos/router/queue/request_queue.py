@@ -25,7 +25,7 @@ class WaitingQueue:
         self.classify(0.0, np.empty((0, 2)), 1, 1.0, 0.0)
         self.pick(0.0)
         self.oldest_starved(0.0, 1.0)
-        self.work_ahead(0.0, 0.0, 1.0, 0.0)
+        order_kernel.work_ahead(self._table.live, 0.0, 1.0, 0.0)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -65,8 +65,9 @@ class WaitingQueue:
 
         See `order_kernel.classify`; `held` need not be sorted.
         """
-        before = held[np.argsort(held[:, 0], kind="stable")]
-        self._kernel.classify(self._table.live, now_s, before, workers, factor, base_latency_s)
+        if len(held) > 1:
+            held = held[np.argsort(held[:, 0], kind="stable")]
+        self._kernel.classify(self._table.live, now_s, held, workers, factor, base_latency_s)
 
     def pick(self, now_s: float, flow: int = -1) -> QueuedRequest | None:
         """Return the most urgent request that was not passed over."""
@@ -92,7 +93,10 @@ class WaitingQueue:
         self, deadline_s: float, now_s: float, factor: float, base_latency_s: float
     ) -> float:
         """Return the seconds of feasible work that is due before `deadline_s`."""
-        rows = self._table.live[: self._table.count_below(deadline_s)]
+        before = self._table.count_below(deadline_s)
+        if not before:
+            return 0.0
+        rows = self._table.live[:before]
         return float(self._kernel.work_ahead(rows, now_s, factor, base_latency_s))
 
     def work_s(self) -> float:
