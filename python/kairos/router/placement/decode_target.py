@@ -1,7 +1,6 @@
 """The router's account of one decode worker."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kairos.latency import Profile
 from kairos.router.placement.load import STALE_S, WorkerLoad
@@ -12,8 +11,7 @@ _BLIND_SHARE = 0.9
 """The same without reports."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resident:
+class Resident(NamedTuple):
     """A request's claim, from its dispatch to its end.
 
     Attributes:

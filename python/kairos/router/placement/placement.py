@@ -1,10 +1,9 @@
 """The choice of a pair for one request."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from math import inf
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from kairos.router.placement.decode_target import DecodeTarget
 from kairos.router.placement.prefill_target import PrefillTarget
@@ -34,8 +33,7 @@ class Wait(Enum):
     STEP = "decode steps are too long, and it can wait"
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """A chosen pair.
 
     Attributes:
@@ -51,8 +49,7 @@ class Placement:
     work_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """A prefill worker for one request; durations from now, seconds.
 
     Attributes:
@@ -124,8 +121,7 @@ def options(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Conditions:
+class Conditions(NamedTuple):
     """Conditions of one decision, the same for every request.
 
     Attributes:
@@ -139,8 +135,7 @@ class Conditions:
     reservation: tuple[int, str] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A request that is to be placed.
 
     Attributes:

@@ -1,12 +1,19 @@
 """The dispatcher's answer to an offered request, and the bounds of its queue."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from enum import Enum
 
+import msgspec
+
 from kairos.policy.admission import AdmissionDecision
+from kairos.router.placement.decode_target import DecodeTarget
 from kairos.router.queue.params import DispatchParams
 from kairos.router.queue.request import RequestDemand
-from kairos.slo import Slo
+from kairos.slo import TTFT_RANGE_MS, Slo
+
+DEGRADE_SPARE = 1.25
+"""A degraded request gets this multiple of its predicted TTFT as its objective."""
 
 
 class Reason(Enum):
@@ -48,6 +55,17 @@ class AdmissionResult:
         return self.decision is not AdmissionDecision.REJECT
 
 
+def weakened(
+    work: RequestDemand, decision: AdmissionDecision, ttft_s: float, now_s: float
+) -> RequestDemand:
+    """Return a demand with a longer objective (DEGRADE), or with none that counts (BEST_EFFORT)."""
+    if decision is not AdmissionDecision.DEGRADE:
+        return msgspec.structs.replace(work, best_effort=True)
+    longer_s = now_s - work.arrival_s + DEGRADE_SPARE * ttft_s
+    slo = replace(work.slo, ttft_ms=min(longer_s * 1e3, TTFT_RANGE_MS[1]))
+    return msgspec.structs.replace(work, slo=slo)
+
+
 @dataclass(slots=True)
 class QueueShare:
     """The waiting requests of all tenants, or of one."""
@@ -87,8 +105,20 @@ class QueueLimits:
         if not own.requests:
             del self._tenants[work.tenant]
 
-    def refuses(self, work: RequestDemand, params: DispatchParams) -> tuple[Reason, str] | None:
-        """Return why the queue has no room for `work`, and the client's message; None if it has."""
+    def refuses(
+        self,
+        work: RequestDemand,
+        prefill_workers: int,
+        decode: Collection[DecodeTarget],
+        params: DispatchParams,
+    ) -> tuple[Reason, str] | None:
+        """Return why `work` cannot be queued, and the client's message; None if it can."""
+        if not prefill_workers or not decode:
+            return Reason.NO_PAIR, "no prefill or no decode server is known"
+        tokens = work.mean_prompt_tokens
+        if not any(worker.could_hold(tokens) for worker in decode):
+            most = max(worker.kv_tokens or 0 for worker in decode)
+            return Reason.TOO_LARGE, f"a prompt of {tokens - 1} tokens; servers hold {most}"
         total = self.total
         for reason, held, more, most, unit in (
             (Reason.REQUESTS, total.requests, 1, params.max_requests, "requests"),

@@ -1,12 +1,8 @@
 """The router's one queue: the order of requests, their pairs, and the moments of their dispatch."""
 
 import math
-from collections.abc import Collection
-from dataclasses import replace
-from enum import Enum
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from kairos.errors import InputError
@@ -25,15 +21,15 @@ from kairos.router.placement.placement import (
     untried,
 )
 from kairos.router.placement.prefill_target import PrefillTarget
-from kairos.router.queue.admission import AdmissionResult, QueueLimits, Reason
+from kairos.router.queue import forecast
+from kairos.router.queue.admission import AdmissionResult, QueueLimits, Reason, weakened
 from kairos.router.queue.fair_queueing import FairQueueing
 from kairos.router.queue.history import Arrivals, OutputLengths
 from kairos.router.queue.params import Binding, DispatchParams
 from kairos.router.queue.request import Assignment, QueuedRequest, RequestDemand
-from kairos.router.queue.request_queue import WaitingQueue
+from kairos.router.queue.request_queue import DispatchReason, WaitingQueue
 from kairos.router.queue.starvation import Starvation
 from kairos.router.workers.endpoint import Role
-from kairos.slo import TTFT_RANGE_MS
 
 TAIL_S = 0.05
 """From the end of prefill to the client's first token, beyond the link's fixed cost, seconds."""
@@ -41,41 +37,20 @@ POLL_S = 0.1
 """While requests wait, `dispatch` is due at least this often: predictions may be wrong."""
 MAX_BYPASSED = 32
 """Requests without room that one decision passes over."""
-RETRY_S = (1.0, 60.0)
-"""Least and most seconds that a rejected client is asked to wait."""
-DEGRADE_SPARE = 1.25
-"""A degraded request gets this multiple of its predicted TTFT as its objective."""
 
 _NONE_HELD = np.empty((0, 2))
-
-
-class DispatchReason(Enum):
-    """The reason why a request is the next one.
-
-    URGENCY: it is the most urgent. RESERVATION: a decode worker is reserved for it. SHARE: its
-    tenant is behind its share. STARVATION: it has waited too long.
-    """
-
-    URGENCY = "urgency"
-    RESERVATION = "reservation"
-    SHARE = "share"
-    STARVATION = "starvation"
 
 
 class Dispatcher:
     """Queues requests and sends each to a pair.
 
     All of it runs on one thread without waiting. Times are monotonic seconds and never go back.
-    The same calls give the same decisions. Events of an unknown id are ignored, so that late events
-    of ended requests do no harm.
+    Events of an unknown id are ignored, so that late events of ended requests do no harm.
 
     A request is queued (`offer`, `requeue`), then dispatched (`dispatch`), then gone (`finished`,
     `cancelled`). The owner calls `dispatch` after every event and at `next_wake_s`.
 
     The first construction in a process compiles or loads the kernels (seconds, once per machine).
-
-    Args:
-        params: bounds and shares; `configure` changes them later.
     """
 
     def __init__(self, params: DispatchParams | None = None) -> None:
@@ -93,8 +68,6 @@ class Dispatcher:
         self._epochs: dict[str, str] = {}
         self._tail_s = TAIL_S
         self._turn = 0
-
-    # Workers.
 
     def configure(self, params: DispatchParams) -> None:
         """Apply new bounds and shares; waiting requests stay."""
@@ -116,13 +89,11 @@ class Dispatcher:
 
         Args:
             key: `host:port`; names it in assignments.
-            role: of the worker.
+            role: prefill or decode.
             profile: latency model; None: speed is learned, and requests are dispatched early until
                 it is.
-            preemptive: the worker orders its own prefill work by urgency (Kairos engines), so an
-                urgent request may be sent to it while it works on a long prompt.
-            kv_tokens: KV capacity; None: the profile's, or the reports'. Where no source tells it,
-                KV is not limited by the router.
+            preemptive: whether the worker orders its own prefill work by urgency.
+            kv_tokens: None: the profile's or the reports'; without these KV is not limited here.
             max_running: requests in its batch at most; None as for `kv_tokens`.
 
         Raises:
@@ -141,29 +112,19 @@ class Dispatcher:
             self._tail_s = TAIL_S + profile.kv.fixed_s
 
     def remove_worker(self, key: str) -> list[int]:
-        """Forget a worker.
+        """Forget a worker; KeyError if it is not known.
 
         Returns:
             ids of the requests that were dispatched to it (either leg) and have not ended. The
             owner ends or requeues them.
-
-        Raises:
-            KeyError: it is not known.
         """
-        if key in self._prefill:
-            del self._prefill[key]
-        else:
-            del self._decode[key]
+        del (self._prefill if key in self._prefill else self._decode)[key]
         self._epochs.pop(key, None)
         self._starvation.closed(key)
         return [id for id, (_, at) in self._sent.items() if key in (at.prefill, at.decode)]
 
     def set_available(self, key: str, available: bool) -> None:
-        """Open or close a worker for new requests; its present requests stay.
-
-        Raises:
-            KeyError: it is not known.
-        """
+        """Open or close a worker for new requests; KeyError if it is not known."""
         worker = self._prefill[key] if key in self._prefill else self._decode[key]
         worker.available = available
         if not available:
@@ -171,15 +132,13 @@ class Dispatcher:
 
     def forget_cache(self, key: str) -> None:
         """Note that a worker was restarted or its prefix cache flushed."""
-        if key in self._prefill:
-            self._prefill[key].cache.clear()
+        if (worker := self._prefill.get(key)) is not None:
+            worker.cache.clear()
 
     def has_pair(self) -> bool:
         """Whether a prefill and a decode worker are available."""
-        return all(
-            any(worker.available for worker in workers.values())
-            for workers in (self._prefill, self._decode)
-        )
+        prefill, decode = self._prefill.values(), self._decode.values()
+        return any(p.available for p in prefill) and any(d.available for d in decode)
 
     def loads(self, key: str, load: WorkerLoad, now_s: float) -> None:
         """Take a report of a worker over; a stale one, or one of an unknown key, is ignored."""
@@ -194,8 +153,6 @@ class Dispatcher:
         elif key in self._decode:
             self._decode[key].report(load)
 
-    # Requests.
-
     def offer(self, work: RequestDemand, now_s: float) -> AdmissionResult:
         """Queue a request, or reject it.
 
@@ -205,36 +162,36 @@ class Dispatcher:
         if work.id in self._queue.entries or work.id in self._sent:
             raise InputError(f"request {work.id} is known already")
         work.check()
-        refused = self._refused(work)
+        prefill = self._prefill.values()
+        refused = self._limits.refuses(work, len(prefill), self._decode.values(), self.params)
         if refused is not None:
             reason, detail = refused
-            retry_s = 0.0 if reason is Reason.TOO_LARGE else self._retry_s()
-            return AdmissionResult(AdmissionDecision.REJECT, work.slo, reason, detail, retry_s)
+            after_s = 0.0
+            if reason is not Reason.TOO_LARGE:
+                after_s = forecast.retry_s(prefill, self._queue)
+            return AdmissionResult(AdmissionDecision.REJECT, work.slo, reason, detail, after_s)
         entry = QueuedRequest(work)
-        entry.work_s = min(
-            worker.work_s(cached_tokens(entry, worker), work.input_tokens)
-            for worker in self._prefill.values()
-        )
-        ttft_s = self._predicted_ttft_s(entry, now_s)
+        entry.work_s = min([p.work_s(cached_tokens(entry, p), work.input_tokens) for p in prefill])
+        known = [p for p in prefill if p.available and p.speed.known]
+        ttft_s = forecast.ttft_s(entry, known, self._queue, self._tail_s, now_s)
         left_s = max(work.deadline_s - now_s, 0.0)
         decision = decide(ttft_s, left_s, self._admission)
         if work.best_effort or decision is AdmissionDecision.ADMIT:
-            self._expect(entry, left_s, now_s)
+            if known and not work.best_effort:
+                base_s = forecast.base_latency_s(known, self._tail_s)
+                patience_s = left_s - base_s - entry.work_s * forecast.mean_factor(known)
+                if patience_s > 0.0:
+                    self._arrivals.add(patience_s, now_s)
             self._enqueue(entry)
             return AdmissionResult(AdmissionDecision.ADMIT, work.slo, predicted_ttft_s=ttft_s)
         detail = f"the first token is expected in {ttft_s:.1f} s and due in {left_s:.1f} s"
-        retry_s = 0.0
+        after_s = 0.0
         if decision is AdmissionDecision.REJECT:
-            retry_s = min(max(ttft_s - left_s, RETRY_S[0]), RETRY_S[1])
-        elif decision is AdmissionDecision.DEGRADE:
-            longer_s = now_s - work.arrival_s + DEGRADE_SPARE * ttft_s
-            slo = replace(work.slo, ttft_ms=min(longer_s * 1e3, TTFT_RANGE_MS[1]))
-            entry.work = msgspec.structs.replace(work, slo=slo)
+            after_s = min(max(ttft_s - left_s, forecast.RETRY_S[0]), forecast.RETRY_S[1])
         else:
-            entry.work = msgspec.structs.replace(work, best_effort=True)
-        if decision is not AdmissionDecision.REJECT:
+            entry.work = weakened(work, decision, ttft_s, now_s)
             self._enqueue(entry)
-        return AdmissionResult(decision, entry.work.slo, Reason.INFEASIBLE, detail, retry_s, ttft_s)
+        return AdmissionResult(decision, entry.work.slo, Reason.INFEASIBLE, detail, after_s, ttft_s)
 
     def dispatch(self, now_s: float) -> list[Assignment]:
         """Return the requests to send now, most urgent first; they count as sent from now on."""
@@ -254,19 +211,15 @@ class Dispatcher:
             entry, reason = self._next(now_s)
             if entry is None:
                 break
-            starved = reason is DispatchReason.STARVATION
-            if not (
-                entry.work.slo.slo_class in barred
-                or self._outputs.kv_tokens(entry.work) >= too_large
-                or (entry.work_s >= too_long and not starved)
-            ):
+            work, starved = entry.work, reason is DispatchReason.STARVATION
+            output_tokens = self._outputs.expected(work)
+            kv_tokens = work.input_tokens + int(output_tokens)
+            blocks = entry.work_s >= too_long and not starved
+            if not (work.slo.slo_class in barred or kv_tokens >= too_large or blocks):
+                feasible = self._queue.feasible(entry)
+                arrivals = None if starved else self._arrivals
                 pair = choose_placement(
-                    Candidate(
-                        entry,
-                        self._queue.feasible(entry),
-                        self._outputs.expected(entry.work),
-                        None if starved else self._arrivals,
-                    ),
+                    Candidate(entry, feasible, output_tokens, arrivals),
                     untried(prefill, entry),
                     untried(decode, entry),
                     Conditions(now_s, self._tail_s, self._starvation.reservation),
@@ -277,12 +230,12 @@ class Dispatcher:
                 if pair is Wait.BUSY and reason is DispatchReason.URGENCY:
                     break  # the next one is less urgent
                 if pair is Wait.BUSY and reason is DispatchReason.SHARE:
-                    barred.add(entry.work.slo.slo_class)
+                    barred.add(work.slo.slo_class)
                 elif pair is Wait.HEAD_OF_LINE:
                     too_long = min(too_long, entry.work_s)
                 elif pair is Wait.MEMORY:
-                    too_large = min(too_large, self._outputs.kv_tokens(entry.work))
-                    self._starvation.reserve(entry.work, decode, now_s)
+                    too_large = min(too_large, kv_tokens)
+                    self._starvation.reserve(work, decode, now_s)
             self._queue.pass_over(entry)
             passed += 1
         return assignments
@@ -297,19 +250,12 @@ class Dispatcher:
 
     def prefill_done(self, id: int, now_s: float) -> None:
         """Note that a prompt is computed: its prefill leg answered, or its first token came."""
-        if id in self._sent:
-            key = self._sent[id][1].prefill
-            if key in self._prefill:
-                self._prefill[key].done(id, now_s)
+        sent = self._sent.get(id)
+        if sent is not None and sent[1].prefill in self._prefill:
+            self._prefill[sent[1].prefill].done(id, now_s)
 
     def finished(self, id: int, now_s: float, output_tokens: int | None = None) -> None:
-        """Note that a request is complete.
-
-        Args:
-            id: of the request.
-            now_s: monotonic seconds.
-            output_tokens: of all its sequences, None where not known.
-        """
+        """Note that a request is complete, with the tokens of all its sequences where known."""
         self.prefill_done(id, now_s)
         entry = self._release(id, now_s)
         if entry is not None and output_tokens is not None and output_tokens > 0:
@@ -322,19 +268,16 @@ class Dispatcher:
         self._release(id, now_s)
 
     def requeue(self, id: int, now_s: float) -> bool:
-        """Queue a dispatched request again, without regard to the bounds.
+        """Queue a dispatched request again, whatever the bounds; False if it is not dispatched.
 
         It goes to another prefill and to another decode worker, as long as there is one that it has
         not tried.
-
-        Returns:
-            False if it is not dispatched.
         """
-        assignment = self._sent[id][1] if id in self._sent else None
-        entry = self._release(id, now_s)
-        if entry is None or assignment is None:
+        if id not in self._sent:
             return False
-        entry.tried |= {assignment.prefill, assignment.decode}
+        entry, at = self._sent[id]
+        self._release(id, now_s)
+        entry.tried |= {at.prefill, at.decode}
         self._enqueue(entry)
         self._shares.charge(entry.flow, -entry.charged_s, self.params.tenant_weights)
         return True
@@ -345,72 +288,27 @@ class Dispatcher:
 
     def snapshot(self, now_s: float) -> dict[str, Any]:
         """Return plain values of the queue and, by key, of the workers."""
-        workers: dict[str, dict[str, Any]] = {
-            key: {"role": role.value, **worker.snapshot(now_s)}
-            for role, targets in ((Role.PREFILL, self._prefill), (Role.DECODE, self._decode))
-            for key, worker in targets.items()
-        }
+        workers: dict[str, dict[str, Any]] = {}
+        for key, prefill in self._prefill.items():
+            workers[key] = {"role": "prefill", **prefill.snapshot(now_s)}
+        for key, decode in self._decode.items():
+            workers[key] = {"role": "decode", **decode.snapshot(now_s)}
         return {
             "queue": {
                 "requests": len(self._queue),
                 "sequences": self._limits.total.sequences,
                 "bytes": self._limits.total.bytes,
-                "work_s": self._queue.work_s() * _factor(self._prefill.values()),
+                "work_s": self._queue.work_s() * forecast.mean_factor(self._prefill.values()),
             },
             "dispatched": len(self._sent),
             "workers": workers,
         }
 
-    def _refused(self, work: RequestDemand) -> tuple[Reason, str] | None:
-        """Return why `work` cannot be queued, whatever its objectives; None if it can."""
-        if not self._prefill or not self._decode:
-            return Reason.NO_PAIR, "no prefill or no decode server is known"
-        tokens = work.mean_prompt_tokens
-        if not any(worker.could_hold(tokens) for worker in self._decode.values()):
-            most = max(worker.kv_tokens or 0 for worker in self._decode.values())
-            return Reason.TOO_LARGE, f"a prompt of {tokens - 1} tokens; servers hold {most}"
-        return self._limits.refuses(work, self.params)
-
-    def _retry_s(self) -> float:
-        """Return when an eighth of the queue is served."""
-        workers = max(1, sum(p.available for p in self._prefill.values()))
-        work_s = self._queue.work_s() * _factor(self._prefill.values())
-        return min(max(work_s / workers / 8.0, RETRY_S[0]), RETRY_S[1])
-
-    def _predicted_ttft_s(self, entry: QueuedRequest, now_s: float) -> float:
-        """Return the more urgent feasible work and the request's own; NaN where nothing is known.
-
-        Later arrivals that are more urgent are not foreseen.
-        """
-        known = self._of_known_speed()
-        if not known:
-            return math.nan
-        factor, base_latency_s = _factor(known), self._base_latency_s(known)
-        due_s = entry.work.deadline_s
-        queued_s = self._queue.work_ahead(due_s, now_s, factor, base_latency_s) / len(known)
-        ahead_s = min(p.ahead_s(now_s, due_s) for p in known)
-        return ahead_s + queued_s + base_latency_s + entry.work_s * factor
-
-    def _expect(self, entry: QueuedRequest, left_s: float, now_s: float) -> None:
-        """Expect further requests like this one; see `Arrivals`."""
-        known = self._of_known_speed()
-        if known and not entry.work.best_effort:
-            patience_s = left_s - self._base_latency_s(known) - entry.work_s * _factor(known)
-            if patience_s > 0.0:
-                self._arrivals.add(patience_s, now_s)
-
-    def _of_known_speed(self) -> list[PrefillTarget]:
-        return [p for p in self._prefill.values() if p.available and p.speed.known]
-
-    def _base_latency_s(self, prefill: Collection[PrefillTarget]) -> float:
-        """Return the time that a request needs beside its work until its first token."""
-        return min(p.base_latency_s for p in prefill) + self._tail_s
-
     def _classify(self, prefill: list[PrefillTarget], now_s: float) -> None:
         busy = [p.committed_work(now_s) for p in prefill if not p.idle(now_s)]
         held = np.concatenate(busy) if busy else _NONE_HELD
-        base_latency_s = self._base_latency_s(prefill)
-        self._queue.classify(now_s, held, len(prefill), _factor(prefill), base_latency_s)
+        base_s = forecast.base_latency_s(prefill, self._tail_s)
+        self._queue.classify(now_s, held, len(prefill), forecast.mean_factor(prefill), base_s)
 
     def _next(self, now_s: float) -> tuple[QueuedRequest | None, DispatchReason]:
         """Return the next request, and why it is the next."""
@@ -434,12 +332,10 @@ class Dispatcher:
         self, prefill: list[PrefillTarget], decode: list[DecodeTarget], now_s: float
     ) -> list[Assignment]:
         assignments = []
-        binding = self.params.binding.value
         for entry in self._queue.in_order_of_arrival():
             able = untried(prefill, entry), untried(decode, entry)
-            assignments.append(
-                self._send(entry, in_turn(entry, binding, self._turn, *able, now_s), now_s)
-            )
+            pair = in_turn(entry, self.params.binding.value, self._turn, *able, now_s)
+            assignments.append(self._send(entry, pair, now_s))
             self._turn += 1
         return assignments
 
@@ -451,8 +347,9 @@ class Dispatcher:
         self._dequeue(work.id)
         pair.prefill.send(work.id, work.deadline_s, pair.work_s, work.input_tokens, now_s)
         pair.prefill.cache.insert(work.blocks)
-        context = work.input_tokens + self._outputs.expected(work) / 2.0
-        tokens = self._outputs.kv_tokens(work)
+        output_tokens = self._outputs.expected(work)
+        context = work.input_tokens + output_tokens / 2.0
+        tokens = work.input_tokens + int(output_tokens)
         pair.decode.send(work.id, tokens, context, work.sequences, now_s)
         assignment = Assignment(work.id, pair.prefill.key, pair.decode.key, pair.cached)
         self._sent[work.id] = entry, assignment
@@ -480,8 +377,3 @@ class Dispatcher:
         if at.decode in self._decode:
             self._decode[at.decode].end(id)
         return entry
-
-
-def _factor(prefill: Collection[PrefillTarget]) -> float:
-    """Return the mean of measured / predicted time."""
-    return sum(p.speed.factor for p in prefill) / len(prefill) if prefill else 1.0

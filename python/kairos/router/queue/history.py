@@ -85,10 +85,6 @@ class OutputLengths:
             self._expected[key] = expected
         return expected * work.sequences
 
-    def kv_tokens(self, work: RequestDemand) -> int:
-        """Return the KV that a request is expected to hold at its end."""
-        return work.input_tokens + int(self.expected(work))
-
     def _group(self, work: RequestDemand) -> int:
         name = work.slo.slo_class
         known = self._classes

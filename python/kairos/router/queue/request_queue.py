@@ -1,10 +1,21 @@
 """The requests that wait for a pair, sorted by deadline."""
 
+from enum import Enum
+
 import numpy as np
 import numpy.typing as npt
 
 from kairos.policy.sorted_rows import SortedRows
 from kairos.router.queue.request import QueuedRequest
+
+
+class DispatchReason(Enum):
+    """The reason why a request is the next one."""
+
+    URGENCY = "it is the most urgent"
+    RESERVATION = "a decode worker is reserved for it"
+    SHARE = "its tenant is behind its share"
+    STARVATION = "it has waited too long"
 
 
 class WaitingQueue:
