@@ -140,9 +140,10 @@ def parse_class(text: str, where: str) -> Slo:
         raise InputError(f"{where}: {shown(text)} is not NAME=TTFT_MS,TPOT_MS")
     class_name(name, where)
     if name == DEFAULT_CLASS:
+        prefix = "--kairos-" if where.startswith("--kairos-") else "--"
         raise InputError(
-            f"{where}: the class {DEFAULT_CLASS!r} is set by --kairos-ttft-slo-ms and "
-            "--kairos-tpot-slo-ms"
+            f"{where}: the class {DEFAULT_CLASS!r} is set by {prefix}ttft-slo-ms and "
+            f"{prefix}tpot-slo-ms"
         )
     return Slo(ttft_ms(ttft, f"{where}, TTFT"), tpot_ms(tpot, f"{where}, TPOT"), name)
 

@@ -12,7 +12,7 @@ from kairos.errors import InputError
 from kairos.router.config.load import mapping, read_document, refuse_unknown
 from kairos.router.config.schema import SettingField, flag_of, read_values, settings_of
 from kairos.router.config.settings import RouterConfig
-from kairos.router.edge.keys import hash_key, load_keys, new_key
+from kairos.router.edge.keys import hash_key, new_key
 
 EXAMPLES = """\
 examples:
@@ -58,11 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _key(argv[1:])
         options = _parser().parse_args(argv)
         config = config_of(options)
-        if options.check:
-            load_keys(config)
-            print("kairos-router: the configuration is good")
-            return 0
-        return _run(config)
+        return _run(config, options.check)
     except InputError as error:
         for line in str(error).splitlines():
             print(f"kairos-router: {line}", file=sys.stderr)
@@ -107,15 +103,20 @@ def config_of(options: argparse.Namespace) -> RouterConfig:
     return RouterConfig(**groups)
 
 
-def _run(config: RouterConfig) -> int:
+def _run(config: RouterConfig, only_check: bool) -> int:
     logging.basicConfig(
         level=config.observability.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    from kairos.router.edge.app import serve
+    from kairos.router.edge.app import check, serve
 
-    return serve(config)
+    if not only_check:
+        return serve(config)
+    if note := check(config):
+        print(f"kairos-router: {note}")
+    print("kairos-router: the configuration is good")
+    return 0
 
 
 def _key(argv: list[str]) -> int:
@@ -148,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", type=Path, metavar="FILE", help="YAML or TOML file of settings")
-    add("--check", action="store_true", help="check flags and files, then exit")
+    add("--check", action="store_true", help="load all that a start loads, then exit")
     add("--pd-disaggregation", action="store_true", help="accepted: the router does nothing else")
     for name, group in RouterConfig.groups().items():
         section = parser.add_argument_group(name, group.__doc__)

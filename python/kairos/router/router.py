@@ -1,12 +1,13 @@
 """All parts of one router process, tied together."""
 
 import asyncio
-import ssl
 import time
-from functools import cached_property
+from collections.abc import Callable
+from typing import TypeVar
 
 from aiohttp import web
 
+from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.router.background import Background
 from kairos.router.config.settings import RouterConfig
@@ -31,6 +32,8 @@ from kairos.router.workers.telemetry import Telemetry
 
 _SCRAPE_SLACK = 1.5
 _MAX_LINGER_S = 60.0
+S = TypeVar("S")
+T = TypeVar("T")
 _END_LIMIT_S = 15.0  # for what ends in the background when the router stops
 
 
@@ -49,11 +52,13 @@ class Router:
         self.metrics = RouterMetrics()
         self.keyring = Keyring(config)
         self.log = AccessLog(config.observability.access_log, self.metrics.log_dropped.inc)
-        self.counter = TokenCounter(config.scheduling.tokenizer_path)
+        self.counter = _named("--tokenizer-path", TokenCounter, config.scheduling.tokenizer_path)
         self.dispatcher = Dispatcher(self._params())
         self.waiting = DispatchWaiter(self.dispatcher, config.timeouts.queue_timeout_s)
         self.rooms = BootstrapRooms()
-        self.pool = ConnectionPool(lambda: self._tls, config.timeouts.connect_timeout_s)
+        self.pool = ConnectionPool(
+            client_context(config.security), config.timeouts.connect_timeout_s
+        )
         self.attempts = AttemptDeps(
             self.pool, self.rooms, config.timeouts, self.metrics, self.admin_headers
         )
@@ -62,7 +67,7 @@ class Router:
             self.dispatcher,
             self.pool,
             self.metrics,
-            load_profile(config.scheduling.profile),
+            _named("--profile", load_profile, config.scheduling.profile),
             self.waiting.schedule_dispatch,
         )
         self.registry.telemetry = Telemetry(self.registry.load, self.pool, self.engine_headers)
@@ -178,10 +183,6 @@ class Router:
         metrics.live_rooms.set(len(self.rooms))
         self.registry.gauges()
 
-    @cached_property
-    def _tls(self) -> ssl.SSLContext:
-        return client_context(self.config.security)
-
     def _params(self) -> DispatchParams:
         limits, config = self.config.limits, self.config
         return DispatchParams(
@@ -199,3 +200,11 @@ class Router:
             due_s = loop.time() + 0.25
             await asyncio.sleep(0.25)
             self.metrics.loop_lag.set(max(loop.time() - due_s, 0.0))
+
+
+def _named(flag: str, load: Callable[[S], T], source: S) -> T:
+    """Load what a flag names; its error then begins with the flag."""
+    try:
+        return load(source)
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from None

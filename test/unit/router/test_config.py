@@ -1,5 +1,6 @@
 """The configuration: what is allowed, and what an error says."""
 
+import socket
 from pathlib import Path
 
 import msgspec
@@ -187,12 +188,56 @@ def test_the_process_answers_a_bad_command_line_with_one_line(capsys) -> None:
     )
 
 
+CHECK = [*PAIR, "--check", "--port", "0", "--access-log", "off"]
+
+
 def test_check_reads_the_files_too(tmp_path: Path, capsys) -> None:
-    assert main([*PAIR, "--check"]) == 0
+    assert main(CHECK) == 0
     keys = tmp_path / "keys.yaml"
     keys.write_text("tenants: {}")
-    assert main([*PAIR, "--check", "--keys-file", str(keys)]) == 2
+    assert main([*CHECK, "--keys-file", str(keys)]) == 2
     assert "no tenant has a key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--tls-cert", "FILE", "--tls-key", "FILE"], "give the two files of one certificate"),
+        (["--engine-cert", "FILE", "--engine-cert-key", "FILE"], "the two files of one"),
+        (["--engine-ca", "FILE"], "holds no CA certificate in PEM"),
+        (["--workers-file", "FILE"], "line 2, column 2: "),
+        (["--keys-file", "FILE"], "it is not UTF-8 (byte 17); save it as UTF-8"),
+        (["--engine-key-file", "FILE"], "it is not UTF-8 (byte 17); save it as UTF-8"),
+        (["--admin-key-file", "FILE"], "it is not UTF-8 (byte 17); save it as UTF-8"),
+        (["--profile", "FILE"], "FILE"),
+        (["--profile", "nope"], "shipped profiles are"),
+        (["--tokenizer-path", "FILE"], "is not a tokenizer"),
+        (["--access-log", "FILE/log"], "; give a file that this user may write"),
+        (["--slo-class", "default=1000,50"], "is set by --ttft-slo-ms and --tpot-slo-ms"),
+        (["--host", "203.0.113.9", "--allow-unauthenticated"], "0.0.0.0 for all"),
+        (["--host", "no.such.invalid", "--allow-unauthenticated"], "has no address"),
+    ],
+)
+def test_check_refuses_what_a_start_would_refuse(
+    flags: list[str], says: str, tmp_path: Path, capsys
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"prefill: [\nmore: \xff\n" if "key" in flags[0] else b"prefill: [\n]: x\n")
+    assert main([*CHECK, *(flag.replace("FILE", str(file)) for flag in flags)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kairos-router: {flags[0]}") or "--host, --port: " in line
+    assert says.replace("FILE", str(file)) in line
+    for raw in ("_ssl.c", "Errno", "unicode string", "kairos-ttft"):
+        assert raw not in line
+
+
+def test_check_tells_that_the_port_is_taken(capsys) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main([*CHECK, "--port", port]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert f"another process listens on 127.0.0.1:{port}" in first
+    assert last == "kairos-router: the configuration is good"
 
 
 def test_the_help_names_every_flag_and_shows_an_example_that_works(capsys) -> None:

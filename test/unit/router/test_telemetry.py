@@ -33,7 +33,7 @@ def report(**fields) -> TelemetryReport:
 
 
 def pool() -> ConnectionPool:
-    return ConnectionPool(ssl.create_default_context, 1.0)
+    return ConnectionPool(ssl.create_default_context(), 1.0)
 
 
 def server(port: int) -> WorkerEndpoint:

@@ -56,8 +56,12 @@ def read_document(path: Path, where: str) -> dict[str, Any]:
         if path.suffix == ".toml":
             return tomllib.loads(text)
         document = yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark, problem = error.problem_mark, error.problem or error.context or "not YAML"
+        at = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+        raise InputError(f"{where}: {path}: {at}{problem}; correct it there") from None
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{where}: {path}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{where}: {path}: {' '.join(str(error).split())}") from None
     if document is None:
         return {}
     return mapping(document, f"{where}: {path}")

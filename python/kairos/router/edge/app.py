@@ -1,6 +1,7 @@
 """The router's endpoints and its process: listen, serve, drain."""
 
 import asyncio
+import errno
 import gc
 import logging
 import resource
@@ -19,7 +20,7 @@ from kairos.router.edge.answers import SERVER, json_answer, refusal
 from kairos.router.edge.client_connection import protocol_factory
 from kairos.router.edge.errors import RequestError, invalid
 from kairos.router.edge.limits import check_headers
-from kairos.router.edge.listener import ConnectionCount, Listener
+from kairos.router.edge.listener import ConnectionCount, Listener, no_listening, try_address
 from kairos.router.edge.openapi import document
 from kairos.router.edge.tls import reload_certificate, server_context
 from kairos.router.observe import tracing
@@ -29,6 +30,7 @@ from kairos.router.request.outcome import Outcome
 from kairos.router.router import Router
 from kairos.router.text import clean
 from kairos.router.upstream.http_client import BrokenError
+from kairos.router.workers.discovery import read_workers
 from kairos.router.workers.endpoint import Role, parse_endpoint
 from kairos.router.workers.worker import State, Worker
 from kairos.slo import SLO_HEADERS
@@ -302,6 +304,36 @@ def serve(config: RouterConfig) -> int:
     return uvloop.run(_serve(config))
 
 
+def check(config: RouterConfig) -> str | None:
+    """Load what a start loads, and try the address.
+
+    Returns:
+        None, or something to know before the start.
+
+    Raises:
+        InputError: the router would not start.
+    """
+
+    async def load() -> str | None:
+        router = Router(config)
+        try:
+            if config.workers.workers_file is not None:
+                read_workers(config.workers.workers_file)
+            server_context(config.listen)
+            try_address(config.listen.host, config.listen.port)
+        except OSError as error:
+            problem = no_listening(config.listen, error)
+            if error.errno != errno.EADDRINUSE:
+                raise InputError(f"--host, --port: {problem}") from None
+            return f"note: {problem}"  # perhaps this router, which is to be restarted
+        finally:
+            await router.stop()
+            router.close()
+        return None
+
+    return uvloop.run(load())
+
+
 def _raise_file_limit(connections: int) -> None:
     """A stream takes two files beside its client's; many systems give 1,024 unless asked."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -345,7 +377,7 @@ async def _serve(config: RouterConfig) -> int:
                 config.timeouts.header_timeout_s,
             )
         except OSError as error:
-            raise InputError(f"--host, --port: cannot listen on them: {error}") from error
+            raise InputError(f"--host, --port: {no_listening(listen, error)}") from None
         scheme = "http" if context is None else "https"
         _log.info("listening on %s://%s:%d", scheme, listen.host, listener.port)
         await stop.wait()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kairos.errors import InputError
-from kairos.router.config.load import read_document, refuse_unknown
+from kairos.router.config.load import read_document, read_text, refuse_unknown
 from kairos.router.config.settings import RouterConfig
 from kairos.router.edge.errors import unauthorized
 from kairos.router.edge.tenant import ANONYMOUS, Tenant, parse_classes, parse_tenants
@@ -158,7 +158,7 @@ def load_keys(config: RouterConfig) -> Keys:
     admin: tuple[bytes, ...] = ()
     if security.admin_key_file is not None:
         where = f"--admin-key-file: {security.admin_key_file}"
-        lines = _lines(security.admin_key_file, where)
+        lines = _lines(security.admin_key_file, "--admin-key-file")
         admin = tuple(parse_hash(line, where) for line in lines)
         if not admin:
             raise InputError(f"{where}: no key in there; generate one with kairos-router key")
@@ -218,19 +218,15 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def _lines(path: Path, where: str) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: cannot be read: {error}") from error
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+def _lines(path: Path, flag: str) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in read_text(path, flag).splitlines())
     return [line for line in lines if line]
 
 
 def _secret(path: Path | None, flag: str) -> str | None:
     if path is None:
         return None
-    lines = _lines(path, f"{flag}: {path}")
+    lines = _lines(path, flag)
     if len(lines) != 1 or not lines[0].isascii() or not lines[0].isprintable():
         raise InputError(f"{flag}: {path}: it must hold one line of printable ASCII, the key")
     return lines[0]

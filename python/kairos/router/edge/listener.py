@@ -11,6 +11,8 @@ import socket
 import ssl
 from collections.abc import Callable
 
+from kairos.router.config.settings import Listen
+
 _log = logging.getLogger(__name__)
 
 _BACKLOG = 4096
@@ -19,6 +21,30 @@ _PAUSE_S = 0.1  # without file descriptors or memory, before the next attempt
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 Factory = Callable[[], asyncio.Protocol]
+
+
+def no_listening(listen: Listen, error: OSError) -> str:
+    """Say why an address cannot be listened on, and what to do."""
+    where = f"{listen.host}:{listen.port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"another process listens on {where}; stop it, or take another port"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"this machine has no address {listen.host}; take one of its own, or 0.0.0.0 for all"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"this user may not listen on {where}; take a port from 1024 on"
+    if isinstance(error, socket.gaierror):
+        return f"the name {listen.host} has no address; give one that this machine resolves"
+    return f"cannot listen on {where}: {error.strerror or error}"
+
+
+def try_address(host: str, port: int) -> None:
+    """Bind an address for a moment.
+
+    Raises:
+        OSError: it cannot be listened on.
+    """
+    for bound in _bound(host, port):
+        bound.close()
 
 
 class ConnectionCount:

@@ -79,11 +79,23 @@ def load_certificate(context: ssl.SSLContext, cert: Path, key: Path | None, wher
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{where}: {cert} and {key} are no certificate and key: {error}") from None
+        raise InputError(
+            f"{where}: {cert} and {key} are no certificate chain and its private key in PEM "
+            f"({_reason(error)}); give the two files of one certificate"
+        ) from None
 
 
 def _load_ca(context: ssl.SSLContext, path: Path, flag: str) -> None:
     try:
         context.load_verify_locations(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"{flag}: {path} holds no CA certificate: {error}") from None
+        raise InputError(
+            f"{flag}: {path} holds no CA certificate in PEM ({_reason(error)}); give one that does"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The cause in words; OpenSSL puts its own source file into the message."""
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "not PEM").replace("_", " ").lower()
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

@@ -1,6 +1,7 @@
 """One JSON line per ended request, written by a thread so that a slow disk delays no request."""
 
 import logging
+import os
 import queue
 import sys
 import threading
@@ -70,14 +71,17 @@ class AccessLog:
 
     def _open(self) -> FileIO:
         # Unbuffered: a batch is one write, so that processes can share a file.
+        if self._off:
+            return FileIO(os.devnull, "w")
         if self._path is None:
             return FileIO(sys.stdout.fileno(), "w", closefd=False)
         try:
             return FileIO(self._path, "a")
         except OSError as error:
             raise InputError(
-                f"--access-log: cannot write to {self._path}: {error.strerror}"
-            ) from error
+                f"--access-log: cannot write to {self._path} ({error.strerror}); give a file that "
+                "this user may write, - for stdout, or off"
+            ) from None
 
     def _write(self) -> None:
         last = False

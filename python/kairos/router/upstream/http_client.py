@@ -219,7 +219,7 @@ class ConnectionPool:
         headers: sent with every request, such as Authorization.
     """
 
-    def __init__(self, context: Callable[[], ssl.SSLContext], connect_timeout_s: float) -> None:
+    def __init__(self, context: ssl.SSLContext, connect_timeout_s: float) -> None:
         self._context = context
         self._connect_timeout_s = connect_timeout_s
         self._idle: dict[str, deque[tuple[float, EngineConnection]]] = {}
@@ -308,7 +308,7 @@ class ConnectionPool:
                     EngineConnection,
                     endpoint.host,
                     int(key.rpartition(":")[2]),
-                    ssl=self._context() if secure else None,
+                    ssl=self._context if secure else None,
                     server_hostname=(endpoint.name or endpoint.host) if secure else None,
                 )
         except TimeoutError:
