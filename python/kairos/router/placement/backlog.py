@@ -72,18 +72,8 @@ class Backlog:
 
     def add(self, id: int, rank: float, prompt: SentPrompt) -> None:
         """Put a prompt behind those of lower rank."""
-        self._prompts.add(
-            rank,
-            id,
-            (
-                prompt.deadline_s,
-                prompt.work_s,
-                prompt.rest_s,
-                prompt.tokens,
-                prompt.longest_s,
-                0.0,
-            ),
-        )
+        deadline_s, work_s, longest_s, rest_s, tokens = prompt
+        self._prompts.add(rank, id, (deadline_s, work_s, rest_s, tokens, longest_s, 0.0))
 
     def remove(self, id: int) -> float | None:
         """Return the prompt's work, uncalibrated; None if it is not here (any more)."""
@@ -94,13 +84,7 @@ class Backlog:
         return work_s
 
     def advance(self, now_s: float, factor: float, in_turn: bool) -> None:
-        """Serve for the time since the last call.
-
-        Args:
-            now_s: monotonic seconds.
-            factor: calibrates the work.
-            in_turn: no prompt is served before the first one is done.
-        """
+        """Serve for the time since the last call; see `backlog_kernel.advance`."""
         passed = now_s - self._clock_s
         if passed > 0.0:
             self._clock_s = now_s

@@ -43,20 +43,9 @@ class WaitingQueue:
 
     def add(self, entry: QueuedRequest) -> None:
         """Queue a request; its state is void before the next `classify`."""
-        work = entry.work
-        self._table.add(
-            work.deadline_s,
-            work.id,
-            (
-                work.deadline_s,
-                work.id,
-                work.arrival_s,
-                entry.work_s,
-                entry.flow,
-                work.best_effort,
-                self._feasible,
-            ),
-        )
+        work, due_s = entry.work, entry.work.deadline_s
+        row = due_s, work.id, work.arrival_s, entry.work_s, entry.flow, work.best_effort
+        self._table.add(due_s, work.id, (*row, self._feasible))
         self.entries[work.id] = entry
 
     def remove(self, id: int) -> QueuedRequest:

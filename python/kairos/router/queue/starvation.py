@@ -44,13 +44,7 @@ class Starvation:
             self.reservation = (work.id, widest.key)
 
     def served(self, work: RequestDemand, work_s: float, now_s: float) -> None:
-        """Earn the share of a request that was sent; a starved one is deducted.
-
-        Args:
-            work: the request.
-            work_s: seconds of prefill, calibrated.
-            now_s: monotonic seconds.
-        """
+        """Earn the share of a sent request's calibrated prefill; a starved one is deducted."""
         self.credit.earn(work_s)
         if self._starves(work, now_s):
             self.credit.spend(work_s)
