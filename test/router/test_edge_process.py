@@ -191,7 +191,7 @@ def test_a_taken_port_and_a_bad_profile_stop_the_start(served, tmp_path: Path) -
     router, _, _ = served
     pair = ["--prefill", "http://127.0.0.1:1", "--decode", "http://127.0.0.1:2"]
     for argv, says in (
-        (["--port", str(router.port)], "cannot listen"),
+        (["--port", str(router.port)], "another process listens"),
         (["--port", "0", "--profile", "no-such"], "no-such"),
         (["--port", "0", "--tokenizer-path", str(tmp_path / "none")], "none"),
         (["--port", "0", "--access-log", str(tmp_path / "no" / "log")], "--access-log"),

@@ -1,7 +1,6 @@
 """One JSON line per ended request, written by a thread so that a slow disk delays no request."""
 
 import logging
-import os
 import queue
 import sys
 import threading
@@ -41,9 +40,9 @@ class AccessLog:
         self._reopen = threading.Event()
         # Lines, and None as the last one.
         self._lines: queue.Queue[bytes | None] = queue.Queue(_MAX_LINES)
-        self._file = self._open()
         self._thread = threading.Thread(target=self._write, name="access-log", daemon=True)
         if not self._off:
+            self._file = self._open()
             self._thread.start()
 
     def write(self, end: AccessRecord) -> None:
@@ -71,8 +70,6 @@ class AccessLog:
 
     def _open(self) -> FileIO:
         # Unbuffered: a batch is one write, so that processes can share a file.
-        if self._off:
-            return FileIO(os.devnull, "w")
         if self._path is None:
             return FileIO(sys.stdout.fileno(), "w", closefd=False)
         try:
