@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from kairos_patches.current_state import scheduler_state
 from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
 if TYPE_CHECKING:
@@ -31,43 +32,18 @@ def update_running_batch(
     return decode.batcher.update(original, scheduler, batch)
 
 
-def run_batch(
-    result: object, scheduler: "Scheduler", batch: "ScheduleBatch", *args: object, **kwargs: object
-) -> None:
-    """Merge the running batch again once the step is launched."""
-    decode = scheduler.kairos.decode
-    if decode is not None:
-        decode.batcher.launched(scheduler, batch)
-
-
-def process_batch_result(
-    result: None, scheduler: "Scheduler", batch: "ScheduleBatch", output: object
-) -> None:
-    """Measure the step whose tokens have just been streamed; the next step starts now."""
-    decode = scheduler.kairos.decode
-    if decode is not None and batch.forward_mode.is_decode():
-        decode.processed(batch)
-        decode.batcher.stream_due(scheduler)
-
-
-def get_new_prebuilt_batch(
-    batch: "ScheduleBatch | None", scheduler: "Scheduler", running_batch: "ScheduleBatch"
-) -> None:
-    """Mark first tokens that are held back, before upstream streams them."""
-    decode = scheduler.kairos.decode
-    if batch is not None and decode is not None and decode.held is not None:
-        decode.held.mark(batch.reqs, scheduler.kairos.clock.now())
-
-
 def process_batch_result_prebuilt(
     original: "Callable[[SchedulerBatchResultProcessor, PrebuiltBatch], None]",
     processor: "SchedulerBatchResultProcessor",
     batch: "PrebuiltBatch",
 ) -> None:
     """Stream first tokens, except those held back."""
-    from sglang.srt.kairos.decode.held_tokens import process_prebuilt
-
-    process_prebuilt(original, processor, batch)
+    state = scheduler_state()
+    held = None if state.decode is None else state.decode.held
+    if held is None:
+        original(processor, batch)
+    else:
+        held.process_prebuilt(lambda part: original(processor, part), batch, state.clock.now())
 
 
 def update_handshake_waiters(
@@ -85,19 +61,13 @@ def resume_retracted_reqs(
     *args: object,
     **kwargs: object,
 ) -> "list[Req]":
-    """Resume short requests first: upstream's loop ends at the first that does not fit."""
+    """Resume short requests first, and take in transferred prompts while others are retracted."""
     decode = queue.scheduler.kairos.decode
-    if decode is not None:
-        decode.preallocation.arrange_retracted(queue)
-    return original(queue, *args, **kwargs)
-
-
-def process_decode_queue(result: None, scheduler: "Scheduler") -> None:
-    """Take in prompts whose KV has arrived while retracted requests wait for memory."""
-    decode = scheduler.kairos.decode
-    if decode is not None:
-        decode.preallocation.take_in_transferred()
-        decode.batcher.settle(scheduler)
+    if decode is None:
+        return original(queue, *args, **kwargs)
+    decode.preallocation.arrange_retracted(queue)
+    resumed = original(queue, *args, **kwargs)
+    return [*resumed, *decode.preallocation.pop_transferred()]
 
 
 def get_decode_retraction_order(
@@ -127,45 +97,12 @@ HOOKS = [
         test="test/engine/test_decode_batch.py",
     ),
     Hook(
-        module=_SCHEDULER,
-        name="Scheduler.run_batch",
-        kind=HookKind.AFTER,
-        process=HookProcess.SCHEDULER,
-        call=run_batch,
-        changes="Skipped requests return to the running batch right after the launch.",
-        why="Everything between two steps (aborts, retraction, pauses, load) reads the running "
-        "batch.",
-        test="test/engine/test_decode_batch.py",
-    ),
-    Hook(
-        module=_SCHEDULER,
-        name="Scheduler.process_batch_result",
-        kind=HookKind.AFTER,
-        process=HookProcess.SCHEDULER,
-        call=process_batch_result,
-        changes="Decode step times are learned. With --kairos-hold, held first tokens whose step "
-        "starts now are streamed.",
-        why="Upstream's own counters keep sums, not steps. Under the overlap schedule only the "
-        "cadence of results shows the duration of a step.",
-        test="test/engine/test_decode_batch.py",
-    ),
-    Hook(
-        module=_DECODE,
-        name="SchedulerDisaggregationDecodeMixin.get_new_prebuilt_batch",
-        kind=HookKind.AFTER,
-        process=HookProcess.SCHEDULER,
-        call=get_new_prebuilt_batch,
-        changes="With --kairos-hold, first tokens that may be held back are marked.",
-        why="The next line of upstream's loop streams them.",
-        test="test/engine/test_decode_hold.py",
-    ),
-    Hook(
         module="sglang.srt.managers.scheduler_components.batch_result_processor",
         name="SchedulerBatchResultProcessor.process_batch_result_prebuilt",
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
         call=process_batch_result_prebuilt,
-        changes="With --kairos-hold, marked first tokens are not streamed yet.",
+        changes="With --kairos-hold, first tokens that may be held back are not streamed yet.",
         why="Upstream streams all first tokens in one call.",
         test="test/engine/test_decode_hold.py",
     ),
@@ -187,20 +124,11 @@ HOOKS = [
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
         call=resume_retracted_reqs,
-        changes="Retracted requests are resumed in order of length, short ones first.",
-        why="It goes by position and ends at the first request that does not fit. No prompt gets "
-        "memory before all retracted requests are resumed.",
-        test="test/unit/sglang_kairos/test_decode_preallocation.py",
-    ),
-    Hook(
-        module=_DECODE,
-        name="SchedulerDisaggregationDecodeMixin.process_decode_queue",
-        kind=HookKind.AFTER,
-        process=HookProcess.SCHEDULER,
-        call=process_decode_queue,
-        changes="Prompts whose KV has arrived join the running batch, and stream their first "
-        "token, also while retracted requests wait for memory.",
-        why="It returns before it polls transfers, although these need no further memory.",
+        changes="Retracted requests are resumed in order of length, short ones first. Prompts "
+        "whose KV has arrived join the running batch also while retracted requests wait for "
+        "memory.",
+        why="It goes by position and ends at the first request that does not fit. While it leaves "
+        "requests, upstream polls no transfers, although these need no further memory.",
         test="test/unit/sglang_kairos/test_decode_preallocation.py",
     ),
     Hook(

@@ -6,14 +6,7 @@ from typing import TYPE_CHECKING
 from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
 if TYPE_CHECKING:
-    from sglang.srt.kairos.upstream import PrefillBootstrapQueue, ScheduleBatch, Scheduler
-
-
-def pop_bootstrapped(queue: "PrefillBootstrapQueue") -> None:
-    """Give scarce metadata buffers to the most urgent requests."""
-    free = queue.req_to_metadata_buffer_idx_allocator.available_size()
-    if free < len(queue.queue):
-        queue.scheduler.kairos.order_handshakes(queue.queue, queue.scheduler.policy)
+    from sglang.srt.kairos.upstream import ScheduleBatch, Scheduler
 
 
 def process_batch_result_disagg_prefill(
@@ -33,17 +26,6 @@ def process_batch_result_disagg_prefill(
 HOOKS = [
     Hook(
         module="sglang.srt.disaggregation.prefill",
-        name="PrefillBootstrapQueue.pop_bootstrapped",
-        kind=HookKind.BEFORE,
-        process=HookProcess.SCHEDULER,
-        call=pop_bootstrapped,
-        changes="While metadata buffers are short, the most urgent requests leave the handshake "
-        "first.",
-        why="A request without a buffer stays in this queue, in order of arrival.",
-        test="test/unit/sglang_kairos/test_state.py",
-    ),
-    Hook(
-        module="sglang.srt.disaggregation.prefill",
         name="SchedulerDisaggregationPrefillMixin.process_batch_result_disagg_prefill",
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
@@ -56,6 +38,11 @@ HOOKS = [
     ),
 ]
 DEPENDENCIES = [
+    UpstreamDependency(
+        "sglang.srt.disaggregation.prefill.PrefillBootstrapQueue.pop_bootstrapped",
+        "takes prompts out of the handshake in the order of its queue, as long as there are "
+        "metadata buffers",
+    ),
     UpstreamDependency(
         "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin."
         "optimistic_release_and_requeue",

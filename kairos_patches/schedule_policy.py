@@ -1,6 +1,5 @@
 """`sglang.srt.managers.schedule_policy`: order of the waiting queue."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
@@ -23,33 +22,6 @@ def calc_priority(
         state.order(waiting_queue, policy)
 
 
-def shortest_prefill_chunk_limit(
-    original: Callable[..., int | None], policy: "SchedulePolicy", *args: object, **kwargs: object
-) -> int | None:
-    """Leave tokens beside the continued prompt for the prompts that are planned with it."""
-    state: KairosState | None = getattr(policy, "kairos", None)
-    if state is not None and state.planner is not None:
-        return state.planner.forming.continued_limit()
-    return original(policy, *args, **kwargs)
-
-
-def select_prefill_admission(
-    original: Callable[..., object],
-    adder: object,
-    req: "Req",
-    *,
-    has_chunked_req: bool = False,
-    **kwargs: object,
-) -> object:
-    """Refuse a second unfinished prompt in a batch, which the scheduler cannot track."""
-    from sglang.srt.managers.schedule_policy import AddReqResult
-
-    admission = original(adder, req, has_chunked_req=has_chunked_req, **kwargs)
-    if has_chunked_req and getattr(admission, "is_chunked", False):
-        return AddReqResult.OTHER
-    return admission
-
-
 HOOKS = [
     Hook(
         module="sglang.srt.managers.schedule_policy",
@@ -62,27 +34,6 @@ HOOKS = [
         why="Upstream's policies are a closed enum, validated by name.",
         test="test/unit/sglang_kairos/test_prefill_scheduler.py",
     ),
-    Hook(
-        module="sglang.srt.managers.schedule_policy",
-        name="SchedulePolicy.shortest_prefill_chunk_limit",
-        kind=HookKind.AROUND,
-        process=HookProcess.SCHEDULER,
-        call=shortest_prefill_chunk_limit,
-        changes="The continued prompt gets its planned tokens instead of the whole chunk.",
-        why="Its result is the only limit between the chunk size and the continued prompt.",
-        test="test/engine/test_prefill_planner.py",
-    ),
-    Hook(
-        module="sglang.srt.managers.schedule_policy",
-        name="PrefillAdder._select_prefill_admission",
-        kind=HookKind.AROUND,
-        process=HookProcess.SCHEDULER,
-        call=select_prefill_admission,
-        changes="A request that does not fit whole beside a continued prompt waits.",
-        why="Upstream has this rule for its shortest-prefill-first policy only. Without the rule, "
-        "the scheduler stops on an assertion.",
-        test="test/engine/test_prefill_planner.py",
-    ),
 ]
 DEPENDENCIES = [
     UpstreamDependency(
@@ -92,6 +43,11 @@ DEPENDENCIES = [
     ),
     UpstreamDependency(
         "sglang.srt.managers.schedule_policy.PrefillAdder.add_chunked_req",
-        "continues the started prompt by as many tokens as the limit allows",
+        "continues the started prompt by as many tokens as `chunked_req_limit` allows, the only "
+        "limit beside the chunk size",
+    ),
+    UpstreamDependency(
+        "sglang.srt.managers.schedule_policy.PrefillAdder._select_prefill_admission",
+        "tells whether a prompt of the queue fits whole or begins a chunk",
     ),
 ]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sglang.srt.kairos.upstream import (
         AbortReq,
         GetInternalStateReqOutput,
+        PrefillAdder,
         Req,
         ScheduleBatch,
         Scheduler,
@@ -26,9 +27,8 @@ def init(
 ) -> None:
     """Attach Kairos' state, and refuse unsupported modes of an `Engine(...)`."""
     from sglang.srt.kairos.config import active_config
-    from sglang.srt.kairos.state import KairosState
+    from sglang.srt.kairos.state import KairosState, install
     from sglang.srt.kairos.support import refuse_unsupported
-    from sglang.srt.kairos.telemetry import publisher_for
 
     from kairos_patches import verify_applied
 
@@ -38,7 +38,7 @@ def init(
     refuse_unsupported(server_args, config)
     scheduler.kairos = KairosState(config, scheduler)
     scheduler.policy.kairos = scheduler.kairos
-    scheduler.kairos_telemetry = publisher_for(config.telemetry)
+    install(scheduler.kairos)
 
 
 def create_generation_req(
@@ -52,27 +52,19 @@ def get_internal_state(
     output: "GetInternalStateReqOutput", scheduler: "Scheduler", recv_req: object
 ) -> None:
     """Show Kairos' state in /server_info."""
-    telemetry = scheduler.kairos_telemetry
-    output.internal_state["kairos"] = {
-        **scheduler.kairos.snapshot(),
-        "telemetry": None if telemetry is None else telemetry.endpoint,
-    }
-
-
-def publish_load_snapshot(result: object, scheduler: "Scheduler", force: bool = False) -> None:
-    """Publish the load for routers."""
-    if scheduler.kairos_telemetry is not None:
-        scheduler.kairos_telemetry.tick(scheduler)
+    output.internal_state["kairos"] = scheduler.kairos.snapshot()
 
 
 def get_new_batch_prefill_raw(
     original: "Callable[..., FormedBatch]",
     scheduler: "Scheduler",
     *,
-    running_batch: object,
+    running_batch: "ScheduleBatch",
     **kwargs: object,
 ) -> "FormedBatch":
-    """Plan the batch, then let upstream form it."""
+    """Plan the batch and let upstream form it, unless a decode step is due before."""
+    if scheduler.kairos.decode_is_due(running_batch, scheduler.last_batch):
+        return None, running_batch
 
     def form(running: object) -> "FormedBatch":
         return original(scheduler, running_batch=running, **kwargs)
@@ -83,11 +75,22 @@ def get_new_batch_prefill_raw(
     return planner.next_batch(form, scheduler, running_batch)
 
 
-def should_defer_prefill(
-    deferred: bool, scheduler: "Scheduler", running_batch: "ScheduleBatch"
-) -> bool:
-    """Defer prefill where a decode step is due between two prompts."""
-    return deferred or scheduler.kairos.decode_is_due(running_batch, scheduler.last_batch)
+def get_prefill_adder_class(
+    base: "type[PrefillAdder]", scheduler: "Scheduler"
+) -> "type[PrefillAdder]":
+    """Put the limits of the planned batch on upstream's adder."""
+    planner = scheduler.kairos.planner
+    return base if planner is None else planner.forming.adder_class(base)
+
+
+def process_batch_result(
+    original: "Callable[[Scheduler, ScheduleBatch, object], None]",
+    scheduler: "Scheduler",
+    batch: "ScheduleBatch",
+    result: object,
+) -> None:
+    """Merge the running batch of a launched step, and measure the batch that has ended."""
+    scheduler.kairos.process_result(lambda: original(scheduler, batch, result), batch)
 
 
 def abort_request(result: None, scheduler: "Scheduler", recv_req: "AbortReq") -> None:
@@ -105,13 +108,6 @@ def process_pending_chunked_abort(
         original(scheduler)
     else:
         planner.preempted.process_aborts(lambda: original(scheduler), scheduler)
-
-
-def record_step_counters(
-    output: None, scheduler: "Scheduler", batch: "ScheduleBatch", result: object
-) -> None:
-    """Measure the batch whose result has just been processed."""
-    scheduler.kairos.measured(batch)
 
 
 def collect_inflight_reqs(found: "set[Req]", scheduler: "Scheduler") -> "set[Req]":
@@ -160,36 +156,43 @@ HOOKS = [
     ),
     Hook(
         module="sglang.srt.managers.scheduler",
-        name="Scheduler.publish_load_snapshot",
-        kind=HookKind.AFTER,
-        process=HookProcess.SCHEDULER,
-        call=publish_load_snapshot,
-        changes="With --kairos-telemetry, load, calibration and slack are published for routers, "
-        "at most 20 times a second.",
-        why="It runs after every batch and, at bounded intervals, while the scheduler is idle.",
-        test="test/unit/sglang_kairos/test_telemetry.py",
-    ),
-    Hook(
-        module="sglang.srt.managers.scheduler",
         name="Scheduler._get_new_batch_prefill_raw",
         kind=HookKind.AROUND,
         process=HookProcess.SCHEDULER,
         call=get_new_batch_prefill_raw,
         changes="A prefill server plans every batch by urgency. A started prompt may be preempted "
-        "between its chunks, so that more urgent prompts overtake it.",
-        why="Upstream continues the started prompt before it reads the waiting queue.",
+        "between its chunks, so that more urgent prompts overtake it. Without disaggregation, "
+        "running requests get a decode step between prompts once their TPOT objective has passed "
+        "without a step.",
+        why="Upstream continues the started prompt before it reads the waiting queue, and runs "
+        "every waiting prompt before a decode step.",
         test="test/engine/test_prefill_planner.py",
     ),
     Hook(
         module="sglang.srt.managers.scheduler",
-        name="Scheduler._should_defer_prefill",
+        name="Scheduler.get_prefill_adder_class",
         kind=HookKind.AFTER,
         process=HookProcess.SCHEDULER,
-        call=should_defer_prefill,
-        changes="Without disaggregation, running requests get a decode step between prompts once "
-        "their TPOT objective has passed without a step.",
-        why="Upstream runs every waiting prompt first. Its own interval counts batches, not time.",
-        test="test/engine/test_decode_turns.py",
+        call=get_prefill_adder_class,
+        changes="The continued prompt gets its planned tokens instead of the whole chunk. A prompt "
+        "that does not fit whole beside it waits.",
+        why="Upstream documents it as the seam for another adder. Its own limits are those of its "
+        "shortest-prefill-first policy.",
+        test="test/engine/test_prefill_planner.py",
+    ),
+    Hook(
+        module="sglang.srt.managers.scheduler",
+        name="Scheduler.process_batch_result",
+        kind=HookKind.AROUND,
+        process=HookProcess.SCHEDULER,
+        call=process_batch_result,
+        changes="The duration of every batch corrects the latency models. Skipped requests return "
+        "to the running batch before the result is processed. With --kairos-hold, held first "
+        "tokens whose step starts now are streamed. With --enable-metrics, Kairos' figures appear "
+        "in /metrics.",
+        why="It runs once per batch, right after the launch of the next one. Upstream's own "
+        "counters keep sums, not steps.",
+        test="test/engine/test_decode_batch.py",
     ),
     Hook(
         module="sglang.srt.managers.scheduler",
@@ -210,17 +213,6 @@ HOOKS = [
         changes="Aborted preempted prompts end where upstream ends its own started prompt.",
         why="Upstream keeps one started prompt, in one attribute.",
         test="test/engine/test_prefill_planner.py",
-    ),
-    Hook(
-        module="sglang.srt.managers.scheduler",
-        name="Scheduler._record_step_counters",
-        kind=HookKind.AFTER,
-        process=HookProcess.SCHEDULER,
-        call=record_step_counters,
-        changes="The duration of every planned batch corrects the latency model. With "
-        "--enable-metrics, Kairos' figures appear in /metrics.",
-        why="It runs once per batch, right after the result of the batch was processed.",
-        test="test/engine/test_prefill_modes.py",
     ),
     Hook(
         module="sglang.srt.managers.scheduler",

@@ -189,9 +189,9 @@ def unchanged(name: str, size: int, repeats: int) -> dict[str, float]:
 
     def step() -> None:
         assert batcher.update(lambda _, same: same, scheduler, batch) is batch
-        batcher.launched(scheduler, batch)
         iteration = next(iterations)
         vars(batch)["forward_iter"] = iteration  # upstream's `run_batch` does
+        batcher.merge_launched(scheduler)
         steps.observe(batch, iteration * step_s, batcher.selection_skipped)
 
     for _ in range(600):

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from sglang.srt.kairos import upstream
 from sglang.srt.kairos.state import KairosState
-from sglang.srt.kairos.telemetry import TelemetryPublisher
 
 
 @dataclass
@@ -152,9 +151,8 @@ class FakePolicy:
 class FakeBootstrapQueue:
     """Stands in for upstream's `PrefillBootstrapQueue`, empty."""
 
-    def __init__(self, scheduler: "FakeScheduler") -> None:
+    def __init__(self) -> None:
         self.queue: list[upstream.Req] = []
-        self.scheduler = scheduler
         self.req_to_metadata_buffer_idx_allocator = FakePool(8)
 
 
@@ -187,7 +185,6 @@ class FakeScheduler:
 
     kairos: KairosState
     running_batch: upstream.ScheduleBatch
-    kairos_telemetry: TelemetryPublisher | None = None
 
     def __init__(self, role: str) -> None:
         self.disaggregation_mode = FakeMode(role)
@@ -200,7 +197,7 @@ class FakeScheduler:
         self.tree_cache = FakePool()
         self.token_to_kv_pool_allocator = FakePool(10_000)
         self.req_to_token_pool = FakePool(8)
-        self.disagg_prefill_bootstrap_queue = FakeBootstrapQueue(self)
+        self.disagg_prefill_bootstrap_queue = FakeBootstrapQueue()
         self.disagg_decode_prealloc_queue = FakeRetractedRequests()
         self.disagg_decode_transfer_queue = FakeTransferQueue()
         self.output_streamer = FakeStreamer()

@@ -276,7 +276,9 @@ def test_step_that_is_never_launched_loses_no_request() -> None:
     loop.running_batch = out
     again = loop.update()
     loop.running_batch = again
-    loop.batcher.launched(loop, again)
+    loop.batcher.merge_launched(loop)
+    assert len(loop.reqs) == 12, "it is not merged before its launch"
+    loop.launch(again)
     assert len(loop.reqs) == 14
 
 
@@ -291,7 +293,7 @@ def test_skipped_requests_stay_when_upstream_retracts_others() -> None:
 
     out = as_batch(loop.batcher.update(retract, loop, loop.running_batch))
     loop.running_batch = out
-    loop.batcher.launched(loop, out)
+    loop.launch(out)
     as_batch(loop.running_batch).check()
     assert len(loop.reqs) == 13
     assert loop.batcher.snapshot()["retractions"] == 1

@@ -84,8 +84,7 @@ def test_transferred_request_joins_while_retracted_ones_wait(others: int) -> Non
     transfers = server.scheduler.disagg_decode_transfer_queue
     transfers.queue, transfers.arrived = [transferred], [transferred.req]
     server.queue.retracted_queue = [retracted(1, 900)] * others
-    server.preallocation.take_in_transferred()
-    assert server.scheduler.waiting_queue == [transferred.req] * others
+    assert server.preallocation.pop_transferred() == [transferred.req] * others
 
 
 def test_prompt_whose_adapter_has_no_slot_takes_no_memory() -> None:

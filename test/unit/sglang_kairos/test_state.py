@@ -1,6 +1,7 @@
 """A scheduler's requests and their SLOs, against a stand-in for upstream's scheduler."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from unittest.mock import Mock
 
 import pytest
 from sglang.srt.kairos.config import KairosConfig
@@ -8,8 +9,10 @@ from sglang.srt.kairos.state import HANDSHAKE_ORDER_S, RECENT, KairosState
 from sglang.srt.kairos.upstream import Req
 
 from kairos.slo import Slo, SloClasses
+from kairos_patches.scheduler import get_new_batch_prefill_raw
+from support.decode_loop import Allocator, Batch
 from support.fake_req import FakeReq, fake_req
-from support.fake_scheduler import FakePolicy, FakeScheduler
+from support.fake_scheduler import FakePolicy, FakePool, FakeScheduler
 
 CONFIG = KairosConfig(SloClasses(Slo(2000, 50)), "tiny-fast", ("--kairos",))
 POLICY = FakePolicy()
@@ -68,21 +71,45 @@ def test_requests_are_numbered_and_the_recent_ones_shown() -> None:
     assert len(made.snapshot()["recent"]) == RECENT
 
 
+def receiving(receiver: object, local_reqs: Sequence[object] | None) -> list[object]:
+    """Upstream's `recv_requests`, when nothing comes."""
+    return []
+
+
 def test_handshakes_go_by_urgency_and_are_not_sorted_in_every_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = state("prefill")
+    scheduler = FakeScheduler("prefill")
+    made = KairosState(CONFIG, scheduler)
+    waiting = scheduler.disagg_prefill_bootstrap_queue
     now = [100.0]
     monkeypatch.setattr(made.clock, "now", lambda: now[0])
-    queue: list[Req] = [request(f"{ms}", {"kairos": {"ttft_ms": ms}}) for ms in (9000, 500, 3000)]
+    slos = (9000, 500, 3000)
+    waiting.queue += [request(f"{ms}", {"kairos": {"ttft_ms": ms}}) for ms in slos]
 
-    def order() -> list[str]:
-        made.order_handshakes(queue, POLICY)
-        return [req.rid for req in queue]
+    def after_a_pass() -> list[str]:
+        made.receive(receiving, None, None)
+        return [req.rid for req in waiting.queue]
 
-    assert order() == ["500", "3000", "9000"]
-    queue.append(request("100", {"kairos": {"ttft_ms": 100}}))
+    waiting.req_to_metadata_buffer_idx_allocator = FakePool(3)
+    assert after_a_pass() == ["9000", "500", "3000"], "there are buffers for all"
+    waiting.req_to_metadata_buffer_idx_allocator = FakePool(2)
+    assert after_a_pass() == ["500", "3000", "9000"]
+    waiting.queue.append(request("100", {"kairos": {"ttft_ms": 100}}))
     now[0] += 0.9 * HANDSHAKE_ORDER_S
-    assert order()[-1] == "100"
+    assert after_a_pass()[-1] == "100"
     now[0] += 0.2 * HANDSHAKE_ORDER_S
-    assert order()[0] == "100"
+    assert after_a_pass()[0] == "100"
+
+
+@pytest.mark.parametrize("due", [False, True])
+def test_a_decode_step_that_is_due_goes_before_prompts(
+    due: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = FakeScheduler("null")
+    scheduler.kairos = made = KairosState(CONFIG, scheduler)
+    monkeypatch.setattr(made, "decode_is_due", Mock(return_value=due))
+    running, formed = Batch([], Allocator()), (None, "formed")
+    form = Mock(return_value=formed)
+    found = get_new_batch_prefill_raw(form, scheduler, running_batch=running)
+    assert found == ((None, running) if due else formed)

@@ -14,7 +14,7 @@ import kairos_patches
 from support.upstream_source import UpstreamClass, upstream_class
 
 # Attributes that Kairos adds to upstream's objects.
-OWN = {"kairos", "kairos_telemetry"}
+OWN = {"kairos"}
 # Protocols of functions that Kairos hands to upstream.
 CALLBACKS = {"DeviceTimeReporter"}
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -125,23 +125,3 @@ class SharedClock:
                 "restart the server"
             )
         return [item for item in received if not isinstance(item, ClockReading)]
-
-
-_clock: SharedClock | None = None
-
-
-def install(clock: SharedClock) -> None:
-    """Make `clock` the one that this process's request receiver feeds. One scheduler a process."""
-    global _clock
-    _clock = clock
-
-
-def installed() -> SharedClock:
-    """Return the clock of this process's scheduler.
-
-    Raises:
-        RuntimeError: no scheduler has been made.
-    """
-    if _clock is None:
-        raise RuntimeError("no clock is installed; the scheduler installs it before it receives")
-    return _clock

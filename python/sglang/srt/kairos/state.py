@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from sglang.srt.kairos.config import KairosConfig
@@ -15,8 +15,9 @@ from sglang.srt.kairos.prefill.scheduler import PrefillScheduler
 from sglang.srt.kairos.prometheus import engine_metrics
 from sglang.srt.kairos.request_slo import RequestSlo, of_request
 from sglang.srt.kairos.request_state import RequestState
-from sglang.srt.kairos.shared_clock import SharedClock, install
+from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.support import planning_refusal
+from sglang.srt.kairos.telemetry import publisher_for
 from sglang.srt.kairos.upstream import Req, ScheduleBatch, SchedulePolicy, Scheduler
 
 from kairos.errors import InputError
@@ -41,6 +42,7 @@ class KairosState:
         planner: decides prefill batches; None where only the order is Kairos'.
         decode: decides decode batches and memory; None where there is no decode server.
         turns: decides when decode goes before prefill; None on disaggregated servers.
+        telemetry: publishes the load for routers; None where nothing is published.
     """
 
     def __init__(self, config: KairosConfig, scheduler: Scheduler) -> None:
@@ -52,8 +54,9 @@ class KairosState:
         """
         self.role: str = scheduler.disaggregation_mode.value
         self.clock = SharedClock(scheduler.tp_size)
-        install(self.clock)
+        self.telemetry = publisher_for(config.telemetry)
         self._config = config
+        self._scheduler = scheduler
         self._model = scheduler.model_config
         self._rows = scheduler.req_to_token_pool
         self._all_rows = self._rows.available_size()
@@ -112,23 +115,65 @@ class KairosState:
             self._admit_all(waiting)
             self.prefill.order(waiting, policy, self.clock.now())
 
-    def order_handshakes(self, queue: list[Req], policy: SchedulePolicy) -> None:
-        """Reorder requests that wait for their handshake in place, at intervals.
+    def receive(
+        self,
+        original: Callable[[object, Sequence[object] | None], list[object]],
+        receiver: object,
+        local_reqs: Sequence[object] | None,
+    ) -> list[object]:
+        """Begin a pass of the event loop.
 
-        Upstream looks at this queue in every pass of the event loop.
+        Around `SchedulerRequestReceiver.recv_requests`, which precedes everything else in a pass.
         """
+        received = self.clock.receive(original, receiver, local_reqs)
+        if self.decode is not None:
+            self.decode.batcher.merge_launched(self._scheduler)
+            self.decode.batcher.settle(self._scheduler)
+        elif self.role == "prefill":
+            self.order_handshakes()
+        if self.telemetry is not None:
+            self.telemetry.tick(self._scheduler)
+        return received
+
+    def order_handshakes(self) -> None:
+        """Put the most urgent requests first among those that wait for their handshake.
+
+        Only while metadata buffers are short, and at intervals: upstream looks at this queue in
+        every pass of the event loop.
+        """
+        waiting = self._scheduler.disagg_prefill_bootstrap_queue
+        free = waiting.req_to_metadata_buffer_idx_allocator.available_size()
         now = self.clock.now()
-        if self.prefill is None or now < self._handshakes_ordered_s + HANDSHAKE_ORDER_S:
+        if (
+            self.prefill is None
+            or free >= len(waiting.queue)
+            or now < self._handshakes_ordered_s + HANDSHAKE_ORDER_S
+        ):
             return
         self._handshakes_ordered_s = now
-        self._admit_all(queue)
-        self.prefill.order_handshakes(queue, policy, now)
+        self._admit_all(waiting.queue)
+        self.prefill.order_handshakes(waiting.queue, self._scheduler.policy, now)
 
     def decode_is_due(self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None) -> bool:
         """Return whether running requests get a step before waiting prompts."""
         return self.turns is not None and self.turns.due(
             running_batch, last_batch, self.clock.now()
         )
+
+    def process_result(self, process: Callable[[], None], batch: ScheduleBatch) -> None:
+        """Have upstream process the result of a batch, and learn from it.
+
+        Around `Scheduler.process_batch_result`. A decode step of this pass has been launched by
+        then, unless its result has to wait for this one.
+        """
+        decode = self.decode
+        if decode is not None:
+            decode.batcher.merge_launched(self._scheduler)
+        process()
+        if decode is not None and batch.forward_mode.is_decode():
+            decode.processed(batch)
+            decode.batcher.stream_due(self._scheduler)
+        self.measured(batch)
 
     def measured(self, batch: ScheduleBatch) -> None:
         """Measure a batch whose result has just been processed."""
@@ -161,6 +206,7 @@ class KairosState:
             "decode": None if self.decode is None else self.decode.snapshot(),
             "decode_turns": None if self.turns is None else self.turns.snapshot(),
             "recent": list(self._recent),
+            "telemetry": None if self.telemetry is None else self.telemetry.endpoint,
         }
 
     def _admit_all(self, requests: Iterable[Req]) -> None:
@@ -179,3 +225,23 @@ class KairosState:
         if not first:
             return None
         return state_file(self._config.state_dir, profile, engine_key(scheduler))
+
+
+_state: KairosState | None = None
+
+
+def install(state: KairosState) -> None:
+    """Make `state` the one of this process, which has one scheduler."""
+    global _state
+    _state = state
+
+
+def installed() -> KairosState:
+    """Return the state of this process's scheduler.
+
+    Raises:
+        RuntimeError: no scheduler has been made.
+    """
+    if _state is None:
+        raise RuntimeError("no scheduler is made yet; its state is installed right afterwards")
+    return _state

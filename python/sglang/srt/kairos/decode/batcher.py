@@ -2,7 +2,7 @@
 
 Between two passes of the event loop the running batch always holds every request, skipped ones
 included. So aborts, retraction, pauses, load figures and leak checks see what they expect. The
-batch is split when upstream updates it for a step, and merged right after the launch.
+batch is split when upstream updates it for a step, and merged once the step is launched.
 """
 
 import math
@@ -62,6 +62,7 @@ class DecodeBatcher:
         self._retraction = retraction
         self._refusal = refusal
         self._split: SplitBatch | LaunchedSplit | None = None
+        self._prepared_iter = 0  # of the selected batch before its launch
         self._in_flight_s = 0.0
         self._unselected = 0  # steps to come without a selection
         self._last_pause: tuple[float, float] | None = None
@@ -105,10 +106,17 @@ class DecodeBatcher:
             self._unselected = UNSELECTED_STEPS
         return self._updated(original, scheduler, batch)
 
-    def launched(self, scheduler: StepScheduler, batch: ScheduleBatch) -> None:
-        """Merge the running batch after `Scheduler.run_batch` has launched `batch`."""
+    def merge_launched(self, scheduler: StepScheduler) -> None:
+        """Merge the running batch if the selected requests have been launched.
+
+        Due before anything else reads the running batch. A launch rebinds tensors of its batch, so
+        the batch is not merged before.
+        """
         prepared = self._split
-        if not isinstance(prepared, SplitBatch) or batch is not prepared.selected:
+        if not isinstance(prepared, SplitBatch):
+            return
+        batch = prepared.selected
+        if batch is not scheduler.running_batch or batch.forward_iter == self._prepared_iter:
             return
         begin = time.perf_counter()
         whole = merged(batch, prepared.skipped)
@@ -232,6 +240,7 @@ class DecodeBatcher:
             return self._updated(original, scheduler, prepared.merged())
         if updated is not prepared.selected:
             self._split = SplitBatch(updated, prepared.skipped)
+        self._prepared_iter = updated.forward_iter
         self._counters.steps_with_skips += 1
         return updated
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from sglang.srt.kairos.request_state import AwaitedToken, StreamedToken
-from sglang.srt.kairos.upstream import PrebuiltBatch, Req, SchedulerBatchResultProcessor
+from sglang.srt.kairos.upstream import PrebuiltBatch, Req
 
 from kairos.policy.residents import Rows
 
@@ -45,6 +45,34 @@ class HeldTokens:
             if isinstance(state.first_token, AwaitedToken):
                 waits = req.to_finish is None and now + MARGIN_S < state.ttft_deadline_s
                 state.first_token = AwaitedToken(held=waits)
+
+    def process_prebuilt(
+        self,
+        original: Callable[[PrebuiltBatch], None],
+        batch: PrebuiltBatch,
+        now: float,
+    ) -> None:
+        """Process transferred requests as upstream does, without streaming held tokens.
+
+        Around `SchedulerBatchResultProcessor.process_batch_result_prebuilt`.
+        """
+        self.mark(batch.reqs, now)
+        if not any(req.kairos.is_held for req in batch.reqs):
+            original(batch)
+            return
+        shown = []
+        for req in batch.reqs:
+            if req.kairos.is_held:
+                req.update_finish_state()
+                req.kairos.first_token = AwaitedToken(held=not req.finished())
+            if req.kairos.is_held:
+                req.time_stats.set_decode_prebuilt_finish_time()
+            else:
+                shown.append(req)
+        if shown:
+            part = copy.copy(batch)
+            part.reqs = shown
+            original(part)
 
     def follow(self, rows: Rows, reqs: Sequence[Req]) -> None:
         """Set the release deadlines of held requests in rows that were rebuilt.
@@ -109,30 +137,3 @@ class HeldTokens:
             "held_ever": self._held_ever,
             "released_at_deadline": self._at_deadline,
         }
-
-
-def process_prebuilt(
-    original: Callable[[SchedulerBatchResultProcessor, PrebuiltBatch], None],
-    processor: SchedulerBatchResultProcessor,
-    batch: PrebuiltBatch,
-) -> None:
-    """Process transferred requests as upstream does, without streaming held tokens.
-
-    Runs around `SchedulerBatchResultProcessor.process_batch_result_prebuilt`.
-    """
-    if not any(req.kairos.is_held for req in batch.reqs):
-        original(processor, batch)
-        return
-    shown = []
-    for req in batch.reqs:
-        if req.kairos.is_held:
-            req.update_finish_state()
-            req.kairos.first_token = AwaitedToken(held=not req.finished())
-        if req.kairos.is_held:
-            req.time_stats.set_decode_prebuilt_finish_time()
-        else:
-            shown.append(req)
-    if shown:
-        part = copy.copy(batch)
-        part.reqs = shown
-        original(processor, part)

@@ -107,16 +107,16 @@ class DecodePreallocation:
                 key=lambda req: (len(req.origin_input_ids) + len(req.output_ids), _number(req))
             )
 
-    def take_in_transferred(self) -> None:
-        """Take in requests whose KV has arrived while a retracted request waits for memory.
+    def pop_transferred(self) -> list[Req]:
+        """Return requests whose KV has arrived while a retracted request waits for memory.
 
-        Runs after `process_decode_queue`, which polls no transfer meanwhile.
+        Runs after `resume_retracted_reqs`: upstream polls no transfer while it leaves some.
         """
         scheduler = self._scheduler
         waiting = scheduler.disagg_decode_prealloc_queue.retracted_queue
         if self._refusal is None and waiting and scheduler.disagg_decode_transfer_queue.queue:
-            arrived = scheduler.disagg_decode_transfer_queue.pop_transferred()
-            scheduler.waiting_queue.extend(arrived)
+            return scheduler.disagg_decode_transfer_queue.pop_transferred()
+        return []
 
     def snapshot(self) -> dict[str, object]:
         """Return counters for /server_info."""

@@ -4,8 +4,9 @@ from collections.abc import Callable, Container
 
 from sglang.srt.kairos.prefill.batch_composer import BatchLimits
 from sglang.srt.kairos.prefill.kv_budget import KvBudget
+from sglang.srt.kairos.prefill.planned_adder import planned_adder
 from sglang.srt.kairos.prefill.planned_batch import PlannedBatch
-from sglang.srt.kairos.upstream import PlanningScheduler, PrefillBatch, Req
+from sglang.srt.kairos.upstream import PlanningScheduler, PrefillAdder, PrefillBatch, Req
 
 FormedBatch = tuple[PrefillBatch | None, object]
 """The batch to launch, or None, and upstream's running batch, which Kairos only passes on."""
@@ -21,6 +22,7 @@ class BatchForming:
         """Form batches within `limits`."""
         self._limits = limits
         self._batch: PlannedBatch | None = None
+        self._adder: type[PrefillAdder] | None = None
 
     def ordered(self) -> list[Req] | None:
         """Return the prompts to take from the waiting queue, in order; None while none is formed.
@@ -33,6 +35,15 @@ class BatchForming:
         """Return the most tokens of the continued prompt in the batch being formed."""
         continued = None if self._batch is None else self._batch.continued
         return None if continued is None or continued.finishes else continued.tokens
+
+    def adder_class(self, base: type[PrefillAdder]) -> type[PrefillAdder]:
+        """Return upstream's class of adders under the limits of planned batches.
+
+        After `Scheduler.get_prefill_adder_class`.
+        """
+        if self._adder is None or not issubclass(self._adder, base):
+            self._adder = planned_adder(base, self.continued_limit)
+        return self._adder
 
     def form_planned(
         self,

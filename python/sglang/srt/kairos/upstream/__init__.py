@@ -33,6 +33,7 @@ from sglang.srt.kairos.upstream.memory import (
 )
 from sglang.srt.kairos.upstream.prefill import (
     PlanningScheduler,
+    PrefillAdder,
     PrefillBatch,
     PrefillBootstrapQueue,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "PlanningScheduler",
     "PreallocationScheduler",
     "PrebuiltBatch",
+    "PrefillAdder",
     "PrefillBatch",
     "PrefillBootstrapQueue",
     "Req",

@@ -12,7 +12,7 @@ from sglang.srt.kairos.upstream.requests import Req
 from sglang.srt.kairos.upstream.server import ServerArgs
 
 if TYPE_CHECKING:
-    from sglang.srt.kairos.upstream.scheduler import SchedulePolicy, Scheduler, TpModelWorker
+    from sglang.srt.kairos.upstream.scheduler import SchedulePolicy, TpModelWorker
 
 
 class PrefillBootstrapQueue(Protocol):
@@ -20,8 +20,6 @@ class PrefillBootstrapQueue(Protocol):
 
     @property
     def queue(self) -> list[Req]: ...
-    @property
-    def scheduler(self) -> "Scheduler": ...
     @property
     def req_to_metadata_buffer_idx_allocator(self) -> ReqToMetadataIdxAllocator: ...
 
@@ -42,6 +40,25 @@ class PrefillBatch(Protocol):
     @property
     def after_idle_gap(self) -> bool:
         """Nothing ran before this batch."""
+
+
+class PrefillAdder(Protocol):
+    """`sglang.srt.managers.schedule_policy.PrefillAdder`: forms one prefill batch."""
+
+    chunked_req_limit: int | None
+    """Most tokens of the continued prompt."""
+
+    def add_chunked_req(self, req: Req) -> Req | None: ...
+    def _select_prefill_admission(
+        self,
+        req: Req,
+        *,
+        total_tokens: int,
+        host_hit_length: int,
+        swa_host_hit_length: int,
+        truncation_align_size: int | None,
+        has_chunked_req: bool = False,
+    ) -> object: ...
 
 
 class PlanningScheduler(Protocol):

@@ -14,7 +14,6 @@ from sglang.srt.kairos.upstream.requests import Req
 
 if TYPE_CHECKING:
     from sglang.srt.kairos.state import KairosState
-    from sglang.srt.kairos.telemetry import TelemetryPublisher
 
 
 class DisaggregationMode(Protocol):
@@ -128,7 +127,6 @@ class Scheduler(PlanningScheduler, StepScheduler, PreallocationScheduler, Protoc
     """`sglang.srt.managers.scheduler.Scheduler`: forms the batches of one rank."""
 
     kairos: "KairosState"
-    kairos_telemetry: "TelemetryPublisher | None"
 
     # Parts.
     @property
