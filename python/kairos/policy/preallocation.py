@@ -88,8 +88,9 @@ class PreallocationParams(NamedTuple):
         loose_deadline_share: share in use up to which prompts with a loose deadline get memory.
         horizon_s: a prompt waits while shorter prompts that hold memory are more than this work for
             its prefill server, seconds.
-        aged_s: a prompt that has waited this long is served first, feasible or not. A bounded
-            amount of short prompts may bypass it.
+        aged_after: a prompt that has waited for this multiple of its TTFT objective is served
+            first, feasible or not. A bounded amount of short prompts may bypass it.
+        aged_least_s, aged_s: shortest and longest such wait.
         aged_credit_share: share of all memory granted that may go to aged prompts. More would let a
             backlog of infeasible prompts push out the feasible ones.
         engine_timeout_s: a prompt that has waited this long needs no credit, because the engine is
@@ -102,6 +103,8 @@ class PreallocationParams(NamedTuple):
     loose_deadline_s: float = 10.0
     loose_deadline_share: float = 0.7
     horizon_s: float = 2.0
+    aged_after: float = 6.0
+    aged_least_s: float = 6.0
     aged_s: float = 30.0
     aged_credit_share: float = 0.05
     engine_timeout_s: float = math.inf
@@ -109,7 +112,7 @@ class PreallocationParams(NamedTuple):
     def check(self) -> None:
         """Raise `InputError` for a value out of range."""
         for name, value in self._asdict().items():
-            high = math.inf if name.endswith("_s") else 1.0
+            high = 1.0 if name.endswith("_share") else math.inf
             check_range(f"preallocation: {name}", value, Range(0.0, high))
 
 
@@ -258,7 +261,7 @@ class Preallocation:
     def _aged(
         self, waiting: Sequence[PreallocationRequest], memory: DecodeMemory, now_s: float
     ) -> int | None:
-        """Return the index of the oldest prompt if it is aged and may be served first.
+        """Return the index of the prompt that aged first if it may be served first.
 
         A prompt that would not even fit an empty server is left out.
         """
@@ -267,15 +270,21 @@ class Preallocation:
             for i, prompt in enumerate(waiting)
             if _required_tokens(prompt, memory) <= memory.capacity_tokens
         )
-        at = min(fitting, key=lambda i: (waiting[i].requested_s, waiting[i].id), default=None)
+        at = min(fitting, key=lambda i: (self._aged_at_s(waiting[i]), waiting[i].id), default=None)
         if at is None:
             return None
-        waited_s = now_s - waiting[at].requested_s
         if self._credit.available:
-            return at if waited_s > self.params.aged_s else None
+            return at if now_s > self._aged_at_s(waiting[at]) else None
+        waited_s = now_s - waiting[at].requested_s
         pending = _infeasible_tokens(memory, now_s)
         exceeds = self._exceeds_pending(pending, waiting[at].tokens, memory)
         return at if waited_s > self.params.engine_timeout_s and not exceeds else None
+
+    def _aged_at_s(self, prompt: PreallocationRequest) -> float:
+        """Return when a prompt becomes aged, monotonic seconds."""
+        objective_s = max(prompt.deadline_s - prompt.requested_s, 0.0)
+        after_s = max(self.params.aged_after * objective_s, self.params.aged_least_s)
+        return prompt.requested_s + min(after_s, self.params.aged_s)
 
     def _has_loose_deadline(self, prompt: PreallocationRequest, now_s: float) -> bool:
         """Return whether a prompt can wait. One that streams already has no deadline and cannot."""

@@ -98,6 +98,22 @@ def test_an_aged_prompt_is_served_first() -> None:
     assert [grant.at for grant in policy.grant([aged, other], room(3_900), 41.0)] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("objective_s", "aged_after_s"), [(0.5, 6.0), (2.0, 12.0), (10.0, 30.0), (math.inf, 30.0)]
+)
+def test_a_prompt_ages_by_its_own_objective(objective_s: float, aged_after_s: float) -> None:
+    policy = Preallocation()
+    policy.grant([request(9, 9_000)], room(10_000), 0.0)  # earns credit
+    late = request(1, 2_000, deadline_s=objective_s)
+    fresh = request(2, 1_500, requested_s=aged_after_s - 2.0)
+
+    def served(now_s: float) -> list[int]:  # there is room for one of them
+        return [grant.at for grant in policy.grant([late, fresh], room(2_500), now_s)]
+
+    assert served(aged_after_s - 0.01) == [1]
+    assert served(aged_after_s + 0.01) == [0]
+
+
 def test_short_prompts_bypass_an_aged_one_until_they_have_taken_as_much_memory() -> None:
     policy = Preallocation(PreallocationParams(aged_s=30.0, aged_credit_share=0.5))
     policy.grant([request(9, 9_000, requested_s=0.0)], room(10_000), 0.0)  # earns credit
