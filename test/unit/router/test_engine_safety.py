@@ -2,13 +2,14 @@
 
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 import pytest
 
 from kairos.router.edge.errors import RequestError
-from kairos.router.paths import CHAT, COMPLETIONS, GENERATE
+from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
 from kairos.router.request import parsing
 from kairos.router.request.parsing import BodyLimits, ParsedRequest
 
@@ -44,6 +45,55 @@ def test_a_sampling_parameter_that_ends_a_scheduler_is_refused(name: str, value:
         sampled(**{name: value})
     with pytest.raises(RequestError, match=name):
         read(GENERATE, text=["a", "b"], sampling_params=[{}, {name: value}])
+
+
+def nested(levels: int) -> str:
+    return "(" * levels + "a" + ")" * levels
+
+
+def schema(levels: int) -> str:
+    return '{"items":' * levels + '{"type":"string"}' + "}" * levels
+
+
+@pytest.mark.parametrize(
+    ("name", "grammar"),
+    [
+        ("regex", nested),
+        ("regex", lambda levels: "a)" * levels + nested(levels)),
+        ("ebnf", lambda levels: f"root ::= {nested(levels)}"),
+        ("json_schema", schema),
+        ("json_schema", lambda levels: orjson.dumps({"pattern": nested(levels)}).decode()),
+    ],
+)
+def test_a_grammar_that_ends_or_blocks_an_engine_is_refused(
+    name: str, grammar: Callable[[int], str]
+) -> None:
+    sampled(**{name: grammar(50)})
+    with pytest.raises(RequestError, match=rf"^sampling_params\.{name}: .* allowed are 100 levels"):
+        sampled(**{name: grammar(200)})
+    with pytest.raises(RequestError):
+        sampled(**{name: grammar(100_000)})
+
+
+def test_a_grammar_beyond_a_mebibyte_is_refused() -> None:
+    sampled(regex="a" * (1 << 20))
+    with pytest.raises(RequestError, match=r"^sampling_params\.regex: .* allowed are 1048576"):
+        sampled(regex="a" * ((1 << 20) + 1))
+
+
+def test_grammars_of_the_other_endpoints_are_checked_too() -> None:
+    messages = [{"role": "user", "content": nested(200)}]
+    read(CHAT, messages=messages)
+    deep = {"type": "json_schema", "json_schema": {"schema": {"pattern": nested(200)}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"pattern": nested(200)}}}
+    for path, body in (
+        (CHAT, {"response_format": deep}),
+        (CHAT, {"tools": [tool]}),
+        (COMPLETIONS, {"regex": nested(200)}),
+        (RESPONSES, {"text": {"format": deep}}),
+    ):
+        with pytest.raises(RequestError, match=f"^{next(iter(body))}: brackets"):
+            read(path, prompt="a", messages=messages, input="a", **body)
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])

@@ -5,9 +5,12 @@ An exception in the engine's scheduler or tokenizer loop ends the server and eve
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from re import _parser  # type: ignore[attr-defined]  # the engine bounds lengths with it, too
 from typing import Any
+
+import numpy as np
+import orjson
 
 from kairos.errors import InputError
 from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
@@ -28,7 +31,14 @@ _TOP_LOGPROBS = {
     RESPONSES: "top_logprobs",
 }
 _MAX_TOP_LOGPROBS = 128
+_GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag", "response_format", "tools", "text")
+"""Fields that an engine compiles to a grammar; `text` does so on /v1/responses only."""
+_MAX_NESTING = 100
+"""Levels of brackets in a grammar. Compiling 500 takes seconds, and 30,000 end the process."""
 _MAX_WAYS = 1_000
+_MAX_GRAMMAR_BYTES = 1 << 20
+_BRACKETS = np.zeros(256, np.int8)  # what each byte adds to the nesting
+_BRACKETS[list(b"([{")], _BRACKETS[list(b")]}")] = 1, -1
 _MANY = 100  # repetitions that one without an upper bound counts as
 
 
@@ -101,7 +111,7 @@ def check_sampling(path: str, body: Mapping[str, Any], vocab_size: int | None) -
         InputError: a value is out of range.
     """
     if path != GENERATE:
-        _check(body, "", vocab_size)
+        _check(body, "", vocab_size, grammars=_GRAMMARS if path == RESPONSES else _GRAMMARS[:-1])
         return
     params = body.get("sampling_params")
     for one in params if isinstance(params, list) else [params]:
@@ -118,7 +128,15 @@ def _check_top_logprobs(value: Any, name: str) -> None:
             raise InputError(f"{name}: {one} is not allowed; allowed are 0 to {_MAX_TOP_LOGPROBS}")
 
 
-def _check(params: Mapping[str, Any], where: str, vocab_size: int | None) -> None:
+def _check(
+    params: Mapping[str, Any],
+    where: str,
+    vocab_size: int | None,
+    grammars: Sequence[str] = _GRAMMARS[:4],
+) -> None:
+    for name in grammars:
+        if params.get(name) is not None:
+            _check_grammar(params[name], f"{where}{name}")
     top_k = params.get("top_k")
     if top_k is not None and _outside(top_k, -1, _MAX_TOP_K):
         raise InputError(f"{where}top_k: {top_k} is not allowed; allowed are -1 to {_MAX_TOP_K}")
@@ -147,6 +165,20 @@ def _check(params: Mapping[str, Any], where: str, vocab_size: int | None) -> Non
     for pattern in patterns if isinstance(patterns, list) else [patterns]:
         if isinstance(pattern, str):
             _check_stop_regex(pattern, f"{where}stop_regex")
+
+
+def _check_grammar(grammar: Any, where: str) -> None:
+    """Refuse a grammar whose compilation ends or blocks an engine."""
+    text = grammar.encode() if isinstance(grammar, str) else orjson.dumps(grammar)
+    if len(text) > _MAX_GRAMMAR_BYTES:
+        raise InputError(f"{where}: {len(text)} bytes; allowed are {_MAX_GRAMMAR_BYTES}")
+    steps = _BRACKETS[np.frombuffer(text, np.uint8)]
+    # A closing bracket that is text, as in [)], must hide none of those behind it.
+    depth = steps.cumsum(dtype=np.int32)
+    if (depth - np.minimum.accumulate(np.minimum(depth, 0))).max(initial=0) > _MAX_NESTING:
+        raise InputError(
+            f"{where}: brackets are nested too deeply; allowed are {_MAX_NESTING} levels"
+        )
 
 
 def _outside(value: Any, low: float, high: float) -> bool:
