@@ -201,9 +201,9 @@ HOOKS = [
         process=HookProcess.SCHEDULER,
         call=abort_request,
         changes="An abort reaches preempted prompts.",
-        why="Upstream keeps one started prompt, in one attribute. Preempted prompts cannot stand in "
-        "its waiting queue: an abort there frees memory of a chunk that is still in flight, and a "
-        "full queue drops requests without freeing theirs.",
+        why="Upstream keeps one started prompt, in one attribute. Its waiting queue cannot hold "
+        "preempted ones: an abort there frees memory of a chunk that is still in flight, and a full "
+        "queue drops requests without freeing theirs.",
         test="test/engine/test_prefill_planner.py",
     ),
     Hook(

@@ -16,8 +16,8 @@ from kairos.router.config.settings import (
     Timeouts,
     Workers,
 )
-from kairos.router.edge.app import connection_count, make_factory, make_server
 from kairos.router.edge.listener import Listener
+from kairos.router.edge.process import connection_count, make_factory, make_server
 from kairos.router.observe.access_record import AccessRecord
 from kairos.router.router import Router
 from kairos.router.workers.endpoint import WorkerEndpoint

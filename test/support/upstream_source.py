@@ -2,16 +2,27 @@
 
 import ast
 import inspect
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from kairos_patches.fingerprint import upstream_root
+from kairos_patches import symbols
+from kairos_patches.fingerprint import locate, upstream_root
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 PROPERTIES = ("property", "cached_property", "cached_property_no_lock")
 ENUMS = ("Enum", "IntEnum", "StrEnum", "Flag", "IntFlag")
+
+
+def copy_relied_on(folder: Path) -> Path:
+    """Copy the upstream files that Kairos relies on into `folder`, and return it."""
+    root = upstream_root()
+    for file in {locate(symbol, root).file for symbol in symbols()}:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / file, folder / file)
+    return folder
 
 
 @dataclass

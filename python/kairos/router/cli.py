@@ -109,7 +109,7 @@ def _run(config: RouterConfig, only_check: bool) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    from kairos.router.edge.app import check, serve
+    from kairos.router.edge.process import check, serve
 
     if not only_check:
         return serve(config)

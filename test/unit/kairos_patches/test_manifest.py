@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from kairos_patches import HOOKS, HookProcess, cli, symbols
 from kairos_patches.cli import main
 from kairos_patches.fingerprint import MissingSymbolError, locate, upstream_root
 from kairos_patches.manifest import drifts
+from support.upstream_source import copy_relied_on
 
 ROOT = upstream_root()
 REPOSITORY = Path(kairos_patches.__file__).parent.parent
@@ -23,11 +23,7 @@ SEAM = "sglang.srt.managers.scheduler.Scheduler._create_generation_req"
 @pytest.fixture
 def scratch(tmp_path: Path) -> Path:
     """A copy of the upstream files that Kairos relies on."""
-    copy = tmp_path / "sglang"
-    for file in {locate(symbol, ROOT).file for symbol in symbols()}:
-        (copy / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / file, copy / file)
-    return copy
+    return copy_relied_on(tmp_path / "sglang")
 
 
 def edit(scratch: Path, old: str, new: str) -> None:

@@ -1,14 +1,14 @@
 """What another SGLang release would change is told from its source."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from kairos_patches import DEPENDENCIES, HOOKS, symbols
 from kairos_patches.cli import main
-from kairos_patches.fingerprint import locate, upstream_root
+from kairos_patches.fingerprint import upstream_root
 from kairos_patches.release import Change, SymbolChange, breaks, compare, document, summary
+from support.upstream_source import copy_relied_on
 
 ROOT = upstream_root()
 SCHEDULER = "srt/managers/scheduler.py"
@@ -18,11 +18,7 @@ CREATE = "sglang.srt.managers.scheduler.Scheduler._create_generation_req"
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
     """A checkout of a release that is so far the recorded one."""
-    package = tmp_path / "checkout/python/sglang"
-    for file in {locate(symbol, ROOT).file for symbol in symbols()}:
-        (package / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / file, package / file)
-    return package
+    return copy_relied_on(tmp_path / "checkout/python/sglang")
 
 
 def edit(package: Path, old: str, new: str) -> None:
