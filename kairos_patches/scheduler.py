@@ -202,8 +202,8 @@ HOOKS = [
         call=abort_request,
         changes="An abort reaches preempted prompts.",
         why="Upstream keeps one started prompt, in one attribute. Its waiting queue cannot hold "
-        "preempted ones: an abort there frees memory of a chunk that is still in flight, and a full "
-        "queue drops requests without freeing theirs.",
+        "preempted ones: an abort there frees memory of a chunk that is still in flight, and a "
+        "full queue drops requests without freeing theirs.",
         test="test/engine/test_prefill_planner.py",
     ),
     Hook(
