@@ -5,12 +5,12 @@ from unittest.mock import Mock
 
 import pytest
 from sglang.srt.kairos.config import KairosConfig
-from sglang.srt.kairos.state import HANDSHAKE_ORDER_S, RECENT, KairosState
+from sglang.srt.kairos.state import HANDSHAKE_ORDER_S, RECENT, KairosState, install, installed
 from sglang.srt.kairos.upstream import Req
 
 from kairos.slo import Slo, SloClasses
 from kairos_patches.scheduler import get_new_batch_prefill_raw
-from support.decode_loop import Allocator, Batch
+from support.decode_loop import Allocator, Batch, Mode
 from support.fake_req import FakeReq, fake_req
 from support.fake_scheduler import FakePolicy, FakePool, FakeScheduler
 
@@ -113,3 +113,48 @@ def test_a_decode_step_that_is_due_goes_before_prompts(
     form = Mock(return_value=formed)
     found = get_new_batch_prefill_raw(form, scheduler, running_batch=running)
     assert found == ((None, running) if due else formed)
+
+
+@pytest.mark.parametrize("mode", ["decode", "extend"])
+def test_a_decode_server_learns_from_its_steps_once_upstream_has_processed_them(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = FakeScheduler("decode")
+    made = KairosState(CONFIG, scheduler)
+    assert made.decode is not None
+    calls: list[str] = []
+    for owner, name in (
+        (made.decode.batcher, "merge_launched"),
+        (made.decode, "processed"),
+        (made.decode.batcher, "stream_due"),
+        (made, "measured"),
+    ):
+        monkeypatch.setattr(owner, name, lambda *_, name=name: calls.append(name))
+    batch = Batch([], Allocator())
+    batch.forward_mode = Mode(mode)
+    made.process_result(lambda: calls.append("upstream"), batch)
+    learned = ["processed", "stream_due"] if mode == "decode" else []
+    assert calls == ["merge_launched", "upstream", *learned, "measured"]
+
+
+def test_every_pass_of_a_decode_server_begins_with_all_requests_in_the_running_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = state("decode")
+    assert made.decode is not None
+    calls: list[str] = []
+    for name in ("merge_launched", "settle"):
+        monkeypatch.setattr(made.decode.batcher, name, lambda _, name=name: calls.append(name))
+    made.telemetry = Mock()
+    assert made.receive(receiving, None, None) == []
+    assert calls == ["merge_launched", "settle"]
+    made.telemetry.tick.assert_called_once()
+
+
+def test_a_process_has_the_state_of_its_one_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang.srt.kairos.state._state", None)
+    with pytest.raises(RuntimeError, match="no scheduler is made yet"):
+        installed()
+    made = state("decode")
+    install(made)
+    assert installed() is made
