@@ -20,6 +20,8 @@ EXPRESS_CATCH_UP = 2.0
 """Tokens in which a new request is to catch up."""
 EXPRESS_FLOOR = 0.25
 """Shortest express step, as a share of its TPOT objective."""
+EXPRESS_SLOT_SHARE = 0.3
+"""Share of the slots in use from which there are no express steps."""
 MIN_WORTH = 0.97
 """A step that skips requests must be worth this share of a step of all; see `_worth`."""
 SIT_OUT = 2.0
@@ -311,7 +313,9 @@ def _select_feasible(
         load: of all feasible requests; updated.
     """
     feasible, whole_s, tightest_s = load[0], candidates.whole_s, candidates.tightest_s
-    express_s = _express_target_s(candidates, cost, p, horizons)
+    express_s = math.inf
+    if candidates.rows.shape[0] < EXPRESS_SLOT_SHARE * slots:
+        express_s = _express_target_s(candidates, cost, p, horizons)
     if express_s < min(whole_s, tightest_s):
         _pack(candidates, cost, p, PackLimits(express_s, True, slots), load)
     elif whole_s > tightest_s or feasible > slots:

@@ -134,6 +134,15 @@ def test_a_new_request_that_is_behind_gets_a_short_step():
     assert policy(express_tokens=0).select(table.rows, 0.0) > 0.8 * TABLE.step_s(31, 605_000)
 
 
+def test_a_crowded_server_gives_no_short_steps():
+    settled = [at_slack(i, 20_000, 0.5, tokens=200) for i in range(30)]
+    fresh = DecodeResident(99, 5_000, 0, -0.05, -0.05, TPOT_S)
+    for max_batch, short in ((104, True), (100, False)):  # 0.298 and 0.31 of the slots are taken
+        table = held([*settled, fresh])
+        SlackPolicy(TABLE, max_batch).select(table.rows, 0.0)
+        assert (len(running(table)) < 31) is short
+
+
 def test_infeasible_requests_leave_memory_for_feasible_ones():
     waiting = held(
         [
