@@ -13,8 +13,8 @@ import pytest
 
 from kairos.cluster import Cluster
 from support.adapters import LORA, load_adapter, write_adapter
-from support.clusters import on
-from support.configs import KAIROS, RANDOM_SELECTION
+from support.clusters import Config, on
+from support.configs import KAIROS, RANDOM_SELECTION, SUPPORT
 from support.pair import Streaming, fresh_prompt, kairos_state, send, wait_for, wait_idle
 
 # Every 25th step retracts one.
@@ -26,6 +26,11 @@ RETRACTING_NO_OVERLAP = replace(
 RETRACTING_RADIX = replace(
     RETRACTING,
     decode_args=(*RANDOM_SELECTION.decode_args, "--disaggregation-decode-enable-radix-cache"),
+)
+STEEP = Config(
+    profile=str(SUPPORT / "steep_decode.json"),
+    kairos=True,
+    args=("--kairos-profile", str(SUPPORT / "steep_decode.json")),
 )
 DEVICE_TIMED = replace(KAIROS, env=(("SGLANG_ENABLE_METRICS_DEVICE_TIMER", "1"),))
 ADAPTERS = replace(RANDOM_SELECTION, args=(*RANDOM_SELECTION.args, *LORA))
@@ -243,23 +248,32 @@ def test_skipped_requests_survive_an_update_of_weights(cluster: Cluster, paused:
 
 
 def streams(
-    cluster: Cluster, stack: ExitStack, count: int, tpot_ms: float, tokens: int = 1_000
+    cluster: Cluster,
+    stack: ExitStack,
+    count: int,
+    tpot_ms: float,
+    tokens: int = 1_000,
+    new_tokens: int = 800,
 ) -> list[Streaming]:
     slo = {"ttft_ms": 60_000.0, "tpot_ms": tpot_ms}
-    return [stack.enter_context(Streaming(cluster, tokens, 800, slo=slo)) for _ in range(count)]
+    made = (Streaming(cluster, tokens, new_tokens, slo=slo) for _ in range(count))
+    return [stack.enter_context(one) for one in made]
 
 
-@on(KAIROS)
+@on(STEEP)
 def test_requests_with_time_to_spare_are_skipped_for_urgent_ones(cluster: Cluster) -> None:
-    # A step of all takes about 9.9 ms, and one of the urgent requests 8.8 ms. The relaxed requests,
-    # which are few and long, bank time first.
+    # A step of all takes about 17 ms, and one of the urgent requests 6 ms. The relaxed requests,
+    # which are long, bank time first; none of them ends before the urgent ones.
     before = decode(cluster)
     with ExitStack() as stack:
-        relaxed = streams(cluster, stack, 8, 200.0, 12_000)
+        relaxed = streams(cluster, stack, 8, 200.0, 6_000, 2_500)
         wait_for(lambda: all(one.events > 40 for one in relaxed), "banked time", 60)
-        urgent = streams(cluster, stack, 24, 9.3)
+        urgent = streams(cluster, stack, 8, 10.0, 200)
         wait_for(lambda: decode(cluster)["skips"] > before["skips"], "skipping", 30)
-        for one in [*urgent, *relaxed]:
+        for one in urgent:
+            one.wait_finished()
+        for one in relaxed:
+            one.abort()
             one.wait_finished()
     assert decode(cluster)["steps_with_skips"] > before["steps_with_skips"]
     wait_idle(cluster)
