@@ -40,14 +40,15 @@ def with_platform(
     Raises:
         InputError: bad platform or profile.
     """
-    single = settings(platform, "single", profile, spec.model)
+    ranks = spec.dp_attention
+    single = settings(platform, "single", profile, spec.model, ranks.prefill)
     env = {**single.env, **spec.env}
     # A slower stop would only release device memory in order, and there is none.
     spec = replace(spec, stop_grace_s=min(spec.stop_grace_s, _STOP_GRACE_S))
     if not spec.disaggregated:
         return replace(spec, env=env, args=(*single.args, *spec.args))
-    prefill = settings(platform, "prefill", profile, spec.model)
-    decode = settings(platform, "decode", profile, spec.model)
+    prefill = settings(platform, "prefill", profile, spec.model, ranks.prefill)
+    decode = settings(platform, "decode", profile, spec.model, ranks.decode)
     return replace(
         spec,
         env=env,

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kairos_emulation import device, shims
-from kairos_emulation.upstream import KvSender, SchedulerIdleness
+from kairos_emulation.upstream import DpController, KvSender, SchedulerIdleness
 
 SCHEDULER_MODULE = "sglang.srt.managers.scheduler"
 _IDLE_NAP_S = 3e-4
+_RANK_NAP_MS = 2
+_CONTROLLER_POLL_MS = 500
 
 
 class EmulationHook(NamedTuple):
@@ -41,6 +43,42 @@ def nap_when_waiting(_result: None, scheduler: SchedulerIdleness) -> None:
     """
     if not scheduler.is_fully_idle():
         time.sleep(_IDLE_NAP_S)
+
+
+def sleep_when_idle(
+    sleep: Callable[[SchedulerIdleness], None], scheduler: SchedulerIdleness
+) -> None:
+    """Sleep briefly where upstream sleeps for up to a second, if other ranks wait for this one.
+
+    A data-parallel attention rank gathers the others' token counts before every step, so one that
+    sleeps holds up all. A request for this rank ends its sleep.
+
+    Args:
+        sleep: upstream's method.
+        scheduler: its receiver.
+    """
+    if scheduler.attn_dp_enabled and scheduler.idle_sleeper is not None:
+        scheduler.idle_sleeper.poller.poll(_RANK_NAP_MS)
+    else:
+        sleep(scheduler)
+
+
+def dispatch_requests(controller: DpController) -> None:
+    """Dispatch requests to ranks for ever, as upstream does, which polls without a pause.
+
+    That keeps a core busy per server, and here the servers share few cores.
+    """
+    from sglang.srt.managers.io_struct import sock_recv
+
+    while True:
+        controller.soft_watchdog.feed()
+        if controller.recv_from_tokenizer.poll(_CONTROLLER_POLL_MS):
+            controller._request_dispatcher(sock_recv(controller.recv_from_tokenizer))
+
+
+def gather_on_cpu(*_args: object, **_kwargs: object) -> None:
+    """Have data-parallel attention gather through torch's CPU collectives."""
+    shims.gather_on_cpu()
 
 
 def unpin_adapters(*_args: object, **_kwargs: object) -> None:
@@ -69,6 +107,15 @@ def modelled_transfer(
 
 COMMON: tuple[EmulationHook, ...] = (
     EmulationHook(f"{SCHEDULER_MODULE}.Scheduler.on_idle", nap_when_waiting, "AFTER"),
+    EmulationHook(f"{SCHEDULER_MODULE}.Scheduler.maybe_sleep_on_idle", sleep_when_idle, "AROUND"),
+    EmulationHook(
+        "sglang.srt.managers.data_parallel_controller.DataParallelController.event_loop",
+        dispatch_requests,
+        "REPLACE",
+    ),
+    EmulationHook(
+        "sglang.srt.layers.dp_attention.initialize_dp_attention", gather_on_cpu, "BEFORE"
+    ),
     EmulationHook("sglang.srt.lora.lora_manager.LoRAManager.__init__", unpin_adapters, "BEFORE"),
 )
 EMULATED: tuple[EmulationHook, ...] = (

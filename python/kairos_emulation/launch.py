@@ -17,6 +17,7 @@ DEFAULT_PROFILE = "minimax-m2.5-tp4-h200"
 MAX_CONTEXT = 262_144  # context length of the emulated model
 _CPU_KV_TOKENS = 60_000
 _CPU_MAX_BATCH = 64
+_MAX_RANKS = 64
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,11 @@ class LaunchSettings:
 
 
 def settings(
-    platform: Platform, role: Role, profile: str | Path | None, model_dir: str | Path
+    platform: Platform,
+    role: Role,
+    profile: str | Path | None,
+    model_dir: str | Path,
+    ranks: int = 1,
 ) -> LaunchSettings:
     """Return the settings of one server.
 
@@ -43,6 +48,7 @@ def settings(
         role: role in a disaggregated pair, or "single" for an ordinary server.
         profile: shipped name or path, for the emulated platform only; None is `DEFAULT_PROFILE`.
         model_dir: directory written by `kairos_emulation.models`.
+        ranks: data-parallel attention ranks; the limits of a profile are those of one.
 
     Raises:
         InputError: bad platform, role or profile.
@@ -55,7 +61,7 @@ def settings(
         # "auto" turns an fp32 checkpoint into fp16, whose rounding depends on the batch's shape.
         # The same prompt would then give other tokens in another batch.
         args += ["--dtype", "float32"]
-        args += _size_args(kv_tokens=_CPU_KV_TOKENS, max_batch=_CPU_MAX_BATCH, role=role)
+        args += _size_args(_CPU_KV_TOKENS, _CPU_MAX_BATCH, role, ranks)
         return LaunchSettings(env, args)
 
     chosen = str(profile or DEFAULT_PROFILE)
@@ -64,10 +70,11 @@ def settings(
         chosen = str(Path(chosen).resolve())  # a server may be started in another directory
     env |= _emulated_env(chosen)
     limits = loaded.limits
-    args += _size_args(kv_tokens=limits.kv_tokens, max_batch=limits.max_batch, role=role)
+    args += _size_args(limits.kv_tokens, limits.max_batch, role, ranks)
     args += [
+        # Upstream divides it by the number of ranks.
         "--chunked-prefill-size",
-        str(limits.chunk_tokens),
+        str(limits.chunk_tokens * ranks),
         # A profile describes batches of at most one chunk.
         "--max-prefill-tokens",
         str(limits.chunk_tokens),
@@ -84,6 +91,8 @@ def _common_env(platform: Platform) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "",
         # Several servers share few cores; a spinning OpenMP team per process starves the rest.
         "OMP_NUM_THREADS": "1",
+        # Upstream wants an entry per rank. It binds no thread without its own CPU kernels.
+        "SGLANG_CPU_OMP_THREADS_BIND": "|".join(["0"] * _MAX_RANKS),
         "TOKENIZERS_PARALLELISM": "false",
         # The model is a local directory; without this every start asks the hub first.
         "HF_HUB_OFFLINE": "1",
@@ -130,8 +139,9 @@ def _role_args(role: Role) -> list[str]:
     return args
 
 
-def _size_args(kv_tokens: int, max_batch: int, role: Role) -> list[str]:
+def _size_args(kv_tokens: int, max_batch: int, role: Role, ranks: int) -> list[str]:
     # The row table takes rows x context x 4 bytes, by default with 2,048 rows. A prefill server
     # needs few rows, because a request leaves once its KV is sent; a burst may hold many.
     rows = max_batch if role != "prefill" else max(max_batch, 64)
-    return ["--max-total-tokens", str(kv_tokens), "--max-running-requests", str(rows)]
+    # Upstream divides the rows by the number of ranks. Every rank has all KV tokens.
+    return ["--max-total-tokens", str(kv_tokens), "--max-running-requests", str(rows * ranks)]

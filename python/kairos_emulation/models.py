@@ -29,16 +29,16 @@ BOS, EOS = 0, 1
 # Ids of the printable ASCII characters "!" to "~". The detokenizer holds back tokens that are half
 # a UTF-8 character, which would falsify the time of the first token.
 PRINTABLE = (2, 95)
-_VERSION = 1
+_VERSION = 2
 _HIDDEN, _INTERMEDIATE, _LAYERS, _HEADS, _KV_HEADS, _HEAD_DIM = 256, 512, 3, 4, 2, 64
 
 
 def write_model(kind: ModelKind, folder: str | Path) -> bool:
     """Write a complete model directory.
 
-    "tiny-random" is a 3-layer fp32 Llama with random weights. They are scaled so that greedy
-    decoding produces many different tokens and depends on the KV cache. "emulated" is the
-    configuration of `kairos_emulation.model`.
+    "tiny-random" is a 3-layer fp32 Qwen3 with random weights; upstream's Llama has no data-parallel
+    attention. The weights are scaled so that greedy decoding produces many different tokens and
+    depends on the KV cache. "emulated" is the configuration of `kairos_emulation.model`.
 
     Args:
         kind: "tiny-random" or "emulated".
@@ -93,8 +93,9 @@ def _holds(folder: Path, stamp: Mapping[str, object]) -> bool:
 
 
 def _tiny_config() -> dict[str, object]:
-    return _llama_config() | {
-        "architectures": ["LlamaForCausalLM"],
+    return _base_config() | {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
         "dtype": "float32",
         "hidden_size": _HIDDEN,
         "intermediate_size": _INTERMEDIATE,
@@ -108,7 +109,8 @@ def _tiny_config() -> dict[str, object]:
 
 def _emulated_config() -> dict[str, object]:
     # One KV head of size 8 in bf16 takes 32 bytes per token: 32 MB for a million tokens.
-    return _llama_config() | {
+    return _base_config() | {
+        "model_type": "llama",
         "architectures": ["KairosEmulatedForCausalLM"],
         "dtype": "bfloat16",
         "hidden_size": 64,
@@ -122,9 +124,8 @@ def _emulated_config() -> dict[str, object]:
     }
 
 
-def _llama_config() -> dict[str, object]:
+def _base_config() -> dict[str, object]:
     return {
-        "model_type": "llama",
         "vocab_size": VOCABULARY,
         "bos_token_id": BOS,
         "eos_token_id": EOS,
@@ -189,6 +190,7 @@ def _tiny_weights() -> dict[str, np.ndarray]:
         "model.norm.weight": ones,
         "lm_head.weight": head,
     }
+    sharp = np.full(_HEAD_DIM, 1.6, dtype=np.float32)
     query, key_value = _HEADS * _HEAD_DIM, _KV_HEADS * _HEAD_DIM
     for layer in range(_LAYERS):
         # Gains above 1 sharpen attention and keep the residual branches as strong as the main path.
@@ -196,10 +198,12 @@ def _tiny_weights() -> dict[str, np.ndarray]:
             f"model.layers.{layer}.{name}.weight": values
             for name, values in {
                 "input_layernorm": ones,
-                "self_attn.q_proj": matrix(query, _HIDDEN, gain=1.6),
-                "self_attn.k_proj": matrix(key_value, _HIDDEN, gain=1.6),
+                "self_attn.q_proj": matrix(query, _HIDDEN),
+                "self_attn.k_proj": matrix(key_value, _HIDDEN),
                 "self_attn.v_proj": matrix(key_value, _HIDDEN, gain=1.5),
                 "self_attn.o_proj": matrix(_HIDDEN, query, gain=2.0),
+                "self_attn.q_norm": sharp,
+                "self_attn.k_norm": sharp,
                 "post_attention_layernorm": ones,
                 "mlp.gate_proj": matrix(_INTERMEDIATE, _HIDDEN),
                 "mlp.up_proj": matrix(_INTERMEDIATE, _HIDDEN),

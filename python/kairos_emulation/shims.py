@@ -36,6 +36,27 @@ def apply() -> None:
         _stub_torchvision()
 
 
+def gather_on_cpu() -> None:
+    """Have data-parallel attention use its CPU code. Scheduler processes only: imports are large.
+
+    Upstream takes that code where its own CPU kernels are installed, which these platforms have
+    not.
+    """
+    from sglang.srt.distributed import parallel_state
+    from sglang.srt.layers import dp_attention
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+    from sglang.srt.model_executor import forward_batch_info
+
+    # Collectives that are not wrapped for the graphs of a GPU.
+    parallel_state._is_cpu = True
+    group = parallel_state.GroupCoordinator
+    group.all_to_all_single = group._all_to_all_single
+    forward_batch_info._is_cpu = True  # token counts are not pinned
+    dp_attention.memcpy_func = dp_attention.memcpy_cpu
+    # Rows that pad a rank to the largest one read one token, which is discarded.
+    TorchNativeAttnBackend.get_cpu_graph_seq_len_fill_value = lambda _backend: 1
+
+
 def unpin_torch() -> None:
     """Unpin tensors of every kind, beyond `apply`: LoRA pins them. Slows tensor creation."""
     import torch

@@ -4,17 +4,57 @@ Each lists the attributes that are used, and no others. They are types only: at 
 passes its own classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
+import zmq
+
+
+class IdleSleeper(Protocol):
+    """The part of `IdleSleeper` that is read.
+
+    Attributes:
+        poller: polls the sockets of new requests.
+    """
+
+    poller: zmq.Poller
 
 
 class SchedulerIdleness(Protocol):
-    """The part of `sglang.srt.managers.scheduler.Scheduler` that the idle hook asks."""
+    """The part of `sglang.srt.managers.scheduler.Scheduler` that the idle hooks ask.
+
+    Attributes:
+        attn_dp_enabled: whether it is one of several data-parallel attention ranks.
+        idle_sleeper: sleeps until a request comes; None on ranks that receive none.
+    """
+
+    attn_dp_enabled: bool
+    idle_sleeper: IdleSleeper | None
 
     def is_fully_idle(self) -> bool:
         """Return whether no request is queued, running or being transferred."""
+
+
+class Watchdog(Protocol):
+    """The part of `sglang.srt.utils.watchdog.Watchdog` that is called."""
+
+    def feed(self) -> None:
+        """Tell that the process is alive."""
+
+
+class DpController(Protocol):
+    """The part of `DataParallelController` that its replaced loop uses.
+
+    Attributes:
+        recv_from_tokenizer: socket of new requests.
+        soft_watchdog: to feed in every pass.
+        _request_dispatcher: hands a request to a rank.
+    """
+
+    recv_from_tokenizer: zmq.Socket[bytes]
+    soft_watchdog: Watchdog
+    _request_dispatcher: Callable[[object], None]
 
 
 class KvLayout(Protocol):

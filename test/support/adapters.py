@@ -21,7 +21,7 @@ LORA = (
 
 
 def write_adapter(folder: Path, model: Path, seed: int) -> Path:
-    """Write an adapter of random weights for the Llama in `model`, and return `folder`.
+    """Write an adapter of random weights for the model in `model`, and return `folder`.
 
     The weights are large enough that every seed gives different tokens.
     """

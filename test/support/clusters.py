@@ -12,12 +12,12 @@ Tests are reordered so that each configuration starts once; one cluster is alive
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from kairos.cluster import Cluster, ClusterError, ClusterSpec
+from kairos.cluster import Cluster, ClusterError, ClusterSpec, DpAttention
 from kairos_emulation.cluster import platform_model, with_platform
 from kairos_emulation.launch import Platform
 
@@ -30,6 +30,7 @@ class Config:
         platform: "emulated" or "cpu".
         profile: latency profile of the emulated platform; None is its default.
         prefill, decode: number of servers; 0 of both is a single server.
+        dp_attention: data-parallel attention ranks of a server of each role.
         kairos: whether servers schedule by SLO.
         args: flags of every server.
         prefill_args, decode_args: flags of one role.
@@ -40,6 +41,7 @@ class Config:
     profile: str | None = None
     prefill: int = 1
     decode: int = 1
+    dp_attention: DpAttention = field(default_factory=DpAttention)
     kairos: bool = False
     args: tuple[str, ...] = ()
     prefill_args: tuple[str, ...] = ()
@@ -50,7 +52,8 @@ class Config:
         shape = f"{self.prefill}p{self.decode}d" if self.prefill else "single"
         arm = "kairos" if self.kairos else "upstream"
         flags = " ".join((*self.args, *self.prefill_args, *self.decode_args)).replace("--", "")
-        return " ".join(filter(None, [self.platform, shape, arm, flags]))
+        ranks = "" if self.dp_attention == DpAttention() else f"dp {self.dp_attention}"
+        return " ".join(filter(None, [self.platform, shape, ranks, arm, flags]))
 
     def spec(self, models: Path) -> ClusterSpec:
         """Return the specification; write its model below `models` when it is missing."""
@@ -58,6 +61,7 @@ class Config:
             model=platform_model(self.platform, models),
             prefill=self.prefill,
             decode=self.decode,
+            dp_attention=self.dp_attention,
             router=None,  # it starts as slowly as a server; tests send to both servers instead
             kairos=self.kairos,
             args=self.args,

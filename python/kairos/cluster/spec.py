@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from kairos.cluster.dp_attention import DpAttention
 from kairos.errors import InputError
 
 # Otherwise the KV handshake listens on the machine's address. The ports that Mooncake and torch
@@ -27,6 +28,7 @@ class ClusterSpec:
     Attributes:
         model: model directory, or a name that upstream can resolve.
         prefill, decode: number of servers of each role.
+        dp_attention: data-parallel attention ranks of a server of each role.
         args: flags of every server, on top of model, host, port and disaggregation mode.
         prefill_args, decode_args: flags of one role, after `args`.
         env: variables of every process, on top of the launcher's own.
@@ -44,6 +46,7 @@ class ClusterSpec:
     model: str | Path
     prefill: int = 1
     decode: int = 1
+    dp_attention: DpAttention = field(default_factory=DpAttention)
     args: tuple[str, ...] = ()
     prefill_args: tuple[str, ...] = ()
     decode_args: tuple[str, ...] = ()
@@ -63,6 +66,13 @@ class ClusterSpec:
                 f"{self.prefill} prefill and {self.decode} decode servers: allowed are at least "
                 "one of each, or none of both for a single server"
             )
+        if not self.disaggregated and self.dp_attention.prefill != self.dp_attention.decode:
+            raise InputError(
+                f"--dp-attention {self.dp_attention}: a single server has one number of ranks. "
+                "Give one number, or start prefill and decode servers"
+            )
+        for role, args in (("prefill", self.prefill_args), ("decode", self.decode_args)):
+            self.dp_attention.check(role, (*self.args, *args))
 
     @property
     def disaggregated(self) -> bool:
@@ -87,7 +97,8 @@ class ClusterSpec:
             port: port to listen on.
             bootstrap_port: port of the KV handshake; None for servers other than prefill servers.
         """
-        argv = [*self.server_command, "--model-path", str(self.model), *self.args]
+        argv = [*self.server_command, "--model-path", str(self.model)]
+        argv += [*self.dp_attention.server_args(role), *self.args]
         if role == "prefill":
             argv += self.prefill_args
         elif role == "decode":

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kairos.cluster import Cluster, ClusterError, ClusterSpec
+from kairos.cluster import Cluster, ClusterError, ClusterSpec, DpAttention
 from kairos.command_line import CommandParser
 from kairos.errors import InputError
 from kairos_emulation.cli.output import output_folder
@@ -31,6 +31,9 @@ examples:
 
   # A small random model that is computed, instead of modelled time:
   kairos cluster --platform cpu
+
+  # Two data-parallel attention ranks in the prefill server and four in the decode server:
+  kairos cluster --dp-attention 2,4
 
   # One server without disaggregation:
   kairos cluster --prefill 0 --decode 0
@@ -64,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model=platform_model(options.platform, output_folder() / "models"),
             prefill=options.prefill,
             decode=options.decode,
+            dp_attention=DpAttention.parse(options.dp_attention),
             args=tuple(server_flags),
             kairos=options.kairos,
             port=options.port,
@@ -103,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         help="number of prefill servers (default %(default)s)")
     add("--decode", type=int, default=1, metavar="N",
         help="number of decode servers (default %(default)s)")
+    add("--dp-attention", default="1", metavar="N|P,D",
+        help="data-parallel attention ranks of every server, or of a prefill and of a decode "
+        "server (default %(default)s: none)")
     add("--kairos", action="store_true",
         help="schedule by SLO (default: upstream's order of arrival)")
     add = parser.add_argument_group("platform").add_argument

@@ -127,3 +127,55 @@ def test_transferred_blocks_are_counted_in_tokens_in_every_pool_layout(monkeypat
 
 def registry_kind(name):
     return sys.modules[_REGISTRY].HookType[name]
+
+
+class Polled:
+    """A socket or poller that records how long it was asked to wait."""
+
+    def __init__(self, answers: list[bool]) -> None:
+        self.waits: list[float] = []
+        self._answers = answers
+
+    def poll(self, milliseconds: float) -> bool:
+        self.waits.append(milliseconds)
+        return self._answers.pop(0)
+
+
+def test_a_rank_that_others_wait_for_sleeps_for_milliseconds_only():
+    slept = []
+    sleeper = SimpleNamespace(poller=Polled([False]))
+    rank = SimpleNamespace(attn_dp_enabled=True, idle_sleeper=sleeper)
+    hooks.sleep_when_idle(slept.append, rank)
+    assert not slept
+    assert 0 < sleeper.poller.waits[0] <= 5
+
+    alone = SimpleNamespace(attn_dp_enabled=False, idle_sleeper=sleeper)
+    hooks.sleep_when_idle(slept.append, alone)
+    assert slept == [alone]
+
+
+def test_the_controller_of_ranks_waits_for_requests(monkeypatch):
+    class EndError(Exception):
+        """Ends the loop."""
+
+    def dispatch(request: object) -> None:
+        dispatched.append(request)
+        if len(dispatched) == 2:
+            raise EndError
+
+    dispatched: list[object] = []
+    socket = Polled([True, False, False, True])
+    io_struct = types.ModuleType("sglang.srt.managers.io_struct")
+    io_struct.sock_recv = lambda _socket: f"request {len(socket.waits)}"
+    monkeypatch.setitem(sys.modules, io_struct.__name__, io_struct)
+    fed = []
+    controller = SimpleNamespace(
+        recv_from_tokenizer=socket,
+        soft_watchdog=SimpleNamespace(feed=lambda: fed.append(None)),
+        _request_dispatcher=dispatch,
+    )
+    with pytest.raises(EndError):
+        hooks.dispatch_requests(controller)
+    assert dispatched == ["request 1", "request 4"]
+    assert min(socket.waits) >= 100
+    assert len(fed) == 4
