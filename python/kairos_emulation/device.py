@@ -13,6 +13,7 @@ from kairos.latency import Chunk, Profile, load_profile
 from kairos_emulation import streams
 from kairos_emulation.device_trace import DeviceTimes, DeviceTrace, DeviceWork
 from kairos_emulation.launch import DEFAULT_PROFILE
+from kairos_emulation.rank_step import RankStep, StepTimes
 
 
 @dataclass
@@ -23,6 +24,9 @@ class EmulatedDevice:
         profile: gives the duration of forwards and transfers.
         blocking: whether a launch returns at its end, because the overlap schedule is off.
         trace: records every forward and transfer; None for no trace.
+        rank: index among the data-parallel attention ranks of its server.
+        step: the step of all these ranks that the next launch takes part in; None without ranks.
+        free_s: monotonic time at which everything launched so far is done.
         link_end: monotonic time at which the KV link is free again.
         link_lock: guards `link_end` between transfer threads.
     """
@@ -30,6 +34,9 @@ class EmulatedDevice:
     profile: Profile
     blocking: bool = False
     trace: DeviceTrace | None = None
+    rank: int = 0
+    step: RankStep | None = None
+    free_s: float = 0.0
     link_end: float = 0.0
     link_lock: threading.Lock = field(default_factory=threading.Lock)
     _decoding: set[str] = field(default_factory=set)
@@ -75,6 +82,11 @@ class EmulatedDevice:
         )
         self._launch(work, self.profile.decode.step_s(len(contexts), total, max(contexts)))
 
+    def idle(self) -> None:
+        """Queue the part of a rank without requests in the step of its peers."""
+        if self.step is not None:
+            self._launch(DeviceWork("idle", batch=0, tokens=0, context=0), 0.0)
+
     def transfer(self, tokens: int) -> None:
         """Return when the KV of `tokens` tokens has crossed the link.
 
@@ -91,15 +103,23 @@ class EmulatedDevice:
             work = DeviceWork("transfer", batch=1, tokens=tokens, context=0)
             self.trace.write(work, DeviceTimes(launched, duration, end, bubble))
 
-    def _launch(self, work: DeviceWork, duration: float) -> None:
+    def _launch(self, work: DeviceWork, alone_s: float) -> None:
+        """Queue work that takes `alone_s`, or as long as the step of all ranks."""
         stream = streams.current_stream()
+        times = StepTimes(alone_s, 0.0)
+        if self.step is not None:
+            times = self.step.times(self.rank, self.profile)
+            stream.end = max(stream.end, self.step.free_s)
+            self.step = None
         launched = streams.now()
         bubble = _idle_s(stream.end, launched)
-        end = stream.launch(duration)
+        end = self.free_s = stream.launch(times.duration_s)
         if self.blocking:
             streams.sleep_until(end)
         if self.trace:
-            self.trace.write(work, DeviceTimes(launched, duration, end, bubble))
+            self.trace.write(
+                work, DeviceTimes(launched, times.duration_s, end, bubble, times.waited_s)
+            )
 
 
 def _idle_s(end: float, launched: float) -> float:
@@ -125,18 +145,27 @@ def configure() -> None:
     set_current(EmulatedDevice(load_profile(profile)))
 
 
-def start(role: str, blocking: bool) -> None:
+def start(role: str, blocking: bool, rank: int = 0, ranks: int = 1) -> None:
     """Set what the scheduler process alone knows, and open the trace.
 
     Args:
         role: "prefill", "decode" or "null", for the trace.
         blocking: whether the overlap schedule is off.
+        rank: index among the data-parallel attention ranks of the server.
+        ranks: their number.
 
     Raises:
-        InputError: KAIROS_EMULATION_TRACE cannot be written.
+        InputError: KAIROS_EMULATION_TRACE cannot be written, or the profile needs more than the
+            ranks know of each other.
     """
     device = current()
     device.blocking = blocking
+    device.rank = rank
+    if ranks > 1 and device.profile.decode.straggler:
+        raise InputError(
+            f"profile {device.profile.name}: decode.straggler must be 0 with data-parallel "
+            "attention, because upstream's ranks do not know the longest context of each other"
+        )
     path = os.environ.get("KAIROS_EMULATION_TRACE")
     if path:
         try:

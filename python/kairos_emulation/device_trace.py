@@ -12,7 +12,8 @@ class DeviceWork(NamedTuple):
     """One forward or KV transfer, without its times.
 
     Attributes:
-        kind: "prefill", "decode" or "transfer".
+        kind: "prefill", "decode", "transfer", or "idle" for a data-parallel attention rank without
+            requests in a step of its peers.
         batch: number of requests.
         tokens: tokens that are computed or moved.
         context: tokens of KV that existed before (prefill) or are read (decode).
@@ -39,12 +40,14 @@ class DeviceTimes(NamedTuple):
         duration_s: how long it takes by the profile.
         end_s: when the accelerator is done with it.
         bubble_s: how long the stream or link was idle before; 0 for the first record.
+        waited_s: part of the duration in which the rank waits for the slowest one.
     """
 
     launch_s: float
     duration_s: float
     end_s: float
     bubble_s: float
+    waited_s: float = 0.0
 
 
 class DeviceRecord(msgspec.Struct, omit_defaults=True):
@@ -65,6 +68,7 @@ class DeviceRecord(msgspec.Struct, omit_defaults=True):
     duration_s: float
     end_s: float
     bubble_s: float
+    waited_s: float = 0.0
     rids: list[str] = []
     new: list[int] = []
     joined: list[str] = []
@@ -100,6 +104,7 @@ class DeviceTrace:
             duration_s=times.duration_s,
             end_s=times.end_s,
             bubble_s=times.bubble_s,
+            waited_s=times.waited_s,
             rids=list(work.rids),
             new=list(work.new),
             joined=list(work.joined),

@@ -10,15 +10,21 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kairos_emulation import device, shims
-from kairos_emulation.upstream import DpController, KvSender, SchedulerIdleness
+from kairos_emulation.rank_step import RankStep, RankWork
+from kairos_emulation.upstream import DpController, GatheredStep, KvSender, SchedulerIdleness
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEDULER_MODULE = "sglang.srt.managers.scheduler"
 _IDLE_NAP_S = 3e-4
 _RANK_NAP_MS = 2
 _CONTROLLER_POLL_MS = 500
+_GATHER = "sglang.srt.managers.scheduler_components.dp_attn.MLPSyncBatchInfo"
+_IS_EXTEND_COLUMN = 3  # of the numbers that upstream gathers
 
 
 class EmulationHook(NamedTuple):
@@ -105,6 +111,31 @@ def modelled_transfer(
     return 0
 
 
+def add_free_time(row: "torch.Tensor", *_args: object, **_kwargs: object) -> "torch.Tensor":
+    """Append the time at which this rank is free to the numbers that upstream gathers.
+
+    On a GPU a rank that is ready early waits in the first all-to-all. The number travels in
+    upstream's own gather, so the emulation needs no collective of its own.
+
+    Returns:
+        The row with monotonic nanoseconds as a further number.
+    """
+    import torch
+
+    free = torch.tensor([round(1e9 * device.current().free_s)], dtype=row.dtype, device=row.device)
+    return torch.cat((row, free))
+
+
+def set_step(_result: None, gathered: GatheredStep, *_args: object, **_kwargs: object) -> None:
+    """Tell the accelerator the step of all ranks that its next forward takes part in."""
+    extend = gathered.tp0_info_cpu[:, _IS_EXTEND_COLUMN].tolist()
+    work = zip(
+        map(bool, extend), gathered.global_num_tokens, gathered.global_attention_pairs, strict=True
+    )
+    free_s = 1e-9 * int(gathered.tp0_info_cpu[:, -1].max())
+    device.current().step = RankStep(tuple(RankWork(*rank) for rank in work), free_s)
+
+
 COMMON: tuple[EmulationHook, ...] = (
     EmulationHook(f"{SCHEDULER_MODULE}.Scheduler.on_idle", nap_when_waiting, "AFTER"),
     EmulationHook(f"{SCHEDULER_MODULE}.Scheduler.maybe_sleep_on_idle", sleep_when_idle, "AROUND"),
@@ -124,6 +155,9 @@ EMULATED: tuple[EmulationHook, ...] = (
         modelled_transfer,
         "REPLACE",
     ),
+    EmulationHook(f"{_GATHER}._get_local_tensor", add_free_time, "AFTER"),
+    EmulationHook(f"{_GATHER}._get_fallback_tensor", add_free_time, "AFTER"),
+    EmulationHook(f"{_GATHER}.all_gather", set_step, "AFTER"),
 )
 
 

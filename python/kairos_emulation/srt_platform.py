@@ -53,7 +53,7 @@ class EmulatedPlatform(CpuPlatform):
             RuntimeError: a hook is not in place.
             InputError: the trace cannot be written.
         """
-        from sglang.srt.runtime_context import get_disagg, get_schedule
+        from sglang.srt.runtime_context import get_disagg, get_parallel, get_schedule
 
         super().post_load_model(model)
         device.start(
@@ -61,4 +61,6 @@ class EmulatedPlatform(CpuPlatform):
             # Without overlap the scheduler reads the sampled tokens right after the launch and
             # waits on no event. On a GPU it would block in that read.
             blocking=get_schedule().disable_overlap_schedule,
+            rank=get_parallel().attn_dp_rank,
+            ranks=get_parallel().attn_dp_size,
         )

@@ -36,6 +36,20 @@ class SchedulerIdleness(Protocol):
         """Return whether no request is queued, running or being transferred."""
 
 
+class GatheredStep(Protocol):
+    """The part of `MLPSyncBatchInfo` that is read: what every rank runs in the next step.
+
+    Attributes:
+        global_num_tokens: new tokens, by rank.
+        global_attention_pairs: pairs of a query and a key that attention computes, by rank.
+        tp0_info_cpu: all gathered numbers, [ranks, numbers].
+    """
+
+    global_num_tokens: Sequence[int]
+    global_attention_pairs: Sequence[int]
+    tp0_info_cpu: torch.Tensor
+
+
 class Watchdog(Protocol):
     """The part of `sglang.srt.utils.watchdog.Watchdog` that is called."""
 
@@ -89,6 +103,9 @@ class DeviceModelConfig(Protocol):
 
 class DeviceForwardMode(Protocol):
     """The part of `sglang.srt.model_executor.forward_batch_info.ForwardMode` that is asked."""
+
+    def is_idle(self) -> bool:
+        """Return whether the batch is empty: other ranks have work."""
 
     def is_decode(self) -> bool:
         """Return whether the batch is a decode step."""

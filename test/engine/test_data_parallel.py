@@ -1,13 +1,25 @@
-"""Servers with data-parallel attention: real weights give the tokens of a server without."""
+"""Servers with data-parallel attention.
 
+Real weights give the tokens of a server without it. In modelled time every step of a server begins
+with the last of its ranks and lasts as long as the slowest one. Times are compared with each other
+and with lower bounds: a busy machine makes events later, and no event may be earlier.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kairos.cluster import Cluster, DpAttention
+from kairos.latency import load_profile
+from kairos_emulation.device_trace import DeviceRecord, read_device_trace
 from support.clusters import Config, on
-from support.pair import send, wait_idle
+from support.pair import fresh_prompt, send, wait_for, wait_idle
 
 NEW_TOKENS = 40
 LENGTHS = (30, 90, 200, 255, 300, 520, 700, 900)
@@ -16,6 +28,21 @@ RANKS = Config(
     platform="cpu", dp_attention=DpAttention(2, 2), args=("--chunked-prefill-size", "512")
 )
 ONE = Config(platform="cpu", args=("--chunked-prefill-size", "256"))
+TRACE = Path(tempfile.gettempdir()) / f"kairos-ranks-{os.getpid()}.jsonl"
+PROFILE = Path(__file__).parent.parent / "support" / "long_context.json"
+EMULATED = Config(
+    profile=str(PROFILE),
+    dp_attention=DpAttention(2, 2),
+    env=(("KAIROS_EMULATION_TRACE", str(TRACE)),),
+)
+LONG_TOKENS = 20_000
+ROUNDING_S = 1e-6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_trace_left() -> Iterator[None]:
+    yield
+    TRACE.unlink(missing_ok=True)
 
 
 def outputs(cluster: Cluster) -> list[tuple[int, list[int]]]:
@@ -55,3 +82,73 @@ def test_tokens_equal_those_of_servers_without_ranks(
     else:
         assert {rank for rank, _ in answers} == {0, 1}
     assert tokens == expected
+
+
+def ask(cluster: Cluster, tokens: int, new_tokens: int, decode_rank: int) -> None:
+    """Have a rank of the decode server decode a fresh prompt."""
+    body = {
+        "input_ids": fresh_prompt(tokens),
+        "sampling_params": {"max_new_tokens": new_tokens, "ignore_eos": True},
+    }
+    answer = send(cluster, body, decode_fields={"routed_dp_rank": decode_rank}).decode
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["meta_info"]["dp_rank"] == decode_rank
+
+
+def steps(role: str) -> list[tuple[DeviceRecord, ...]]:
+    """Return the records of all steps so far, each of all ranks."""
+    records = [r for r in read_device_trace(TRACE) if r.role == role and r.kind != "transfer"]
+    ranks = sorted({record.pid for record in records})
+    assert len(ranks) == 2
+    by_rank = [[record for record in records if record.pid == pid] for pid in ranks]
+    return list(zip(*by_rank, strict=True))
+
+
+@on(EMULATED)
+def test_a_step_of_a_short_stream_lasts_as_long_as_that_of_the_slowest_rank(
+    cluster: Cluster,
+) -> None:
+    def decoding_long() -> bool:
+        return any(r.context > LONG_TOKENS and r.kind == "decode" for r in read_device_trace(TRACE))
+
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(ask, cluster, LONG_TOKENS, 200, 0)
+        wait_for(decoding_long, "the first step of the long context")
+        ask(cluster, 100, 40, 1)
+        long.result()
+    wait_idle(cluster)
+    decode = load_profile(PROFILE).decode
+    both = [step for step in steps("decode") if {r.kind for r in step} == {"decode"}]
+    both = [step for step in both if max(r.context for r in step) > LONG_TOKENS]
+    assert len(both) > 30
+    for step in both:
+        short, slow = sorted(step, key=lambda record: record.context)
+        assert short.duration_s == slow.duration_s
+        assert slow.waited_s == 0.0
+        assert slow.duration_s == pytest.approx(
+            decode.fixed_s + decode.per_request_s + decode.per_context_token_s * slow.context
+        )
+        alone_s = decode.step_s(1, short.context)
+        assert short.duration_s - short.waited_s == pytest.approx(alone_s)
+
+
+@on(EMULATED)
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_no_rank_begins_a_step_before_the_last_has_ended_the_one_before(
+    cluster: Cluster, role: str
+) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        asked = [
+            pool.submit(ask, cluster, 100 + 700 * index, 20 + 5 * index, index % 2)
+            for index in range(6)
+        ]
+        for request in asked:
+            request.result()
+    wait_idle(cluster)
+    found = steps(role)
+    assert any(role == record.kind for step in found for record in step)
+    for step in found:
+        assert len({record.duration_s for record in step}) == 1
+    for earlier, later in pairwise(found):
+        ended_s = max(record.end_s for record in earlier)
+        assert all(r.end_s - r.duration_s >= ended_s - ROUNDING_S for r in later)

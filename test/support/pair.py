@@ -35,8 +35,9 @@ def send(
     *,
     path: str = "/generate",
     headers: Mapping[str, str] | list[tuple[str, str]] | None = None,
+    decode_fields: Mapping[str, Any] | None = None,
 ) -> Answer:
-    """Send one request to both legs of the first pair at once."""
+    """Send one request to both legs of the first pair at once; one leg may get further fields."""
     count = batch_size(body)
     if count is None:
         bootstrap: dict[str, Any] = {
@@ -51,10 +52,11 @@ def send(
             "bootstrap_room": [room() for _ in range(count)],
         }
     both = {**body, **bootstrap}
+    bodies = ((cluster.prefill[0], both), (cluster.decode[0], both | (decode_fields or {})))
     with ThreadPoolExecutor(2) as pool:
         legs = [
-            pool.submit(_CLIENT.post, leg.url + path, json=both, headers=headers)
-            for leg in (cluster.prefill[0], cluster.decode[0])
+            pool.submit(_CLIENT.post, leg.url + path, json=leg_body, headers=headers)
+            for leg, leg_body in bodies
         ]
         return Answer(*(leg.result() for leg in legs))
 

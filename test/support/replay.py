@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kairos.cluster import DpAttention
 from kairos.latency import load_profile
 from kairos.replay.client.job import ClientConfig
 from kairos.replay.client.record import ReceivedTokens, RequestOutcome, RequestRecord, make_record
@@ -95,6 +96,7 @@ def run_config(out: Path, **changes: object) -> RunConfig:
     """Return the configuration of runs into `out`, with `changes`."""
     fields: dict[str, object] = {
         "instances": "1P1D",
+        "dp_attention": DpAttention(),
         "profile": load_profile("tiny-fast"),
         "url": None,
         "client": ClientConfig(),

@@ -44,6 +44,15 @@ class PrefillModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for context, fresh in chunks:
             new += fresh
             area += fresh * (context + fresh / 2)
+        return self.work_s(new, area)
+
+    def work_s(self, new: int, area: float) -> float:
+        """Return the predicted seconds of one forward, from the sums over its chunks.
+
+        Args:
+            new: tokens to compute.
+            area: their attention work, in pairs of tokens.
+        """
         linear = max(self.weight_floor_s, self.per_token_s * new)
         return self.fixed_s + linear + self.per_token_context_s * area
 

@@ -50,6 +50,9 @@ examples:
   # Three service classes, two prefill and two decode servers:
   kairos replay --trace t.csv --load 0.9 --slo tiers --instances 2P2D --out out/d
 
+  # Two data-parallel attention ranks in the prefill server and in the decode server:
+  kairos replay --trace t.csv --load 0.9 --arms fcfs --dp-attention 2 --out out/f
+
   # Any OpenAI-compatible endpoint that runs already:
   kairos replay --trace t.csv --load 0.5 --url http://127.0.0.1:30000 --out out/e
 
@@ -171,6 +174,9 @@ def _add_own_servers(group: argparse._ArgumentGroup) -> None:
         help=f"server configurations to compare (default fcfs,kairos): {ALLOWED}")
     add("--instances", default="1P1D", metavar="xPyD",
         help="number of prefill and decode servers (default 1P1D)")
+    add("--dp-attention", default="1", metavar="N|P,D",
+        help="data-parallel attention ranks of every server, or of a prefill and of a decode "
+        "server; the profile is that of one rank (default %(default)s: none)")
     add("--profile", default=DEFAULT_PROFILE, metavar="NAME|FILE",
         help="latency profile for load, SLOs, predictions and emulation (default %(default)s)")
     add("--router", action="store_true",

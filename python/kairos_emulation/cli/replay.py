@@ -32,13 +32,14 @@ def emulated_cluster(local: LocalCluster) -> ClusterSpec:
         model=platform_model("emulated", output_folder() / "models"),
         prefill=local.prefill,
         decode=local.decode,
+        dp_attention=local.dp_attention,
         args=local.arm.args,
-        # The pool holds the prefix cache that the load assumes, and beside it the prompts in
-        # work. An instance of the profile holds less. The excess stands for a cache in host
-        # memory that costs no time.
+        # The pool of a rank holds its part of the prefix cache that the load assumes, and beside
+        # it the prompts in work. A rank of the profile holds less. The excess stands for a cache
+        # in host memory that costs no time.
         prefill_args=(
             "--max-total-tokens",
-            str(local.cache_tokens + local.kv_tokens // 4),
+            str(local.cache_tokens // local.dp_attention.prefill + local.kv_tokens // 4),
             *local.arm.prefill_args,
         ),
         decode_args=local.arm.decode_args,

@@ -51,8 +51,12 @@ class KairosEmulatedForCausalLM(nn.Module):
         """
         mode = forward_batch.forward_mode
         rids = forward_batch.rids or ()
-        if mode.is_decode():
-            device.current().decode(forward_batch.seq_lens_cpu.tolist(), rids)
+        if mode.is_idle():
+            device.current().idle()
+        elif mode.is_decode():
+            # Rows behind the requests pad a rank to the largest one.
+            contexts = forward_batch.seq_lens_cpu.tolist()
+            device.current().decode(contexts[: len(rids)] if rids else contexts, rids)
         elif mode.is_extend():
             chunks = zip(
                 forward_batch.extend_prefix_lens_cpu, forward_batch.extend_seq_lens_cpu, strict=True

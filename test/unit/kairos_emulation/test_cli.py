@@ -1,11 +1,12 @@
 """Commands on emulated servers: their options, their output folder and the demo's replay."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from kairos.cluster import ClusterSpec
+from kairos.cluster import ClusterSpec, DpAttention
 from kairos.replay.plan.arms import ArmSpec
 from kairos.replay.run.local_cluster import LocalCluster
 from kairos_emulation.cli import calibrate, cluster, demo, replay
@@ -77,8 +78,21 @@ def test_demo_passes_its_arguments_behind_its_own(replayed: list[Sequence[str]])
 
 def test_emulated_prefill_pool_holds_the_cache_beside_prompts_in_work() -> None:
     arm = ArmSpec("mine", "an arm", prefill_args=("--flag",), router="kairos")
-    local = LocalCluster(arm, 1, 2, "tiny-fast", False, cache_tokens=1000, kv_tokens=400)
+    local = LocalCluster(
+        arm=arm,
+        prefill=1,
+        decode=2,
+        dp_attention=DpAttention(),
+        profile="tiny-fast",
+        mini_lb=False,
+        cache_tokens=1000,
+        kv_tokens=400,
+    )
     spec = replay.emulated_cluster(local)
     assert isinstance(spec, ClusterSpec)
     assert (spec.prefill, spec.decode, spec.router) == (1, 2, "kairos")
     assert spec.prefill_args[-3:] == ("--max-total-tokens", "1100", "--flag")
+    ranks = replay.emulated_cluster(dataclasses.replace(local, dp_attention=DpAttention(2, 4)))
+    assert ranks.dp_attention == DpAttention(2, 4)
+    # The ranks share the cache. Each has room for the prompts that it works on.
+    assert ranks.prefill_args[-3:] == ("--max-total-tokens", "600", "--flag")

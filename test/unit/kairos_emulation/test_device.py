@@ -1,7 +1,9 @@
 """The emulated accelerator: the cost of its work, its timelines and its trace."""
 
+import json
 import threading
 
+import msgspec
 import pytest
 
 from kairos.errors import InputError
@@ -9,6 +11,7 @@ from kairos.latency import Chunk, load_profile
 from kairos_emulation import device, streams
 from kairos_emulation.device import EmulatedDevice
 from kairos_emulation.device_trace import DeviceTrace, read_device_trace
+from kairos_emulation.rank_step import RankStep, RankWork
 from kairos_emulation.streams import Stream, StreamContext
 
 
@@ -132,3 +135,46 @@ def test_trace_names_the_requests_of_a_prefill_and_the_changes_between_steps(acc
         ([], []),
         (["c"], ["a"]),
     ]
+
+
+def test_a_step_of_ranks_begins_with_the_last_rank_and_lasts_as_long_as_the_slowest(
+    accelerator, tmp_path
+):
+    slow = RankWork(prefill=False, tokens=1, attention_pairs=1_000_000)
+    short = RankWork(prefill=False, tokens=1, attention_pairs=100)
+    accelerator.trace = DeviceTrace(str(tmp_path / "trace"), "decode")
+    accelerator.rank = 1
+    accelerator.step = RankStep((slow, short), streams.now() + 1000.0)
+    with StreamContext(Stream()) as stream:
+        accelerator.decode([100], ["r"])
+        step, accelerator.step = accelerator.step, RankStep((slow, short._replace(tokens=0)), 0.0)
+        ended = stream.end
+        accelerator.idle()
+    assert step is None
+    decode, idle = read_device_trace(tmp_path / "trace")
+    assert decode.end_s == ended == accelerator.free_s - idle.duration_s
+    assert ended >= streams.now() + 999.0
+    model = accelerator.profile.decode
+    assert decode.duration_s == pytest.approx(
+        model.fixed_s + model.per_request_s + 1e6 * model.per_context_token_s
+    )
+    assert decode.waited_s == pytest.approx(999_900 * model.per_context_token_s)
+    assert (idle.kind, idle.batch) == ("idle", 0)
+    assert idle.end_s - ended == pytest.approx(idle.duration_s)
+
+
+def test_a_server_without_ranks_has_no_idle_steps(accelerator):
+    with StreamContext(Stream()) as stream:
+        accelerator.idle()
+    assert stream.end == 0.0
+
+
+def test_a_profile_that_needs_the_longest_context_is_refused_with_ranks(monkeypatch, tmp_path):
+    profile = msgspec.to_builtins(load_profile("tiny-fast"))
+    profile["decode"]["straggler"] = 0.5
+    (tmp_path / "p.json").write_text(json.dumps(profile))
+    monkeypatch.setenv("KAIROS_EMULATION_PROFILE", str(tmp_path / "p.json"))
+    device.configure()
+    device.start("decode", blocking=False, rank=0, ranks=1)
+    with pytest.raises(InputError, match=r"decode\.straggler must be 0"):
+        device.start("decode", blocking=False, rank=0, ranks=2)

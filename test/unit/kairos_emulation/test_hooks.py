@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from kairos.latency import load_profile
 from kairos_emulation import device, hooks
 from kairos_emulation.hooks import EmulationHook
+from kairos_emulation.rank_step import RankStep, RankWork
 
 _REGISTRY = "sglang.srt.plugins.hook_registry"
 
@@ -179,3 +181,21 @@ def test_the_controller_of_ranks_waits_for_requests(monkeypatch):
     assert dispatched == ["request 1", "request 4"]
     assert min(socket.waits) >= 100
     assert len(fed) == 4
+
+
+def test_the_step_of_all_ranks_travels_in_upstreams_gather(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(device, "_device", device.EmulatedDevice(load_profile("tiny-fast")))
+
+    def row(tokens: int, pairs: int, *, prefill: bool, free_s: float) -> "torch.Tensor":
+        device.current().free_s = free_s
+        numbers = [tokens, tokens, 1, int(prefill), 0, 0, 0, 0, 1, 0, pairs]
+        return hooks.add_free_time(torch.tensor(numbers, dtype=torch.int64), "cpu")
+
+    rows = [row(3, 500, prefill=False, free_s=7.5), row(40, 90, prefill=True, free_s=8.25)]
+    gathered = SimpleNamespace(
+        global_num_tokens=[3, 40], global_attention_pairs=[500, 90], tp0_info_cpu=torch.stack(rows)
+    )
+    hooks.set_step(None, gathered)
+    work = (RankWork(False, 3, 500), RankWork(True, 40, 90))
+    assert device.current().step == RankStep(work, 8.25)

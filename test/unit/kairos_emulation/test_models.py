@@ -79,7 +79,7 @@ def test_other_kairos_model_is_replaced(tmp_path):
     write_model("emulated", tmp_path / "m")
     assert write_model("tiny-random", tmp_path / "m")
     config = json.loads((tmp_path / "m/config.json").read_text())
-    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["architectures"] == ["Qwen3ForCausalLM"]
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 

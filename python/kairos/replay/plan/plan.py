@@ -40,7 +40,7 @@ class PlanConfig:
         load: prefill load to offer.
         duration_s: seconds of arrivals; None takes the whole trace.
         start_s: where in the trace the plan begins, seconds.
-        instances: number of prefill servers that share the load.
+        instances: number of prefill servers, or of their ranks, that share the load.
         slo_set: name of the SLO set.
         tpot_ms: TPOT objective; the tiers set has its own.
         seed: seed of prompts, classes and generated traces.

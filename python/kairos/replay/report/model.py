@@ -102,10 +102,11 @@ def subtitle(arms: Sequence[ArmResult]) -> str:
     h = arms[0].header
     tpot = "TPOT 25/50/150 ms" if h.slo_set == "tiers" else f"TPOT {h.tpot_ms:g} ms"
     clock = f"emulated with profile {h.profile.name}" if h.emulated else f"profile {h.profile.name}"
+    ranks = f" with DP {h.dp_attention}" if h.dp_attention != "1" else ""
     slowed = f", slowed down {h.dilate:g} times" if h.dilate != 1.0 else ""
     return (
         f"{h.trace}, {h.requests} requests in {h.span_s:.0f} s, load {h.load:g}, "
-        f"SLO {h.slo_set} + {tpot}, {h.instances}, {clock}{slowed}"
+        f"SLO {h.slo_set} + {tpot}, {h.instances}{ranks}, {clock}{slowed}"
     )
 
 

@@ -61,7 +61,7 @@ def settings_of(header: RunHeader) -> SimConfig | None:
         return None
     profile = header.profile
     settings = arm.settings(profile)
-    if settings is None:
+    if settings is None or header.dp_attention != "1":
         return None
     # A handshake waits for passes of a decode server, which dilation makes longer.
     handshake_s = settings.handshake_s * header.dilate

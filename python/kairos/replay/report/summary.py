@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from kairos.cluster import DpAttention
 from kairos.errors import InputError
 from kairos.replay.client.record import RequestOutcome, RequestRecord
 from kairos.replay.report.intervals import interval_of, per_request
@@ -186,7 +187,9 @@ def _effective_load(runs: Runs) -> float | None:
             reported |= r.cached_tokens is not None
             request = TraceRequest(r.arrival_s, r.input_tokens, r.output_tokens)
             work += prefill_work_s(request, r.prefix_hit, header.profile)
-        seconds += header.span_s * int(header.instances.partition("P")[0])
+        servers = int(header.instances.partition("P")[0])
+        ranks = DpAttention.parse(header.dp_attention)
+        seconds += header.span_s * servers * ranks.prefill
     return work / seconds if reported and seconds > 0.0 else None
 
 

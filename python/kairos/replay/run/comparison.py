@@ -4,9 +4,9 @@ from kairos.latency import Profile
 from kairos.replay.run.header import RunHeader
 
 SAME_WORK = (
-    *("trace_sha256", "start_s", "load", "cache_tokens", "dilate", "instances", "time_scale"),
-    *("span_s", "requests", "slo_set", "tpot_ms", "seed", "profile", "emulated"),
-    *("timeout_s", "budget_s", "mini_lb", "machine"),
+    *("trace_sha256", "start_s", "load", "cache_tokens", "dilate", "instances"),
+    *("dp_attention", "time_scale", "span_s", "requests", "slo_set", "tpot_ms", "seed"),
+    *("profile", "emulated", "timeout_s", "budget_s", "mini_lb", "machine"),
 )
 """Fields of the header in which runs must agree to be compared."""
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kairos.cluster import DpAttention
 from kairos.latency import Profile
 from kairos.replay.client.api import CompletionsApi
 from kairos.replay.client.job import ClientConfig
@@ -22,6 +23,7 @@ class RunConfig:
 
     Attributes:
         instances: number of prefill and decode servers, such as "1P1D".
+        dp_attention: data-parallel attention ranks of a server of each role.
         profile: latency profile of predictions, dilated if the run is.
         url: address of servers that run already; None if each run starts its own.
         client: limits and request format.
@@ -33,6 +35,7 @@ class RunConfig:
     """
 
     instances: str
+    dp_attention: DpAttention
     profile: Profile
     url: str | None
     client: ClientConfig

@@ -17,8 +17,10 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
             mean over servers.
         decode_busy_percent: the same of decode devices.
         decode_tokens_per_busy_s: tokens per second of decode time.
-        decode_batch_mean: mean number of requests in a decode step, weighted by time.
+        decode_batch_mean: mean number of requests in a decode step of one rank, weighted by time.
         prefill_batches: number of prefill batches.
+        decode_barrier_idle_percent: share of the steps of decode devices in which a data-parallel
+            attention rank waits for the slowest one; None for servers without ranks.
     """
 
     prefill_busy_percent: float
@@ -26,6 +28,7 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     decode_tokens_per_busy_s: float
     decode_batch_mean: float
     prefill_batches: int
+    decode_barrier_idle_percent: float | None = None
 
 
 class Forward(msgspec.Struct, frozen=True, gc=False):
@@ -36,13 +39,14 @@ class Forward(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         role: role of the server.
         pid: process id of the server.
-        kind: "prefill", "decode" or a transfer.
+        kind: "prefill", "decode", "idle" in a step of other ranks, or a transfer.
         batch: number of requests.
         tokens: number of new tokens.
         launch_s: time at which the host launched it.
         duration_s: time for which the device computed.
         end_s: time at which the device finished.
         bubble_s: time for which the device waited before it.
+        waited_s: part of the duration in which it waited for the slowest rank.
         rids: requests of a prefill batch.
         new: new tokens of each of `rids`.
         joined: requests that joined the decode batch in this step.
@@ -58,6 +62,7 @@ class Forward(msgspec.Struct, frozen=True, gc=False):
     duration_s: float
     end_s: float
     bubble_s: float
+    waited_s: float = 0.0
     rids: list[str] = []
     new: list[int] = []
     joined: list[str] = []
@@ -156,7 +161,16 @@ def device_use(forwards: Sequence[Forward], seconds: float) -> DeviceReport | No
         decode_tokens_per_busy_s=round(sum(f.batch for f in decode) / decode_s, 1),
         decode_batch_mean=round(sum(f.batch * f.duration_s for f in decode) / decode_s, 2),
         prefill_batches=len(prefill),
+        decode_barrier_idle_percent=_barrier_idle_percent(forwards),
     )
+
+
+def _barrier_idle_percent(forwards: Sequence[Forward]) -> float | None:
+    steps = [f for f in forwards if f.role == "decode" and f.kind in ("decode", "idle")]
+    waited_s = sum(f.waited_s for f in steps)
+    if not waited_s:
+        return None
+    return round(100.0 * waited_s / sum(f.duration_s for f in steps), 2)
 
 
 def _busy_percent(forwards: Sequence[Forward], seconds: float) -> float:

@@ -24,6 +24,8 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
         cache_tokens: prefix cache that the load assumes and emulated prefill servers have.
         dilate: factor by which profile, SLOs and arrivals were slowed down.
         instances: number of prefill and decode servers, such as "1P1D".
+        dp_attention: data-parallel attention ranks of a server, such as "2" or "2,4" for prefill
+            and decode servers.
         time_scale: factor by which arrivals were multiplied to offer the load.
         start_s: where in the trace the replay begins, seconds.
         span_s: seconds from the first to the last arrival as sent.
@@ -61,6 +63,7 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True):
     cache_tokens: int
     dilate: float = 1.0
     instances: str
+    dp_attention: str = "1"
     time_scale: float
     start_s: float
     span_s: float

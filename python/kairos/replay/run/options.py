@@ -32,6 +32,7 @@ class ReplayOptions:
     seed: int
     arms: str
     instances: str
+    dp_attention: str
     profile: str
     router: bool
     dilate: float

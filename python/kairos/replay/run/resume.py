@@ -39,7 +39,7 @@ def finished(
         if not _is_same_work(header, plans.at(run.load), config):
             raise InputError(
                 f"--resume: {path} is of another replay; give the same trace, start, load, "
-                "duration, SLOs, seed, profile, instances, dilation, prefix cache, limits, "
+                "duration, SLOs, seed, profile, instances, ranks, dilation, prefix cache, limits, "
                 "--router, URL, API, model and SLO headers, or another --out"
             )
         if commit and header.git_commit and header.git_commit != commit and not force:
@@ -60,14 +60,16 @@ def _is_same_work(header: RunHeader, plan: Plan, config: RunConfig) -> bool:
     found = (
         *(header.trace_sha256, header.requests, header.slo_set, header.tpot_ms),
         *(header.seed, header.time_scale, header.dilate, header.cache_tokens),
-        *(header.profile, header.instances, header.start_s, header.emulated),
+        *(header.profile, header.instances, header.dp_attention),
+        *(header.start_s, header.emulated),
         *(header.timeout_s, header.budget_s, header.mini_lb),
         *(header.servers.get(name) for name in url_servers),
     )
     wanted = (
         *(workload.trace.sha256, len(plan.requests), work.slo_set, work.tpot_ms),
         *(work.seed, workload.time_scale, work.dilate, workload.cache_tokens),
-        *(config.profile, config.instances, work.start_s, config.emulated),
+        *(config.profile, config.instances, str(config.dp_attention)),
+        *(work.start_s, config.emulated),
         *(client.timeout_s, client.budget_s, config.mini_lb),
         *url_servers.values(),
     )

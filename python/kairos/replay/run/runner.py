@@ -137,6 +137,7 @@ def _header(
         cache_tokens=workload.cache_tokens,
         dilate=work.dilate,
         instances=config.instances,
+        dp_attention=str(config.dp_attention),
         time_scale=workload.time_scale,
         start_s=work.start_s,
         span_s=workload.trace.span_s,

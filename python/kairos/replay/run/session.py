@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kairos.cluster import DpAttention
 from kairos.errors import InputError
 from kairos.instances import parse_instances
 from kairos.latency import Profile, load_profile, save_profile
@@ -61,7 +62,8 @@ class ReplaySession:
         self._cluster_of = cluster_of
         self._prefill, self._decode = parse_instances(options.instances)
         self._profile = load_profile(options.profile)
-        self._plans = _plans(options, self._prefill, self._profile)
+        ranks = DpAttention.parse(options.dp_attention)
+        self._plans = _plans(options, self._prefill * ranks.prefill, self._profile)
         names = parse_arms(options.arms)
         self.runs = runs_of([_URL_ARM] if options.url else names, options.load, options.repeats)
         if options.url is not None and options.dilate != 1.0:
@@ -77,6 +79,7 @@ class ReplaySession:
             save_profile(slowed, self._profile_name)
         self.config = RunConfig(
             instances=options.instances,
+            dp_attention=ranks,
             profile=slowed,
             url=options.url,
             client=client,
@@ -123,6 +126,7 @@ class ReplaySession:
             arm=arm,
             prefill=self._prefill,
             decode=self._decode,
+            dp_attention=self.config.dp_attention,
             profile=self._profile_name,
             mini_lb=self.config.mini_lb,
             cache_tokens=plan.workload.cache_tokens,
@@ -151,7 +155,7 @@ class ReplaySession:
         return rejected_in(self.config.out, stems)
 
 
-def _plans(options: ReplayOptions, prefill: int, profile: Profile) -> Plans:
+def _plans(options: ReplayOptions, prefill_ranks: int, profile: Profile) -> Plans:
     """Make the plans of all loads, so that bad input is found before a run."""
     trace = load_trace(options.trace, options.trace_format, options.seed)
     loads = options.load
@@ -161,7 +165,7 @@ def _plans(options: ReplayOptions, prefill: int, profile: Profile) -> Plans:
         load=loads[0],
         duration_s=options.duration_s,
         start_s=options.start_s,
-        instances=prefill,
+        instances=prefill_ranks,
         slo_set=options.slo,
         tpot_ms=options.tpot_ms,
         seed=options.seed,
