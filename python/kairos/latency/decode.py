@@ -37,11 +37,14 @@ class DecodeModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         if batch <= 0:
             return 0.0
-        share = 1.0 - (1.0 - self.expert_fraction) ** batch
         context = (1.0 - self.straggler) * total_context + self.straggler * batch * max_context
-        return (
-            self.fixed_s
-            + self.experts_s * share
-            + self.per_context_token_s * context
-            + self.per_request_s * batch
-        )
+        shared_s = self.shared_s(batch)
+        return shared_s + self.per_context_token_s * context + self.per_request_s * batch
+
+    def shared_s(self, batch: int) -> float:
+        """Return the seconds of a step that data-parallel ranks share: fixed cost and experts.
+
+        Args:
+            batch: requests of all ranks together.
+        """
+        return self.fixed_s + self.experts_s * (1.0 - (1.0 - self.expert_fraction) ** batch)

@@ -16,6 +16,9 @@ from kairos.validation import Range, check_range
 
 SCHEMA = 1
 
+RANKS = Range(1, 1_024)
+"""Data-parallel attention ranks of a decode server."""
+
 
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The origin of a profile's numbers.
@@ -46,7 +49,12 @@ class InstanceLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The latency models of one engine. All durations are seconds, all lengths tokens."""
+    """The latency models of one engine. All durations are seconds, all lengths tokens.
+
+    `ranks` is the number of data-parallel attention ranks of a decode server on the described
+    machine. `decode.fixed_s` and `decode.experts_s` are common to all ranks; the costs per request
+    and per token of context, `limits.kv_tokens` and `limits.max_batch` are those of one rank.
+    """
 
     schema: int
     name: str
@@ -55,6 +63,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decode: DecodeModel
     kv: KvLink
     limits: InstanceLimits
+    ranks: int = 1
 
 
 # By field. The bounds are far from any real machine: they catch milliseconds written for seconds,
@@ -77,6 +86,7 @@ _RANGES = {
     "limits.chunk_tokens": Range(16, 1e7),
     "limits.kv_tokens": Range(16, 1e10),
     "limits.max_batch": Range(1, 1e6),
+    "ranks": RANKS,
 }
 
 

@@ -11,6 +11,9 @@ from kairos.latency.decode import DecodeModel
 
 Floats = npt.NDArray[np.float64]
 
+NO_FLOOR: Floats = np.zeros(1)
+"""The floor of a table whose steps wait for no other rank."""
+
 
 class StepTable(NamedTuple):
     """Step times t(B, K) for every batch size B, linear in K between equally spaced knots.
@@ -19,11 +22,14 @@ class StepTable(NamedTuple):
         seconds: shape (max_batch + 1, knots); row B has the times at K = 0, knot, 2 x knot, ...
         knot_tokens: distance of two knots, tokens of context.
         straggler: weight of B x longest context in K, see `DecodeModel`.
+        floor_s: shortest step by batch size, seconds: the slowest of the other data-parallel ranks
+            takes as long. The last entry counts for all larger batches.
     """
 
     seconds: Floats
     knot_tokens: float
     straggler: float
+    floor_s: Floats = NO_FLOOR
 
     @classmethod
     def from_model(
@@ -65,7 +71,8 @@ class StepTable(NamedTuple):
         row = self.seconds[min(batch, len(self.seconds) - 1)]
         x = context / self.knot_tokens
         left = min(int(x), len(row) - 2)
-        return float(row[left] + (x - left) * (row[left + 1] - row[left]))
+        own_s = float(row[left] + (x - left) * (row[left + 1] - row[left]))
+        return max(own_s, float(self.floor_s[min(batch, len(self.floor_s) - 1)]))
 
 
 def _step_at(model: DecodeModel, batch: int, context: float) -> float:

@@ -109,7 +109,15 @@ def step_s(cost: StepCost, batch: float, total: float, longest: float) -> float:
     row = table.seconds[min(int(batch), table.seconds.shape[0] - 1)]
     x = context / table.knot_tokens
     left = min(int(x), row.shape[0] - 2)
-    return float(cost.factor * (row[left] + (x - left) * (row[left + 1] - row[left])))
+    own_s = cost.factor * (row[left] + (x - left) * (row[left + 1] - row[left]))
+    return float(max(own_s, _floor_s(cost, batch)))
+
+
+@compiled
+def _floor_s(cost: StepCost, batch: float) -> float:
+    """Return the seconds for which a batch waits for other data-parallel ranks at any rate."""
+    floor_s = cost.table.floor_s
+    return float(cost.factor * floor_s[min(int(batch), floor_s.shape[0] - 1)])
 
 
 @compiled
@@ -122,6 +130,15 @@ def _load_s(cost: StepCost, load: Any) -> float:
 def _load_with_s(cost: StepCost, load: Any, context: float) -> float:
     """Return the predicted seconds of the batch `load` and one row more."""
     return step_s(cost, load[0] + 1.0, load[1] + context, max(load[2], context))
+
+
+@compiled
+def _fits(cost: StepCost, load: Any, context: float, bound_s: float) -> bool:
+    """Return whether a row may join the batch `load`: the step keeps `bound_s`, or is no longer.
+
+    A rank that waits for a slower one runs its rows for free.
+    """
+    return _load_with_s(cost, load, context) <= max(bound_s, _floor_s(cost, load[0] + 1.0))
 
 
 @compiled
@@ -213,7 +230,8 @@ def select(
     load = np.zeros(3)
     tightest_s = math.inf
     starved = 0.0
-    shortest_s = step_s(cost, 1.0, 0.0, 0.0)
+    # Other ranks are slow for a while only, so their floor makes no request infeasible.
+    shortest_s = factor * table.seconds[1, 0]
     for i in range(n):
         row = rows[i]
         slack_s[i] = _slack_s(row, row.first_token_s, now_s, p)
@@ -410,7 +428,7 @@ def _pack(candidates: Candidates, cost: StepCost, p: Any, limits: PackLimits, lo
         if key[at] < FAR and not limits.express:
             bound_s = min(target_s, max(pace_s[at], p.min_step_share * row.tpot_s))
         needed = key[at] < 0.0 or (key[at] < FAR and (limits.express or load[0] == 0.0))
-        if needed or _load_with_s(cost, load, row.context_tokens) <= bound_s:
+        if needed or _fits(cost, load, row.context_tokens, bound_s):
             _run(load, row)
             target_s = bound_s
 
@@ -451,7 +469,7 @@ def _add_infeasible(
         if not row.infeasible or load[0] >= max_batch:
             break
         needed = load[0] == 0.0 or key[at] < 0.0
-        if needed or _load_with_s(cost, load, row.context_tokens) <= limit_s:
+        if needed or _fits(cost, load, row.context_tokens, limit_s):
             _run(load, row)
 
 

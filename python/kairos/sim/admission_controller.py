@@ -6,7 +6,7 @@ from dataclasses import replace
 from kairos.latency import Profile
 from kairos.policy.admission import AdmissionDecision, AdmissionParams, InstanceLoad, forecast
 from kairos.policy.jobs import PrefillJob
-from kairos.sim.decode_server import DecodeServer
+from kairos.sim.decode_rank import DecodeRank
 from kairos.sim.prefill_server import PrefillServer, PromptProgress
 
 DEGRADED_TTFT_FACTOR = 4.0
@@ -19,7 +19,7 @@ class AdmissionController:
     Args:
         profile: predicts prefill and decode.
         prefill: the only prefill instance.
-        decode: the decode instances; the forecast uses the least loaded one.
+        decode: the ranks of all decode instances; the forecast uses the least loaded one.
         prompts: progress of all requests.
     """
 
@@ -27,7 +27,7 @@ class AdmissionController:
         self,
         profile: Profile,
         prefill: PrefillServer,
-        decode: Sequence[DecodeServer],
+        decode: Sequence[DecodeRank],
         prompts: PromptProgress,
     ) -> None:
         self._profile = profile

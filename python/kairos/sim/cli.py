@@ -17,6 +17,7 @@ from kairos.latency import load_profile
 from kairos.sim.config import (
     DECODE_POLICIES,
     GRANT_ORDERS,
+    PLACEMENTS,
     PREFILL_POLICIES,
     ROUTINGS,
     STAGES,
@@ -197,7 +198,12 @@ def _add_servers(group: Any) -> None:
         help="compose a batch or step only when the one before it has ended")
     add("--no-decode-lookahead", action="store_true", help="the same for decode steps only")
     add("--decode-cap", type=count, default=0, metavar="N",
-        help="static cap on the decode batch; 0: the profile's limit (default 0)")
+        help="static cap on the decode batch of a rank; 0: the profile's limit (default 0)")
+    add("--dp-attention", type=count, default=0, metavar="N",
+        help="data-parallel attention: ranks of a decode instance, which wait for the slowest in "
+        "every step; limits are of one rank; 0: the profile's number (default 0)")
+    add("--placement", choices=PLACEMENTS, default="kairos",
+        help="rank of a request; the others are SGLang's, round-robin its default (default kairos)")
     add("--change-cost-ms", type=float, default=0.0, metavar="MS",
         help="added to a decode step that skips or resumes a request (default 0)")
     add("--contention", action="store_true",
@@ -261,6 +267,8 @@ def _config(args: argparse.Namespace) -> SimConfig:
         hold=args.hold,
         routing=args.routing,
         decode_cap=args.decode_cap,
+        dp_attention=args.dp_attention,
+        placement=args.placement,
         stages=args.stages,
         lengths=not args.no_lengths,
         prefill_bias=args.prefill_bias,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from kairos.errors import InputError
 from kairos.instances import parse_instances
 from kairos.latency import Profile
+from kairos.latency.profile import RANKS
 from kairos.policy.engine_defaults import prefill_urgency
 from kairos.policy.slack import SlackParams
 from kairos.policy.urgency import UrgencyParams
@@ -19,6 +20,7 @@ UPSTREAM_ORDERS = ("fcfs", "lpm", "spf", "hrrn-np")
 ROUTINGS = ("late", "least-loaded", "round-robin")
 STAGES = ("both", "prefill", "decode")
 GRANT_ORDERS = ("arrival", "deadline")
+PLACEMENTS = ("round-robin", "room", "requests", "tokens", "kairos")
 
 _CHOICES = {
     "prefill_policy": PREFILL_POLICIES,
@@ -26,9 +28,11 @@ _CHOICES = {
     "routing": ROUTINGS,
     "first_token": ("prefill", "decode"),
     "stages": STAGES,
+    "placement": PLACEMENTS,
 }
 _RANGES = {
     "decode_cap": Range(0, 1e6),
+    "dp_attention": Range(0, RANKS.high),
     "prefill_bias": Range(0.1, 10.0),
     "decode_bias": Range(0.1, 10.0),
     "noise": Range(0.0, 1.0),
@@ -51,7 +55,11 @@ class SimConfig:
         hold: whether the first token is held back until its decode slot is ready, at most until
             the deadline.
         routing: how arrivals are bound to prefill instances, one of ROUTINGS.
-        decode_cap: static cap on the decode batch; 0: the profile's limit.
+        decode_cap: static cap on the decode batch of a rank; 0: the profile's limit.
+        dp_attention: data-parallel ranks of each decode instance, which wait for the slowest in
+            every step; 0: those of the profile.
+        placement: how requests are bound to ranks, one of PLACEMENTS. The first four are SGLang's:
+            in turn, at random by the bootstrap room, fewest requests, fewest tokens.
         stages: one of STAGES; "prefill": nothing is decoded, "decode": prompts are prefilled at
             once.
         lengths: whether the slack policy learns output lengths.
@@ -81,6 +89,8 @@ class SimConfig:
     hold: bool = False
     routing: str = "late"
     decode_cap: int = 0
+    dp_attention: int = 0
+    placement: str = "kairos"
     stages: str = "both"
     lengths: bool = True
     prefill_bias: float = 1.0
@@ -118,10 +128,10 @@ class SimConfig:
     def as_on_engine(self, profile: Profile) -> "SimConfig":
         """Return this configuration with the ways in which servers differ from an ideal engine.
 
-        Batches are composed one ahead. A prompt first waits for decode memory and for the handshake
-        of both servers, which takes 20 ms from an arrival to the batch of an idle prefill server.
-        The transfers of a prefill server share its link. The decode server sends the first token,
-        and urgency plans for the time until then.
+        Batches are composed one ahead. A prompt first waits for decode memory, unless decode is
+        simulated alone, and for the handshake of both servers, which takes 20 ms from an arrival to
+        the batch of an idle prefill server. The transfers of a prefill server share its link. The
+        decode server sends the first token, and urgency plans for the time until then.
 
         Args:
             profile: latencies of the servers.
@@ -129,7 +139,7 @@ class SimConfig:
         return replace(
             self,
             lookahead=True,
-            preallocate=True,
+            preallocate=self.stages != "decode",
             handshake_s=0.02,
             contention=True,
             first_token="decode",

@@ -3,25 +3,34 @@
 from typing import Any
 
 from kairos.policy.compiled import compiled
-from kairos.policy.slack_kernel import running_step_s
 
 
 @compiled
-def launch(rows: Any, before: Any, table: Any, end_s: float, batch: Any) -> tuple[float, int, bool]:
+def running_load(rows: Any) -> tuple[int, float, float]:
+    """Return number, total context and longest context of the rows that run, in tokens."""
+    batch, total, longest = 0, 0.0, 0.0
+    for i in range(rows.shape[0]):
+        row = rows[i]
+        if row.runs:
+            batch += 1
+            total += row.context_tokens
+            longest = max(longest, float(row.context_tokens))
+    return batch, total, longest
+
+
+@compiled
+def launch(rows: Any, before: Any, end_s: float, batch: Any) -> tuple[int, bool]:
     """Start a step: rows that run count the token that it makes from now on.
 
     Args:
         rows: residents of the instance, see `kairos.policy.residents.ROW`.
         before: `runs` in the step before, of the first rows.
-        table: true step times.
         end_s: predicted end of the step, seconds.
         batch: receives the ids of the rows that run.
 
     Returns:
-        Seconds of the step, number of rows that run, and whether a row of `before` has started or
-        stopped running.
+        Number of rows that run, and whether a row of `before` has started or stopped running.
     """
-    seconds = running_step_s(rows, table, 1.0)
     running, changed = 0, False
     for i in range(rows.shape[0]):
         row = rows[i]
@@ -33,7 +42,7 @@ def launch(rows: Any, before: Any, table: Any, end_s: float, batch: Any) -> tupl
             row.output_tokens += 1
             row.context_tokens += 1
             row.last_token_s = end_s
-    return seconds, running, changed
+    return running, changed
 
 
 @compiled

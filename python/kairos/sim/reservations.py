@@ -13,7 +13,7 @@ from kairos.policy.preallocation import (
     PreallocationParams,
     PreallocationRequest,
 )
-from kairos.sim.decode_server import DecodeServer
+from kairos.sim.decode_rank import DecodeRank
 
 RESERVED_TOKENS = 512
 """Tokens that SGLang keeps free for the output of every request."""
@@ -36,11 +36,11 @@ class Reservation:
     """Memory reserved for a prompt whose KV has not arrived on the decode instance.
 
     Attributes:
-        server: index of the decode instance.
+        rank: index of the rank, counted over all decode instances.
         prompt: the prompt.
     """
 
-    server: int
+    rank: int
     prompt: QueuedPrompt
 
 
@@ -48,25 +48,25 @@ class DecodeReservations:
     """Prompts that wait for memory on a decode instance, and the memory reserved for prompts.
 
     Args:
-        servers: the decode instances. A prompt is bound to one when it asks for memory.
-        capacity_tokens: KV of each instance.
-        lengths: expected outputs by instance; None: unknown.
+        ranks: the ranks of all decode instances. A prompt is bound to one when it asks for memory.
+        capacity_tokens: KV of each rank.
+        lengths: expected outputs by rank; None: unknown.
         in_order: SGLang's order, by arrival, in which a prompt that does not fit blocks those
             behind it; otherwise the policy's order.
-        max_rows: requests that each instance can hold, in its batch or before.
+        max_rows: requests that each rank can hold, in its batch or before.
         prefill_servers: number of prefill instances that share the granted work.
     """
 
     def __init__(
         self,
-        servers: Sequence[DecodeServer],
+        ranks: Sequence[DecodeRank],
         capacity_tokens: int,
         lengths: Sequence[LengthEstimator | None],
         in_order: bool,
         max_rows: int,
         prefill_servers: int,
     ) -> None:
-        self._servers = servers
+        self._ranks = ranks
         self._capacity_tokens = capacity_tokens
         self._lengths = lengths
         self._in_order = in_order
@@ -75,35 +75,31 @@ class DecodeReservations:
         # fast as all together.
         horizon_s = prefill_servers * PreallocationParams().horizon_s
         params = PreallocationParams(horizon_s=horizon_s)
-        self._policies = [Preallocation(params) for _ in servers]
-        self._queued: list[dict[int, QueuedPrompt]] = [{} for _ in servers]
-        self._queued_tokens = [0] * len(servers)
+        self._policies = [Preallocation(params) for _ in ranks]
+        self._queued: list[dict[int, QueuedPrompt]] = [{} for _ in ranks]
         self._reserved: dict[int, Reservation] = {}
 
-    def ask(self, request: PreallocationRequest, length_group: int) -> None:
-        """Queue a prompt on the instance with the least load."""
-        loads = [
-            server.load_tokens + queued
-            for server, queued in zip(self._servers, self._queued_tokens, strict=True)
-        ]
-        at = int(np.argmin(loads))
-        self._queued[at][request.id] = QueuedPrompt(request, length_group)
-        self._queued_tokens[at] += request.tokens
+    def ask(self, request: PreallocationRequest, length_group: int, rank: int) -> None:
+        """Queue a prompt on a rank."""
+        self._queued[rank][request.id] = QueuedPrompt(request, length_group)
+        self._ranks[rank].queued_tokens += request.tokens
+        self._ranks[rank].queued_requests += 1
 
     def grant(self, now_s: float) -> list[int]:
         """Reserve memory for queued prompts; returns the ids of those that have it now."""
-        return [request for at in range(len(self._servers)) for request in self._grant(at, now_s)]
+        return [request for at in range(len(self._ranks)) for request in self._grant(at, now_s)]
 
     def redeem(self, request: int) -> int:
         """End a reservation because the KV of `request` has arrived.
 
         Returns:
-            Index of the decode instance.
+            Index of the rank.
         """
         reservation = self._reserved.pop(request)
-        tokens = reservation.prompt.request.tokens
-        self._servers[reservation.server].reserved_tokens -= tokens
-        return reservation.server
+        rank = self._ranks[reservation.rank]
+        rank.reserved_tokens -= reservation.prompt.request.tokens
+        rank.reserved_requests -= 1
+        return reservation.rank
 
     def _grant(self, at: int, now_s: float) -> list[int]:
         if not self._queued[at]:
@@ -116,12 +112,15 @@ class DecodeReservations:
             requests = self._with_expected_outputs(at)
             grants = self._policies[at].grant(requests, memory, now_s)
             granted = [requests[grant.at] for grant in grants]
-        if not granted and self._servers[at].load_tokens == 0:
-            granted = requests[:1]  # an empty server frees no more memory
+        if not granted and self._ranks[at].load_tokens == 0:
+            granted = requests[:1]  # an empty rank frees no more memory
         for request in granted:
             _, length_group = self._queued[at].pop(request.id)
-            self._queued_tokens[at] -= request.tokens
-            self._servers[at].reserved_tokens += request.tokens
+            rank = self._ranks[at]
+            rank.queued_tokens -= request.tokens
+            rank.queued_requests -= 1
+            rank.reserved_tokens += request.tokens
+            rank.reserved_requests += 1
             self._reserved[request.id] = Reservation(at, QueuedPrompt(request, length_group))
         return [request.id for request in granted]
 
@@ -139,7 +138,7 @@ class DecodeReservations:
         return granted
 
     def _with_expected_outputs(self, at: int) -> list[PreallocationRequest]:
-        """Requests queued for this instance, with their expected output tokens."""
+        """Requests queued for a rank, with their expected output tokens."""
         requests = [prompt.request for prompt in self._queued[at].values()]
         lengths = self._lengths[at]
         if lengths is None:
@@ -153,11 +152,11 @@ class DecodeReservations:
         ]
 
     def _memory(self, at: int) -> DecodeMemory:
-        server, lengths = self._servers[at], self._lengths[at]
-        reserved = [each.prompt for each in self._reserved.values() if each.server == at]
-        rows = np.concatenate([server.running.rows, server.waiting.rows])
+        rank, lengths = self._ranks[at], self._lengths[at]
+        reserved = [each.prompt for each in self._reserved.values() if each.rank == at]
+        rows = np.concatenate([rank.running.rows, rank.waiting.rows])
         holders = len(rows) + len(reserved)
-        free_tokens = self._capacity_tokens - server.load_tokens - RESERVED_TOKENS * holders
+        free_tokens = self._capacity_tokens - rank.load_tokens - RESERVED_TOKENS * holders
         contexts = remaining = np.empty(0)
         if lengths is not None:
             groups = np.array([prompt.length_group for prompt in reserved], np.int64)

@@ -79,12 +79,13 @@ class Scenario:
             np.array([names.index(slo.slo_class) for slo in slos], np.int64),
         )
 
-    def at_decode_load(self, load: float, profile: Profile) -> "Scenario":
+    def at_decode_load(self, load: float, profile: Profile, ranks: int = 1) -> "Scenario":
         """Rescale the arrivals to a load of the decode stage.
 
         Args:
             load: arrival rate, relative to `decode_capacity_per_s`.
             profile: latencies and limits of one decode instance.
+            ranks: data-parallel ranks of that instance.
 
         Raises:
             InputError: the load, or the span of the arrivals, is not positive and finite.
@@ -94,21 +95,22 @@ class Scenario:
             raise InputError(
                 f"decode load {load:g} over {span:g} s: both must be positive and finite"
             )
-        wanted = load * decode_capacity_per_s(self, profile)
+        wanted = load * decode_capacity_per_s(self, profile, ranks)
         return replace(self, arrival_s=self.arrival_s * (len(self) / span / wanted))
 
-    def at_busier_load(self, load: float, profile: Profile) -> "Scenario":
+    def at_busier_load(self, load: float, profile: Profile, ranks: int = 1) -> "Scenario":
         """Rescale arrivals at prefill load 1 so that the busier stage has `load`.
 
         Args:
             load: of the stage with the higher load; both have one instance.
             profile: latencies and limits of an instance.
+            ranks: data-parallel ranks of the decode instance.
 
         Raises:
             InputError: the load is out of range.
         """
         check_range("load", load, LOADS)
-        stretch = max(1.0, decode_load(self, profile)) / load
+        stretch = max(1.0, decode_load(self, profile, ranks)) / load
         return replace(self, arrival_s=self.arrival_s * stretch)
 
     def only(self, kept: npt.NDArray[np.int64]) -> "Scenario":
@@ -123,17 +125,17 @@ class Scenario:
             raise InputError(f"scenario, request {at}: {name} = {values[at]}; allowed: {allowed}")
 
 
-def decode_load(scenario: Scenario, profile: Profile) -> float:
+def decode_load(scenario: Scenario, profile: Profile, ranks: int = 1) -> float:
     """Load that the arrivals offer to one decode instance; 1 is its capacity."""
     rate = len(scenario) / float(scenario.arrival_s[-1])
-    return rate / decode_capacity_per_s(scenario, profile)
+    return rate / decode_capacity_per_s(scenario, profile, ranks)
 
 
-def decode_capacity_per_s(scenario: Scenario, profile: Profile) -> float:
+def decode_capacity_per_s(scenario: Scenario, profile: Profile, ranks: int = 1) -> float:
     """Capacity of one decode instance, requests per second.
 
     At this rate, the batch that Little's law gives has steps as long as the smallest TPOT
-    objective, or fills the KV memory.
+    objective, or fills the KV memory. Data-parallel ranks are equally loaded and never wait.
     """
     out = scenario.output_tokens.astype(float)
     mean_context = float((out * (scenario.input_tokens + out / 2)).sum() / out.sum())
@@ -142,7 +144,7 @@ def decode_capacity_per_s(scenario: Scenario, profile: Profile) -> float:
     model = profile.decode
 
     def step(batch: float) -> float:
-        share: float = 1.0 - (1.0 - model.expert_fraction) ** batch
+        share: float = 1.0 - (1.0 - model.expert_fraction) ** (ranks * batch)
         linear = model.per_context_token_s * mean_context + model.per_request_s
         return model.fixed_s + model.experts_s * share + linear * batch
 
@@ -151,4 +153,4 @@ def decode_capacity_per_s(scenario: Scenario, profile: Profile) -> float:
             middle = (low + high) / 2
             low, high = (middle, high) if step(middle) <= tpot_s else (low, middle)
     batch = high
-    return batch / (min(step(batch), tpot_s) * float(out.mean()))
+    return ranks * batch / (min(step(batch), tpot_s) * float(out.mean()))

@@ -5,15 +5,18 @@ from collections.abc import Callable
 import numpy as np
 
 from kairos.latency import PrefillModel, Profile
+from kairos.latency.ranks import LockStep
 from kairos.latency.table import StepTable
 from kairos.policy.jobs import PrefillQueue
 from kairos.policy.length import LengthEstimator
 from kairos.policy.slack import SlackPolicy
 from kairos.policy.urgency import UrgencyQueue
 from kairos.sim.baselines.decode import ContinuousPolicy, GreedyPolicy
+from kairos.sim.baselines.placement import Placement, fewest_tokens, placement_of
 from kairos.sim.baselines.prefill import RankedQueue
 from kairos.sim.config import SimConfig
-from kairos.sim.decode_server import DecodeEngine, DecodeServer, RetractingDecodePolicy
+from kairos.sim.decode_rank import DecodeEngine, DecodeRank, RetractingDecodePolicy
+from kairos.sim.decode_server import DecodeServer, StepTiming
 from kairos.sim.prefill_server import PrefillEngine, PrefillServer, PromptProgress
 from kairos.sim.records import SimRecords
 from kairos.sim.reservations import DecodeReservations
@@ -30,12 +33,18 @@ class ServerFactory:
         slo_classes: number of SLO classes.
 
     Attributes:
-        decode_cap: most requests in a decode batch.
-        lengths: length estimator of each decode instance made so far; None: not learned.
+        ranks: data-parallel ranks of a decode instance.
+        places_late: whether a request is bound to a rank only when it can join.
+        decode_cap: most requests in the decode batch of a rank.
+        lengths: length estimator of each decode rank made so far; None: not learned.
     """
 
     def __init__(self, config: SimConfig, profile: Profile, slo_classes: int) -> None:
         max_batch = profile.limits.max_batch
+        self.ranks = config.dp_attention or profile.ranks
+        self.places_late = (
+            self.ranks > 1 and config.placement == "kairos" and not config.preallocate
+        )
         self.decode_cap = min(config.decode_cap or max_batch, max_batch)
         self.lengths: list[LengthEstimator | None] = []
         self._config = config
@@ -44,6 +53,8 @@ class ServerFactory:
         self._random = np.random.default_rng(config.seed)
         limits = profile.limits
         self._table = StepTable.from_model(profile.decode, limits.max_batch, limits.kv_tokens)
+        biased = self._table.seconds * config.decode_bias
+        self._predicted = self._table._replace(seconds=biased)
 
     def prefill_server(
         self, prompts: PromptProgress, on_chunk: Callable[[int, PrefillServer], None]
@@ -59,28 +70,45 @@ class ServerFactory:
 
     def decode_server(self, records: SimRecords) -> DecodeServer:
         """A decode instance that updates `records`."""
-        config, profile = self._config, self._profile
-        engine = DecodeEngine(
-            self._table,
-            profile.limits,
+        config, model = self._config, self._profile.decode
+        timing = StepTiming(
+            LockStep(self._table, model, self.ranks),
+            LockStep(self._predicted, model, self.ranks, config.decode_bias),
             self._noise,
             lookahead=config.lookahead and config.decode_lookahead,
             change_cost_s=config.change_cost_s,
-            reload_s_per_token=profile.kv.wire_s(1),
-            joins_in_order=config.preallocate,
+        )
+        return DecodeServer([self._rank(records) for _ in range(self.ranks)], timing)
+
+    def placement(self) -> Placement | None:
+        """How one decode instance chooses ranks on arrival; None: as late as possible."""
+        if self.places_late:
+            return None
+        if self.ranks == 1 or self._config.placement == "kairos":
+            return fewest_tokens
+        return placement_of(self._config.placement, self._config.seed)
+
+    def _rank(self, records: SimRecords) -> DecodeRank:
+        config, profile = self._config, self._profile
+        within_step = self.ranks > 1 and config.decode_policy == "slack"
+        engine = DecodeEngine(
+            profile.limits,
+            joins_in_order=config.preallocate or self.places_late,
+            joins_within_step=within_step and not self.places_late,
             sends_first_token=config.first_token == "decode",
+            reload_s_per_token=profile.kv.wire_s(1),
         )
         lengths = None
         if config.decode_policy == "slack" and config.lengths:
             lengths = LengthEstimator(self._slo_classes)
         self.lengths.append(lengths)
-        return DecodeServer(self._decode_policy(lengths), engine, records)
+        return DecodeRank(self._decode_policy(lengths), engine, records, lengths)
 
     def reservations(self, decode: list[DecodeServer]) -> DecodeReservations:
         """Reservations on all decode instances made so far."""
         prefill_servers, _ = self._config.shape
         return DecodeReservations(
-            decode,
+            [rank for server in decode for rank in server.ranks],
             self._profile.limits.kv_tokens,
             self.lengths,
             self._config.grants_in_order,
@@ -115,7 +143,7 @@ class ServerFactory:
         return RankedQueue(model, chunk_tokens, self._config.prefill_policy)
 
     def _decode_policy(self, lengths: LengthEstimator | None) -> RetractingDecodePolicy:
-        table = self._table._replace(seconds=self._table.seconds * self._config.decode_bias)
+        table = self._predicted
         if self._config.decode_policy == "continuous":
             return ContinuousPolicy(table, self.decode_cap)
         if self._config.decode_policy == "greedy":

@@ -108,9 +108,11 @@ class _Simulation:
             factory.prefill_server(self._prompts, self._bind) for _ in range(prefill_instances)
         ]
         self.decode = [factory.decode_server(self.records) for _ in range(decode_instances)]
+        self._ranks = [rank for server in self.decode for rank in server.ranks]
+        self._placements = [factory.placement() for _ in self.decode]
         self._reservations = factory.reservations(self.decode) if config.preallocate else None
         self._admission = (
-            AdmissionController(profile, self.prefill[0], self.decode, self._prompts)
+            AdmissionController(profile, self.prefill[0], self._ranks, self._prompts)
             if config.admission
             else None
         )
@@ -158,7 +160,9 @@ class _Simulation:
         elif not self._admit(request, now_s):
             self.records.refused[request] = True
         elif self._reservations is not None:
-            self._reservations.ask(self._memory_request(request), self._length_group(request))
+            memory, (server, rank) = self._memory_request(request), self._choose_rank()
+            at = server * len(self.decode[0].ranks) + (rank or 0)
+            self._reservations.ask(memory, self._length_group(request), at)
             self._grant(now_s)
         else:
             self._queue_prefill(request)
@@ -255,12 +259,21 @@ class _Simulation:
             self._reservations.redeem(request)
             self._grant(now_s)  # no decode step follows that would grant the memory
 
+    def _choose_rank(self) -> tuple[int, int | None]:
+        """Choose the least loaded decode instance, and a rank of it; None: chosen later."""
+        loads = [server.bound_tokens for server in self.decode]
+        server = loads.index(min(loads))
+        place = self._placements[server]
+        return server, None if place is None else place(self.decode[server].ranks)
+
     def _receive_kv(self, request: int, now_s: float) -> None:
+        chosen: tuple[int, int | None]
         if self._reservations is not None:
-            server = self._reservations.redeem(request)
+            at = self._reservations.redeem(request)
+            chosen = divmod(at, len(self.decode[0].ranks))
         else:
-            loads = [decode.load_tokens for decode in self.decode]
-            server = loads.index(min(loads))
+            chosen = self._choose_rank()
+        server, rank = chosen
         if self.config.first_token == "decode":
             self.records.first_s[request] = now_s
         first_s = float(self.records.first_s[request])
@@ -275,7 +288,8 @@ class _Simulation:
                 float(self.scenario.tpot_s[request]),
                 self._deadline[request] - HOLD_MARGIN_S if holds else -math.inf,
                 length_group=self._length_group(request),
-            )
+            ),
+            rank,
         )
         self._grant(now_s)  # less prefill work is ahead of the prompts that wait
         if self.decode[server].idle:

@@ -38,6 +38,8 @@ def summarise(done: SimResult, chosen: Flags | None = None) -> dict[str, Any]:
     # To the last token, as on an engine: over the arrivals alone, an overloaded server that catches
     # up afterwards would look faster than it is.
     makespan = _quantile(records.last_s[served], 1.0) - float(scenario.arrival_s[0])
+    waited = (records.admitted_s - records.prefilled_s)[mask & served]
+    waited = waited[~np.isnan(waited)]
     busy = sum(server.busy_s for server in done.decode)
     made = float((output[mask & served] - 1).sum())
 
@@ -62,9 +64,18 @@ def summarise(done: SimResult, chosen: Flags | None = None) -> dict[str, Any]:
         "longest10_ttft_p99_s": _quantile(ttft[mask & served & longest], 0.99),
         "max_ttft_over_slo": _quantile((ttft / scenario.ttft_s)[mask & served], 1.0),
         "max_stall_s": float(records.stall_s[mask].max()),
+        "wait_p90_s": _quantile(waited, 0.9) if len(waited) else 0.0,
+        "barrier_idle": _barrier_idle(done),
         "makespan_s": makespan,
         "retractions": sum(server.retractions for server in done.decode),
     }
+
+
+def _barrier_idle(done: SimResult) -> float:
+    """Return the share of the time of all steps that ranks wait for the slowest rank."""
+    waited_s = sum(server.barrier_idle_s for server in done.decode)
+    busy_s = sum(len(server.ranks) * server.busy_s for server in done.decode)
+    return waited_s / busy_s if busy_s > 0.0 else 0.0
 
 
 def _quantile(values: npt.NDArray[np.float64], share: float) -> float:

@@ -66,6 +66,7 @@ def scenario_of(point: SweepPoint) -> Scenario:
     profile = load_profile(point.profile)
     trace = _trace(point.trace, point.part, point.first)
     prefill_instances, decode_instances = point.config.shape
+    ranks = point.config.dp_attention or profile.ranks
     decode_only = point.config.stages == "decode"
     load = 1.0 if decode_only or point.busier else point.load
     workload = scale_to_load(trace, load, profile, instances=prefill_instances)
@@ -73,8 +74,8 @@ def scenario_of(point: SweepPoint) -> Scenario:
     slos = assign_slos(requests, cached, profile, point.slo, tpot=point.tpot_ms, seed=point.seed)
     scenario = Scenario.of(requests, cached, slos)
     if decode_only:
-        return scenario.at_decode_load(point.load * decode_instances, profile)
-    return scenario.at_busier_load(point.load, profile) if point.busier else scenario
+        return scenario.at_decode_load(point.load * decode_instances, profile, ranks)
+    return scenario.at_busier_load(point.load, profile, ranks) if point.busier else scenario
 
 
 def run(point: SweepPoint) -> dict[str, Any]:

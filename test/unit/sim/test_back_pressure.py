@@ -53,10 +53,11 @@ def test_no_prompt_is_prefilled_without_a_row_on_a_decode_server(monkeypatch):
     largest = 0
     receive = decode_module.DecodeServer.receive
 
-    def counted(server, resident):
+    def counted(server, resident, rank):
         nonlocal largest
-        receive(server, resident)
-        largest = max(largest, len(server.running) + len(server.waiting))
+        receive(server, resident, rank)
+        ranks = server.ranks
+        largest = max(largest, len(ranks[rank].running) + len(ranks[rank].waiting))
 
     monkeypatch.setattr(decode_module.DecodeServer, "receive", counted)
     profile = flat_profile(0.01, max_batch=40)

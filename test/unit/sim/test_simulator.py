@@ -53,9 +53,9 @@ def test_every_token_is_made_once_and_in_order_of_time(name, scenario):
     computed = sum(server.tokens for server in done.prefill)
     assert computed == (scenario.input_tokens - scenario.cached_tokens).sum()
     assert all(len(server.queue) == 0 for server in done.prefill)
-    for server in done.decode:
-        assert len(server.running) == len(server.waiting) == 0
-        assert server.kv_tokens == server.reserved_tokens == 0
+    for rank in (rank for server in done.decode for rank in server.ranks):
+        assert len(rank.running) == len(rank.waiting) == 0
+        assert rank.kv_tokens == rank.reserved_tokens == 0
     decoded = scenario.output_tokens > 1
     assert (records.prefilled_s > scenario.arrival_s).all()
     assert (records.first_s >= records.prefilled_s).all()
@@ -86,8 +86,9 @@ def test_kv_never_exceeds_capacity_when_outputs_overrun_it(policy, monkeypatch):
 
     def watched(server, now_s):
         end = original(server, now_s)
-        held = int(server.running.rows["context_tokens"].sum())
-        assert server.kv_tokens == held
+        (rank,) = server.ranks
+        held = int(rank.running.rows["context_tokens"].sum())
+        assert rank.kv_tokens == held
         peak.append(held)
         return end
 
@@ -104,13 +105,13 @@ def test_token_counts_and_stalls_follow_from_token_times(lookahead, monkeypatch,
     original = decode_module.DecodeServer.finish
 
     def watched(server, step, now_s):
-        for request in step.batch.tolist():
+        for request in step.batches[0].tolist():
             seen = times.setdefault(request, [])
             if len(seen) < scenario.output_tokens[request] - 1:
                 seen.append(now_s)
         composed = server.next_step
-        ahead = set() if composed is None else set(composed.batch.tolist())
-        for row in server.running.rows:
+        ahead = set() if composed is None else set(composed.batches[0].tolist())
+        for row in server.ranks[0].running.rows:
             request = int(row["id"])
             assert row["output_tokens"] == len(times.get(request, [])) + (request in ahead)
         return original(server, step, now_s)
@@ -238,7 +239,8 @@ def test_any_requests_are_served_to_their_last_token_with_finite_figures(rows, c
     assert (records.first_s > scenario.arrival_s).all()
     assert (records.last_s >= records.first_s).all()
     assert (records.stall_s >= 0.0).all()
-    assert all(server.kv_tokens == server.reserved_tokens == 0 for server in done.decode)
+    ranks = [rank for server in done.decode for rank in server.ranks]
+    assert all(rank.kv_tokens == rank.reserved_tokens == 0 for rank in ranks)
     figures = summarise(done)
     assert all(np.isfinite(value) for value in figures.values() if isinstance(value, float))
 

@@ -68,8 +68,12 @@ class ContinuousPolicy:
     def select(self, residents: Rows, now_s: float) -> float:
         """See `DecodePolicy.select`."""
         residents["runs"] = True
-        context = residents["context_tokens"]
-        return self.table.step_s(len(residents), float(context.sum()), float(context.max()))
+        return self.running_step_s(residents)
+
+    def running_step_s(self, residents: Rows) -> float:
+        """See `SlackPolicy.running_step_s`."""
+        context = residents["context_tokens"][residents["runs"]]
+        return self.table.step_s(len(context), float(context.sum()), float(context.max()))
 
     def retention_order(
         self, residents: Rows, now_s: float, reload_s_per_token: float = 0.0
@@ -99,8 +103,8 @@ class GreedyPolicy:
 
         self.max_batch = max_batch
         self.calibration = Calibration()
+        self.table = table
         self._kernel = slack_kernel
-        self._table = table
 
     def admit(
         self,
@@ -120,8 +124,7 @@ class GreedyPolicy:
             + residents["tpot_s"] * (residents["output_tokens"] + 1)
             - now_s
         )
-        table, factor = self._table, self.calibration.factor
-        cost = self._kernel.StepCost(table, factor)
+        cost = self._kernel.StepCost(self.table, self.calibration.factor)
         residents["runs"] = False
         tightest = np.inf
         batch, total, longest = 0, 0.0, 0.0
@@ -133,7 +136,11 @@ class GreedyPolicy:
                 continue
             residents["runs"][at] = True
             batch, total, longest, tightest = batch + 1, total + context, larger, bound
-        return float(self._kernel.running_step_s(residents, table, factor))
+        return self.running_step_s(residents)
+
+    def running_step_s(self, residents: Rows) -> float:
+        """See `SlackPolicy.running_step_s`."""
+        return float(self._kernel.running_step_s(residents, self.table, self.calibration.factor))
 
     def retention_order(
         self, residents: Rows, now_s: float, reload_s_per_token: float = 0.0
