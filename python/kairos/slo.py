@@ -5,6 +5,7 @@ A request can carry its SLO in HTTP headers, in a `kairos` object of the body, o
 field, the value and what is allowed.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ _CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """The objective that applies to one request.
+    """The objectives that apply to one request; infinite where there is none.
 
     Attributes:
         ttft_ms: time to first token, milliseconds from arrival.
@@ -35,9 +36,20 @@ class Slo:
         slo_class: name of the class it was derived from.
     """
 
-    ttft_ms: float
-    tpot_ms: float
+    ttft_ms: float = math.inf
+    tpot_ms: float = math.inf
     slo_class: str = DEFAULT_CLASS
+
+    @property
+    def best_effort(self) -> bool:
+        """Whether the request has no objective at all."""
+        return math.isinf(self.ttft_ms) and math.isinf(self.tpot_ms)
+
+    @property
+    def objectives(self) -> dict[str, float]:
+        """The objectives that there are, milliseconds, by the name of their field."""
+        both = {"ttft_ms": self.ttft_ms, "tpot_ms": self.tpot_ms}
+        return {name: value for name, value in both.items() if math.isfinite(value)}
 
     @property
     def ttft_s(self) -> float:
@@ -51,7 +63,11 @@ class Slo:
 
     def header(self) -> str:
         """Return the value of the response header that echoes the applied SLO."""
-        return f"ttft-ms={self.ttft_ms:g}, tpot-ms={self.tpot_ms:g}, class={self.slo_class}"
+        ttft, tpot = (
+            f"{value:g}" if math.isfinite(value) else "none"
+            for value in (self.ttft_ms, self.tpot_ms)
+        )
+        return f"ttft-ms={ttft}, tpot-ms={tpot}, class={self.slo_class}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +105,7 @@ class SloClasses:
         named: the other classes by name.
     """
 
-    default: Slo
+    default: Slo = Slo()
     named: Mapping[str, Slo] = field(default_factory=dict)
 
     def resolve(self, asked: SloRequest) -> Slo:

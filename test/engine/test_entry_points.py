@@ -118,8 +118,8 @@ def test_engine_by_environment_variable(models: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     state = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    slos = [(item["ttft_ms"], item["tpot_ms"]) for item in state["recent"]]
-    assert slos == [(700, 33), (2000, 33)]
+    slos = [(item.get("ttft_ms"), item["tpot_ms"]) for item in state["recent"]]
+    assert slos == [(700, 33), (None, 33)]
     assert "sampling_params.custom_params.kairos.ttft_ms: 'soon'" in done.stderr
     assert state["invalid_slos"] == 0
 

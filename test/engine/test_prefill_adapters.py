@@ -9,13 +9,14 @@ import numpy as np
 from kairos.cluster import Cluster
 from support.adapters import LORA, load_adapter, write_adapter
 from support.clusters import Config, on
+from support.configs import DEFAULT_SLO
 from support.pair import kairos_state, occupancy, send, wait_for, wait_idle
 
 # Real weights, chunks of 256 tokens, two of the three adapters a prefill batch.
 ADAPTERS = Config(
     platform="cpu",
     kairos=True,
-    args=("--chunked-prefill-size", "256", *LORA),
+    args=(*DEFAULT_SLO, "--chunked-prefill-size", "256", *LORA),
     prefill_args=("--max-loras-per-batch", "2"),
 )
 NAMES = (None, "one", "two")  # the base model counts as one

@@ -14,7 +14,7 @@ import pytest
 
 from kairos.cluster import Cluster
 from support.clusters import Config, on
-from support.configs import KAIROS
+from support.configs import DEFAULT_SLO, KAIROS
 from support.pair import (
     Streaming,
     fresh_prompt,
@@ -46,7 +46,7 @@ MODES = replace(
 OPTIMISTIC = Config(
     platform="cpu",
     kairos=True,
-    args=("--chunked-prefill-size", "256", "--optimistic-prefill-attempts", "2"),
+    args=(*DEFAULT_SLO, "--chunked-prefill-size", "256", "--optimistic-prefill-attempts", "2"),
     env=(("SGLANG_TEST_FORCE_OPTIMISTIC_PREFILL_RETRY_PROB", "1"),),
 )
 

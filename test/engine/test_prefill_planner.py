@@ -11,7 +11,7 @@ import pytest
 
 from kairos.cluster import Cluster
 from support.clusters import Config, on
-from support.configs import KAIROS, OFF
+from support.configs import DEFAULT_SLO, KAIROS, OFF
 from support.pair import (
     Answer,
     Streaming,
@@ -30,7 +30,9 @@ URGENT = {"ttft_ms": 60_000}
 
 NO_OVERLAP = replace(KAIROS, args=(*KAIROS.args, "--disable-overlap-schedule"))
 # Real weights, chunks of 256 tokens.
-KAIROS_CPU = Config(platform="cpu", kairos=True, args=("--chunked-prefill-size", "256"))
+KAIROS_CPU = Config(
+    platform="cpu", kairos=True, args=(*DEFAULT_SLO, "--chunked-prefill-size", "256")
+)
 # Memory for a long prompt and two short ones.
 KAIROS_CPU_SMALL = replace(KAIROS_CPU, prefill_args=("--max-total-tokens", "4500"))
 

@@ -7,7 +7,7 @@ import pytest
 
 from kairos.cluster import Cluster
 from support.clusters import on
-from support.configs import KAIROS
+from support.configs import BEST_EFFORT, KAIROS
 from support.pair import kairos_state, send
 
 IDS = list(range(20, 60))
@@ -41,6 +41,22 @@ def test_without_an_slo_the_servers_default_applies(cluster: Cluster, path: str)
     assert answer.decode.status_code == 200
     assert slos(cluster) == [[DEFAULT], [DEFAULT]]
     applied = "ttft-ms=2000, tpot-ms=50, class=default"
+    assert answer.decode.headers["x-kairos-slo-applied"] == applied
+
+
+@on(BEST_EFFORT)
+def test_without_a_default_a_request_has_no_objective(cluster: Cluster) -> None:
+    for path, body in BODIES.items():
+        answer = send(cluster, body, path=path)
+        applied = "ttft-ms=none, tpot-ms=none, class=default"
+        assert answer.decode.headers["x-kairos-slo-applied"] == applied
+        for server in (cluster.prefill[0], cluster.decode[0]):
+            state = kairos_state(server)
+            assert state is not None
+            assert "ttft_ms" not in state["recent"][-1]
+            assert "tpot_ms" not in state["recent"][-1]
+    answer = send(cluster, BODIES["/generate"], headers={"x-kairos-slo-ttft-ms": "500"})
+    applied = "ttft-ms=500, tpot-ms=none, class=default"
     assert answer.decode.headers["x-kairos-slo-applied"] == applied
 
 

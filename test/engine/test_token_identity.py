@@ -10,6 +10,7 @@ import pytest
 
 from kairos.cluster import Cluster
 from support.clusters import ClusterPool, Config, on
+from support.configs import DEFAULT_SLO
 from support.pair import kairos_state, send
 from support.vendored import vendor
 
@@ -23,8 +24,9 @@ WITHOUT_PLUGIN = (("SGLANG_PLUGINS", "kairos-cpu"),)
 OFF = Config(platform="cpu", args=CHUNKS)
 UPSTREAM = replace(OFF, env=WITHOUT_PLUGIN)
 UPSTREAM_SINGLE = replace(UPSTREAM, prefill=0, decode=0)
-KAIROS = replace(OFF, kairos=True)
-KAIROS_NO_OVERLAP = replace(KAIROS, args=(*CHUNKS, "--disable-overlap-schedule"))
+BEST_EFFORT = replace(OFF, kairos=True)
+KAIROS = replace(BEST_EFFORT, args=(*CHUNKS, *DEFAULT_SLO))
+KAIROS_NO_OVERLAP = replace(KAIROS, args=(*KAIROS.args, "--disable-overlap-schedule"))
 KAIROS_SINGLE = replace(KAIROS, prefill=0, decode=0)
 
 Outputs = list[list[int]]
@@ -80,7 +82,7 @@ def test_the_reference_is_worth_comparing_with(cluster: Cluster, reference: list
     reference.append(alone)
 
 
-@on(OFF, KAIROS, long=(UPSTREAM, KAIROS_NO_OVERLAP, KAIROS_SINGLE))
+@on(OFF, KAIROS, BEST_EFFORT, long=(UPSTREAM, KAIROS_NO_OVERLAP, KAIROS_SINGLE))
 def test_tokens_equal_those_of_a_single_upstream_server(
     cluster: Cluster, clusters: ClusterPool, reference: list[Outputs]
 ) -> None:

@@ -92,7 +92,7 @@ def test_every_request_is_one_line_and_one_count(served) -> None:
     lines = int(counts.get(name, 0))
     wait_for(lambda: len(router.lines()) == lines)  # the log is written a little later
     asked = [
-        router.ask("POST", "/generate", PROMPT)[0],
+        router.ask("POST", "/generate", {**PROMPT, "kairos": {"ttft_ms": 2000}})[0],
         router.ask("POST", "/generate", {"text": ""} | {"stream": 3})[0],
         router.ask("POST", "/v1/completions", {"model": "secret-prompt"})[0],
         router.ask("POST", "/nowhere", {})[0],
@@ -102,6 +102,7 @@ def test_every_request_is_one_line_and_one_count(served) -> None:
     fresh = router.lines()[lines:]
     assert [line["outcome"] for line in fresh[:3]] == ["completed", "invalid", "invalid"]
     assert fresh[0]["ttft_slo_ms"] == 2000
+    assert "tpot_slo_ms" not in fresh[0]
     assert fresh[0]["attempts"] == 1
     assert "hello" not in json.dumps(fresh)
     after = samples(router.get("/metrics")[1])

@@ -16,7 +16,7 @@ BODY = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 4}}
 
 async def test_an_answer_comes_as_the_decode_server_gave_it() -> None:
     async with fakes() as cluster, running(config_for(cluster)) as up:
-        async with up.post(BODY) as answer:
+        async with up.post({**BODY, "kairos": {"ttft_ms": 2000}}) as answer:
             assert answer.status == 200
             assert answer.headers["x-kairos-slo-applied"].startswith("ttft-ms=2000")
             document = await answer.json()

@@ -138,8 +138,8 @@ def forecast(
         InputError: impossible values of the request.
     """
     job.check()
-    if not 0.0 < tpot_slo_s < math.inf:
-        raise InputError(f"job {job.id}: TPOT objective {tpot_slo_s!r} must be finite and positive")
+    if not tpot_slo_s > 0.0:  # so that a NaN is refused, too
+        raise InputError(f"job {job.id}: TPOT objective {tpot_slo_s!r} must be positive")
     ttft_s = _ttft_s(job, load.queue, now_s, profile)
     left_s = job.deadline_s - now_s
     context = load.context_tokens + job.total_tokens

@@ -15,6 +15,7 @@ class PrefillJob:
         id: breaks ties; must be the same on all tensor-parallel ranks (the bootstrap room).
         arrival_s: when the request arrived, seconds on the policy's clock.
         deadline_s: when its first token is due, seconds on the same clock; after `arrival_s`.
+            Infinite for a best-effort job.
         total_tokens: length of the prompt.
         done_tokens: tokens whose KV exists or is being computed: cached prefix, earlier chunks,
             the chunk of a batch in flight.
@@ -30,9 +31,10 @@ class PrefillJob:
 
     def check(self) -> None:
         """Raise `InputError` for values under which no order is defined."""
-        if not (math.isfinite(self.arrival_s) and math.isfinite(self.deadline_s)):
-            raise InputError(f"job {self.id}: arrival_s and deadline_s must be finite")
-        if self.deadline_s <= self.arrival_s:
+        if not math.isfinite(self.arrival_s):
+            raise InputError(f"job {self.id}: arrival_s must be finite")
+        # A NaN compares false, too.
+        if not self.deadline_s > self.arrival_s:
             raise InputError(f"job {self.id}: deadline_s must lie after arrival_s")
         if not 0 <= self.done_tokens < self.total_tokens:
             raise InputError(

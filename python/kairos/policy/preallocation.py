@@ -5,13 +5,15 @@ to prompts that miss their objective is not available to prompts that could meet
 docs/explanation/preallocation.md has the method.
 """
 
+import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from kairos.policy.best_effort import ObjectiveTraffic
 from kairos.policy.growth import Floats, peak_tokens
 from kairos.policy.starvation import StarvationCredit
 from kairos.validation import Range, check_range
@@ -35,12 +37,14 @@ class PreallocationRequest(NamedTuple):
         id: breaks ties; the same on all tensor-parallel ranks.
         tokens: length of the prompt.
         requested_s: when it requested memory, monotonic seconds.
-        deadline_s: of its first token.
+        deadline_s: of its first token; infinite for a best-effort prompt, and for one that streams
+            already.
         min_prefill_s: shortest prefill that it may need, seconds.
         expected_output_tokens: 0 where nothing is known.
         required_free_tokens: tokens that must be free before the engine gives memory away; 0: those
             of the prompt and the reserve.
         prefill_server: name of its prefill server; the same for all where it is not known.
+        best_effort: it has no TTFT objective, and does not stream yet.
     """
 
     id: int
@@ -51,6 +55,7 @@ class PreallocationRequest(NamedTuple):
     expected_output_tokens: float = 0.0
     required_free_tokens: float = 0.0
     prefill_server: str = ""
+    best_effort: bool = False
 
 
 class DecodeMemory(NamedTuple):
@@ -146,9 +151,11 @@ def is_infeasible(prompt: PreallocationRequest, now_s: float) -> bool:
 
 
 class Preallocation:
-    """Grants memory to feasible prompts first, short ones first.
+    """Grants memory to feasible prompts first, then to infeasible ones, short ones first.
 
-    A prompt that does not fit blocks no other, except that an aged one is served first.
+    A prompt that does not fit blocks no other, except that an aged one is served first. Best-effort
+    prompts follow in the order in which they asked. Where no prompt with an objective is expected,
+    they get all memory in that order, as on SGLang.
 
     Args:
         params: of the policy.
@@ -157,6 +164,7 @@ class Preallocation:
     def __init__(self, params: PreallocationParams | None = None) -> None:
         self.params = params or PreallocationParams()
         self.params.check()
+        self._traffic = ObjectiveTraffic()
         self._credit = StarvationCredit(self.params.aged_credit_share)
         self._reserved_for = 0  # id of the aged prompt that did not fit
         self._bypassed = 0  # tokens of the prompts that have bypassed it
@@ -174,12 +182,14 @@ class Preallocation:
         if memory.slots <= 0:
             return []
         self._credit.limit = memory.capacity_tokens
+        if not self.expects_objectives((*waiting, *memory.pending), now_s):
+            return _in_order(waiting, memory)
         budget = _MemoryBudget(memory, self.params.peak_share)
         aged = self._aged(waiting, memory, now_s)
         infeasible: list[int] = []
         feasible: list[int] = []
         for at in sorted(range(len(waiting)), key=lambda i: (waiting[i].tokens, waiting[i].id)):
-            if at != aged:
+            if at != aged and not waiting[at].best_effort:
                 (infeasible if is_infeasible(waiting[at], now_s) else feasible).append(at)
         granted: list[Grant] = []
         if aged is not None:
@@ -194,10 +204,17 @@ class Preallocation:
         for at in self._take_feasible(waiting, feasible, budget, now_s):
             granted.append(Grant(at, False))
             self._credit.earn(waiting[at].tokens)
+        infeasible += [at for at in _by_request(waiting) if waiting[at].best_effort and at != aged]
         for at in self._take_infeasible(waiting, infeasible, budget, now_s):
-            granted.append(Grant(at, True))
+            granted.append(Grant(at, not waiting[at].best_effort))
             self._credit.earn(waiting[at].tokens)
         return granted
+
+    def expects_objectives(self, prompts: Iterable[PreallocationRequest], now_s: float) -> bool:
+        """Return whether one of the prompts has an objective, or another is expected to come."""
+        if not all(prompt.best_effort for prompt in prompts):
+            self._traffic.note(now_s)
+        return self._traffic.expected(now_s)
 
     def _take_feasible(
         self,
@@ -227,8 +244,12 @@ class Preallocation:
         budget: "_MemoryBudget",
         now_s: float,
     ) -> Iterator[int]:
-        """Take memory for infeasible prompts within their shares; yields their indices."""
-        pending = _infeasible_tokens(budget.memory, now_s)
+        """Take memory for infeasible and best-effort prompts within their shares.
+
+        Yields:
+            Their indices.
+        """
+        pending = _yielding_tokens(budget.memory, now_s)
         for at in infeasible:
             tokens = waiting[at].tokens
             if not budget.within(self.params.infeasible_share, tokens):
@@ -276,7 +297,7 @@ class Preallocation:
         if self._credit.available:
             return at if now_s > self._aged_at_s(waiting[at]) else None
         waited_s = now_s - waiting[at].requested_s
-        pending = _infeasible_tokens(memory, now_s)
+        pending = _yielding_tokens(memory, now_s)
         exceeds = self._exceeds_pending(pending, waiting[at].tokens, memory)
         return at if waited_s > self.params.engine_timeout_s and not exceeds else None
 
@@ -302,9 +323,25 @@ def _required_tokens(prompt: PreallocationRequest, memory: DecodeMemory) -> floa
     return max(prompt.tokens + memory.reserve_tokens, prompt.required_free_tokens)
 
 
-def _infeasible_tokens(memory: DecodeMemory, now_s: float) -> int:
-    """Return the tokens held by infeasible prompts that wait for their prefill."""
-    return sum(prompt.tokens for prompt in memory.pending if is_infeasible(prompt, now_s))
+def _yielding_tokens(memory: DecodeMemory, now_s: float) -> int:
+    """Return the tokens held by infeasible and best-effort prompts that wait for their prefill."""
+    return sum(
+        prompt.tokens
+        for prompt in memory.pending
+        if prompt.best_effort or is_infeasible(prompt, now_s)
+    )
+
+
+def _by_request(waiting: Sequence[PreallocationRequest]) -> list[int]:
+    """Return the indices of the prompts in the order in which they asked for memory."""
+    return sorted(range(len(waiting)), key=lambda i: (waiting[i].requested_s, waiting[i].id))
+
+
+def _in_order(waiting: Sequence[PreallocationRequest], memory: DecodeMemory) -> list[Grant]:
+    """Grant memory in the order of request, up to the first prompt that does not fit."""
+    budget = _MemoryBudget(memory._replace(contexts=np.empty(0)), peak_share=1.0)
+    fitting = itertools.takewhile(lambda at: budget.take(waiting[at]), _by_request(waiting))
+    return [Grant(at, False) for at in fitting]
 
 
 class _ShorterWork:
@@ -312,11 +349,12 @@ class _ShorterWork:
 
     Args:
         pending: prompts that hold memory. Infeasible ones count: they are pending because prefill
-            is behind.
+            is behind. Best-effort ones do not: prefill computes them last.
     """
 
     def __init__(self, pending: Sequence[PreallocationRequest]) -> None:
-        self._held = sorted(pending, key=lambda prompt: (prompt.tokens, prompt.id), reverse=True)
+        held = (prompt for prompt in pending if not prompt.best_effort)
+        self._held = sorted(held, key=lambda prompt: (prompt.tokens, prompt.id), reverse=True)
         self._work_s: dict[str, float] = {}
 
     def of(self, prompt: PreallocationRequest) -> float:

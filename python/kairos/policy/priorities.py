@@ -33,6 +33,7 @@ class PriorityQueues:
         # Made at once, because the first construction compiles.
         self._spare: UrgencyQueue | None = UrgencyQueue(model, chunk_tokens, params)
         self._model, self._factor, self._params = model, 1.0, self._spare.params
+        self._traffic = self._spare.traffic  # of all priorities
         self._queues: dict[int, UrgencyQueue] = {}
         self._level_of: dict[int, int] = {}
 
@@ -58,9 +59,9 @@ class PriorityQueues:
             raise InputError(f"job {job.id} is queued already")
         if level not in self._queues:
             fresh, self._spare = self._spare, None
-            self._queues[level] = fresh or UrgencyQueue(
-                self._model, self._chunk_tokens, self._params
-            )
+            queue = fresh or UrgencyQueue(self._model, self._chunk_tokens, self._params)
+            queue.traffic = self._traffic
+            self._queues[level] = queue
         self._queues[level].add(job)
         self._level_of[job.id] = level
 
@@ -84,6 +85,12 @@ class PriorityQueues:
         # The last queue stays, with its credit for starved jobs.
         if not len(queue) and len(self._queues) > 1:
             del self._queues[level]
+
+    def expects_objectives(self, start_s: float) -> bool:
+        """Return whether a job with a deadline is queued, or expected at `start_s`."""
+        for queue in self._queues.values():
+            queue.note_objectives(start_s)
+        return self._traffic.expected(start_s)
 
     def plan(self, start_s: float, budget_tokens: int, page_tokens: int = 1) -> PrefillPlan:
         """Compose the next batch; see `UrgencyQueue.plan`."""

@@ -41,7 +41,7 @@ class DecodeResident:
         output_tokens: output tokens after the first one.
         first_token_s: when the client received the first token, seconds on the policy's clock.
         last_token_s: when the newest token was made, seconds.
-        tpot_s: its TPOT objective, seconds.
+        tpot_s: its TPOT objective, seconds; infinite for a best-effort request.
         hold_until_s: a first token that is ready may be held back until then, seconds; minus
             infinity: not at all.
         length_group: row of a length estimator's table, see `length.group_of`.
@@ -60,11 +60,11 @@ class DecodeResident:
 
     def check(self) -> None:
         """Raise `InputError` for values under which slack is undefined."""
-        if not all(map(math.isfinite, (self.first_token_s, self.last_token_s, self.tpot_s))):
+        if not all(map(math.isfinite, (self.first_token_s, self.last_token_s))):
             raise InputError(f"resident {self.id}: times must be finite")
         if math.isnan(self.hold_until_s):
             raise InputError(f"resident {self.id}: hold_until_s must be a number")
-        if self.tpot_s <= 0.0:
+        if not self.tpot_s > 0.0:  # so that a NaN is refused, too
             raise InputError(f"resident {self.id}: tpot_s {self.tpot_s!r} must be positive")
         if self.context_tokens < 1 or self.output_tokens < 0:
             raise InputError(
@@ -76,6 +76,15 @@ class DecodeResident:
                 f"resident {self.id}: length_group {self.length_group} and max_new_tokens "
                 f"{self.max_new_tokens!r} must be at least 0 and 1"
             )
+
+
+def keep_longest_output(residents: Rows) -> list[int]:
+    """Return the indices of the rows in SGLang's order of retention.
+
+    Requests with the most output are kept first; among equals, requests with the least context.
+    """
+    order = np.lexsort((residents["id"], residents["context_tokens"], -residents["output_tokens"]))
+    return [int(at) for at in order]
 
 
 class Residents:

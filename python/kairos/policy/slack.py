@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from kairos.latency.calibration import Calibration
 from kairos.latency.table import StepTable
+from kairos.policy.best_effort import ObjectiveTraffic
 from kairos.policy.length import LengthEstimator
-from kairos.policy.residents import ROW, Rows
+from kairos.policy.residents import ROW, Rows, keep_longest_output
 from kairos.validation import Range, check_range, check_ranges
 
 
@@ -138,6 +139,7 @@ class SlackPolicy:
         self._lengths = lengths
         self._unknown = np.zeros((1, 1))
         self._steps = 0
+        self._traffic = ObjectiveTraffic()
         self._paid_s = math.inf  # last step in which skipping could keep a request on pace
         self._compile()
 
@@ -149,7 +151,10 @@ class SlackPolicy:
             float(kv_tokens), float(kv_capacity), slots, self.max_batch
         )
         params = self.params
-        if now_s > self._paid_s + params.starvation_s:
+        if self._kernel.has_objective(waiting):
+            self._traffic.note(now_s)
+        unpaid = now_s > self._paid_s + params.starvation_s
+        if unpaid or not self._traffic.expected(now_s):
             # Memory and slots that are kept free would keep no request on pace.
             params = params._replace(infeasible_share=1.0)
         admitted: Any = self._kernel.admit(waiting, now_s, params, self._horizons, limits)
@@ -158,6 +163,8 @@ class SlackPolicy:
     def select(self, residents: Rows, now_s: float) -> float:
         """Choose the requests of a step; see `DecodePolicy.select`."""
         self._steps += 1
+        if self._kernel.has_objective(residents):
+            self._traffic.note(now_s)
         if self._steps % self.params.period:
             return self.running_step_s(residents)
         step_s, pays = self._kernel.select(
@@ -200,14 +207,17 @@ class SlackPolicy:
     ) -> list[int]:
         """Return the indices in the order in which rows are kept when memory runs out.
 
-        Feasible rows come first, those with the least time to lose in front. Infeasible rows
-        follow, those that are cheapest to bring back at the end.
+        Feasible rows come first, those with the least time to lose in front. Infeasible and
+        best-effort rows follow, those that are cheapest to bring back at the end. Without any
+        objective, the order is SGLang's.
 
         Args:
             residents: the rows.
             now_s: time on the policy's clock.
             reload_s_per_token: time that a retracted request loses per token of context, seconds.
         """
+        if not self._kernel.has_objective(residents):
+            return keep_longest_output(residents)
         reload_s = reload_s_per_token * residents["context_tokens"]
         due_s = residents["first_token_s"] + residents["tpot_s"] * (residents["output_tokens"] + 1)
         spare_s = np.where(residents["infeasible"], -reload_s, due_s - now_s - reload_s)

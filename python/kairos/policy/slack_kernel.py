@@ -155,6 +155,15 @@ def _run(load: Any, row: Any) -> None:
 
 
 @compiled
+def has_objective(rows: Any) -> bool:
+    """Return whether any of the rows has a TPOT objective."""
+    tightest_s = math.inf
+    for i in range(rows.shape[0]):
+        tightest_s = min(tightest_s, rows[i].tpot_s)
+    return bool(tightest_s < math.inf)
+
+
+@compiled
 def running_step_s(rows: Any, table: StepTable, factor: float) -> float:
     """Return the predicted seconds of a step of the rows that run.
 
@@ -188,6 +197,8 @@ def horizon_of(row: Any, p: Any, horizons: Any) -> float:
 @compiled
 def _slack_s(row: Any, first_token_s: float, now_s: float, p: Any) -> float:
     """Return the time left until the next token is due, less the guard, seconds."""
+    if row.tpot_s == math.inf:
+        return math.inf
     tokens = row.output_tokens + 1 - p.guard_tokens
     return float(first_token_s + row.tpot_s * tokens - now_s)
 
@@ -226,6 +237,9 @@ def select(
     """
     cost = StepCost(table, factor)
     n = rows.shape[0]
+    if not has_objective(rows):
+        rows["runs"][:] = True
+        return running_step_s(rows, table, factor), False
     slack_s, pace_s = np.empty(n), np.empty(n)
     load = np.zeros(3)
     tightest_s = math.inf
@@ -237,7 +251,8 @@ def select(
         slack_s[i] = _slack_s(row, row.first_token_s, now_s, p)
         horizon = horizon_of(row, p, horizons)
         pace_s[i] = row.tpot_s + slack_s[i] / horizon
-        if _is_infeasible(row.tpot_s, slack_s[i], horizon, p, shortest_s):
+        # A best-effort request has no pace to keep, so it takes the room that infeasible ones get.
+        if row.tpot_s == math.inf or _is_infeasible(row.tpot_s, slack_s[i], horizon, p, shortest_s):
             row.infeasible = True
         elif pace_s[i] >= row.tpot_s:
             row.infeasible = False
@@ -351,6 +366,8 @@ def all_run_for(
     plans for.
     """
     n = rows.shape[0]
+    if not has_objective(rows):
+        return True
     total = 0.0
     longest = 0.0
     tightest_s = math.inf
@@ -437,10 +454,10 @@ def _pack(candidates: Candidates, cost: StepCost, p: Any, limits: PackLimits, lo
 def _add_infeasible(
     candidates: Candidates, cost: StepCost, p: Any, max_batch: int, load: Any
 ) -> None:
-    """Fill the step with infeasible requests, the starved ones first.
+    """Fill the step with infeasible requests, the starved ones first, best-effort ones last.
 
-    The step gets no longer than the pace of every feasible request allows. Where no resident is
-    feasible, all that fit run.
+    Best-effort requests take turns. The step gets no longer than the pace of every feasible request
+    allows. Where no resident is feasible, all that fit run.
     """
     rows, now_s = candidates.rows, candidates.now_s
     slack_s, pace_s = candidates.slack_s, candidates.pace_s
@@ -458,6 +475,8 @@ def _add_infeasible(
             key[i] = row.context_tokens
             if now_s - row.last_token_s > p.starvation_s:
                 key[i] = row.last_token_s - FAR
+            elif row.tpot_s == math.inf:
+                key[i] = row.last_token_s + FAR
         else:
             banked_s = min(0.5 * slack_s[i], 3.0 * row.tpot_s)
             kept_s = max(min(pace_s[i], row.tpot_s), banked_s, shortest * row.tpot_s)
@@ -475,11 +494,18 @@ def _add_infeasible(
 
 @compiled
 def admit(rows: Any, now_s: float, p: Any, horizons: Any, limits: AdmitLimits) -> Any:
-    """Return the indices of the waiting rows to admit: feasible ones first, short ones first."""
+    """Return the indices of the waiting rows to admit.
+
+    Feasible ones come first, then infeasible ones, short ones first. Best-effort ones follow in the
+    order of arrival.
+    """
     n = rows.shape[0]
     key = np.empty(n)
     for i in range(n):
         row = rows[i]
+        if row.tpot_s == math.inf:
+            key[i] = row.first_token_s + 2.0 * FAR
+            continue
         first_token_s = max(row.first_token_s, min(row.hold_until_s, now_s))
         slack_s = _slack_s(row, first_token_s, now_s, p)
         infeasible = _is_infeasible(row.tpot_s, slack_s, horizon_of(row, p, horizons), p, 0.0)

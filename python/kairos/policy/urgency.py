@@ -12,6 +12,7 @@ import numpy as np
 
 from kairos.errors import InputError
 from kairos.latency.prefill import PrefillModel
+from kairos.policy.best_effort import STARVED_AFTER_S, ObjectiveTraffic
 from kairos.policy.jobs import PlannedChunk, PrefillJob, PrefillPlan
 from kairos.policy.sorted_rows import SortedRows
 from kairos.policy.starvation import StarvationCredit
@@ -30,6 +31,7 @@ _RANGES = {
     "starvation_share": Range(0.0, 1.0),
     "starvation_after": Range(1.0, 1e6),
     "starvation_credit_s": Range(0.0, 3600.0),
+    "best_effort_after_s": Range(0.0, math.inf),
 }
 
 
@@ -50,6 +52,7 @@ class UrgencyParams:
         starvation_share: share of engine time for starved jobs; 0 disables.
         starvation_after: a job that is not feasible is starved after this multiple of its SLO.
         starvation_credit_s: the share accumulates up to this many seconds.
+        best_effort_after_s: a best-effort job is starved after this wait, seconds.
     """
 
     slice_s: float = 0.25
@@ -61,9 +64,18 @@ class UrgencyParams:
     starvation_share: float = 0.01
     starvation_after: float = 8.0
     starvation_credit_s: float = 2.0
+    best_effort_after_s: float = STARVED_AFTER_S
 
     def __post_init__(self) -> None:
         check_ranges("urgency", self, _RANGES)
+
+    def starved_after_s(self, slo_s: float) -> float:
+        """Return the wait after which a job is starved, seconds.
+
+        Args:
+            slo_s: its TTFT objective, seconds; infinite for a best-effort job.
+        """
+        return self.starvation_after * slo_s if math.isfinite(slo_s) else self.best_effort_after_s
 
 
 class UrgencyQueue:
@@ -82,6 +94,8 @@ class UrgencyQueue:
         demotions: jobs that were feasible in one plan and not in the next.
         grants: plans that served a starved job out of the bounded share.
         shortest_slo_s: the shortest TTFT SLO of all jobs so far.
+        traffic: jobs with deadlines; while none is expected, best-effort jobs fill batches as on
+            SGLang.
     """
 
     def __init__(
@@ -93,6 +107,7 @@ class UrgencyQueue:
         self.params = params or UrgencyParams()
         self.calibration = 1.0
         self.shortest_slo_s = math.inf
+        self.traffic = ObjectiveTraffic()
         self.demotions = 0
         self.grants = 0
         self._kernel = urgency_kernel
@@ -117,7 +132,9 @@ class UrgencyQueue:
         job.check()
         if job.id in self._jobs:
             raise InputError(f"job {job.id} is queued already")
-        self.shortest_slo_s = min(self.shortest_slo_s, job.deadline_s - job.arrival_s)
+        if math.isfinite(job.deadline_s):
+            self.shortest_slo_s = min(self.shortest_slo_s, job.deadline_s - job.arrival_s)
+            self.traffic.note(job.arrival_s)
         self._jobs.add(
             job.deadline_s,
             job.id,
@@ -202,12 +219,22 @@ class UrgencyQueue:
         rows = self._jobs.live
         state = np.empty(len(rows), np.int8)
         out = np.empty((min(len(rows), budget_tokens), 2), np.int64)
+        self.note_objectives(start_s)
         params = self._plan_params(budget_tokens, page_tokens, slice_s)
+        if not self.traffic.expected(start_s):
+            params = params._replace(best_effort_slice_s=slice_s)
         count, batch_s, credit_s = self._kernel.plan(
             rows, start_s, params, self._credit.balance, state, out
         )
         self._previewed = state, batch_s, credit_s
         return PrefillPlan([PlannedChunk(*chunk) for chunk in out[:count].tolist()], batch_s)
+
+    def note_objectives(self, now_s: float) -> None:
+        """Note in `traffic` whether a job with a deadline is queued."""
+        rows = self._jobs.live
+        # They are sorted by deadline.
+        if len(rows) and math.isfinite(rows[0]["deadline"]):
+            self.traffic.note(now_s)
 
     def commit(self) -> None:
         """Count and charge the plan of the last `preview`. No job may have changed since."""
@@ -221,7 +248,7 @@ class UrgencyQueue:
         """Return the ids of all jobs, most urgent first.
 
         Feasible jobs go by deadline, deferred ones by remaining work, infeasible ones by the
-        multiple of their SLO that they take.
+        multiple of their SLO that they take, best-effort ones by arrival.
 
         Args:
             start_s: when the next batch starts.
@@ -252,7 +279,9 @@ class UrgencyQueue:
             max(p.reserve_after_s, self.shortest_slo_s),
             min(p.slice_s, slice_s),
             min(p.infeasible_slice_s, slice_s),
+            min(p.infeasible_slice_s, slice_s),
             p.starvation_after,
+            p.best_effort_after_s,
         )
 
 

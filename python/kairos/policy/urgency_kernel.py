@@ -27,8 +27,9 @@ ROW = np.dtype(
     ]
 )
 
-CHOSEN = 3
-"""State of a job that the plan has taken, beside those of `moore_hodgson`."""
+BEST_EFFORT, CHOSEN = 3, 4
+"""Further states of a job, beside those of `moore_hodgson`: it has no deadline; the plan has taken
+it."""
 
 
 class PlanParams(NamedTuple):
@@ -49,7 +50,9 @@ class PlanParams(NamedTuple):
         reserve_after_s: seconds from the start of the batch that need no reserve.
         slice_s: longest batch, seconds.
         infeasible_slice_s: longest batch to which jobs that are not feasible are added, seconds.
+        best_effort_slice_s: the same for jobs without a deadline.
         starvation_after: multiple of its SLO after which a job is starved.
+        best_effort_after_s: wait after which a job without a deadline is starved, seconds.
     """
 
     fixed_s: float
@@ -65,7 +68,9 @@ class PlanParams(NamedTuple):
     reserve_after_s: float
     slice_s: float
     infeasible_slice_s: float
+    best_effort_slice_s: float
     starvation_after: float
+    best_effort_after_s: float
 
 
 class _Jobs(NamedTuple):
@@ -73,7 +78,7 @@ class _Jobs(NamedTuple):
 
     Attributes:
         rows: the jobs, by (deadline, id).
-        state: FEASIBLE, DEFERRED, INFEASIBLE or CHOSEN for each of them.
+        state: FEASIBLE, DEFERRED, INFEASIBLE, BEST_EFFORT or CHOSEN for each of them.
         left_s: remaining work of each, seconds.
         start_s: when the batch starts.
     """
@@ -130,7 +135,7 @@ def classify(rows: Rows, start_s: float, p: PlanParams, state: Any, left_s: Any)
         rows: the jobs.
         start_s: when the batch starts.
         p: parameters.
-        state: filled with FEASIBLE, DEFERRED or INFEASIBLE.
+        state: filled with FEASIBLE, DEFERRED, INFEASIBLE or BEST_EFFORT.
         left_s: filled with the remaining work in seconds, fixed cost included.
     """
     n = rows.shape[0]
@@ -142,6 +147,9 @@ def classify(rows: Rows, start_s: float, p: PlanParams, state: Any, left_s: Any)
         tokens = row.total - row.done
         work = work_s(p, row.done, tokens)
         left_s[i] = work + fixed_per_token_s * tokens
+        if row.deadline == math.inf:
+            state[i] = BEST_EFFORT
+            continue
         alone_s = p.fixed_s + max(0.0, p.weight_floor_s - p.per_token_s * tokens) + work
         if begin_s + alone_s > row.deadline:
             state[i] = INFEASIBLE
@@ -181,6 +189,8 @@ def _key(row: Any, state: int, left_s: float, start_s: float, p: PlanParams) -> 
         return float(row.deadline)
     if state == DEFERRED:
         return float(left_s / row.weight)
+    if state == BEST_EFFORT:
+        return float(row.arrival)
     return float(-infeasible_key(row, start_s, p))
 
 
@@ -192,7 +202,7 @@ def sort_keys(rows: Rows, start_s: float, p: PlanParams, state: Any) -> Any:
         rows: the jobs.
         start_s: when the batch starts.
         p: parameters.
-        state: filled with FEASIBLE, DEFERRED or INFEASIBLE.
+        state: filled with FEASIBLE, DEFERRED, INFEASIBLE or BEST_EFFORT.
     """
     n = rows.shape[0]
     keys, left_s = np.empty(n), np.empty(n)
@@ -216,18 +226,21 @@ def _heap_of_state(jobs: _Jobs, which: int, p: PlanParams, heap: _Heap) -> int:
 
 
 @compiled
-def _heap_of_starved(jobs: _Jobs, after: float, heap: _Heap) -> int:
+def _heap_of_starved(jobs: _Jobs, p: PlanParams, heap: _Heap) -> int:
     """Fill a heap with the starved jobs, the oldest on top; return its size.
 
-    A job is starved if it is not feasible and has waited `after` times its SLO.
+    A job is starved if it is not feasible and has waited for a multiple of its SLO, or for a fixed
+    time if it has none.
     """
     rows, state, _, start_s = jobs
     keys, members = heap
     size = 0
     for i in range(rows.shape[0]):
         row = rows[i]
-        waits = state[i] == DEFERRED or state[i] == INFEASIBLE
-        if waits and start_s - row.arrival > after * (row.deadline - row.arrival):
+        after_s = p.best_effort_after_s
+        if state[i] != BEST_EFFORT:
+            after_s = p.starvation_after * (row.deadline - row.arrival)
+        if state[i] != FEASIBLE and start_s - row.arrival > after_s:
             push(keys, members, size, -row.arrival, i)
             size += 1
     return size
@@ -269,30 +282,40 @@ def _tokens_before(p: PlanParams, done: int, batch: _Batch, spare_s: float) -> i
 
 
 @compiled
-def _chunk_tokens(row: Any, feasible: bool, budget: int, batch: _Batch, p: PlanParams) -> int:
+def _slice_s(p: PlanParams, state: int) -> float:
+    """Return the longest batch to which jobs in `state` are added, seconds."""
+    if state == FEASIBLE:
+        return float(p.slice_s)
+    return float(p.best_effort_slice_s if state == BEST_EFFORT else p.infeasible_slice_s)
+
+
+@compiled
+def _chunk_tokens(row: Any, slice_s: float, budget: int, batch: _Batch, p: PlanParams) -> int:
     """Return the tokens of a job that join a batch; 0 if the batch is complete without them.
 
     A prompt that the batch completes must not miss its deadline because of what joins it.
 
     Args:
         row: the job.
-        feasible: whether it can meet its deadline.
+        slice_s: longest batch that it may join, seconds; infinite: as SGLang, it fills the batch
+            with a chunk of any length.
         budget: new tokens that the batch may still take.
         batch: so far.
         p: parameters.
     """
     used_s = _batch_s(p, batch)
-    spare_s = (p.slice_s if feasible else p.infeasible_slice_s) - used_s
+    spare_s = slice_s - used_s
+    min_chunk = p.min_chunk if slice_s < math.inf else p.page_tokens
     if batch.tokens > 0 and spare_s <= 0.0:
         return 0
     remaining = row.total - row.done
     in_slice = _tokens_within(p, p.per_token_s, row.done, spare_s)
     until_due_s = batch.due_s - batch.start_s - p.post_prefill_s - used_s
     in_time = _tokens_before(p, row.done, batch, until_due_s)
-    tokens = min(remaining, budget, max(p.min_chunk, p.page_tokens, in_slice), in_time)
+    tokens = min(remaining, budget, max(min_chunk, p.page_tokens, in_slice), in_time)
     if tokens < remaining:
         tokens -= tokens % p.page_tokens
-        if batch.tokens > 0 and tokens < min(p.min_chunk, budget):
+        if batch.tokens > 0 and tokens < min(min_chunk, budget):
             return 0
     return int(max(tokens, 0))
 
@@ -316,7 +339,7 @@ def _pack(jobs: _Jobs, p: PlanParams, credit_s: float, out: Any) -> tuple[int, f
     starved, starving = _Heap(np.empty(0), np.empty(0, np.int64)), 0
     if credit_s > 0.0:
         starved = _Heap(np.empty(n), np.empty(n, np.int64))
-        starving = _heap_of_starved(jobs, p.starvation_after, starved)
+        starving = _heap_of_starved(jobs, p, starved)
     batch = _Batch(jobs.start_s, 0, 0.0, math.inf)
     budget, count, batch_s = p.budget_tokens, 0, 0.0
     cursor, turn = 0, FEASIBLE
@@ -331,7 +354,7 @@ def _pack(jobs: _Jobs, p: PlanParams, credit_s: float, out: Any) -> tuple[int, f
                 cursor += 1
             chosen = cursor
             if cursor == n:
-                while size == 0 and turn < INFEASIBLE:
+                while size == 0 and turn < BEST_EFFORT:
                     turn += 1
                     size = _heap_of_state(jobs, turn, p, heap)
                 if size == 0:
@@ -340,8 +363,9 @@ def _pack(jobs: _Jobs, p: PlanParams, credit_s: float, out: Any) -> tuple[int, f
                 size -= 1
         row = rows[chosen]
         feasible = state[chosen] == FEASIBLE
+        slice_s = _slice_s(p, state[chosen])
         state[chosen] = CHOSEN
-        tokens = _chunk_tokens(row, feasible, budget, batch, p)
+        tokens = _chunk_tokens(row, slice_s, budget, batch, p)
         if tokens <= 0:
             break
         out[count, 0], out[count, 1] = row.id, tokens
@@ -372,7 +396,7 @@ def plan(
         start_s: when the batch starts.
         p: parameters.
         credit_s: service that starved jobs may take out of turn, seconds.
-        state: filled with FEASIBLE, DEFERRED or INFEASIBLE.
+        state: filled with FEASIBLE, DEFERRED, INFEASIBLE or BEST_EFFORT.
         out: filled with rows of (id, tokens).
 
     Returns:

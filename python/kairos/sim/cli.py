@@ -27,7 +27,7 @@ from kairos.sim.presentation import plot_attainment, table_of
 from kairos.sim.sweep import sweep
 from kairos.sim.sweep_point import SweepPoint, run_checked
 from kairos.validation import Range, check_range
-from kairos.workload.slo_sets import DEFAULT_TPOT_MS, SLO_SETS, in_words
+from kairos.workload.slo_sets import DEFAULT_TPOT_MS, NO_SLO, SLO_SETS, in_words
 
 DEFAULT_PROFILE = "minimax-m2.5-tp4-h200"
 
@@ -54,6 +54,7 @@ EPILOG = f"""\
 SLO sets, with a TPOT objective of 30 ms:
 {chr(10).join(f"  {name:<7}{in_words(name, DEFAULT_TPOT_MS)}" for name in SLO_SETS[:-1])}
   tiers  interactive, standard and batch requests with objectives of their own
+  none   no objectives: every request is best effort
 
 prefill policies:
   urgency                  Kairos
@@ -105,7 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"simulate: {error}", file=sys.stderr)
         return 2
-    title = f"simulated: {Path(args.trace).name}, {args.slo}, TPOT {args.tpot_ms:g} ms"
+    objectives = "no objectives"
+    if args.slo != NO_SLO:
+        objectives = f"{args.slo}, TPOT {args.tpot_ms:g} ms"
+    title = f"simulated: {Path(args.trace).name}, {objectives}"
     console = Console()
     console.width = max(console.width, _MIN_WIDTH)
     console.print(table_of(results, title))
@@ -152,7 +156,7 @@ def _add_workload(group: Any) -> None:
 
 def _add_objectives(group: Any) -> None:
     add = group.add_argument
-    add("--slo", choices=SLO_SETS, default="L3", help="SLO set, see below (default L3)")
+    add("--slo", choices=(*SLO_SETS, NO_SLO), default="L3", help="SLO set, see below (default L3)")
     add("--tpot-ms", type=float, default=DEFAULT_TPOT_MS, metavar="MS",
         help="TPOT objective; tiers have their own (default 30)")
 

@@ -32,13 +32,18 @@ def table_of(results: Sequence[Result], title: str) -> Table:
         title: text above the table.
     """
     table = Table(title=title)
-    shown = [c for c in _COLUMNS if any(r.get(c[0]) is not None for r in results)]
+    shown = [c for c in _COLUMNS if any(_is_known(r.get(c[0])) for r in results)]
     for _, heading, _ in shown:
         table.add_column(heading, justify="right")
     for result in results:
         values = ((result.get(key), form) for key, _, form in shown)
-        table.add_row(*("" if value is None else form.format(value) for value, form in values))
+        table.add_row(*(form.format(value) if _is_known(value) else "" for value, form in values))
     return table
+
+
+def _is_known(value: object) -> bool:
+    """Return whether a figure exists. A NaN is the attainment of no request."""
+    return value is not None and value == value
 
 
 def plot_attainment(results: Sequence[Result], path: Path) -> None:

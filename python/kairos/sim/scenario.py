@@ -25,8 +25,8 @@ class Scenario:
         input_tokens: prompt length, at least 1.
         output_tokens: tokens generated, at least 1.
         cached_tokens: prompt tokens that the prefix cache holds, below `input_tokens`.
-        ttft_s: TTFT objective, seconds.
-        tpot_s: TPOT objective, seconds.
+        ttft_s: TTFT objective, seconds; infinite for a best-effort request.
+        tpot_s: TPOT objective, seconds; infinite for a best-effort request.
         slo_class: index of the SLO class.
     """
 
@@ -58,7 +58,7 @@ class Scenario:
         self._require("cached_tokens", self.cached_tokens, fits, "0 to one less than input_tokens")
         for name in ("ttft_s", "tpot_s"):
             values = getattr(self, name)
-            self._require(name, values, np.isfinite(values) & (values > 0.0), "finite, positive")
+            self._require(name, values, values > 0.0, "positive")
 
     def __len__(self) -> int:
         return len(self.arrival_s)

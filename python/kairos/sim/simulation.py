@@ -182,7 +182,10 @@ class _Simulation:
         arrival_s, deadline_s = self._arrival[request], self._deadline[request]
         uncached_s = self.profile.prefill.batch_s([Chunk(0, tokens)])
         shortest_s = shortest_prefill_s(uncached_s, deadline_s - arrival_s)
-        return PreallocationRequest(request, tokens + 1, arrival_s, deadline_s, shortest_s)
+        return PreallocationRequest(
+            *(request, tokens + 1, arrival_s, deadline_s, shortest_s),
+            best_effort=math.isinf(deadline_s),
+        )
 
     def _length_group(self, request: int) -> int:
         return group_of(int(self.scenario.slo_class[request]), self._prompts.total[request])

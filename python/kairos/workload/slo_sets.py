@@ -20,6 +20,8 @@ _TTFT = {
     "LC": "1 s, or prompt tokens / 8,000 s if that is more",
 }
 SLO_SETS = (*_TTFT, "tiers")
+NO_SLO = "none"
+"""The set of a workload without objectives: all requests are best effort."""
 DEFAULT_TPOT_MS = 30.0
 
 
@@ -53,9 +55,11 @@ def in_words(slo_set: str, tpot: float) -> str:
     """The objectives of a set in words.
 
     Args:
-        slo_set: one of SLO_SETS.
+        slo_set: one of SLO_SETS, or NO_SLO.
         tpot: TPOT objective in milliseconds; tiers have their own.
     """
+    if slo_set == NO_SLO:
+        return "no objectives"
     if slo_set != "tiers":
         return f"TTFT {_TTFT[slo_set]}, TPOT {tpot:g} ms"
     return "; ".join(
@@ -90,13 +94,15 @@ def assign_slos(
         requests: the requests.
         cached_tokens: expected prefix hit of each request.
         profile: prefill latency of an instance.
-        slo_set: one of SLO_SETS.
+        slo_set: one of SLO_SETS, or NO_SLO.
         tpot: TPOT objective in milliseconds; tiers have their own.
         seed: draws the tier of each request.
 
     Raises:
         InputError: unknown set, or a TPOT out of range.
     """
+    if slo_set == NO_SLO:
+        return [Slo()] * len(requests)
     if slo_set not in SLO_SETS:
         raise InputError(f"SLO set {slo_set!r}: allowed are {', '.join(SLO_SETS)}")
     tpot_ms(tpot, "--tpot-ms")

@@ -196,7 +196,7 @@ def test_extremes_give_finite_steps(context, tpot_s, slack):
         DecodeResident(1, 10, 0, math.nan, 0.0, TPOT_S),
         DecodeResident(1, 10, 0, 0.0, 0.0, 0.0),
         DecodeResident(1, 10, 0, 0.0, 0.0, -1.0),
-        DecodeResident(1, 10, 0, 0.0, 0.0, math.inf),
+        DecodeResident(1, 10, 0, 0.0, 0.0, math.nan),
         DecodeResident(1, 0, 0, 0.0, 0.0, TPOT_S),
         DecodeResident(1, 10, -1, 0.0, 0.0, TPOT_S),
         DecodeResident(1, 10, 0, 0.0, 0.0, TPOT_S, max_new_tokens=0),

@@ -136,6 +136,23 @@ def test_a_line_holds_what_happened_in_milliseconds() -> None:
     }
 
 
+def test_a_request_without_objectives_counts_in_no_attainment() -> None:
+    metrics = RouterMetrics()
+    ended = end(slo=Slo(), ttft_s=9.0, tpot_s=9.0)
+    metrics.ended(ended)
+    half = end(slo=Slo(ttft_ms=100), ttft_s=0.01, tpot_s=9.0)
+    metrics.ended(half)
+    assert (ended.ttft_met, ended.tpot_met) == (None, None)
+    assert (half.ttft_met, half.tpot_met) == (True, None)
+    for objective, met in (("ttft", 1.0), ("tpot", None), ("both", 1.0)):
+        found = value(metrics, "slo_met_total", slo_class="default", objective=objective)
+        assert found == met, objective
+        assert value(metrics, "slo_missed_total", slo_class="default", objective=objective) is None
+    line = json.loads(line_of(ended, NOW))
+    assert line["slo_class"] == "default"
+    assert "ttft_slo_ms" not in line
+
+
 @given(st.text(st.characters(), max_size=1000))
 def test_whatever_a_client_writes_a_request_is_one_short_line(text: str) -> None:
     line = line_of(end(path=text, model=text, reason=text, peer=text), NOW).decode()

@@ -199,6 +199,15 @@ def test_a_tenant_cannot_promote_itself() -> None:
         tenant(out_of_bounds="reject").applied_slo(asked)
 
 
+def test_a_class_without_objectives_is_the_loosest() -> None:
+    asked = SloRequest(ttft_ms=500)
+    free = Tenant("a", SloClasses())
+    assert free.applied_slo(asked) == Slo()
+    assert Tenant("a", SloClasses(), min_ttft_ms=100).applied_slo(asked) == Slo(ttft_ms=500)
+    with pytest.raises(InputError, match="this key and its class allow none"):
+        Tenant("a", SloClasses(), out_of_bounds="reject").applied_slo(asked)
+
+
 def test_a_tenant_may_loosen_within_bounds() -> None:
     assert tenant().applied_slo(SloRequest(ttft_ms=9000)) == Slo(9000, 50)
     assert tenant(max_ttft_ms=5000).applied_slo(SloRequest(ttft_ms=9000)) == Slo(5000, 50)

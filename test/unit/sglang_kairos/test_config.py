@@ -37,7 +37,8 @@ def test_without_the_flag_there_is_no_config() -> None:
 def test_defaults() -> None:
     config = config_from_args(parse("--kairos"))
     assert config is not None
-    assert config.classes.default == Slo(2000, 50)
+    assert config.classes.default == Slo()
+    assert config.classes.default.best_effort
     assert config.profile == "minimax-m2.5-tp4-h200"
 
 
@@ -113,12 +114,15 @@ def test_environment_off(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config_from_env() is None
 
 
-@pytest.mark.parametrize("text", ["1", "--kairos", "--kairos-tpot-slo-ms 50"])
-def test_environment_on(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("text", "default"),
+    [("1", Slo()), ("--kairos", Slo()), ("--kairos-tpot-slo-ms 50", Slo(tpot_ms=50))],
+)
+def test_environment_on(text: str, default: Slo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENV, text)
     config = config_from_env()
     assert config is not None
-    assert config.classes.default == Slo(2000, 50)
+    assert config.classes.default == default
 
 
 @pytest.mark.parametrize(

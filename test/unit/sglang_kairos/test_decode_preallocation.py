@@ -15,6 +15,14 @@ def test_short_prompts_that_fit_are_put_in_front() -> None:
     assert DecodeServer(20_000, 8, prompts).arrange() == [3, 2]
 
 
+def test_best_effort_prompts_alone_keep_upstreams_order() -> None:
+    prompts = [waiting(1, 5_000), waiting(2, 4_000)]
+    for prompt in prompts:
+        prompt.req.kairos = RequestState(RequestSlo(Slo(), 0.0), prompt.req.kairos.number)
+    assert DecodeServer(50_000, 8, prompts).arrange() == [1, 2]
+    assert DecodeServer(90_000, 8, [*prompts, waiting(3, 8_000)]).arrange() == [3, 1, 2]
+
+
 def test_prompt_without_room_for_its_output_blocks_no_other() -> None:
     prompts = [waiting(1, 1_000, max_new=4_000), waiting(2, 2_000)]
     assert DecodeServer(3_000, 8, prompts).arrange() == [2]

@@ -1,5 +1,7 @@
 """Batches of the planner, against a stand-in for upstream's scheduler."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("no_radix_cache")
 
 
 LENGTHS = st.integers(1, 12_000)
-SLOS = st.sampled_from([1.0, 300.0, 1_000.0, 5_000.0, 60_000.0])
+SLOS = st.sampled_from([1.0, 300.0, 1_000.0, 5_000.0, 60_000.0, math.inf])
 ARRIVALS = st.lists(
     st.lists(st.tuples(LENGTHS, SLOS, st.integers(0, 4_000)), max_size=4), min_size=1, max_size=8
 )
@@ -63,6 +65,15 @@ def test_an_urgent_request_preempts_a_long_prompt_and_it_resumes() -> None:
     loop.step()
     assert [req.rid for req in loop.planner.preempted.reqs] == ["r1"]
     assert run_dry(loop) == ["r2", "r1"]
+
+
+def test_best_effort_prompts_alone_are_left_to_upstream_and_beside_others_come_last() -> None:
+    loop = PrefillLoop()
+    loop.waiting_queue = [fake_req(1, 3 * CHUNK, math.inf), fake_req(2, 500, math.inf)]
+    assert [req.extend_end for req in loop.step()] == [CHUNK], "no slice ends the batch earlier"
+    assert run_dry(loop) == ["r1", "r2"]
+    loop.waiting_queue = [fake_req(3, 3 * CHUNK, math.inf), fake_req(4, 500)]
+    assert run_dry(loop) == ["r4", "r3"]
 
 
 def test_infeasible_prompts_of_equal_slo_are_finished_one_after_the_other() -> None:

@@ -1,5 +1,6 @@
 """Order of the waiting queue where batches are upstream's."""
 
+import math
 from collections.abc import Sequence
 from random import Random
 
@@ -41,6 +42,13 @@ def ordered(requests: Sequence[FakeReq], priorities: bool = False) -> list[int |
     waiting: list[Req] = list(requests)
     PrefillScheduler(PROFILE).order(waiting, FakePolicy(priorities), NOW)
     return [req.bootstrap_room for req in waiting]
+
+
+def test_best_effort_requests_go_last_by_arrival_and_alone_in_upstreams_order() -> None:
+    none = [request(1, 100, math.inf), request(2, 50, math.inf)]
+    aged(none[1], 5.0)
+    assert ordered([*none, request(3, 90_000, 1)]) == [3, 2, 1]
+    assert ordered(none) == [1, 2]
 
 
 def test_feasible_requests_go_by_deadline() -> None:

@@ -201,7 +201,37 @@ def test_one_request_gives_finite_figures():
     done: SimResult = simulate(poisson(1, 1.0, 10, 1), SimConfig(), SMALL)
     figures = summarise(done)
     assert figures["e2e_attainment"] == 100.0
+    assert np.isnan(figures.pop("tpot_mean_s")), "its only token is the first one"
     assert all(value == value for value in figures.values() if isinstance(value, float))
+
+
+@pytest.mark.parametrize("preallocate", [False, True])
+def test_without_objectives_kairos_serves_as_upstream_does(preallocate):
+    made = poisson(300, 6.0, None, 60)
+    none = np.full(len(made), np.inf)
+    scenario = replace(made, ttft_s=none, tpot_s=none)
+    upstream, kairos = (
+        simulate(scenario, SimConfig(*policies, preallocate=preallocate), PROFILE)
+        for policies in (("fcfs", "continuous"), ("urgency", "slack"))
+    )
+    assert (kairos.records.first_s == upstream.records.first_s).all()
+    assert (kairos.records.last_s == upstream.records.last_s).all()
+    figures = summarise(kairos)
+    assert np.isnan(figures["e2e_attainment"]), "nothing is counted"
+    assert figures["goodput_tokens_per_s"] == 0.0
+
+
+def test_best_effort_requests_count_in_no_attainment():
+    made = poisson(200, 3.0, None, 60)
+    chosen = np.arange(len(made)) % 2 == 0
+    scenario = replace(
+        made,
+        ttft_s=np.where(chosen, np.inf, made.ttft_s),
+        tpot_s=np.where(chosen, np.inf, made.tpot_s),
+    )
+    done = simulate(scenario, SimConfig(), PROFILE)
+    assert (done.records.made == made.output_tokens - 1).all(), "all are served"
+    assert summarise(done)["e2e_attainment"] == summarise(done, ~chosen)["e2e_attainment"]
 
 
 requests = st.lists(
@@ -242,6 +272,8 @@ def test_any_requests_are_served_to_their_last_token_with_finite_figures(rows, c
     ranks = [rank for server in done.decode for rank in server.ranks]
     assert all(rank.kv_tokens == rank.reserved_tokens == 0 for rank in ranks)
     figures = summarise(done)
+    if (outputs == 1).all():
+        del figures["tpot_mean_s"]
     assert all(np.isfinite(value) for value in figures.values() if isinstance(value, float))
 
 

@@ -4,6 +4,7 @@ A value that no operator should change is a constant where it is used.
 """
 
 import ipaddress
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -233,11 +234,13 @@ class Scheduling(Group, frozen=True):
     """Default objectives, and the inputs of predictions."""
 
     ttft_slo_ms: Annotated[
-        float, within(*TTFT_RANGE_MS, "ms"), "TTFT objective of requests that name none"
-    ] = 2000.0
+        Annotated[float, within(*TTFT_RANGE_MS, "ms")] | None,
+        "TTFT objective of requests that name none; without it they are best effort",
+    ] = None
     tpot_slo_ms: Annotated[
-        float, within(*TPOT_RANGE_MS, "ms"), "TPOT objective of requests that name none"
-    ] = 50.0
+        Annotated[float, within(*TPOT_RANGE_MS, "ms")] | None,
+        "TPOT objective of requests that name none",
+    ] = None
     slo_class: Annotated[
         tuple[Slo, ...],
         items("NAME=TTFT,TPOT", parse_class),
@@ -261,9 +264,11 @@ class Scheduling(Group, frozen=True):
 
     @property
     def classes(self) -> SloClasses:
-        return SloClasses(
-            Slo(self.ttft_slo_ms, self.tpot_slo_ms), {slo.slo_class: slo for slo in self.slo_class}
+        ttft, tpot = (
+            math.inf if objective is None else objective
+            for objective in (self.ttft_slo_ms, self.tpot_slo_ms)
         )
+        return SloClasses(Slo(ttft, tpot), {slo.slo_class: slo for slo in self.slo_class})
 
 
 class Observability(Group, frozen=True):

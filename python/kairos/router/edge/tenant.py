@@ -1,5 +1,6 @@
 """A tenant: what its requests may ask for, and how many of them there may be."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -109,6 +110,10 @@ class Tenant(msgspec.Struct, frozen=True):
             return asked
         if self.out_of_bounds == "reject":
             up_to = "more" if high is None else f"{high:g}"
+            if math.isinf(low):
+                raise InputError(
+                    f"SLO {name}: {asked:g} is not allowed; this key and its class allow none"
+                )
             raise InputError(
                 f"SLO {name}: {asked:g} is not allowed; this key allows {low:g} to {up_to}"
             )

@@ -113,6 +113,7 @@ class AccessLog:
 def line_of(end: AccessRecord, now: datetime) -> bytes:
     """The line of a request, newline included. Control characters come out escaped."""
     slo = end.slo
+    objectives = slo.objectives if slo else {}
     fields = {
         "time": now.isoformat(timespec="milliseconds"),
         "outcome": end.outcome.value,
@@ -127,8 +128,8 @@ def line_of(end: AccessRecord, now: datetime) -> bytes:
         "tenant": end.tenant,
         "model": end.model,
         "slo_class": slo.slo_class if slo else None,
-        "ttft_slo_ms": slo.ttft_ms if slo else None,
-        "tpot_slo_ms": slo.tpot_ms if slo else None,
+        "ttft_slo_ms": objectives.get("ttft_ms"),
+        "tpot_slo_ms": objectives.get("tpot_ms"),
         "best_effort": end.best_effort,
         "stream": end.stream,
         "sequences": end.sequences,

@@ -1,5 +1,7 @@
 """What is known of a request when it has ended: the source of its log line and its metrics."""
 
+import math
+
 import msgspec
 
 from kairos.router.request.outcome import Outcome
@@ -55,19 +57,19 @@ class AccessRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def ttft_met(self) -> bool | None:
-        """Whether the first token came in time; None where no SLO applied.
+        """Whether the first token came in time; None where no TTFT objective applied.
 
         A request that was not answered missed it, but for one that its client gave up or got
         wrong.
         """
-        if self.slo is None or not self._scored:
+        if self.slo is None or math.isinf(self.slo.ttft_ms) or not self._scored:
             return None
         return self.ttft_s is not None and self.ttft_s <= self.slo.ttft_s
 
     @property
     def tpot_met(self) -> bool | None:
         """The same for the time per output token; an answer of one token meets it."""
-        if self.slo is None or not self._scored:
+        if self.slo is None or math.isinf(self.slo.tpot_ms) or not self._scored:
             return None
         if self.outcome is not Outcome.COMPLETED:
             return False

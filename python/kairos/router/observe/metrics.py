@@ -193,19 +193,20 @@ class RouterMetrics:
             self._child(self.output_tokens, tenant, model).inc(end.output_tokens)
         if end.ttft_s is not None:
             self._child(self.ttft, slo_class).observe(end.ttft_s)
-            if end.slo:
+            if end.slo and math.isfinite(end.slo.ttft_ms):
                 self._child(self.ttft_over_slo, slo_class).observe(end.ttft_s / end.slo.ttft_s)
             predicted_s = end.predicted_ttft_s
             if end.stream and predicted_s is not None and math.isfinite(predicted_s):
                 self._child(self.prediction, "ttft").observe(predicted_s / max(end.ttft_s, 1e-6))
         if end.tpot_s is not None:
             self._child(self.tpot, slo_class).observe(end.tpot_s)
-            if end.slo:
+            if end.slo and math.isfinite(end.slo.tpot_ms):
                 self._child(self.tpot_over_slo, slo_class).observe(end.tpot_s / end.slo.tpot_s)
-        ttft, tpot = end.ttft_met, end.tpot_met
-        if ttft is None or tpot is None:
-            return
-        for objective, met in (("ttft", ttft), ("tpot", tpot), ("both", ttft and tpot)):
+        known = {"ttft": end.ttft_met, "tpot": end.tpot_met}
+        scored = {objective: met for objective, met in known.items() if met is not None}
+        if scored:
+            scored["both"] = all(scored.values())
+        for objective, met in scored.items():
             self._child(self.slo_met if met else self.slo_missed, slo_class, objective).inc()
 
     def forget_worker(self, role: str, worker: str) -> None:

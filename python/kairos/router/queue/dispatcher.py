@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from kairos.errors import InputError
@@ -162,6 +163,8 @@ class Dispatcher:
         if work.id in self._queue.entries or work.id in self._sent:
             raise InputError(f"request {work.id} is known already")
         work.check()
+        if math.isinf(work.slo.ttft_ms):
+            work = msgspec.structs.replace(work, best_effort=True)
         prefill = self._prefill.values()
         refused = self._limits.refuses(work, len(prefill), self._decode.values(), self.params)
         if refused is not None:

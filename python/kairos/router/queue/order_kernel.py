@@ -4,11 +4,13 @@ The method is that of `kairos.policy.urgency_kernel`, for several workers that s
 with shares between tenants.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kairos.policy.best_effort import STARVED_AFTER_S
 from kairos.policy.compiled import compiled
 from kairos.policy.moore_hodgson import DEFERRED, FEASIBLE, INFEASIBLE, defer_overload
 
@@ -102,13 +104,19 @@ def pick(rows: Rows, now: float, flow: int) -> int:
 
 @compiled
 def oldest_starved(rows: Rows, now: float, after: float) -> int:
-    """Return the oldest request past `after` times its SLO that is not feasible; -1: none."""
+    """Return the oldest starved request that is not feasible; -1: none.
+
+    A request is starved past `after` times its SLO, or after `STARVED_AFTER_S` if it has none.
+    """
     best = -1
     for i in range(rows.shape[0]):
         row = rows[i]
         if row.state == FEASIBLE or row.state == CHOSEN:
             continue
-        if now - row.arrival <= after * (row.deadline - row.arrival):
+        after_s = STARVED_AFTER_S
+        if row.deadline < math.inf:
+            after_s = after * (row.deadline - row.arrival)
+        if now - row.arrival <= after_s:
             continue
         if best < 0 or (row.arrival, row.id) < (rows[best].arrival, rows[best].id):
             best = i

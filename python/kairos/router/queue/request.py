@@ -1,5 +1,6 @@
 """A request on its way through the queue: its demand, its place, and its assignment."""
 
+import math
 import sys
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import msgspec
 from kairos.slo import Slo
 from kairos.validation import Range, check_range, check_ranges
 
-_POSITIVE = Range(sys.float_info.min, sys.float_info.max)
+_POSITIVE = Range(sys.float_info.min, math.inf)
 _RANGES = {
     "arrival_s": Range(-sys.float_info.max, sys.float_info.max),
     "input_tokens": Range(1, sys.maxsize),
@@ -34,7 +35,8 @@ class RequestDemand(msgspec.Struct, frozen=True, gc=False):
         blocks: hashes of the prompt's leading token (or text) blocks, for prefix affinity; each
             includes the ones before it and the cache salt.
         block_tokens: tokens of one block.
-        best_effort: its SLO was judged infeasible on admission; it yields to all other requests.
+        best_effort: it has no TTFT objective, or one that was judged infeasible on admission; it
+            yields to all other requests.
     """
 
     id: int
@@ -51,7 +53,7 @@ class RequestDemand(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def deadline_s(self) -> float:
-        """When its first token is due."""
+        """When its first token is due; infinite without an objective."""
         return self.arrival_s + self.slo.ttft_s
 
     @property

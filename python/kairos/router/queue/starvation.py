@@ -1,7 +1,9 @@
 """A bounded share of service for requests that have waited too long."""
 
+import math
 from collections.abc import Iterable
 
+from kairos.policy.best_effort import STARVED_AFTER_S
 from kairos.policy.starvation import StarvationCredit
 from kairos.router.placement.decode_target import DecodeTarget
 from kairos.router.queue.params import DispatchParams
@@ -60,4 +62,6 @@ class Starvation:
             self.reservation = None
 
     def _starves(self, work: RequestDemand, now_s: float) -> bool:
-        return now_s - work.arrival_s > self._after * work.slo.ttft_s
+        slo_s = work.slo.ttft_s
+        after_s = self._after * slo_s if math.isfinite(slo_s) else STARVED_AFTER_S
+        return now_s - work.arrival_s > after_s

@@ -27,10 +27,9 @@ class AppliedSlo:
     with_class: bool = True
 
     def fields(self) -> dict[str, float | str]:
-        """The `kairos` object of the body."""
+        """The `kairos` object of the body. An engine's default stands in for no objective."""
         fields: dict[str, float | str] = {
-            "ttft_ms": self.slo.ttft_ms,
-            "tpot_ms": self.slo.tpot_ms,
+            **self.slo.objectives,
             "elapsed_ms": round(max(self.elapsed_s, 0.0) * 1e3, 3),
         }
         if self.with_class:

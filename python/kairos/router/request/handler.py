@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -262,7 +263,8 @@ class RequestHandler:
         result = deps.dispatcher.offer(demand, time.monotonic())
         if not result.queued:
             raise rejected(result, deps.config.overload.overload_status)
-        best_effort = result.decision is AdmissionDecision.BEST_EFFORT
+        weakened = result.decision is AdmissionDecision.BEST_EFFORT
+        best_effort = weakened or math.isinf(result.slo.ttft_ms)
         context.admission = Admission(result.slo, best_effort, result.predicted_ttft_s)
         return demand
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from kairos.latency.calibration import Calibration
 from kairos.latency.table import StepTable
-from kairos.policy.residents import Rows
+from kairos.policy.residents import Rows, keep_longest_output
 
 KV_SHARE = 0.96
 """Share of KV that admission may fill; residents grow into the rest."""
@@ -31,15 +31,6 @@ def first_come(
     if used_tokens == 0.0 and len(fits):
         fits[0] = True
     return order[: len(fits) if fits.all() else int(np.argmin(fits))]
-
-
-def keep_longest_output(residents: Rows) -> list[int]:
-    """Indices of the rows in SGLang's order of retention.
-
-    Requests with the most output are kept first; among equals, requests with the least context.
-    """
-    order = np.lexsort((residents["id"], residents["context_tokens"], -residents["output_tokens"]))
-    return [int(at) for at in order]
 
 
 @dataclass(slots=True)

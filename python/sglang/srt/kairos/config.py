@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import math
 import os
 import shlex
 from collections.abc import Sequence
@@ -19,8 +20,6 @@ from kairos.telemetry import is_endpoint
 # which has no command line.
 ENV = "SGLANG_KAIROS"
 
-DEFAULT_TTFT_SLO_MS = "2000"
-DEFAULT_TPOT_SLO_MS = "50"
 DEFAULT_PROFILE = "minimax-m2.5-tp4-h200"
 
 
@@ -110,14 +109,14 @@ def _add_slo_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--kairos-ttft-slo-ms",
         metavar="MS",
-        help="Default time-to-first-token objective, milliseconds from arrival "
-        f"(default: {DEFAULT_TTFT_SLO_MS}).",
+        help="Time-to-first-token objective of requests that name none, milliseconds from arrival "
+        "(default: no objective).",
     )
     group.add_argument(
         "--kairos-tpot-slo-ms",
         metavar="MS",
-        help="Default time-per-output-token objective after the first token, milliseconds "
-        f"(default: {DEFAULT_TPOT_SLO_MS}).",
+        help="Time-per-output-token objective of requests that name none, milliseconds after the "
+        "first token (default: no objective).",
     )
     group.add_argument(
         "--kairos-slo-class",
@@ -190,9 +189,11 @@ def config_from_args(args: argparse.Namespace) -> KairosConfig | None:
 
 def _classes(given: _GivenFlags) -> SloClasses:
     """Return the SLO classes that flags define."""
-    ttft = DEFAULT_TTFT_SLO_MS if given.ttft_slo_ms is None else given.ttft_slo_ms
-    tpot = DEFAULT_TPOT_SLO_MS if given.tpot_slo_ms is None else given.tpot_slo_ms
-    default = Slo(ttft_ms(ttft, "--kairos-ttft-slo-ms"), tpot_ms(tpot, "--kairos-tpot-slo-ms"))
+    ttft, tpot = given.ttft_slo_ms, given.tpot_slo_ms
+    default = Slo(
+        math.inf if ttft is None else ttft_ms(ttft, "--kairos-ttft-slo-ms"),
+        math.inf if tpot is None else tpot_ms(tpot, "--kairos-tpot-slo-ms"),
+    )
     named: dict[str, Slo] = {}
     for text in given.slo_class or ():
         slo = parse_class(text, "--kairos-slo-class")

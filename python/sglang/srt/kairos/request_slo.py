@@ -32,8 +32,7 @@ class RequestSlo:
     def wire(self) -> dict[str, float | str]:
         """Return the form in custom_params between the processes of one host."""
         return {
-            "ttft_ms": self.slo.ttft_ms,
-            "tpot_ms": self.slo.tpot_ms,
+            **self.slo.objectives,
             "class": self.slo.slo_class,
             "arrival_s": self.arrival_s,
         }

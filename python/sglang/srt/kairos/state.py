@@ -99,8 +99,7 @@ class KairosState:
             {
                 "rid": req.rid,
                 "bootstrap_room": req.bootstrap_room,
-                "ttft_ms": request.slo.ttft_ms,
-                "tpot_ms": request.slo.tpot_ms,
+                **request.slo.objectives,
                 "class": request.slo.slo_class,
                 "elapsed_ms": round((now - request.arrival_s) * 1e3, 3),
             }

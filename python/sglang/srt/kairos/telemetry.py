@@ -163,6 +163,7 @@ def _decode_fields(decode: "DecodeScheduler", clock: "SharedClock") -> dict[str,
     if not len(rows):
         return {**found, "skipped": 0, "skipped_kv_tokens": 0}
     skipped = ~rows["runs"]
+    # A request without an objective has infinite slack.
     slack = rows["first_token_s"] + rows["tpot_s"] * (rows["output_tokens"] + 1) - clock.now()
     tightest = float(slack.min())
     return {

@@ -76,6 +76,17 @@ def test_what_cannot_be_on_time_is_treated_as_configured(infeasible):
     )
 
 
+def test_requests_without_an_objective_yield_to_the_others_and_go_by_arrival():
+    made = dispatcher()
+    for i, ttft_ms in enumerate((math.inf, math.inf, 20_000.0)):
+        assert made.offer(work(i, 0.1 * i, 8_000, ttft_ms=ttft_ms), 0.3).queued
+    assert next(iter(ids(made.dispatch(0.3)))) == 2
+    alone = dispatcher()
+    for i in range(3):
+        alone.offer(work(i, 0.3 - 0.1 * i, 8_000 - i, ttft_ms=math.inf), 0.3)
+    assert next(iter(ids(alone.dispatch(0.3)))) == 2
+
+
 def test_the_queue_ahead_counts():
     made = dispatcher(max_sequences=10_000)
     quiet = made.offer(work(0, ttft_ms=9_000.0), 0.0)
@@ -96,7 +107,7 @@ def test_the_queue_ahead_counts():
         {"max_output_tokens": -1},
         {"block_tokens": 0},
         {"arrival_s": math.nan},
-        {"ttft_ms": math.inf},
+        {"ttft_ms": math.nan},
     ],
 )
 def test_nonsense_is_refused(fields):

@@ -6,6 +6,7 @@ TTFT clock instead, and never beyond its TTFT deadline.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,7 +35,8 @@ class HeldTokens:
     def mark(self, reqs: Sequence[Req], now: float) -> None:
         """Mark which of the requests that are about to join are held.
 
-        A request whose TTFT deadline has passed, and one that is being aborted, is not held.
+        A request whose TTFT deadline has passed, one without a deadline, and one that is being
+        aborted is not held.
 
         Args:
             reqs: requests whose KV has arrived.
@@ -43,7 +45,7 @@ class HeldTokens:
         for req in reqs:
             state = req.kairos
             if isinstance(state.first_token, AwaitedToken):
-                waits = req.to_finish is None and now + MARGIN_S < state.ttft_deadline_s
+                waits = req.to_finish is None and now + MARGIN_S < state.ttft_deadline_s < math.inf
                 state.first_token = AwaitedToken(held=waits)
 
     def process_prebuilt(

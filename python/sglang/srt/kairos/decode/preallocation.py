@@ -80,6 +80,10 @@ class DecodePreallocation:
         waiting = [self.prompts.of(one.req) for one in ready]
         pending = [self.prompts.of(req) for req in self._memory.pending()]
         self.prompts.keep((*waiting, *pending))
+        if not self._policy.expects_objectives(
+            (prompt.request for prompt in (*waiting, *pending)), now
+        ):
+            return  # upstream's order
         shortest = min(prompt.request.tokens for prompt in waiting)
         if shortest + queue.num_reserved_decode_tokens > free.tokens and self._memory.in_use():
             for one in ready:
@@ -98,12 +102,14 @@ class DecodePreallocation:
             self._clock.decided(*(requests[grant.at].id for grant in grants))
 
     def arrange_retracted(self, queue: RetractedRequests) -> None:
-        """Put short retracted requests first.
+        """Put short retracted requests first, unless none of them has an objective.
 
         Runs before `DecodePreallocQueue.resume_retracted_reqs`.
         """
-        if self._refusal is None and len(queue.retracted_queue) > 1:
-            queue.retracted_queue.sort(
+        retracted = queue.retracted_queue
+        ordered = self._refusal is None and len(retracted) > 1
+        if ordered and not all(req.kairos.slo.best_effort for req in retracted):
+            retracted.sort(
                 key=lambda req: (len(req.origin_input_ids) + len(req.output_ids), _number(req))
             )
 

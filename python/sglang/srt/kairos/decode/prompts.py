@@ -82,6 +82,7 @@ class DecodePrompts:
             deadline_s,
             min_prefill_s,
             prefill_server=f"{req.bootstrap_host}:{req.bootstrap_port}",
+            best_effort=not streams and math.isinf(deadline_s),
         )
         limit = float(req.sampling_params.max_new_tokens)
         return WaitingPrompt(request, made, self._rows.length_group(req), limit)

@@ -51,14 +51,14 @@ class _Attempt(NamedTuple):
         start_s: when the batch will start, seconds on the clock of decisions.
         started: prompts of which a part is computed.
         reserved_for: the prompt that the next free memory is for, or None.
-        batch: the batch that upstream is to form.
+        batch: the batch that upstream is to form; None: upstream decides alone.
         wanted: the first prompt that was planned to be taken from the waiting queue, or nothing.
     """
 
     start_s: float
     started: Sequence[Req]
     reserved_for: Req | None
-    batch: PlannedBatch
+    batch: PlannedBatch | None
     wanted: Sequence[Req]
 
 
@@ -111,6 +111,8 @@ class PrefillPlanner:
     ) -> FormedBatch:
         """Plan the next batch and have upstream form it.
 
+        Where all prompts are best effort, and no other is expected, upstream decides alone.
+
         Around `Scheduler._get_new_batch_prefill_raw`.
 
         Args:
@@ -128,8 +130,13 @@ class PrefillPlanner:
         if running is not None and must_continue(running):
             return form(running_batch)
         attempt = self._plan(scheduler, computed)
-        formed, running_batch = self._form_planned(attempt, form, scheduler, running_batch)
-        if formed is None:
+        if attempt.batch is None:
+            formed, running_batch = form(running_batch)
+        else:
+            formed, running_batch = self._form_planned(
+                attempt, attempt.batch, form, scheduler, running_batch
+            )
+        if formed is None and attempt.batch is not None:
             # Memory or rows are short, most likely, so upstream decides. Some started prompt must
             # run, or none of them would ever free its memory.
             self.preempted.release_one(scheduler, attempt.wanted)
@@ -194,6 +201,8 @@ class PrefillPlanner:
         self._match([*fresh, *forget_matches(scheduler.waiting_queue, computed)], scheduler)
         self._queue.predict_with(*self.observer.model())
         start_s = self.next_start_s()
+        if not self.preempted.reqs and not self._queue.expects_objectives(start_s):
+            return _Attempt(start_s, started, None, None, ())
         plan = self._queue.plan(start_s, self._limits.chunk_tokens, self._limits.page_tokens)
         reserved_for = self._reservation.reserved_for()
         batch = None
@@ -215,15 +224,15 @@ class PrefillPlanner:
     def _form_planned(
         self,
         attempt: _Attempt,
+        batch: PlannedBatch,
         form: FormBatch,
         scheduler: PlanningScheduler,
         running_batch: object,
     ) -> FormedBatch:
         """Have upstream form those of the planned prompts that have memory to their end."""
         budget = KvBudget(scheduler, attempt.started, attempt.reserved_for)
-        planned = attempt.batch.from_queue
+        planned = batch.from_queue
         fitting = [req for req in planned if budget.take(req)]
-        batch = attempt.batch
         if len(fitting) < len(planned):
             batch = batch.without_others(fitting)
         if attempt.reserved_for is None:

@@ -10,13 +10,17 @@ from sglang.srt.kairos.upstream import Req, SchedulePolicy
 
 from kairos.latency import Profile
 
+# States of a request, in the order of service.
+FEASIBLE, INFEASIBLE, BEST_EFFORT = 0, 1, 2
+
 
 class PrefillScheduler:
     """Feasible-first order by deadline, over the waiting queue of one scheduler.
 
     A request is feasible while its predicted prefill time ends before its TTFT deadline. Feasible
     requests go by deadline. Infeasible requests follow, the shortest first, so that they cost the
-    feasible ones as little as possible. The oldest starved request is promoted periodically.
+    feasible ones as little as possible, and then best-effort requests by arrival. The oldest
+    starved request is promoted periodically. Best-effort requests alone keep upstream's order.
     """
 
     def __init__(self, profile: Profile) -> None:
@@ -39,7 +43,7 @@ class PrefillScheduler:
             now: monotonic seconds.
         """
         self._grants.account(waiting, now)
-        if len(waiting) < 2:
+        if len(waiting) < 2 or _only_best_effort(waiting):
             return
         begin = time.perf_counter()
         if not policy.waiting_queue_prefix_matched(waiting):
@@ -52,6 +56,8 @@ class PrefillScheduler:
     def order_handshakes(self, queue: list[Req], policy: SchedulePolicy, now: float) -> None:
         """Sort requests that wait for their handshake and for a metadata buffer, in place."""
         self._handshake_grants.account(queue, now)
+        if _only_best_effort(queue):
+            return
         self.sort(queue, policy, now)
         self._handshake_grants.grant(queue, policy, now)
 
@@ -60,7 +66,7 @@ class PrefillScheduler:
         sign = policy.priority_sign if policy.enable_priority_scheduling else 0
         keys = {req.rid: (sign * (req.priority or 0), *self._key(req, now)) for req in requests}
         requests.sort(key=lambda req: keys[req.rid])
-        return sum(infeasible for _, infeasible, *_ in keys.values())
+        return sum(state == INFEASIBLE for _, state, *_ in keys.values())
 
     def remaining_s(self, req: Req) -> float:
         """Predict the engine time of the rest of a prompt, seconds."""
@@ -75,10 +81,17 @@ class PrefillScheduler:
             "longest_pass_ms": round(self._longest_s * 1e3, 3),
         }
 
-    def _key(self, req: Req, now: float) -> tuple[bool, float, int]:
+    def _key(self, req: Req, now: float) -> tuple[int, float, int]:
+        # Rooms are the same on both servers of a pair; rids need not be.
+        room = req.bootstrap_room or 0
+        if math.isinf(req.kairos.slo.ttft_s) and not req.output_ids:
+            return BEST_EFFORT, req.kairos.arrival_s, room
         remaining = self.remaining_s(req)
         # A request with output was retracted, without disaggregation, and comes back first.
         deadline = -math.inf if req.output_ids else req.kairos.ttft_deadline_s
         infeasible = not req.output_ids and now + self._model.fixed_s + remaining > deadline
-        # Rooms are the same on both servers of a pair; rids need not be.
-        return infeasible, remaining if infeasible else deadline, req.bootstrap_room or 0
+        return (INFEASIBLE, remaining, room) if infeasible else (FEASIBLE, deadline, room)
+
+
+def _only_best_effort(requests: list[Req]) -> bool:
+    return all(math.isinf(req.kairos.slo.ttft_s) for req in requests)

@@ -12,7 +12,7 @@ from kairos.policy.urgency import UrgencyParams
 STARVATION_SHARE = 0.02
 # A quiet time earns one prompt, however long it is, and no burst of several.
 _CREDIT_S = 1e-3
-_STARVATION_AFTER = UrgencyParams().starvation_after
+_URGENCY = UrgencyParams()
 
 
 class StarvationGrants:
@@ -64,5 +64,5 @@ class StarvationGrants:
 
 
 def is_starved(req: Req, now: float) -> bool:
-    """Return whether a request has waited for `UrgencyParams.starvation_after` times its SLO."""
-    return now - req.kairos.arrival_s > _STARVATION_AFTER * req.kairos.slo.ttft_s
+    """Return whether a request has waited for longer than `UrgencyParams.starved_after_s`."""
+    return now - req.kairos.arrival_s > _URGENCY.starved_after_s(req.kairos.slo.ttft_s)
