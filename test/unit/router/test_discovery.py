@@ -122,7 +122,7 @@ async def test_a_file_behind_a_link_is_followed(tmp_path: Path) -> None:
     [
         ("prefil: []", "unknown field 'prefil'; known are prefill, decode"),
         ("prefill: http://a:1", "prefill: it must be a list"),
-        ("decode: [[http://a:1, 2]]", "decode: an item is not URL"),
+        ("decode: [[http://a:1, 2]]", "decode: ['http://a:1', 2] is not an address like"),
         ("decode: [a]", "is not an address like"),
         ("decode: [1]", "1 is not an address like"),
         ("decode: [2001-99-99]", "month must be in 1..12"),  # YAML takes it for a date

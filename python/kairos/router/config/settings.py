@@ -7,6 +7,7 @@ import ipaddress
 import math
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,8 +21,8 @@ from kairos.router.workers.endpoint import (
     Role,
     WorkerEndpoint,
     allowed,
-    parse_endpoint,
     parse_pattern,
+    read_endpoint,
 )
 from kairos.slo import TPOT_RANGE_MS, TTFT_RANGE_MS, Slo, SloClasses, parse_class
 from kairos.validation import shown
@@ -150,19 +151,12 @@ class Overload(Group, frozen=True):
     retries: Annotated[int, within(0, 8), "further pairs tried while no byte was sent"] = 1
 
 
-def _prefill(value: object, where: str) -> WorkerEndpoint:
-    words = value if isinstance(value, list | tuple) else [value]
-    if not 1 <= len(words) <= 2:
-        raise InputError(f"{where}: {shown(value)} is not URL or URL BOOTSTRAP_PORT")
-    return parse_endpoint(Role.PREFILL, words[0], words[1] if len(words) == 2 else None, where)
-
-
-def _decode(value: object, where: str) -> WorkerEndpoint:
-    return parse_endpoint(Role.DECODE, value, None, where)
-
-
-PrefillServers = Annotated[tuple[WorkerEndpoint, ...], items("URL BOOTSTRAP_PORT", _prefill)]
-DecodeServers = Annotated[tuple[WorkerEndpoint, ...], items("URL", _decode)]
+PrefillServers = Annotated[
+    tuple[WorkerEndpoint, ...], items("URL BOOTSTRAP_PORT", partial(read_endpoint, Role.PREFILL))
+]
+DecodeServers = Annotated[
+    tuple[WorkerEndpoint, ...], items("URL", partial(read_endpoint, Role.DECODE))
+]
 
 
 class Workers(Group, frozen=True):

@@ -262,7 +262,7 @@ class App:
         results = {i.key: status for i, (status, _) in zip(workers, answers, strict=True)}
         for key, status in results.items():
             if status == 200:
-                router.registry.flushed(key)
+                router.dispatcher.forget_cache(key)
         good = all(status == 200 for status in results.values())
         return json_answer({"workers": results}, 200 if good else 502)
 

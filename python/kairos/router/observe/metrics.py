@@ -29,8 +29,6 @@ RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 3, 5, 1
 
 Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
-BREAKER_STATES = ("closed", "half_open", "open")  # the gauge shows the index
-
 
 class Capped:
     """Passes the first `limit` distinct values, then answers "other" for new ones."""

@@ -100,7 +100,7 @@ class Dispatcher:
         Raises:
             InputError: the key is known already, or a limit is not positive.
         """
-        if key in self._prefill or key in self._decode:
+        if self.knows(key):
             raise InputError(f"worker {key} is known already")
         for name, limit in (("kv_tokens", kv_tokens), ("max_running", max_running)):
             if limit is not None and limit < 1:
@@ -111,6 +111,10 @@ class Dispatcher:
         self._prefill[key] = PrefillTarget(key, profile, preemptive, kv_tokens)
         if profile is not None:
             self._tail_s = TAIL_S + profile.kv.fixed_s
+
+    def knows(self, key: str) -> bool:
+        """Whether a worker was added and not removed."""
+        return key in self._prefill or key in self._decode
 
     def remove_worker(self, key: str) -> list[int]:
         """Forget a worker; KeyError if it is not known.

@@ -15,7 +15,7 @@ class Breaker:
     """Counts failures in a row of one worker.
 
     Closed: requests go to the worker. Open: no request does. Half open: a probe through a whole
-    pair decides, and no client's request is risked. Times are monotonic seconds.
+    pair decides, and no client's request is risked.
 
     Args:
         failures: in a row that open it.
@@ -43,9 +43,7 @@ class Breaker:
     def failed(self, now_s: float, digest: int | None = None) -> bool:
         """Note a failure that may be the worker's; return whether it opened the breaker.
 
-        Args:
-            now_s: monotonic seconds.
-            digest: of the request, where the request may be at fault: the same one counts once.
+        `digest` is the request's, where that may be at fault: the same one counts once.
         """
         if digest is not None and digest in self._digests:
             return False

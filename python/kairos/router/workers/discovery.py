@@ -14,7 +14,7 @@ from pathlib import Path
 from kairos.errors import InputError
 from kairos.router.config.load import read_document, refuse_unknown
 from kairos.router.config.settings import RouterConfig
-from kairos.router.workers.endpoint import Role, WorkerEndpoint, allowed, parse_endpoint
+from kairos.router.workers.endpoint import Role, WorkerEndpoint, allowed, read_endpoint
 
 _log = logging.getLogger(__name__)
 
@@ -100,26 +100,22 @@ def read_workers(path: Path) -> Endpoints:
     document = read_document(path, "--workers-file")
     where = f"--workers-file: {path}"
     refuse_unknown(document, [role.value for role in Role], where)
-    endpoints: list[WorkerEndpoint] = []
+    endpoints: dict[str, WorkerEndpoint] = {}
     for role in Role:
+        label = f"{where}: {role.value}"
         items = document.get(role.value, [])
         if not isinstance(items, list):
-            raise InputError(f"{where}: {role.value}: it must be a list")
+            raise InputError(f"{label}: it must be a list")
         for item in items:
-            words = item if isinstance(item, list) else [item]
-            if not 1 <= len(words) <= (2 if role is Role.PREFILL else 1):
-                raise InputError(f"{where}: {role.value}: an item is not URL or [URL, PORT]")
-            port = words[1] if len(words) == 2 else None
-            endpoints.append(parse_endpoint(role, words[0], port, f"{where}: {role.value}"))
+            endpoint = read_endpoint(role, item, label)
+            if endpoint.key in endpoints:
+                raise InputError(f"{where}: {endpoint.key} is named more than once")
+            endpoints[endpoint.key] = endpoint
     for role in Role:
         if role.value not in document:
             text = f"it names no {role.value} server; write {role.value}: [] if that is meant"
             raise InputError(f"{where}: {text}")
-    keys = [endpoint.key for endpoint in endpoints]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise InputError(f"{where}: {key} is named more than once")
-    return frozenset(endpoints)
+    return frozenset(endpoints.values())
 
 
 class WorkerDiscovery:
@@ -127,10 +123,6 @@ class WorkerDiscovery:
 
     These are the union of the sources, bounded by `--allow-worker`, less those that the
     administrator removed.
-
-    Args:
-        config: names the sources.
-        changed: is called after every change.
 
     Attributes:
         sources: by name; flags and admin interface are none, because they need no watching.
@@ -160,7 +152,7 @@ class WorkerDiscovery:
         """Follow every source until cancelled.
 
         Raises:
-            InputError: the file of workers is malformed at the start.
+            InputError: as `start`.
         """
         self.start()
         async with asyncio.TaskGroup() as group:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from kairos.errors import InputError
@@ -12,6 +13,7 @@ from kairos.validation import shown
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_ADDRESS = "an address like http://10.0.0.1:30000"
 _HOST = re.compile(r"[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 
 
@@ -49,48 +51,48 @@ class WorkerEndpoint:
 
 
 def parse_endpoint(role: Role, url: object, bootstrap_port: object, where: str) -> WorkerEndpoint:
-    """Read an address.
-
-    Args:
-        role: of the server.
-        url: `http://host:port`; the scheme may be left out.
-        bootstrap_port: a port, None or "none".
-        where: names the source in errors.
-
-    Raises:
-        InputError: not an address, or not a port.
-    """
-    return WorkerEndpoint(role.value, parse_url(url, where), parse_port(bootstrap_port, where))
-
-
-def parse_url(url: object, where: str) -> str:
-    """Return an address in its one spelling, `scheme://host:port`.
+    """Read `http://host:port`, whose scheme may be left out, and a port, None or "none".
 
     Raises:
         InputError: another scheme, no port, or anything besides scheme, host and port.
     """
+    port = None
+    if bootstrap_port not in (None, "none"):
+        port = _port(bootstrap_port, where)
+    return WorkerEndpoint(role.value, _url(url, where), port)
+
+
+def read_endpoint(role: Role, item: object, where: str) -> WorkerEndpoint:
+    """Read an item of a file or of a flag: URL, for prefill servers also [URL, BOOTSTRAP_PORT].
+
+    Raises:
+        InputError: it is not that.
+    """
+    words = item if isinstance(item, list | tuple) else [item]
+    if not 1 <= len(words) <= (2 if role is Role.PREFILL else 1):
+        known = "URL or URL BOOTSTRAP_PORT" if role is Role.PREFILL else _ADDRESS
+        raise InputError(f"{where}: {shown(item)} is not {known}")
+    return parse_endpoint(role, words[0], words[1] if len(words) == 2 else None, where)
+
+
+def _url(url: object, where: str) -> str:
+    """Return an address in its one spelling, `scheme://host:port`."""
     text = url if isinstance(url, str) else ""
     scheme, found, rest = text.partition("://")
     if not found:
         scheme, rest = "http", text
     host, colon, port = rest.removesuffix("/").rpartition(":")
     if scheme not in ("http", "https") or not colon or not _HOST.fullmatch(host):
-        raise InputError(f"{where}: {shown(url)} is not an address like http://10.0.0.1:30000")
+        raise InputError(f"{where}: {shown(url)} is not {_ADDRESS}")
     return f"{scheme}://{host.lower()}:{_port(port, where)}"
-
-
-def parse_port(port: object, where: str) -> int | None:
-    """Return a bootstrap port; None, also for "none": the servers' default holds."""
-    return None if port is None or port == "none" else _port(port, where)
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A pattern of addresses that servers may have.
+    """Addresses that servers may have.
 
     Attributes:
-        host: a name, an address, `*`, or `*.suffix`; unused where `network` is given.
-        network: a network of addresses.
+        host: a name, `*`, or `*.suffix`; unused where `network` is given.
         port: None allows every port.
     """
 
@@ -101,16 +103,14 @@ class Pattern:
     def matches(self, endpoint: WorkerEndpoint) -> bool:
         host, _, port = endpoint.key.rpartition(":")
         host = host.strip("[]")
-        if self.port is not None and int(port) != self.port:
+        if self.port not in (None, int(port)):
             return False
-        if self.network is not None:
-            try:
-                return ipaddress.ip_address(host) in self.network
-            except ValueError:
-                return False
-        if self.host.startswith("*."):
-            return host.endswith(self.host[1:])
-        return self.host in ("*", host)
+        if self.network is None:
+            return fnmatchcase(host, self.host)
+        try:
+            return ipaddress.ip_address(host) in self.network
+        except ValueError:
+            return False
 
 
 def parse_pattern(value: object, where: str) -> Pattern:

@@ -2,13 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
 from kairos.latency import Profile
 from kairos.router.config.settings import Workers
-from kairos.router.observe.metrics import BREAKER_STATES, RouterMetrics
+from kairos.router.observe.metrics import RouterMetrics
 from kairos.router.placement.load import WorkerLoad
 from kairos.router.queue.dispatcher import Dispatcher
 from kairos.router.upstream.attempt import Attempt
@@ -31,10 +31,6 @@ class WorkerRegistry:
     """Decides which workers get requests, and tells the dispatcher.
 
     Args:
-        workers: limits of breakers.
-        dispatcher: gets the ready workers and their loads.
-        pool: connections to the workers.
-        metrics: counts failures and restarts.
         profile: latency model of all workers.
         changed: is called when requests may go where they could not before.
 
@@ -66,7 +62,6 @@ class WorkerRegistry:
         self._changed = changed
         self._limits: tuple[int | None, int | None] = None, None
         self._reachable = False
-        self._known: set[str] = set()  # to the dispatcher
 
     def of(self, role: Role, *states: State) -> list[Worker]:
         """Return the workers of a role in one of these states."""
@@ -102,11 +97,11 @@ class WorkerRegistry:
 
     def learned(self, worker: Worker, info: ServerInfo) -> None:
         """Take over what a worker said about itself."""
-        introduced_blindly = worker.info is None and worker.key in self._known
+        introduced_blindly = worker.info is None and self._dispatcher.knows(worker.key)
         worker.info = info
         if introduced_blindly:
             # A partner's probe put it into use before its sizes were known.
-            self._dispatcher.remove_worker(worker.key)
+            self._withdraw(worker)
             self._introduce(worker)
             self._dispatcher.set_available(worker.key, worker.state is State.READY)
         self._share_facts()
@@ -120,10 +115,7 @@ class WorkerRegistry:
         self._limits = min(vocabularies, default=None), min(longest, default=None)
 
     def model_limits(self) -> tuple[int | None, int | None]:
-        """Return vocabulary and longest prompt, tokens, that every worker takes.
-
-        None where no worker tells it.
-        """
+        """Return vocabulary and longest prompt, tokens, that every worker takes; None: unknown."""
         return self._limits
 
     def discovered(self, added: Endpoints, gone: Endpoints) -> None:
@@ -140,11 +132,7 @@ class WorkerRegistry:
         self._set(worker, State.DRAINING)
 
     def undrain(self, key: str) -> None:
-        """Let a drained worker get requests again, once a probe has proven it.
-
-        Raises:
-            KeyError: it is not known.
-        """
+        """Let a drained worker get requests again, once a probe has proven it."""
         worker = self.workers[key]
         if worker.state is State.DRAINING and not worker.leaving:
             worker.drained = False
@@ -193,10 +181,8 @@ class WorkerRegistry:
         worker.restarts += 1
         self._metrics.worker_restarts.labels(*self._labels(worker)).inc()
         self._pool.drop(worker.endpoint)
-        if worker.key in self._known:
-            # It is introduced anew when it is ready: with its sizes, and where it reports.
-            self._known.discard(worker.key)
-            self._dispatcher.remove_worker(worker.key)
+        # It is introduced anew when it is ready: with its sizes, and where it reports.
+        self._withdraw(worker)
         # It was drained for this restart.
         worker.drained = False
         if worker.state in (State.READY, State.DRAINING):
@@ -211,11 +197,8 @@ class WorkerRegistry:
     def failed(self, worker: Worker, reason: str, digest: int | None = None) -> None:
         """Count a failure against a worker, and open its breaker after several in a row.
 
-        Args:
-            worker: at fault.
-            reason: for metrics and /workers.
-            digest: of a request that the server answered with an error. The request may be at
-                fault, so the same request counts once.
+        `digest` is that of a request that the server answered with an error. The request may be at
+        fault, so the same request counts once.
         """
         worker.suspect = True
         label = self._metrics.reason(reason)
@@ -249,16 +232,10 @@ class WorkerRegistry:
                 digest = attempt.digest if error.status else None
                 self.failed(attempt.worker(role), error.reason, digest)
 
-    def flushed(self, key: str) -> None:
-        """Note that the prefix cache of a worker is empty."""
-        if key in self._known:
-            self._dispatcher.forget_cache(key)
-
     def load(self, key: str, load: WorkerLoad) -> None:
         """Take a report of a worker over."""
-        if key in self._known:
-            self._dispatcher.loads(key, load, time.monotonic())
-            self._changed()
+        self._dispatcher.loads(key, load, time.monotonic())
+        self._changed()
 
     def idle(self, worker: Worker) -> None:
         """Forget a leaving worker once its last attempt has ended."""
@@ -280,9 +257,9 @@ class WorkerRegistry:
                 "kairos": i.kairos,
                 "running": len(i.attempts),
                 "restarts": i.restarts,
-                "breaker": BREAKER_STATES[i.breaker.state.value],
+                "breaker": i.breaker.state.name.lower(),
                 "leaving": i.leaving,
-                "scheduling": _plain(details.get(i.key, {})),
+                "scheduling": details.get(i.key, {}),
                 "telemetry": watched.get(i.key),
             }
             for i in sorted(self.workers.values(), key=lambda i: (i.role.value, i.key))
@@ -339,9 +316,7 @@ class WorkerRegistry:
         self._pool.drop(worker.endpoint)
         if self.telemetry is not None:
             self.telemetry.forget(worker.key)
-        if worker.key in self._known:
-            self._known.discard(worker.key)
-            self._dispatcher.remove_worker(worker.key)
+        self._withdraw(worker)
         self._metrics.forget_worker(worker.role.value, worker.key)
         self._share_facts()
 
@@ -359,10 +334,10 @@ class WorkerRegistry:
         if state is State.READY:
             worker.reason = ""
         available = state is State.READY
-        if available and worker.key not in self._known:
-            self._introduce(worker)
-        elif worker.key in self._known:
+        if self._dispatcher.knows(worker.key):
             self._dispatcher.set_available(worker.key, available)
+        elif available:
+            self._introduce(worker)
         if available:
             self._changed()
 
@@ -380,17 +355,12 @@ class WorkerRegistry:
             kv_tokens=info.kv_tokens if info else None,
             max_running=info.max_running if info else None,
         )
-        self._known.add(worker.key)
         if self.telemetry is not None:
             self.telemetry.watch(worker.endpoint, info.telemetry if info else None)
 
+    def _withdraw(self, worker: Worker) -> None:
+        if self._dispatcher.knows(worker.key):
+            self._dispatcher.remove_worker(worker.key)
+
     def _labels(self, worker: Worker) -> tuple[str, str]:
         return worker.role.value, self._metrics.worker(worker.key)
-
-
-def _plain(details: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with None for numbers that JSON cannot express."""
-    return {
-        name: None if isinstance(value, float) and value - value != 0.0 else value
-        for name, value in details.items()
-    }

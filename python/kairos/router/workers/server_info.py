@@ -23,8 +23,6 @@ class ServerInfo:
             the seed, random unless set, the duration of the start, and the epoch of a Kairos
             engine.
         kairos: whether the engine schedules by SLO itself.
-        model: name of the served model.
-        model_path: folder or repository of the model.
         slo_classes: names that a Kairos engine knows.
         telemetry: address at which a Kairos engine publishes its load.
         kv_tokens: KV capacity, tokens.
@@ -36,7 +34,6 @@ class ServerInfo:
     start_id: str
     kairos: bool = False
     model: str | None = None
-    model_path: str | None = None
     slo_classes: frozenset[str] = frozenset()
     telemetry: str | None = None
     kv_tokens: int | None = None
@@ -73,7 +70,6 @@ def read_server_info(data: bytes) -> ServerInfo | None:
         start_id=repr((answer.get("random_seed"), answer.get("startup_time"), kairos.get("epoch"))),
         kairos="kairos" in state,
         model=_text(answer.get("served_model_name")),
-        model_path=model_path,
         slo_classes=frozenset(
             one.partition("=")[0]
             for one in (classes if isinstance(classes, list) else ())
@@ -91,9 +87,7 @@ def read_server_info(data: bytes) -> ServerInfo | None:
 def vocab_size_of(model_path: str, overrides: object = None) -> int | None:
     """Return the vocabulary of a model whose `config.json` is in a folder of this machine.
 
-    Args:
-        model_path: the server's `--model-path`.
-        overrides: its `--json-model-override-args`.
+    `overrides` are the server's `--json-model-override-args`.
     """
     path = Path(model_path) / "config.json"
     try:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import msgspec
@@ -23,6 +23,7 @@ POLL_S = 0.5
 _FETCH_TIMEOUT_S = 2.0
 _LOADS = "/v1/loads?include=core"
 _WILDCARDS = ("0.0.0.0", "[::]")
+_SAID = {field.name for field in fields(WorkerLoad)}
 
 OnLoad = Callable[[str, WorkerLoad], None]
 
@@ -31,13 +32,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Feed:
-    """The reports of one worker.
-
-    Attributes:
-        publisher: address of its messages; None: its loads are fetched.
-        received: reports that were read.
-        failed: messages or answers that could not be read, and failed fetches.
-    """
+    """The reports of one worker, fetched where it has no publisher of messages."""
 
     publisher: str | None
     task: asyncio.Task[None]
@@ -52,8 +47,6 @@ class Telemetry:
     report looks at its age.
 
     Args:
-        on_load: must not block.
-        pool: connections to the servers, for fetching loads.
         headers: with the servers' key; asked for each time, because a reload changes the key.
         poll_s: seconds between two fetches from one worker.
     """
@@ -69,16 +62,13 @@ class Telemetry:
         self._pool = pool
         self._headers = headers
         self._poll_s = poll_s
-        self._context: zmq.asyncio.Context | None = None
+        self._context = zmq.asyncio.Context()
         self._feeds: dict[str, _Feed] = {}
 
     def watch(self, endpoint: WorkerEndpoint, publisher: str | None) -> None:
         """Start to watch a worker, or start anew if its publisher has changed.
 
-        Args:
-            endpoint: names the worker by its key.
-            publisher: address at which a Kairos engine says that it publishes; None: its loads are
-                fetched.
+        `publisher` is the address that a Kairos engine tells; the loads of others are fetched.
         """
         key = endpoint.key
         publisher = publisher and reachable(publisher, endpoint)
@@ -103,9 +93,7 @@ class Telemetry:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._context is not None:
-            self._context.destroy(linger=0)
-            self._context = None
+        self._context.destroy(linger=0)
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """Return endpoint, received and failed by key, for /workers."""
@@ -115,8 +103,6 @@ class Telemetry:
         }
 
     async def _receive(self, key: str, publisher: str) -> None:
-        if self._context is None:
-            self._context = zmq.asyncio.Context()
         socket = self._context.socket(zmq.SUB)
         socket.setsockopt(zmq.CONFLATE, 1)  # only the latest matters
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
@@ -181,20 +167,10 @@ def read_report(data: bytes, received_s: float) -> WorkerLoad | None:
         return None
     if report.version != VERSION:
         return None
-    prefill = report.role == "prefill"
-    return WorkerLoad(
-        measured_s=received_s,
-        kv_used_tokens=report.kv_used_tokens,
-        kv_capacity_tokens=report.kv_capacity_tokens or None,
-        running=report.running,
-        waiting=report.waiting,
-        max_running=report.max_running or None,
-        uncached_tokens=report.uncached_tokens if prefill else None,
-        backlog_s=report.backlog_s if prefill else None,
-        calibration=report.calibration,
-        slack_s=report.slack_s,
-        epoch=report.epoch,
-    )
+    said = {name: value for name, value in msgspec.structs.asdict(report).items() if name in _SAID}
+    if report.role != "prefill":
+        said |= {"uncached_tokens": None, "backlog_s": None}
+    return WorkerLoad(measured_s=received_s, **said)
 
 
 def read_loads(data: bytes, measured_s: float) -> WorkerLoad | None:

@@ -37,19 +37,15 @@ class Worker:
     """A worker and its state.
 
     Attributes:
-        endpoint: its address.
-        breaker: counts failures in a row.
-        state: whether it gets requests.
         info: the last answer to /server_info; None before the first.
         attempts: attempts whose leg runs here.
         suspect: it failed, and may have been restarted.
         leaving: it is forgotten once it is idle.
         drained: by the administrator, until its restart or an undrain.
-        reason: why it does not get requests, for /workers; empty where it does.
-        restarts: counts restarts.
         failed_checks: health checks that failed in a row.
-        aborts: bounds the aborts in flight.
         unanswered_since_s: when the first of the health checks without an answer began.
+        reason: why it does not get requests, for /workers; empty where it does.
+        aborts: bounds the aborts in flight.
     """
 
     endpoint: WorkerEndpoint
@@ -83,9 +79,8 @@ class Worker:
     def leg_broke(self, attempt: Any) -> int:
         """Note that the connection of a leg broke.
 
-        Returns:
-            number of attempts that were here: legs that broke within the last second, and running
-            ones.
+        Return how many attempts were here: legs that broke within the last second, and running
+        ones.
         """
         now_s = time.monotonic()
         self._broken_legs = [
