@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.validation import check_choice
 
@@ -18,6 +19,7 @@ MAX_CONTEXT = 262_144  # context length of the emulated model
 _CPU_KV_TOKENS = 60_000
 _CPU_MAX_BATCH = 64
 _MAX_RANKS = 64
+_CPU_RANKS = (1, 2, 4, 8)  # they divide the layers of the small model
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,17 @@ def settings(
         ranks: data-parallel attention ranks; the limits of a profile are those of one.
 
     Raises:
-        InputError: bad platform, role or profile.
+        InputError: bad platform, role or profile, or ranks that the platform cannot have.
     """
     check_choice("platform", platform, get_args(Platform))
     check_choice("role", role, get_args(Role))
+    if ranks > _MAX_RANKS or (platform == "cpu" and ranks not in _CPU_RANKS):
+        allowed = f"1 to {_MAX_RANKS} ranks"
+        if platform == "cpu":
+            allowed = "1, 2, 4 and 8 ranks, which divide the layers of its model"
+        raise InputError(
+            f"--dp-attention {ranks} is not supported with platform {platform}: it has {allowed}."
+        )
     env = _common_env(platform)
     args = ["--model-path", str(model_dir), *_common_args(), *_role_args(role)]
     if platform == "cpu":
@@ -121,6 +130,10 @@ def _common_args() -> list[str]:
         "cpu",
         "--attention-backend",
         "torch_native",
+        # The sizes of pools are given. Upstream's estimate of the fraction reserves activations of a
+        # GPU, and may leave nothing.
+        "--mem-fraction-static",
+        "0.5",
         # Otherwise an idle scheduler spins on a core.
         "--sleep-on-idle",
         # The warm-up request of a disaggregated server needs its peer. The launcher checks

@@ -6,6 +6,7 @@ and with lower bounds: a busy machine makes events later, and no event may be ea
 """
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kairos.cluster import Cluster, DpAttention
+from kairos.cluster import Cluster, DpAttention, ServerDiedError
 from kairos.latency import load_profile
 from kairos_emulation.device_trace import DeviceRecord, read_device_trace
-from support.clusters import Config, on
+from support.clusters import ClusterPool, Config, on
 from support.pair import fresh_prompt, send, wait_for, wait_idle
 
 NEW_TOKENS = 40
@@ -152,3 +153,16 @@ def test_no_rank_begins_a_step_before_the_last_has_ended_the_one_before(
     for earlier, later in pairwise(found):
         ended_s = max(record.end_s for record in earlier)
         assert all(r.end_s - r.duration_s >= ended_s - ROUNDING_S for r in later)
+
+
+@pytest.mark.long
+def test_a_killed_rank_ends_its_server_with_a_message(clusters: ClusterPool) -> None:
+    clusters.stop()
+    TRACE.unlink(missing_ok=True)
+    with clusters.beside(EMULATED) as cluster:
+        ask(cluster, 100, 20, 1)
+        ranks = sorted({r.pid for r in read_device_trace(TRACE) if r.role == "decode"})
+        os.kill(ranks[-1], signal.SIGKILL)
+        with pytest.raises(ServerDiedError, match="decode-0 died") as died:
+            cluster.wait(60)
+    assert str(ranks[-1]) in str(died.value)

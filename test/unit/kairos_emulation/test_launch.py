@@ -50,6 +50,13 @@ def test_sizes_of_an_emulated_server_come_from_the_profile():
     assert int(flag(args, "--context-length")) <= limits.kv_tokens
 
 
+@pytest.mark.parametrize(("platform", "ranks"), [("cpu", 3), ("cpu", 16), ("emulated", 65)])
+def test_ranks_that_a_platform_cannot_have_are_refused(platform, ranks):
+    with pytest.raises(InputError, match=rf"--dp-attention {ranks} .*it has 1.* ranks"):
+        settings(platform, "decode", None, "m", ranks)
+    settings("emulated", "decode", None, "m", 3)
+
+
 def test_a_profile_file_is_found_from_any_directory(tmp_path, monkeypatch):
     source = tmp_path / "mine.json"
     profiles = sys.modules["kairos.latency"].__path__[0]
