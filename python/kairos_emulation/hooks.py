@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SCHEDULER_MODULE = "sglang.srt.managers.scheduler"
 _IDLE_NAP_S = 3e-4
-_RANK_NAP_MS = 2
+_RANK_NAP_MS = 5  # about a decode step, after which a busy rank passes too
 _CONTROLLER_POLL_MS = 500
 _GATHER = "sglang.srt.managers.scheduler_components.dp_attn.MLPSyncBatchInfo"
 _IS_EXTEND_COLUMN = 3  # of the numbers that upstream gathers

@@ -130,8 +130,8 @@ def _common_args() -> list[str]:
         "cpu",
         "--attention-backend",
         "torch_native",
-        # The sizes of pools are given. Upstream's estimate of the fraction reserves activations of a
-        # GPU, and may leave nothing.
+        # The sizes of pools are given. Upstream reserves memory for activations of a GPU otherwise,
+        # which may leave nothing for them.
         "--mem-fraction-static",
         "0.5",
         # Otherwise an idle scheduler spins on a core.

@@ -68,9 +68,8 @@ class RankStep(NamedTuple):
         """
         own = [work.own_s(profile) for work in self.ranks]
         slowest = max(own)
-        decode = profile.decode
         common = [profile.prefill.fixed_s] if any(work.prefill for work in self.ranks) else []
         requests = sum(work.tokens for work in self.ranks if not work.prefill)
         if requests:
-            common.append(decode.step_s(requests, 0) - decode.per_request_s * requests)
+            common.append(profile.decode.shared_s(requests))
         return StepTimes(max(common, default=0.0) + slowest, slowest - own[rank])

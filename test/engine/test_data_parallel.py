@@ -163,6 +163,5 @@ def test_a_killed_rank_ends_its_server_with_a_message(clusters: ClusterPool) -> 
         ask(cluster, 100, 20, 1)
         ranks = sorted({r.pid for r in read_device_trace(TRACE) if r.role == "decode"})
         os.kill(ranks[-1], signal.SIGKILL)
-        with pytest.raises(ServerDiedError, match="decode-0 died") as died:
+        with pytest.raises(ServerDiedError, match="decode-0 died while serving"):
             cluster.wait(60)
-    assert str(ranks[-1]) in str(died.value)
