@@ -80,9 +80,23 @@ class LockStep:
         """
         if not others:
             return self._table
-        beside = sum(load.batch for load in others)
-        shared_s = self._shared_s[beside : beside + self._rows]
-        more_s = shared_s - self._shared_s[: self._rows]
         slowest_s = max(self.attention_s(load) for load in others)
+        return self._beside(sum(load.batch for load in others), slowest_s)
+
+    def tables(self, loads: Sequence[RankLoad]) -> list[StepTable]:
+        """Return `table_beside` of every rank while the ranks run `loads`."""
+        if self._ranks == 1:
+            return [self._table]
+        total = sum(load.batch for load in loads)
+        attention_s = [self.attention_s(load) for load in loads]
+        return [
+            self._beside(total - load.batch, max(attention_s[:at] + attention_s[at + 1 :]))
+            for at, load in enumerate(loads)
+        ]
+
+    def _beside(self, batch: int, slowest_s: float) -> StepTable:
+        """Return the table of a rank beside ranks with `batch` requests in all."""
+        shared_s = self._shared_s[batch : batch + self._rows]
+        more_s = shared_s - self._shared_s[: self._rows]
         seconds = self._table.seconds + more_s[:, None]
         return self._table._replace(seconds=seconds, floor_s=slowest_s + shared_s)

@@ -14,10 +14,12 @@ from kairos.latency.ranks import LockStep, RankLoad
 from kairos.latency.table import StepTable
 
 Floats = npt.NDArray[np.float64]
-STEP_SHARE = 0.97
+STEP_SHARE = 0.99
 """Share of the tightest TPOT objective that a step may take when a request joins."""
 AGED_S = 10.0
 """Seconds of waiting after which a request is placed before shorter ones."""
+OUTLOOK_STEPS = 512.0
+"""Steps over which the attention of ranks is compared."""
 
 
 class RankState(NamedTuple):
@@ -73,54 +75,84 @@ def with_request(load: RankLoad, context_tokens: float) -> RankLoad:
     )
 
 
+class _Ranks:
+    """The ranks while requests are placed on them."""
+
+    def __init__(self, states: Sequence[RankState], steps: LockStep) -> None:
+        self.open = set(range(len(states)))
+        self.loads = [state.load for state in states]
+        self.attention_s = [steps.attention_s(load) for load in self.loads]
+        self.outlook = [outlook_tokens(state) for state in states]
+        self._free_tokens = [state.free_tokens for state in states]
+        self._slots = [state.slots for state in states]
+        self._steps = steps
+
+    def fitting(self, context_tokens: int) -> list[int]:
+        """Return the open ranks with memory and a slot for one more request."""
+        return [
+            at
+            for at in sorted(self.open)
+            if self._slots[at] > 0 and self._free_tokens[at] >= context_tokens
+        ]
+
+    def best(self, fitting: Sequence[int], context_tokens: int) -> tuple[int, float]:
+        """Return the rank with which the step stays shortest, and the seconds of that step."""
+        slowest_s = max(self.attention_s)
+        step_s = {
+            at: max(
+                slowest_s, self._steps.attention_s(with_request(self.loads[at], context_tokens))
+            )
+            for at in fitting
+        }
+        best = min(fitting, key=lambda at: (step_s[at], self.outlook[at]))
+        total = sum(load.batch for load in self.loads) + 1
+        return best, self._steps.shared_s(total) + step_s[best]
+
+    def add(self, at: int, context_tokens: int) -> None:
+        """Place a request on a rank."""
+        self.loads[at] = with_request(self.loads[at], context_tokens)
+        self.attention_s[at] = self._steps.attention_s(self.loads[at])
+        self.outlook[at] += context_tokens
+        self._free_tokens[at] -= context_tokens
+        self._slots[at] -= 1
+
+
 def place(
     waiting: Sequence[WaitingRequest],
-    ranks: Sequence[RankState],
+    states: Sequence[RankState],
     steps: LockStep,
     tightest_s: float,
-    horizon_tokens: float = 128.0,
 ) -> list[PlacedRequest]:
     """Choose the requests that join now, and their ranks.
 
     A request goes to the rank with which the step of the slowest rank stays shortest; among equals,
-    to the rank with the least attention over the next steps. It waits while the step would
-    become longer than the objectives allow, and another request that fits may pass it. Short
-    contexts come first: most requests then wait least. A request that has waited `AGED_S` comes
-    before all others.
+    to the rank with the least attention over the next steps. It waits while the step would become
+    longer than the objectives allow. Short contexts come first: most requests then wait least. A
+    request that has waited `AGED_S` comes before all others. While the oldest one does not fit, the
+    rank with the least outlook takes no other request.
 
     Args:
         waiting: in order of arrival.
-        ranks: the ranks.
+        states: the ranks.
         steps: predicts the duration of a step.
         tightest_s: tightest TPOT objective on any rank, seconds.
-        horizon_tokens: steps of the outlook.
     """
-    loads = [rank.load for rank in ranks]
-    attention_s = [steps.attention_s(load) for load in loads]
-    outlook = [outlook_tokens(rank, horizon_tokens) for rank in ranks]
-    free_tokens = [rank.free_tokens for rank in ranks]
-    slots = [rank.slots for rank in ranks]
+    ranks = _Ranks(states, steps)
+    reserved = False
     placed = []
     for at in sorted(range(len(waiting)), key=lambda at: _preference(waiting[at], at)):
-        request = waiting[at]
-        context = request.context_tokens
-        fitting = [r for r in range(len(ranks)) if slots[r] > 0 and free_tokens[r] >= context]
-        if not fitting:
-            continue
-        slowest_s = max(attention_s)
-        joined = {r: steps.attention_s(with_request(loads[r], context)) for r in fitting}
-        best = min(fitting, key=lambda r: (max(slowest_s, joined[r]), outlook[r]))
-        total = sum(load.batch for load in loads) + 1
-        step_s = steps.shared_s(total) + max(slowest_s, joined[best])
-        bound_s = STEP_SHARE * min(tightest_s, request.tpot_s)
-        if total > 1 and step_s > bound_s:
-            continue
-        placed.append(PlacedRequest(at, best))
-        loads[best] = with_request(loads[best], context)
-        attention_s[best] = joined[best]
-        outlook[best] += context
-        free_tokens[best] -= context
-        slots[best] -= 1
+        context, tpot_s, waited_s = waiting[at]
+        fitting = ranks.fitting(context)
+        if fitting:
+            best, step_s = ranks.best(fitting, context)
+            alone = not any(load.batch for load in ranks.loads)
+            if alone or step_s <= STEP_SHARE * min(tightest_s, tpot_s):
+                placed.append(PlacedRequest(at, best))
+                ranks.add(best, context)
+                continue
+        if waited_s > AGED_S and not reserved:
+            reserved = True
+            ranks.open.remove(min(ranks.open, key=lambda rank: ranks.outlook[rank]))
     return placed
 
 
@@ -130,10 +162,10 @@ def _preference(request: WaitingRequest, at: int) -> tuple[bool, int, int]:
     return not aged, 0 if aged else request.context_tokens, at
 
 
-def outlook_tokens(rank: RankState, horizon_tokens: float) -> float:
-    """Return the mean context that a rank reads over the next steps, tokens."""
-    known = np.where(rank.remaining > 0.0, rank.remaining, horizon_tokens)
-    return float((rank.contexts * np.minimum(known / horizon_tokens, 1.0)).sum())
+def outlook_tokens(rank: RankState) -> float:
+    """Return the mean context that a rank reads over the next `OUTLOOK_STEPS`, tokens."""
+    known = np.where(rank.remaining > 0.0, rank.remaining, OUTLOOK_STEPS)
+    return float((rank.contexts * np.minimum(known / OUTLOOK_STEPS, 1.0)).sum())
 
 
 def joins_within(

@@ -154,7 +154,9 @@ class DecodeRank:
 
     def state(self) -> RankState:
         """Return the rank as placement sees it."""
-        rows = np.concatenate([self.running.rows, self.waiting.rows])
+        rows = self.running.rows
+        if len(self.waiting):
+            rows = np.concatenate([rows, self.waiting.rows])
         remaining = np.zeros(len(rows))
         if self.lengths is not None:
             remaining = self.lengths.remaining(

@@ -130,7 +130,7 @@ class DecodeServer:
         if len(self.unplaced):
             self._place(now_s)
         if len(self.ranks) > 1:
-            self._predict_beside(self._loads)
+            self._predict_beside()
         selected = [rank.select(now_s, start_s) for rank in self.ranks]
         self._loads = [each.load for each in selected]
         if not any(load.batch for load in self._loads):
@@ -163,20 +163,21 @@ class DecodeServer:
         for at, rank in place(waiting, states, self._timing.predicted, tightest_s):
             self.ranks[rank].waiting.add_row(self.unplaced.remove(int(rows["id"][at])))
 
-    def _predict_beside(self, loads: Sequence[RankLoad]) -> None:
-        """Have every rank predict steps in which the others run `loads`.
+    def _predict_beside(self) -> None:
+        """Have every rank predict steps in which the others run what they ran last.
 
         SGLang gathers the batches of all ranks before every step. A rank that selects knows those
         of the step before.
         """
-        for at, rank in enumerate(self.ranks):
-            others = [*loads[:at], *loads[at + 1 :]]
-            rank.policy.table = self._timing.predicted.table_beside(others)
+        tables = self._timing.predicted.tables(self._loads)
+        for rank, table in zip(self.ranks, tables, strict=True):
+            rank.policy.table = table
 
     def _predicted_s(self, selected: Sequence[SelectedRows]) -> float:
         """Return the predicted seconds of a step, from the batches of this very step."""
         if len(self.ranks) == 1:
             return selected[0].predicted_s
-        self._predict_beside(self._loads)
-        rank = next(r for r, each in zip(self.ranks, selected, strict=True) if each.load.batch)
+        at = next(at for at, each in enumerate(selected) if each.load.batch)
+        rank, others = self.ranks[at], [*self._loads[:at], *self._loads[at + 1 :]]
+        rank.policy.table = self._timing.predicted.table_beside(others)
         return rank.policy.running_step_s(rank.running.rows)

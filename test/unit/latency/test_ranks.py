@@ -53,6 +53,9 @@ def test_the_table_of_a_rank_is_the_maximum_over_all_ranks(own, others):
     steps = LockStep(TABLE, MODEL, 1 + len(others))
     looked_up_s = steps.table_beside(others).step_s(*own)
     assert looked_up_s == pytest.approx(formula_s([own, *others]))
+    for load, table in zip([own, *others], steps.tables([own, *others]), strict=True):
+        if load.batch:
+            assert table.step_s(*load) == pytest.approx(looked_up_s)
 
 
 @given(loads)

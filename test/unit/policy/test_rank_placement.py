@@ -64,8 +64,15 @@ def test_a_short_request_passes_a_long_one_that_does_not_fit():
 
 def test_an_aged_request_comes_before_shorter_ones():
     queue = [*waiting(30_000, 30_000), *waiting(40_000, waited_s=2 * AGED_S)]
-    full = rank(*[20_000] * 10)
+    full = rank(*[20_000] * 11)
     assert placed(queue, [rank(*[20_000] * 9), full, full]) == {2: 0}
+
+
+def test_a_rank_is_kept_for_an_aged_request_that_does_not_fit():
+    queue = [*waiting(110_000, waited_s=2 * AGED_S), *waiting(2_000)]
+    ranks = [rank(*[20_000] * 9), rank(*[20_000] * 8)]
+    assert placed(queue, ranks) == {1: 0}
+    assert placed([*waiting(110_000), *waiting(2_000)], ranks) == {1: 1}
 
 
 def test_memory_and_slots_are_limits():
