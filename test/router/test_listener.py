@@ -45,7 +45,7 @@ class Guests:
 
 
 def unbounded() -> ConnectionCount:
-    return ConnectionCount(1_000_000, lambda _: None, lambda: None)
+    return ConnectionCount(1_000_000, lambda _: None, lambda _: None)
 
 
 @contextmanager

@@ -16,8 +16,7 @@ from kairos.router.config.settings import (
     Timeouts,
     Workers,
 )
-from kairos.router.edge.listener import Listener
-from kairos.router.edge.process import connection_count, make_factory, make_server
+from kairos.router.edge.process import listen, make_server
 from kairos.router.observe.access_record import AccessRecord
 from kairos.router.router import Router
 from kairos.router.workers.endpoint import WorkerEndpoint
@@ -106,9 +105,7 @@ async def running(config: RouterConfig, ready: bool = True) -> AsyncIterator[Run
     router.metrics.ended = ended  # type: ignore[method-assign]
     server = make_server(router)
     await router.start()
-    connections = connection_count(router)
-    factory = make_factory(router, server, connections)
-    listener = Listener(factory, "127.0.0.1", 0, connections)
+    listener = listen(router, server, 0)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         up = Running(router, f"http://127.0.0.1:{listener.port}", session, ends)

@@ -45,9 +45,6 @@ def read_text(path: Path, where: str) -> str:
 def read_document(path: Path, where: str) -> dict[str, Any]:
     """The mapping in a file; TOML if its name ends so, else YAML (and thereby JSON).
 
-    Args:
-        where: the flag that named the file, for errors.
-
     Raises:
         InputError: unreadable, malformed, or something else than a mapping.
     """

@@ -41,10 +41,7 @@ class SettingField:
     """One setting.
 
     Attributes:
-        name: of its field.
         kind: its annotated type.
-        default: value where none is given.
-        help: one line.
         metavar: form of a value on the command line; None for a switch.
         allowed: its values for an error message; empty where the error itself tells them.
         read_item: of a list: reads an item.
@@ -127,11 +124,9 @@ def read_values(
     where: Callable[[str], str],
     errors: list[str],
 ) -> dict[str, Any]:
-    """Read the values given for a group.
+    """Read untyped values given for a group, by the settings' names.
 
     Args:
-        group: has the settings.
-        given: untyped values by the settings' names.
         where: what errors call a setting, from its name.
         errors: receives a message for each value that is not allowed.
     """

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+import msgspec
 import orjson
 from aiohttp import web
 
@@ -36,6 +37,14 @@ _PREFLIGHT = {
 }
 
 Handler = Callable[..., Awaitable[web.StreamResponse]]
+
+
+class NewWorker(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /workers."""
+
+    role: Role
+    url: str
+    bootstrap_port: int | str | None = None
 
 
 class App:
@@ -197,18 +206,11 @@ class App:
         with router.bodies.hold("") as held:
             raw = await router.body_of(request, held)
         try:
-            asked: Any = orjson.loads(raw)
-            if not isinstance(asked, dict) or not {"role", "url"} <= set(asked):
-                raise InputError("body: it must be an object with role and url")
-            if unknown := set(asked) - {"role", "url", "bootstrap_port"}:
-                raise InputError(f"body: unknown field {sorted(unknown)[0]!a}")
-            if asked["role"] not in [role.value for role in Role]:
-                raise InputError("role: allowed are prefill and decode")
-            role = Role(asked["role"])
-            endpoint = parse_endpoint(role, asked["url"], asked.get("bootstrap_port"), "url")
-            if role is Role.DECODE and endpoint.bootstrap_port is not None:
+            asked = msgspec.json.decode(raw, type=NewWorker)
+            endpoint = parse_endpoint(asked.role, asked.url, asked.bootstrap_port, "url")
+            if asked.role is Role.DECODE and endpoint.bootstrap_port is not None:
                 raise InputError("bootstrap_port: a decode server has none")
-        except (InputError, orjson.JSONDecodeError) as error:
+        except (InputError, msgspec.DecodeError) as error:
             raise invalid(400, "body_invalid", str(error)) from None
         try:
             router.discovery.add(endpoint)
@@ -231,7 +233,7 @@ class App:
         key = self._named_worker(request, name).key
         try:
             self.router.discovery.remove(key)
-        except KeyError:
+        except KeyError:  # it is leaving already
             raise invalid(404, "worker", "there is no such server") from None
         return json_answer({"worker": key, "state": State.DRAINING.value})
 

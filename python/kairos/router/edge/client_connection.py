@@ -23,18 +23,18 @@ _LINGER_S = 2.0  # for the rest of a body that was refused
 # Relays bound every write of a stream themselves and know whose it is: they come first.
 _AFTER_RELAY_S = 0.25
 
-# Told of what never became a request: (status, reason).
-Refused = Callable[[int, str], None]
-
 
 def protocol_factory(
-    server: web.Server, config: RouterConfig, refused: Refused, count: ConnectionCount
+    server: web.Server,
+    config: RouterConfig,
+    refused: Callable[[str], None],
+    count: ConnectionCount,
 ) -> Callable[[], asyncio.Protocol]:
     """For a `Listener`: makes the protocol of each connection.
 
     Args:
-        server: of an `AppRunner` that was set up.
-        refused: called for what never became a request.
+        server: has the handler.
+        refused: told the reason of what never became a request.
         count: hears of connections that end.
     """
     limits = config.limits
@@ -66,7 +66,7 @@ class ClientConnection(RequestHandler):
         server: web.Server,
         count: ConnectionCount,
         timeouts: Timeouts,
-        refused: Refused,
+        refused: Callable[[str], None],
         **options: Any,
     ) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
@@ -117,7 +117,7 @@ class ClientConnection(RequestHandler):
         too_large = isinstance(exc, LineTooLong) or "Too many headers" in exc.message
         status, reason = (431, "headers_large") if too_large else (400, "http_malformed")
         text = "the header lines are too large" if too_large else "this is not valid HTTP/1.1"
-        self._refused(status, reason)
+        self._refused(reason)
         answer = refusal(invalid(status, reason, text))
         answer.force_close()
         return answer
@@ -166,5 +166,5 @@ class ClientConnection(RequestHandler):
     def _head_is_late(self) -> None:
         self._header_timer = None
         if self._waits_for_head:
-            self._refused(408, "headers_slow")
+            self._refused("headers_slow")
             self.force_close()

@@ -44,14 +44,13 @@ class Keys:
 
 
 class Keyring:
-    """The keys in force."""
+    """The keys in force, from the files that `config` names.
+
+    Raises:
+        InputError: a file is unreadable or malformed.
+    """
 
     def __init__(self, config: RouterConfig) -> None:
-        """Read the files that `config` names.
-
-        Raises:
-            InputError: a file is unreadable or malformed.
-        """
         self._config = config
         self._keys = load_keys(config)
 
@@ -82,8 +81,7 @@ class Keyring:
         by_key = self._keys.tenants
         if by_key is None:
             return self._keys.anonymous
-        digest = _digest(_bearer(headers))
-        tenant = by_key.get(digest)
+        tenant = by_key.get(_digest(_bearer(headers)))
         if tenant is None:
             raise unauthorized("this API key is not known")
         return tenant
@@ -91,10 +89,8 @@ class Keyring:
     def authorize_admin(self, headers: Headers, *, changes: bool = True) -> None:
         """Let the administrator pass.
 
-        Args:
-            changes: whether the operation changes which servers there are. Others are open to
-                everyone where neither an admin key nor API keys are set, which is the case on
-                loopback only, unless `--allow-unauthenticated` says otherwise.
+        What `changes` no servers is open to everyone where neither an admin key nor API keys are
+        set, which is the case on loopback only, unless `--allow-unauthenticated` says otherwise.
 
         Raises:
             RequestError: 401 without the admin key, 403 where none is configured.
@@ -109,20 +105,12 @@ class Keyring:
             raise unauthorized("this is not the admin key")
 
     def authorize_metrics(self, headers: Headers) -> None:
-        """Check that a client may read /metrics.
-
-        Raises:
-            RequestError: 401 or 403 as for `authorize_admin`, unless `--open-metrics` is set.
-        """
+        """Let those pass who may read /metrics: as `authorize_admin`, or all (`--open-metrics`)."""
         if not self._config.security.open_metrics:
             self.authorize_admin(headers, changes=False)
 
     def reload(self) -> str | None:
-        """Read the files again. What cannot be read changes nothing.
-
-        Returns:
-            None, or why the old keys stay in force.
-        """
+        """Read the files again; return why the old keys stay in force, None if they do not."""
         try:
             self._keys = load_keys(self._config)
         except InputError as error:

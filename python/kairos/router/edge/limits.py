@@ -36,10 +36,7 @@ _READ = frozenset(
 
 
 def check_headers(headers: Iterable[tuple[bytes, bytes]], limits: Limits) -> None:
-    """Refuse header lines that are too many, too long or ambiguous.
-
-    Args:
-        headers: name and value as sent (aiohttp's `raw_headers`).
+    """Refuse header lines (aiohttp's `raw_headers`) that are too many, too long or ambiguous.
 
     Raises:
         RequestError: 400, 415 or 431.
@@ -72,10 +69,7 @@ def check_headers(headers: Iterable[tuple[bytes, bytes]], limits: Limits) -> Non
 async def read_body(
     request: web.BaseRequest, limits: Limits, timeouts: Timeouts, reservation: BodyReservation
 ) -> bytes:
-    """The body, whole.
-
-    Args:
-        reservation: gets the memory that the body takes.
+    """The body, whole; `reservation` gets the memory that it takes.
 
     Raises:
         RequestError: 400 when its chunks are malformed, 413 when it is too long, 408 when it comes
@@ -153,8 +147,7 @@ class TenantGate:
 
     def leave(self, tenant: Tenant) -> None:
         """A request that was let in has ended."""
-        use = self._use[tenant.name]
-        use.running -= 1
+        self._use[tenant.name].running -= 1
 
     def running(self, tenant: Tenant) -> int:
         """Requests of a tenant that were let in and have not ended."""

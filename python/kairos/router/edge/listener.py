@@ -51,13 +51,12 @@ class ConnectionCount:
     """How many client connections are open.
 
     Args:
-        limit: of them.
-        changed: called with the number.
-        refused: called for a connection beyond the limit.
+        changed: told the number.
+        refused: told the reason of a connection beyond the limit.
     """
 
     def __init__(
-        self, limit: int, changed: Callable[[int], None], refused: Callable[[], None]
+        self, limit: int, changed: Callable[[int], None], refused: Callable[[str], None]
     ) -> None:
         self.open = 0
         self._limit = limit
@@ -67,7 +66,7 @@ class ConnectionCount:
     def enter(self) -> bool:
         """Count one more; False if there are as many as may be."""
         if self.open >= self._limit:
-            self._refused()
+            self._refused("connections")
             return False
         self.open += 1
         self._changed(self.open)
@@ -86,7 +85,6 @@ class Listener:
         factory: makes the protocol of each connection.
         port: 0 for a free one.
         count: bounds the connections, those that still agree on TLS included.
-        context: for TLS.
         handshake_s: for TLS to be agreed on.
 
     Attributes:

@@ -6,7 +6,7 @@ import gc
 import logging
 import resource
 import signal
-from collections.abc import Callable
+import ssl
 
 import uvloop
 from aiohttp import web
@@ -38,10 +38,7 @@ def serve(config: RouterConfig) -> int:
 
 
 def check(config: RouterConfig) -> str | None:
-    """Load what a start loads, and try the address.
-
-    Returns:
-        None, or something to know before the start.
+    """Load what a start loads, and try the address; return what to know before the start.
 
     Raises:
         InputError: the router would not start.
@@ -96,23 +93,14 @@ async def _serve(config: RouterConfig) -> int:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload)
     server = make_server(router)
-    listen = config.listen
-    count = connection_count(router)
     await router.start()
     try:
         try:
-            listener = Listener(
-                make_factory(router, server, count),
-                listen.host,
-                listen.port,
-                count,
-                context,
-                config.timeouts.header_timeout_s,
-            )
+            listener = listen(router, server, config.listen.port, context)
         except OSError as error:
-            raise InputError(f"--host, --port: {no_listening(listen, error)}") from None
+            raise InputError(f"--host, --port: {no_listening(config.listen, error)}") from None
         scheme = "http" if context is None else "https"
-        _log.info("listening on %s://%s:%d", scheme, listen.host, listener.port)
+        _log.info("listening on %s://%s:%d", scheme, config.listen.host, listener.port)
         await stop.wait()
         _log.info("draining: %d requests", len(router.handler.active))
         await router.leave()
@@ -128,27 +116,20 @@ async def _serve(config: RouterConfig) -> int:
 
 
 def make_server(router: Router) -> web.Server:
-    """The server that `make_factory` makes connections of."""
+    """The server whose connections `listen` accepts."""
     return web.Server(App(router), handler_cancellation=True, access_log=None)
 
 
-def connection_count(router: Router) -> ConnectionCount:
-    """Bounds and counts the connections of all listeners of a router."""
-    metrics = router.metrics
+def listen(
+    router: Router, server: web.Server, port: int, context: ssl.SSLContext | None = None
+) -> Listener:
+    """Accept clients from now on.
 
-    def refused() -> None:
-        metrics.rejected.labels(metrics.reason("connections")).inc()
-
-    limit = router.config.limits.max_connections
-    return ConnectionCount(limit, metrics.connections.set, refused)
-
-
-def make_factory(
-    router: Router, server: web.Server, count: ConnectionCount
-) -> Callable[[], asyncio.Protocol]:
-    """For a `Listener`."""
-
-    def refused(_: int, reason: str) -> None:
-        router.metrics.rejected.labels(router.metrics.reason(reason)).inc()
-
-    return protocol_factory(server, router.config, refused, count)
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+    config, metrics = router.config, router.metrics
+    count = ConnectionCount(config.limits.max_connections, metrics.connections.set, metrics.refused)
+    factory = protocol_factory(server, config, metrics.refused, count)
+    header_s = config.timeouts.header_timeout_s
+    return Listener(factory, config.listen.host, port, count, context, header_s)

@@ -45,11 +45,7 @@ def client_context(security: Security) -> ssl.SSLContext:
 
 
 def reload_certificate(context: ssl.SSLContext, listen: Listen) -> str | None:
-    """Take a renewed certificate into use for new connections.
-
-    Returns:
-        None, or why the old one stays.
-    """
+    """Take a renewed certificate into use; return why the old one stays, None if it does not."""
     if listen.tls_cert is None:
         return None
     where = "--tls-cert, --tls-key"

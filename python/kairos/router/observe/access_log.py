@@ -22,18 +22,17 @@ _BATCH = 512
 
 
 class AccessLog:
-    """The log of one router. Lines that the disk cannot take are dropped and counted."""
+    """The log of one router. Lines that the disk cannot take are dropped and counted.
+
+    Args:
+        target: a path; `-` for standard output; `off` for none.
+        dropped: told how many lines were dropped.
+
+    Raises:
+        InputError: the file cannot be written to.
+    """
 
     def __init__(self, target: str, dropped: Callable[[int], None] | None = None) -> None:
-        """Start the writer.
-
-        Args:
-            target: a path; `-` for standard output; `off` for none.
-            dropped: told how many lines were dropped.
-
-        Raises:
-            InputError: the file cannot be written to.
-        """
         self._path = None if target in ("-", "off") else Path(target)
         self._off = target == "off"
         self._dropped = dropped or (lambda _: None)

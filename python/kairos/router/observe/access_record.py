@@ -12,7 +12,6 @@ class AccessRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request, after its end. Durations in seconds, on the router's monotonic clock.
 
     Attributes:
-        outcome: how it ended.
         status: HTTP status the client got; 499 where it was gone, 0 where nothing was sent.
         reason: one word or few, for example "queue_full"; never a prompt or a key.
         path: of the URL, one of the router's own or as sent.

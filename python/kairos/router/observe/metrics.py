@@ -207,6 +207,10 @@ class RouterMetrics:
         for objective, met in scored.items():
             self._child(self.slo_met if met else self.slo_missed, slo_class, objective).inc()
 
+    def refused(self, reason: str) -> None:
+        """Count what never became a request."""
+        self.rejected.labels(self.reason(reason)).inc()
+
     def forget_worker(self, role: str, worker: str) -> None:
         """Drop what is counted of a server that was removed: names of others come and go."""
         of_server = (self.breaker, self.telemetry_age, self.backlog, self.worker_failures)

@@ -42,12 +42,7 @@ class RequestTrace:
         return f"{context.trace_id:032x}" if context.is_valid else None
 
     def leg(self, name: str, server: str, attempt: int) -> "LegTrace":
-        """Begin the span of one leg of one attempt; end it with `LegTrace.end`.
-
-        Args:
-            name: "prefill" or "decode".
-            server: `host:port`.
-        """
+        """Begin the span of one leg ("prefill", "decode") of one attempt at `host:port`."""
         tracer = trace.get_tracer("kairos.router")
         span = tracer.start_span(name, self.context, SpanKind.CLIENT)
         if span.is_recording():
@@ -60,25 +55,22 @@ class RequestTrace:
         """End the span with what became of the request."""
         if not self.span.is_recording():
             return
-        self.span.set_attributes(
-            {
-                "kairos.outcome": end.outcome.value,
-                "http.response.status_code": end.status,
-                "kairos.request_id": end.request_id,
-                "kairos.attempts": end.attempts,
-                **_known(
-                    {
-                        "kairos.tenant": end.tenant,
-                        "kairos.slo_class": end.slo.slo_class if end.slo else None,
-                        "kairos.queue_s": end.queue_s,
-                        "kairos.ttft_s": end.ttft_s,
-                        "kairos.tpot_s": end.tpot_s,
-                        "kairos.input_tokens": end.input_tokens,
-                        "kairos.output_tokens": end.output_tokens,
-                    }
-                ),
-            }
-        )
+        attributes = {
+            "kairos.outcome": end.outcome.value,
+            "http.response.status_code": end.status,
+            "kairos.request_id": end.request_id,
+            "kairos.attempts": end.attempts,
+            "kairos.tenant": end.tenant,
+            "kairos.slo_class": end.slo.slo_class if end.slo else None,
+            "kairos.queue_s": end.queue_s,
+            "kairos.ttft_s": end.ttft_s,
+            "kairos.tpot_s": end.tpot_s,
+            "kairos.input_tokens": end.input_tokens,
+            "kairos.output_tokens": end.output_tokens,
+        }
+        for name, value in attributes.items():
+            if value is not None:
+                self.span.set_attribute(name, value)
         if end.outcome not in _NO_ERROR:
             self.span.set_status(Status(StatusCode.ERROR, end.reason))
         self.span.end()
@@ -86,11 +78,7 @@ class RequestTrace:
 
 @dataclass(frozen=True, slots=True)
 class LegTrace:
-    """The trace of one leg.
-
-    Attributes:
-        headers: to send to the server; empty where there is no trace.
-    """
+    """The trace of one leg, and the header lines that tell the server of it, if there are any."""
 
     span: Span
     headers: Mapping[str, str]
@@ -103,11 +91,7 @@ class LegTrace:
 
 
 def begin(headers: Mapping[str, str], path: str) -> RequestTrace:
-    """Begin a request's trace, or join the one its headers name. A malformed one is ignored.
-
-    Args:
-        headers: the request's; names in lower case or of a case-insensitive mapping.
-    """
+    """Begin a request's trace, or join the one its headers name. A malformed one is ignored."""
     carrier = {name: headers[name] for name in HEADERS if name in headers}
     parent = _propagator.extract(carrier) if carrier else Context()
     span = trace.get_tracer("kairos.router").start_span(f"POST {path}", parent, SpanKind.SERVER)
@@ -136,7 +120,3 @@ def configure() -> None:
     provider = TracerProvider(resource=Resource.create({"service.name": "kairos-router"}))
     provider.add_span_processor(BatchSpanProcessor(exporter.OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
-
-
-def _known(attributes: Mapping[str, str | float | None]) -> dict[str, str | float]:
-    return {name: value for name, value in attributes.items() if value is not None}

@@ -13,9 +13,9 @@ ROW = np.dtype(
     [
         ("deadline", np.float64),  # monotonic seconds
         ("work", np.float64),  # seconds, uncalibrated
+        ("longest", np.float64),  # seconds without a prefix hit, uncalibrated
         ("rest", np.float64),  # seconds left, calibrated
         ("tokens", np.float64),
-        ("longest", np.float64),  # seconds without a prefix hit, uncalibrated
         ("overdue", np.float64),  # seconds since the prompt should have been done
     ]
 )
@@ -28,15 +28,12 @@ def advance(
     """Serve for `passed` seconds.
 
     Args:
-        rows: the prompts.
-        passed: seconds.
         factor: calibrates work.
         floor: share of its work that a prompt keeps until it is done.
         in_turn: no prompt is served before the first one is done. An overdue prompt is expected to
             take as long again, because the error of its prediction is unknown. Once it would be
             done without a prefix hit, and `grace` seconds later, it waits for something else and
             blocks no other prompt.
-        grace: seconds.
     """
     for i in range(rows.shape[0]):
         if passed <= 0.0:
@@ -61,12 +58,8 @@ def ahead(rows: Rows, now: float, deadline: float, work: float, order: bool, sli
     """Return the seconds of work that run before a request; see `PrefillTarget.ahead_s`.
 
     Args:
-        rows: the prompts.
-        now: monotonic seconds.
-        deadline: of the request.
         work: of the request, seconds, calibrated.
         order: the worker serves by deadline, but for the `slice` seconds of its current batch.
-        slice: seconds.
     """
     total = 0.0
     for i in range(rows.shape[0]):

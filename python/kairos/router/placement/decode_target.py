@@ -33,7 +33,6 @@ class DecodeTarget:
     prompt fits.
 
     Args:
-        key: `host:port`.
         profile: None: step times are not predicted.
         kv_tokens: None: the profile's or the reports'; without these KV is not limited here.
         max_running: requests in its batch at most; None as for `kv_tokens`.
@@ -88,7 +87,6 @@ class DecodeTarget:
             prompt: tokens that the request holds at its start.
             tokens: tokens that it is expected to hold at its end.
             sequences: its rows in the batch.
-            now_s: monotonic seconds.
         """
         fresh = self.fresh(now_s)
         if not self._residents and not (fresh and self._others_tokens):
@@ -105,10 +103,7 @@ class DecodeTarget:
     def step_s(self, context: float, sequences: int, now_s: float) -> float | None:
         """Predict the step time with one more request; None without a model.
 
-        Args:
-            context: tokens that the request reads per step.
-            sequences: its rows in the batch.
-            now_s: monotonic seconds.
+        `context` are the tokens that the request reads per step, `sequences` its rows in the batch.
         """
         if self._model is None:
             return None

@@ -37,8 +37,6 @@ class Placement(NamedTuple):
     """A chosen pair.
 
     Attributes:
-        prefill: the prefill worker.
-        decode: the decode worker.
         cached: tokens expected in the prefill worker's prefix cache.
         work_s: predicted prefill time there, uncalibrated, seconds.
     """
@@ -53,7 +51,6 @@ class Option(NamedTuple):
     """A prefill worker for one request; durations from now, seconds.
 
     Attributes:
-        instance: the worker.
         done_s: until the request would be done there.
         clear_s: until all work that the worker then holds would be done.
         ready: the worker runs dry unless a request is sent to it.
@@ -92,15 +89,9 @@ def options(
 ) -> list[Option]:
     """Return all prefill workers, the best at the front; ties by key.
 
-    Of the workers where the request would be done within `left_s`, the one that would be clear
-    first is the best, so that longer prompts on the others are not held up.
-
-    Args:
-        entry: the request.
-        instances: the workers.
-        now_s: monotonic seconds.
-        on_time: whether the request is feasible.
-        left_s: time until its prefill has to end, seconds.
+    Of the workers where the request would be done within `left_s`, the time until its prefill has
+    to end, the one that would be clear first is the best, so that longer prompts on the others are
+    not held up.
     """
     found = []
     deadline_s = entry.work.deadline_s if on_time else inf
@@ -121,41 +112,30 @@ def options(
     return found
 
 
-class Conditions(NamedTuple):
-    """Conditions of one decision, the same for every request.
-
-    Attributes:
-        now_s: monotonic seconds.
-        post_prefill_s: from the end of prefill to the first token, seconds.
-        reservation: (id, key): this decode worker takes no other request before that one.
-    """
-
-    now_s: float
-    post_prefill_s: float
-    reservation: tuple[int, str] | None
-
-
 class Candidate(NamedTuple):
     """A request that is to be placed.
 
     Attributes:
-        entry: the request.
         on_time: it is feasible, and overtakes less urgent requests.
         output_tokens: expected output of all its sequences.
         arrivals: the requests that are to be expected; None where those do not matter.
+        post_prefill_s: from the end of prefill to the first token, seconds.
+        reservation: (id, key): this decode worker takes no other request before that one.
     """
 
     entry: QueuedRequest
     on_time: bool
     output_tokens: float
     arrivals: Arrivals | None
+    post_prefill_s: float
+    reservation: tuple[int, str] | None
 
 
 def choose_placement(
     candidate: Candidate,
     prefill: Sequence[PrefillTarget],
     decode: Sequence[DecodeTarget],
-    conditions: Conditions,
+    now_s: float,
 ) -> Placement | Wait:
     """Choose a pair for one request, or the reason to wait.
 
@@ -163,7 +143,7 @@ def choose_placement(
     then the one with the most memory.
     """
     entry, on_time, arrivals = candidate.entry, candidate.on_time, candidate.arrivals
-    now_s, tail_s = conditions.now_s, conditions.post_prefill_s
+    tail_s = candidate.post_prefill_s
     work = entry.work
     found = options(entry, prefill, now_s, on_time, work.deadline_s - now_s - tail_s)
     ready = [option for option in found if option.ready]
@@ -177,7 +157,7 @@ def choose_placement(
         chosen = clear[0]
     if chosen is not found[0] and on_time and chosen.cached < found[0].cached:
         return Wait.CACHE
-    found_decode = _shortest_step(candidate, decode, conditions)
+    found_decode = _shortest_step(candidate, decode, now_s)
     if found_decode is None:
         return Wait.MEMORY
     step_s, roomiest = found_decode
@@ -190,11 +170,10 @@ def choose_placement(
 
 
 def _shortest_step(
-    candidate: Candidate, decode: Sequence[DecodeTarget], conditions: Conditions
+    candidate: Candidate, decode: Sequence[DecodeTarget], now_s: float
 ) -> tuple[float, DecodeTarget] | None:
     """Return step time, seconds, and decode worker; None where no worker has memory."""
-    work, reservation = candidate.entry.work, conditions.reservation
-    now_s = conditions.now_s
+    work, reservation = candidate.entry.work, candidate.reservation
     context = work.input_tokens + candidate.output_tokens / 2.0
     tokens = work.input_tokens + int(candidate.output_tokens)
     able = []

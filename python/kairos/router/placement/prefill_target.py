@@ -31,14 +31,12 @@ class PrefillTarget:
     where there are any.
 
     Args:
-        key: `host:port`.
         profile: None: speed is learned.
         preemptive: the worker serves by deadline; otherwise in the order of arrival.
         kv_tokens: its KV capacity, which bounds the prefix cache; None: the profile's.
 
     Attributes:
         available: whether requests may be sent to it.
-        speed: measured / predicted time.
         cache: prefix blocks that it probably holds.
     """
 
@@ -63,6 +61,7 @@ class PrefillTarget:
         held = _MAX_BLOCKS if tokens is None else min(_MAX_BLOCKS, tokens // _BLOCK_TOKENS)
         self.cache = PrefixIndex(held)
         self._backlog = Backlog()
+        self._epoch: str | None = None
         self._sent = 0
         self._others_until_s = -math.inf
         self._period: tuple[float, bool] | None = None  # its begin, whether it started idle
@@ -95,7 +94,6 @@ class PrefillTarget:
         """Return the seconds of work that would run before a request.
 
         Args:
-            now_s: monotonic seconds.
             deadline_s: infinite for an infeasible or deferred request: in order of urgency
                 it waits for all feasible ones, and for shorter ones of its kind.
             work_s: its own work, calibrated.
@@ -153,7 +151,7 @@ class PrefillTarget:
             rank = deadline_s - 1e12  # before those that came too late
         longest_s = max(work_s, self.work_s(0, tokens))
         prompt = SentPrompt(deadline_s, work_s, longest_s, rest, tokens)
-        self._backlog.add(id, rank, prompt)
+        self._backlog.add(rank, id, prompt)
 
     def done(self, id: int, now_s: float) -> None:
         """Note that a prompt is computed; unknown ones are ignored."""
@@ -174,6 +172,9 @@ class PrefillTarget:
         A shorter backlog shortens the prompts that it holds. A longer one is work of others, and is
         believed for `STALE_S`.
         """
+        if self._epoch not in (None, load.epoch) and load.epoch is not None:
+            self.cache.clear()
+        self._epoch = load.epoch or self._epoch
         age_s = max(0.0, now_s - load.measured_s)
         held = self._held_s(now_s)
         backlog = load.backlog_s
@@ -229,7 +230,7 @@ class PrefillTarget:
 
     def _remove(self, id: int, now_s: float) -> float | None:
         self._advance(now_s)
-        return self._backlog.remove(id)
+        return self._backlog.pop(id)
 
     def _advance(self, now_s: float) -> None:
         self._backlog.advance(now_s, self.speed.factor, not self.preemptive)

@@ -8,9 +8,8 @@ class PrefixIndex:
     """Hashes of prompt blocks, the least recently used at the front.
 
     A hash covers its block and all before it, so the set of hashes is a radix tree, and the longest
-    known prefix is found by bisection.
-
-    A block's ancestors are always younger than itself, so eviction takes leaves first.
+    known prefix is found by bisection. A block's ancestors are always younger than itself, so
+    eviction takes leaves first.
 
     Args:
         limit: blocks at most; 0 remembers nothing.

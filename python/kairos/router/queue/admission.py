@@ -33,7 +33,6 @@ class AdmissionResult:
     """The answer to an offered request.
 
     Attributes:
-        decision: admit, degrade, best effort or reject.
         slo: the objectives that apply to it now.
         reason: None when admitted as asked.
         detail: one sentence for the client; empty when admitted.

@@ -13,9 +13,7 @@ from kairos.router.request.outcome import Outcome
 class DispatchWaiter:
     """Runs the dispatcher after every change and when it is due, and wakes the requests.
 
-    Args:
-        dispatcher: assigns pairs.
-        limit_s: longest wait of a request, seconds.
+    `limit_s` is the longest wait of a request.
     """
 
     def __init__(self, dispatcher: Dispatcher, limit_s: float) -> None:

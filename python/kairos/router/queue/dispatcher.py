@@ -13,7 +13,6 @@ from kairos.router.placement.decode_target import DecodeTarget
 from kairos.router.placement.load import STALE_S, WorkerLoad
 from kairos.router.placement.placement import (
     Candidate,
-    Conditions,
     Placement,
     Wait,
     cached_tokens,
@@ -66,7 +65,6 @@ class Dispatcher:
         self._outputs = OutputLengths()
         self._starvation = Starvation(self.params)
         self._admission = self.params.admission
-        self._epochs: dict[str, str] = {}
         self._tail_s = TAIL_S
         self._turn = 0
 
@@ -90,7 +88,6 @@ class Dispatcher:
 
         Args:
             key: `host:port`; names it in assignments.
-            role: prefill or decode.
             profile: latency model; None: speed is learned, and requests are dispatched early until
                 it is.
             preemptive: whether the worker orders its own prefill work by urgency.
@@ -119,12 +116,10 @@ class Dispatcher:
     def remove_worker(self, key: str) -> list[int]:
         """Forget a worker; KeyError if it is not known.
 
-        Returns:
-            ids of the requests that were dispatched to it (either leg) and have not ended. The
-            owner ends or requeues them.
+        Return the ids of the requests that were dispatched to it (either leg) and have not ended.
+        The owner ends or requeues them.
         """
         del (self._prefill if key in self._prefill else self._decode)[key]
-        self._epochs.pop(key, None)
         self._starvation.closed(key)
         return [id for id, (_, at) in self._sent.items() if key in (at.prefill, at.decode)]
 
@@ -149,10 +144,6 @@ class Dispatcher:
         """Take a report of a worker over; a stale one, or one of an unknown key, is ignored."""
         if now_s - load.measured_s > STALE_S:
             return
-        if load.epoch is not None:
-            if self._epochs.setdefault(key, load.epoch) != load.epoch:
-                self.forget_cache(key)
-            self._epochs[key] = load.epoch
         if key in self._prefill:
             self._prefill[key].report(load, now_s)
         elif key in self._decode:
@@ -223,14 +214,16 @@ class Dispatcher:
             kv_tokens = work.input_tokens + int(output_tokens)
             blocks = entry.work_s >= too_long and not starved
             if not (work.slo.slo_class in barred or kv_tokens >= too_large or blocks):
-                feasible = self._queue.feasible(entry)
-                arrivals = None if starved else self._arrivals
-                pair = choose_placement(
-                    Candidate(entry, feasible, output_tokens, arrivals),
-                    untried(prefill, entry),
-                    untried(decode, entry),
-                    Conditions(now_s, self._tail_s, self._starvation.reservation),
+                candidate = Candidate(
+                    entry,
+                    self._queue.feasible(entry),
+                    output_tokens,
+                    None if starved else self._arrivals,
+                    self._tail_s,
+                    self._starvation.reservation,
                 )
+                able = untried(prefill, entry), untried(decode, entry)
+                pair = choose_placement(candidate, *able, now_s)
                 if isinstance(pair, Placement):
                     assignments.append(self._send(entry, pair, now_s))
                     continue

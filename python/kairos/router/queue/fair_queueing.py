@@ -60,12 +60,7 @@ class FairQueueing:
         self._virtual[flow] += work_s / weights.get(tenant, 1.0)
 
     def behind(self, flow: int, slack_s: float) -> int:
-        """Return the flow of the same class that is furthest behind; -1: none.
-
-        Args:
-            flow: of the request that would be next.
-            slack_s: `flow` may be ahead by this many seconds.
-        """
+        """Return the flow that is furthest behind in its class, beyond `slack_s`; -1: none."""
         slo_class, _ = self._flows[flow]
         waiting = self._waiting[slo_class]
         if len(waiting) < 2:
@@ -78,6 +73,3 @@ class FairQueueing:
         for flow, key in list(self._flows.items()):
             if flow not in waiting:
                 del self._flows[flow], self._virtual[flow], self._index[key]
-
-    def __len__(self) -> int:
-        return len(self._flows)

@@ -38,9 +38,7 @@ class Arrivals:
     def expected_misses(self, busy_s: float, now_s: float) -> float:
         """Return how many requests are expected to miss their deadlines behind a busy worker.
 
-        Args:
-            busy_s: the worker takes no other prompt for this long.
-            now_s: monotonic seconds.
+        It takes no other prompt for `busy_s`.
         """
         if busy_s <= self._least_s:
             return 0.0

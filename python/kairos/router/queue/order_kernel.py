@@ -44,8 +44,6 @@ def classify(
     """Set the state of every request: FEASIBLE, DEFERRED, INFEASIBLE or YIELDS.
 
     Args:
-        rows: the requests.
-        now: monotonic seconds.
         held: (deadline, seconds) of the work that the workers hold already, by deadline; it goes
             before feasible work that is due later.
         workers: prefill workers that share the queue.
@@ -77,12 +75,7 @@ def pick(rows: Rows, now: float, flow: int) -> int:
     """Return the index of the most urgent request that was not chosen yet; -1: none.
 
     Feasible requests go by deadline, deferred ones by work, infeasible ones by response ratio, best
-    effort by arrival.
-
-    Args:
-        rows: the requests.
-        now: monotonic seconds.
-        flow: considers this flow only, unless it is -1.
+    effort by arrival. Only requests of `flow` count, unless it is -1.
     """
     best, best_state, best_key = -1, CHOSEN, 0.0
     for i in range(rows.shape[0]):

@@ -54,10 +54,7 @@ class DispatchParams:
     """Bounds of the queue, shares and binding.
 
     Attributes:
-        max_requests: requests that wait at most.
-        max_sequences: their sequences together at most.
-        max_bytes: their bodies together at most, bytes.
-        infeasible: the treatment of a request whose TTFT objective cannot be met.
+        max_requests: requests that wait at most; so for their sequences and the bytes of bodies.
         infeasible_after: an objective is infeasible when the predicted TTFT exceeds the time left
             this many times; predictions are uncertain, and a request that is not tried is certain
             to fail.
@@ -71,7 +68,6 @@ class DispatchParams:
         starve_share: share of prefill time for starved requests; 0 disables.
         starve_after: a request that is not feasible is starved after this multiple of its TTFT
             objective.
-        binding: the rule by which requests get to pairs.
     """
 
     max_requests: int = 4096

@@ -26,7 +26,6 @@ class RequestDemand(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         id: the request's number in this router; breaks ties.
         tenant: whose share it is charged to.
-        slo: its objectives.
         arrival_s: when it arrived; earlier than its receipt if it says so (`elapsed_ms`).
         input_tokens: length of its prompts together, counted or estimated.
         max_output_tokens: tokens it may generate at most, all sequences together.
@@ -69,12 +68,9 @@ class RequestDemand(msgspec.Struct, frozen=True, gc=False):
 
 
 class Assignment(msgspec.Struct, frozen=True, gc=False):
-    """The pair to which a request is dispatched.
+    """The pair to which a request is dispatched, by keys, `host:port`.
 
     Attributes:
-        id: of the request.
-        prefill: key of the prefill worker, `host:port`.
-        decode: key of the decode worker.
         cached_tokens: tokens expected in the prefill worker's prefix cache.
     """
 
@@ -89,7 +85,6 @@ class QueuedRequest:
     """A request and what the dispatcher adds to it.
 
     Attributes:
-        work: the request's demand.
         work_s: predicted marginal prefill time with the best prefix hit, uncalibrated, seconds.
         flow: index of its (class, tenant) in `FairQueueing`.
         charged_s: the charge of its flow for it, seconds.

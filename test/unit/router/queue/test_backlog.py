@@ -83,14 +83,14 @@ def test_it_agrees_with_the_plain_account(events, factor, by_deadline):
             plain.append(one)
             plain.sort(key=lambda prompt: (prompt.rank, prompt.id))
             prompt = SentPrompt(one.deadline_s, one.work_s, one.most_s, one.rest_s, 10)
-            made.add(id, one.rank, prompt)
+            made.add(one.rank, id, prompt)
         elif what == "scale":
             made.scale(number)
             for one in plain:
                 one.rest_s *= number
         elif plain:
             gone = plain.pop(number % len(plain))
-            assert made.remove(gone.id) == gone.work_s
+            assert made.pop(gone.id) == gone.work_s
         assert made.ids == [one.id for one in plain]
         assert made.tokens == 10 * len(plain)
         assert made.rest_s() == pytest.approx(sum(one.rest_s for one in plain))
@@ -106,13 +106,13 @@ def test_it_agrees_with_the_plain_account(events, factor, by_deadline):
 
 
 def test_what_it_does_not_hold_is_not_removed():
-    assert Backlog().remove(3) is None
+    assert Backlog().pop(3) is None
 
 
 def test_time_does_not_go_back():
     made = Backlog()
     made.advance(10.0, 1.0, True)
-    made.add(1, 0.0, SentPrompt(99.0, 1.0, 1.0, 1.0, 5))
+    made.add(0.0, 1, SentPrompt(99.0, 1.0, 1.0, 1.0, 5))
     made.advance(9.0, 1.0, True)
     made.advance(10.5, 1.0, True)
     assert made.rest_s() == pytest.approx(0.5)
@@ -121,8 +121,8 @@ def test_time_does_not_go_back():
 def test_no_prompt_is_served_before_one_whose_prefix_hit_did_not_come_true():
     made = Backlog()
     made.advance(0.0, 1.0, True)
-    made.add(1, 0.0, SentPrompt(99.0, 0.1, 5.0, 0.1, 5))
-    made.add(2, 1.0, SentPrompt(99.0, 1.0, 1.0, 1.0, 5))
+    made.add(0.0, 1, SentPrompt(99.0, 0.1, 5.0, 0.1, 5))
+    made.add(1.0, 2, SentPrompt(99.0, 1.0, 1.0, 1.0, 5))
     made.advance(3.095, 1.0, True)
     assert made.rest_s() == pytest.approx(1.0 + 3.0)  # as long again
     made.remove(1)
@@ -133,8 +133,8 @@ def test_no_prompt_is_served_before_one_whose_prefix_hit_did_not_come_true():
 def test_one_that_waits_for_something_else_blocks_no_other():
     made = Backlog()
     made.advance(0.0, 1.0, True)
-    made.add(1, 0.0, SentPrompt(99.0, 0.1, 0.1, 0.1, 5))
-    made.add(2, 1.0, SentPrompt(99.0, 1.0, 1.0, 1.0, 5))
+    made.add(0.0, 1, SentPrompt(99.0, 0.1, 0.1, 0.1, 5))
+    made.add(1.0, 2, SentPrompt(99.0, 1.0, 1.0, 1.0, 5))
     made.advance(0.5, 1.0, True)
     made.advance(1.0, 1.0, True)
     assert made.rest_s() == pytest.approx(0.005 + 0.5)
