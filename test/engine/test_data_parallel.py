@@ -10,9 +10,12 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -20,6 +23,7 @@ from kairos.cluster import Cluster, DpAttention, ServerDiedError
 from kairos.latency import load_profile
 from kairos_emulation.device_trace import DeviceRecord, read_device_trace
 from support.clusters import ClusterPool, Config, on
+from support.configs import DEFAULT_SLO, RANDOM_SELECTION
 from support.pair import fresh_prompt, send, wait_for, wait_idle
 
 NEW_TOKENS = 40
@@ -29,12 +33,19 @@ RANKS = Config(
     platform="cpu", dp_attention=DpAttention(2, 2), args=("--chunked-prefill-size", "512")
 )
 ONE = Config(platform="cpu", args=("--chunked-prefill-size", "256"))
+# Each rank skips about half of its requests in every step, chosen at random.
+KAIROS = replace(
+    RANDOM_SELECTION, dp_attention=RANKS.dp_attention, args=(*DEFAULT_SLO, *RANKS.args)
+)
 TRACE = Path(tempfile.gettempdir()) / f"kairos-ranks-{os.getpid()}.jsonl"
 PROFILE = Path(__file__).parent.parent / "support" / "long_context.json"
 EMULATED = Config(
     profile=str(PROFILE),
     dp_attention=DpAttention(2, 2),
     env=(("KAIROS_EMULATION_TRACE", str(TRACE)),),
+)
+KAIROS_EMULATED = replace(
+    EMULATED, kairos=True, env=(), args=(*DEFAULT_SLO, "--kairos-profile", str(PROFILE))
 )
 LONG_TOKENS = 20_000
 ROUNDING_S = 1e-6
@@ -71,7 +82,7 @@ def expected() -> list[list[int]]:
     return []
 
 
-@on(ONE, RANKS)
+@on(ONE, RANKS, KAIROS)
 def test_tokens_equal_those_of_servers_without_ranks(
     cluster: Cluster, expected: list[list[int]]
 ) -> None:
@@ -83,6 +94,45 @@ def test_tokens_equal_those_of_servers_without_ranks(
     else:
         assert {rank for rank, _ in answers} == {0, 1}
     assert tokens == expected
+
+
+@on(KAIROS)
+def test_ranks_skip_requests_and_know_each_other(cluster: Cluster) -> None:
+    before = [rank["steps_with_skips"] for rank in ranks(cluster)]
+    outputs(cluster)
+    wait_idle(cluster)
+    after = ranks(cluster)
+    assert [rank["ranks"]["rank"] for rank in after] == [0, 1]
+    for rank, was in zip(after, before, strict=True):
+        assert rank["skipping"] == "on"
+        assert rank["steps_with_skips"] > was
+        assert len(rank["ranks"]["requests"]) == 2
+
+
+def ranks(cluster: Cluster) -> list[dict[str, Any]]:
+    """Kairos' figures of the ranks of the decode server."""
+    info = httpx.get(f"{cluster.decode[0].url}/server_info", timeout=60).json()
+    found = [state["kairos"]["decode"] for state in info["internal_states"]]
+    return sorted(found, key=lambda decode: decode["ranks"]["rank"])
+
+
+@on(KAIROS_EMULATED)
+def test_ranks_learn_alike_and_predict_the_step_of_the_slowest(cluster: Cluster) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        # A step of the short request lasts as long as that of the long one.
+        long = pool.submit(ask, cluster, LONG_TOKENS, 300, 0)
+        short = pool.submit(ask, cluster, 100, 300, 1)
+        long.result(), short.result()
+    wait_idle(cluster)
+    found = ranks(cluster)
+    factors = [rank["calibration"] for rank in found]
+    assert max(factors) / min(factors) < 1.05
+    assert found[0]["ranks"]["slowest_share"] > 0.5
+    assert found[1]["ranks"]["slowest_share"] < 0.5
+    for rank in found:
+        # While all have time to spare, one step of sixteen is learned from.
+        assert rank["steps_measured"] > 10
+        assert rank["measured_over_predicted"]["p50"] == pytest.approx(1.0, abs=0.1)
 
 
 def ask(cluster: Cluster, tokens: int, new_tokens: int, decode_rank: int) -> None:

@@ -49,6 +49,8 @@ class FakeServerArgs:
     attn_dp_size: int = 1
     dtype: str = "auto"
     enable_dp_attention: bool = False
+    enable_two_batch_overlap: bool = False
+    elastic_ep_backend: str | None = None
     enable_pd_role_switch: bool = False
     encoder_only: bool = False
     grpc_mode: bool = False
@@ -224,7 +226,6 @@ class FakeScheduler:
         self.is_generation = True
         self.is_hybrid_swa = False
         self.is_mixed_chunk = False
-        self.require_mlp_sync = False
         self.truncation_align_size: int | None = None
         self.prefill_delayer: object | None = None
         self.dllm_config: object | None = None

@@ -8,6 +8,7 @@ where the shared part is the fixed cost and the experts, and attention is the re
 `DecodeModel.step_s`.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -49,6 +50,12 @@ class LockStep:
         self._rows = len(table.seconds)
         batches = range(ranks * (self._rows - 1) + 1)
         self._shared_s: Floats = factor * np.array([model.shared_s(batch) for batch in batches])
+
+    def with_table(self, table: StepTable) -> "LockStep":
+        """Return the same with other step times of one rank, of the same batch sizes."""
+        made = copy.copy(self)
+        made._table = table
+        return made
 
     def shared_s(self, total_batch: int) -> float:
         """Return the part of a step that all ranks share, seconds."""

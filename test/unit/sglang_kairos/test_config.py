@@ -141,6 +141,8 @@ SUPPORTED = {
     "pp_size": 1,
     "tp_size": 1,
     "enable_dp_attention": False,
+    "enable_two_batch_overlap": False,
+    "elastic_ep_backend": None,
     "dp_size": 1,
     "attn_dp_size": 1,
     "tokenizer_worker_num": 1,
@@ -154,18 +156,22 @@ SUPPORTED = {
 }
 
 
+RANKS = {"attn_dp_size": 2, "dp_size": 2}
+
+
 def test_supported_modes_pass() -> None:
     refuse_unsupported(argparse.Namespace(**SUPPORTED), CONFIG)
     refuse_unsupported(argparse.Namespace(**{**SUPPORTED, "tp_size": 4}), CONFIG)
     refuse_unsupported(argparse.Namespace(**SUPPORTED), replace(CONFIG, hold=True))
+    refuse_unsupported(argparse.Namespace(**{**SUPPORTED, **RANKS}), CONFIG)
+    by_old_flag = {"dp_size": 2, "enable_dp_attention": True}
+    refuse_unsupported(argparse.Namespace(**{**SUPPORTED, **by_old_flag}), CONFIG)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
         ("pp_size", 2, "--pp-size 2"),
-        ("enable_dp_attention", True, "--enable-dp-attention"),
-        ("attn_dp_size", 2, "--attn-dp-size 2"),
         ("dp_size", 2, "--dp-size 2"),
         ("tokenizer_worker_num", 2, "--tokenizer-worker-num 2"),
         ("speculative_algorithm", "EAGLE", "--speculative-algorithm"),
@@ -182,10 +188,38 @@ def test_unsupported_modes_are_refused(field: str, value: object, named: str) ->
         refuse_unsupported(argparse.Namespace(**{**SUPPORTED, field: value}), CONFIG)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("disaggregation_mode", "null", "--attn-dp-size 2"),
+        ("enable_two_batch_overlap", True, "--enable-two-batch-overlap"),
+        ("elastic_ep_backend", "nixl", "--elastic-ep-backend nixl"),
+    ],
+)
+def test_what_data_parallel_attention_excludes_is_refused(
+    field: str, value: object, named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        refuse_unsupported(argparse.Namespace(**{**SUPPORTED, **RANKS, field: value}), CONFIG)
+
+
+def test_one_address_for_the_telemetry_of_several_ranks_is_refused() -> None:
+    config = replace(CONFIG, telemetry="tcp://127.0.0.1:0")
+    refuse_unsupported(argparse.Namespace(**SUPPORTED), config)
+    with pytest.raises(InputError, match=r"--kairos-telemetry tcp://\S+ is not supported"):
+        refuse_unsupported(argparse.Namespace(**{**SUPPORTED, **RANKS}), config)
+
+
+def test_without_the_gather_of_the_ranks_they_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_SCHEDULER_SKIP_ALL_GATHER", "1")
+    with pytest.raises(InputError, match="SGLANG_SCHEDULER_SKIP_ALL_GATHER 1"):
+        refuse_unsupported(argparse.Namespace(**{**SUPPORTED, **RANKS}), CONFIG)
+
+
 def test_a_mode_that_upstream_has_resolved_is_refused() -> None:
     """Resolution declares values beside the options as given: a model may ask for a layout."""
-    args = argparse.Namespace(**SUPPORTED, _resolved_overrides=[("a model", {"attn_dp_size": 4})])
-    with pytest.raises(InputError, match="--attn-dp-size 4"):
+    args = argparse.Namespace(**SUPPORTED, _resolved_overrides=[("a model", {"pp_size": 4})])
+    with pytest.raises(InputError, match="--pp-size 4"):
         refuse_unsupported(args, CONFIG)
 
 
@@ -263,7 +297,7 @@ def test_off_is_off_in_the_launcher() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
-    [("--kairos-tpot-slo-ms", "-1"), ("--kairos-hold",), ("--attn-dp-size", "2")],
+    [("--kairos-tpot-slo-ms", "-1"), ("--kairos-hold",), ("--dp-size", "2")],
 )
 def test_a_bad_flag_is_one_line_and_exit_code_2(flags: tuple[str, ...]) -> None:
     done = probe("--kairos", *flags)

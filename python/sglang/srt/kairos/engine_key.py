@@ -2,11 +2,12 @@
 
 from importlib.metadata import version
 
+from sglang.srt.kairos.parallel import attention_ranks
 from sglang.srt.kairos.upstream import Scheduler
 
 
 def engine_key(scheduler: Scheduler) -> str:
-    """Describe the engine: model, numbers, ranks, device, chunk size and version of SGLang.
+    """Describe the engine: model, numbers, ranks of both kinds, device, chunks, version of SGLang.
 
     Latencies that were learned on one engine are not used on another one.
     """
@@ -23,6 +24,7 @@ def engine_key(scheduler: Scheduler) -> str:
             args.quantization,
             args.kv_cache_dtype,
             scheduler.tp_size,
+            attention_ranks(args),
             device,
             scheduler.chunked_prefill_size,
             version("sglang"),

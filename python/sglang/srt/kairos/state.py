@@ -9,6 +9,7 @@ from sglang.srt.kairos.config import KairosConfig
 from sglang.srt.kairos.decode.scheduler import DecodeScheduler
 from sglang.srt.kairos.decode.turns import DecodeTurns
 from sglang.srt.kairos.engine_key import engine_key
+from sglang.srt.kairos.parallel import attention_ranks
 from sglang.srt.kairos.prefill.observer import state_file
 from sglang.srt.kairos.prefill.planner import PrefillPlanner
 from sglang.srt.kairos.prefill.scheduler import PrefillScheduler
@@ -53,7 +54,8 @@ class KairosState:
             scheduler: just constructed.
         """
         self.role: str = scheduler.disaggregation_mode.value
-        self.clock = SharedClock(scheduler.tp_size)
+        # Data-parallel ranks have waiting queues of their own.
+        self.clock = SharedClock(scheduler.tp_size // attention_ranks(scheduler.server_args))
         self.telemetry = publisher_for(config.telemetry)
         self._config = config
         self._scheduler = scheduler

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from sglang.srt.environ import envs
 from sglang.srt.kairos.config import KairosConfig
+from sglang.srt.kairos.parallel import attention_ranks
 from sglang.srt.kairos.upstream import Scheduler, ServerArgs
 
 from kairos.errors import InputError
@@ -44,6 +45,12 @@ def refuse_unsupported(server_args: ServerArgs, config: KairosConfig) -> None:
             f"--kairos-hold has no effect with --disaggregation-mode {mode}: only decode servers "
             "hold first tokens back. Start this server without it."
         )
+    if _has_ranks(server_args) and config.telemetry is not None:
+        raise InputError(
+            f"--kairos-telemetry {config.telemetry} is not supported with data-parallel attention: "
+            "the ranks would share one address. Start this server without it; routers then read "
+            "SGLang's own load figures"
+        )
     for option, value, applies, reason in _refusals(server_args):
         if applies:
             raise InputError(f"{option} {value} is not supported with --kairos: {reason}")
@@ -51,9 +58,7 @@ def refuse_unsupported(server_args: ServerArgs, config: KairosConfig) -> None:
 
 def _refusals(args: ServerArgs) -> tuple[_Refusal, ...]:
     no_slo_fields = "the gRPC server has no SLO fields"
-    ranks_decide_alone = (
-        "the data-parallel ranks of a step must agree on it, and Kairos decides for each alone"
-    )
+    ranks = _has_ranks(args)
     rust = bool(envs.SGLANG_RUST_SERVER.get())
     return (
         _Refusal(
@@ -62,12 +67,36 @@ def _refusals(args: ServerArgs) -> tuple[_Refusal, ...]:
             args.pp_size > 1,
             "pipeline stages would each order by their own clock",
         ),
-        _Refusal("--enable-dp-attention", True, args.enable_dp_attention, ranks_decide_alone),
-        _Refusal("--attn-dp-size", args.attn_dp_size, args.attn_dp_size > 1, ranks_decide_alone),
+        _Refusal(
+            "--attn-dp-size",
+            args.attn_dp_size,
+            ranks and args.disaggregation_mode == "null",
+            "without disaggregation, a prompt of one rank would hold up the decode steps of all. "
+            "Start prefill and decode servers (--disaggregation-mode)",
+        ),
+        _Refusal(
+            "--enable-two-batch-overlap",
+            True,
+            ranks and args.enable_two_batch_overlap,
+            "the halves of a batch are steps of their own, whose times Kairos does not model. "
+            "Start this server without it",
+        ),
+        _Refusal(
+            "--elastic-ep-backend",
+            args.elastic_ep_backend,
+            ranks and args.elastic_ep_backend is not None,
+            "a step is predicted for a fixed number of ranks. Start this server without it",
+        ),
+        _Refusal(
+            "SGLANG_SCHEDULER_SKIP_ALL_GATHER",
+            1,
+            ranks and bool(envs.SGLANG_SCHEDULER_SKIP_ALL_GATHER.get()),
+            "Kairos knows the other ranks from that gather",
+        ),
         _Refusal(
             "--dp-size",
             args.dp_size,
-            args.dp_size > 1,
+            args.dp_size > 1 and not ranks,
             "the replicas would share one address for telemetry and one folder of learned "
             "latencies. Start one server per replica behind a router",
         ),
@@ -110,12 +139,18 @@ def _refusals(args: ServerArgs) -> tuple[_Refusal, ...]:
     )
 
 
+def _has_ranks(args: ServerArgs) -> bool:
+    """Return whether a server has data-parallel attention; upstream resolves its old flag later."""
+    return args.attn_dp_size > 1 or args.enable_dp_attention
+
+
 def planning_refusal(scheduler: Scheduler) -> str | None:
     """Return why the prefill batches of a scheduler cannot be planned; None if they can."""
     for reason, present in (
         ("not a prefill server", scheduler.disaggregation_mode.value != "prefill"),
         ("chunked prefill is off", not scheduler.chunked_prefill_size),
         ("an embedding model", not scheduler.is_generation),
+        ("data-parallel attention", attention_ranks(scheduler.server_args) > 1),
         ("overlapped loading of LoRA adapters", scheduler.enable_lora_overlap_loading),
         ("hierarchical cache", scheduler.enable_hierarchical_cache),
         ("hybrid sliding-window attention", scheduler.is_hybrid_swa),

@@ -11,6 +11,7 @@ from sglang.srt.kairos.decode.counters import DecodeCounters
 from sglang.srt.kairos.decode.device_times import device_step_times
 from sglang.srt.kairos.decode.held_tokens import HeldTokens
 from sglang.srt.kairos.decode.preallocation import DecodePreallocation, preallocation_refusal
+from sglang.srt.kairos.decode.ranks import DecodeRanks
 from sglang.srt.kairos.decode.retraction import RetractionOrder
 from sglang.srt.kairos.decode.rows import DecodeRows
 from sglang.srt.kairos.decode.selection import DecodeSelection
@@ -18,6 +19,7 @@ from sglang.srt.kairos.decode.skipping import skipping_refusal
 from sglang.srt.kairos.decode.state import DecodeStateFile, Restore
 from sglang.srt.kairos.decode.steps import DecodeSteps
 from sglang.srt.kairos.engine_key import engine_key
+from sglang.srt.kairos.parallel import attention_rank, attention_ranks
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import ScheduleBatch, Scheduler
 
@@ -67,7 +69,7 @@ class DecodeScheduler:
         overlap = scheduler.enable_overlap
         rows = DecodeRows(config.classes)
         self.lengths = LengthEstimator(1 + len(config.classes.named))
-        self._steps = DecodeSteps(prior, clock, overlap, device_step_times(scheduler))
+        self._steps = _decode_steps(scheduler, profile, prior, clock)
         self.held = HeldTokens() if config.hold and refusal is None else None
         policy = SlackPolicy(prior, max_batch, lengths=self.lengths)
         # An operator who asks for retraction by priority gets upstream's order.
@@ -90,6 +92,7 @@ class DecodeScheduler:
             preallocation_refusal(scheduler, refusal),
         )
         self._clock = clock
+        self._scheduler = scheduler
         self._local_time = local_time
         self._state_file: DecodeStateFile | None = None  # where this rank keeps what it learns
         if config.state_dir is not None:
@@ -98,6 +101,16 @@ class DecodeScheduler:
             state_file.restore(self._parts())
             if first_rank():
                 self._state_file = state_file
+
+    def gathered(self, requests: Sequence[int], contexts: Sequence[int]) -> None:
+        """Take what upstream has gathered from all data-parallel ranks for the next step.
+
+        Args:
+            requests: that run, by rank.
+            contexts: sum of their contexts by rank, tokens.
+        """
+        if self._steps.ranks is not None:
+            self._steps.ranks.gathered(self._scheduler.forward_ct + 1, requests, contexts)
 
     def processed(self, batch: ScheduleBatch) -> None:
         """Learn from a decode step whose result upstream has just processed."""
@@ -114,6 +127,7 @@ class DecodeScheduler:
             **self._steps.snapshot(),
             "preallocation": self.preallocation.snapshot(),
             "hold": None if self.held is None else self.held.snapshot(),
+            "ranks": None if self._steps.ranks is None else self._steps.ranks.snapshot(),
         }
 
     def _parts(self) -> dict[str, Restore]:
@@ -130,6 +144,25 @@ def first_rank() -> bool:
     from sglang.srt.runtime_context import get_parallel
 
     return bool(get_parallel().tp_rank == 0)
+
+
+def _decode_steps(
+    scheduler: Scheduler, profile: Profile, prior: StepTable, clock: SharedClock
+) -> DecodeSteps:
+    """Return the measurement of steps, of all ranks where there are several."""
+    count = attention_ranks(scheduler.server_args)
+    overlap = scheduler.enable_overlap
+    if count == 1:
+        return DecodeSteps(prior, clock, overlap, device_step_times(scheduler))
+    if profile.ranks != count:
+        _log.warning(
+            "profile %s describes a server of %d data-parallel attention ranks, and this one has "
+            "%d: step times are learned from there",
+            *(profile.name, profile.ranks, count),
+        )
+    ranks = DecodeRanks(prior, profile.decode, count, attention_rank())
+    # On the device, a step includes the wait for the slowest rank: only its pace is learned.
+    return DecodeSteps(prior, clock, overlap, ranks=ranks)
 
 
 def _log_modes(refusal: str | None, hold: bool) -> None:

@@ -68,7 +68,7 @@ class DecodeSelection:
             The predicted duration of the step, seconds.
         """
         rows = self.rows.rows
-        table, factor = self._steps.current()
+        table, factor = self._steps.of_next_step()
         self.policy.table, self.policy.calibration.factor = table, factor
         self._since_selection += 1
         if not changed and self._since_selection < self.period(in_flight_s):

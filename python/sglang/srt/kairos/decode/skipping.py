@@ -10,7 +10,6 @@ def skipping_refusal(scheduler: Scheduler) -> str | None:
     for reason, present in (
         ("not a decode server", scheduler.disaggregation_mode.value != "decode"),
         ("speculative decoding", not scheduler.spec_algorithm.is_none()),
-        ("data-parallel attention", scheduler.require_mlp_sync),
         ("hybrid sliding-window attention", scheduler.is_hybrid_swa),
         ("a state-space model", hasattr(scheduler.req_to_token_pool, "mamba_allocator")),
         ("HiSparse", scheduler.enable_hisparse),

@@ -4,6 +4,7 @@ from collections import deque
 
 import numpy as np
 from sglang.srt.kairos.decode.device_times import DeviceStepTimes, StepLoad
+from sglang.srt.kairos.decode.ranks import DecodeRanks
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import ScheduleBatch
 
@@ -25,6 +26,7 @@ class DecodeSteps:
         overlap: the overlap schedule is on, under which a step's launch tells nothing of its end.
         device: durations on the device. Where they are known, the table is learned from them, and
             only the calibration from the pace of the results. None: both from the pace.
+        ranks: the data-parallel attention ranks of the server; None: there is one.
     """
 
     def __init__(
@@ -33,7 +35,9 @@ class DecodeSteps:
         clock: SharedClock,
         overlap: bool,
         device: DeviceStepTimes | None = None,
+        ranks: DecodeRanks | None = None,
     ) -> None:
+        self.ranks = ranks
         self.learner = StepLearner(prior)
         self._tables = StepTables(prior)
         self._unlearned = self.learner.learned
@@ -53,11 +57,19 @@ class DecodeSteps:
         self._clock.learn("decode_steps", self.learner.learned)
 
     def current(self) -> tuple[StepTable, float]:
-        """Return the table and its calibration factor, which are the same on every rank."""
+        """Return the table and its calibration factor.
+
+        They are the same on every tensor-parallel rank. Other data-parallel ranks are idle.
+        """
         if not self._clock.shared:
             return self.learner.table, self.learner.calibration.factor
         learned: LearnedSteps = self._clock.learned("decode_steps", self._unlearned)
         return self._tables.of(learned), learned.factor
+
+    def of_next_step(self) -> tuple[StepTable, float]:
+        """Return the table of the next step, beside the other ranks, and its calibration factor."""
+        table, factor = self.current()
+        return (table if self.ranks is None else self.ranks.beside(table)), factor
 
     def observe(self, batch: ScheduleBatch, done_s: float, selection_skipped: bool = False) -> None:
         """Learn from a batch whose result has just been processed.
@@ -73,6 +85,9 @@ class DecodeSteps:
         seconds = self._seconds(batch, done_s)
         wanted = not (selection_skipped and batch.forward_iter % SAMPLE_EVERY)
         load = _load(batch) if wanted and seconds is not None else None
+        if self.ranks is not None and load is not None and seconds is not None:
+            found = self.ranks.slowest(batch.forward_iter, self.current()[0], seconds)
+            load, seconds = (None, None) if found is None else found
         if self._device is not None:
             for known, device_s in self._device.processed(load, batch.after_idle_gap):
                 self.learner.observe_shape(*known, device_s)

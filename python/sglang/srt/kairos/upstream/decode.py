@@ -76,6 +76,18 @@ class SchedulerBatchResultProcessor(Protocol):
     """
 
 
+class MLPSyncBatchInfo(Protocol):
+    """`sglang.srt.managers.scheduler_components.dp_attn.MLPSyncBatchInfo`.
+
+    It is what data-parallel ranks tell each other before every step.
+    """
+
+    @property
+    def global_num_tokens(self) -> Sequence[int]: ...
+    @property
+    def global_attention_pairs(self) -> Sequence[int]: ...
+
+
 class DeviceTimer(Protocol):
     """`sglang.srt.utils.device_timer.DeviceTimer`: measures forward passes on the device."""
 
