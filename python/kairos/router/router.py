@@ -5,21 +5,19 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from aiohttp import web
-
 from kairos.errors import InputError
 from kairos.latency import load_profile
 from kairos.router.background import Background
 from kairos.router.config.settings import RouterConfig
 from kairos.router.edge.keys import Keyring
-from kairos.router.edge.limits import TenantGate, read_body
+from kairos.router.edge.limits import TenantGate
 from kairos.router.edge.tls import client_context
 from kairos.router.observe.access_log import AccessLog
 from kairos.router.observe.metrics import RouterMetrics
 from kairos.router.queue.dispatch_waiter import DispatchWaiter
 from kairos.router.queue.dispatcher import Dispatcher
 from kairos.router.queue.params import DispatchParams
-from kairos.router.request.body_memory import BodyMemory, BodyReservation
+from kairos.router.request.body_memory import BodyMemory
 from kairos.router.request.handler import HandlerDeps, RequestHandler
 from kairos.router.request.token_counter import TokenCounter
 from kairos.router.upstream.attempt import AttemptDeps
@@ -28,7 +26,6 @@ from kairos.router.upstream.rooms import BootstrapRooms
 from kairos.router.workers.discovery import WorkerDiscovery
 from kairos.router.workers.health import Health
 from kairos.router.workers.registry import WorkerRegistry
-from kairos.router.workers.telemetry import Telemetry
 
 _SCRAPE_SLACK = 1.5
 _MAX_LINGER_S = 60.0
@@ -60,18 +57,18 @@ class Router:
             client_context(config.security), config.timeouts.connect_timeout_s
         )
         self.attempts = AttemptDeps(
-            self.pool, self.rooms, config.timeouts, self.metrics, self.admin_headers
+            self.pool, self.rooms, config.timeouts, self.metrics, self.keyring.admin_headers
         )
+        headers = self.keyring.engine_headers
         self.registry = WorkerRegistry(
             config.workers,
-            self.dispatcher,
+            self.waiting,
             self.pool,
             self.metrics,
             _named("--profile", load_profile, config.scheduling.profile),
-            self.waiting.schedule_dispatch,
+            headers,
         )
-        self.registry.telemetry = Telemetry(self.registry.load, self.pool, self.engine_headers)
-        self.health = Health(config.workers, self.registry, self.attempts, self.engine_headers)
+        self.health = Health(config.workers, self.registry, self.attempts, headers)
         self.discovery = WorkerDiscovery(config, self.registry.discovered)
         self.gate = TenantGate()
         self.bodies = BodyMemory(config.limits.max_reading_bytes, config.overload.overload_status)
@@ -89,7 +86,7 @@ class Router:
                 registry=self.registry,
                 health=self.health,
                 attempts=self.attempts,
-                engine_headers=self.engine_headers,
+                engine_headers=headers,
             )
         )
         self.leaving = False
@@ -136,8 +133,7 @@ class Router:
         """Drain, if that was not done, and end what looks after the workers."""
         await self.drain()
         await self._background.close()
-        if self.registry.telemetry is not None:
-            await self.registry.telemetry.close()
+        await self.registry.telemetry.close()
         self.pool.close()
         self.counter.close()
 
@@ -153,20 +149,6 @@ class Router:
             self.gate.keep(self.keyring.tenants)
             self.dispatcher.configure(self._params())
         self.log.reopen()
-
-    def engine_headers(self) -> dict[str, str]:
-        """What the workers want to see with every request."""
-        key = self.keyring.engine_key
-        return {} if key is None else {"authorization": f"Bearer {key}"}
-
-    def admin_headers(self) -> dict[str, str]:
-        """The same for their administrative endpoints."""
-        key = self.keyring.engine_admin_key
-        return {} if key is None else {"authorization": f"Bearer {key}"}
-
-    async def body_of(self, request: web.BaseRequest, reservation: BodyReservation) -> bytes:
-        """See `read_body`."""
-        return await read_body(request, self.config.limits, self.config.timeouts, reservation)
 
     def gauges(self) -> None:
         """Bring the gauges up to date."""

@@ -164,7 +164,8 @@ def test_keys_for_the_servers_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "engine"
     path.write_text("secret-of-engines\n")
     ring = Keyring(RouterConfig(workers=WORKERS, security=Security(engine_key_file=path)))
-    assert (ring.engine_key, ring.engine_admin_key) == ("secret-of-engines",) * 2
+    secret = {"authorization": "Bearer secret-of-engines"}
+    assert ring.engine_headers() == ring.admin_headers() == secret
     for text in ("", "a\nb\n", "ü"):
         path.write_text(text)
         with pytest.raises(InputError, match="--engine-key-file"):

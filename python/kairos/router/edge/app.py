@@ -13,7 +13,7 @@ from aiohttp import web
 from kairos.errors import InputError
 from kairos.router.edge.answers import SERVER, json_answer, refusal
 from kairos.router.edge.errors import RequestError, invalid
-from kairos.router.edge.limits import check_headers
+from kairos.router.edge.limits import check_headers, read_body
 from kairos.router.edge.openapi import document
 from kairos.router.observe.metrics import CONTENT_TYPE
 from kairos.router.paths import PATHS
@@ -204,7 +204,7 @@ class App:
         router = self.router
         self._authorize_admin(request)
         with router.bodies.hold("") as held:
-            raw = await router.body_of(request, held)
+            raw = await read_body(request, router.config.limits, router.config.timeouts, held)
         try:
             asked = msgspec.json.decode(raw, type=NewWorker)
             endpoint = parse_endpoint(asked.role, asked.url, asked.bootstrap_port, "url")
@@ -273,7 +273,7 @@ class App:
     ) -> tuple[int, bytes]:
         """Status, 0 where there was no answer, and body."""
         router = self.router
-        headers = router.admin_headers() if admin else router.engine_headers()
+        headers = router.keyring.admin_headers() if admin else router.keyring.engine_headers()
         try:
             status, _, body = await router.pool.call(
                 worker.endpoint, method, path, _FORWARD_TIMEOUT_S, headers=headers

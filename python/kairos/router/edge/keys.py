@@ -62,15 +62,13 @@ class Keyring:
             return (self._keys.anonymous,)
         return tuple({tenant.name: tenant for tenant in by_key.values()}.values())
 
-    @property
-    def engine_key(self) -> str | None:
-        """What the servers get as `Authorization: Bearer`, instead of the client's key."""
-        return self._keys.engine_key
+    def engine_headers(self) -> dict[str, str]:
+        """What the servers get with every request, instead of the client's key."""
+        return _authorization(self._keys.engine_key)
 
-    @property
-    def engine_admin_key(self) -> str | None:
+    def admin_headers(self) -> dict[str, str]:
         """The same for the servers' administrative endpoints; falls back to the engine key."""
-        return self._keys.engine_admin_key or self._keys.engine_key
+        return _authorization(self._keys.engine_admin_key or self._keys.engine_key)
 
     def authenticate(self, headers: Headers) -> Tenant:
         """Whose request this is.
@@ -189,6 +187,10 @@ def parse_hash(text: object, where: str) -> bytes:
             "kairos-router key"
         )
     return digest
+
+
+def _authorization(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"authorization": f"Bearer {key}"}
 
 
 def _bearer(headers: Headers) -> str:

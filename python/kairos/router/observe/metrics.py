@@ -5,7 +5,6 @@ of distinct ones they count as "other", so that no client can fill the memory wi
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -77,7 +76,6 @@ class RouterMetrics:
     """The metrics of one router, in a registry of its own."""
 
     def __init__(self) -> None:
-        """Create them, all zero."""
         self.registry = CollectorRegistry()
         self.tenant = Capped(200)
         self.slo_class = Capped(64)
@@ -222,14 +220,6 @@ class RouterMetrics:
         """What /metrics answers, of type `CONTENT_TYPE`."""
         return generate_latest(self.registry)
 
-    def names(self) -> set[str]:
-        """Names of all samples, as a query may use them."""
-        return {
-            name
-            for family in self.registry.collect()
-            for name in _sample_names(family.name, family.type)
-        }
-
     def _child(self, metric: Metric, *labels: str) -> Metric:
         """The series of these labels. `labels` of the library takes a lock and microseconds."""
         child: Metric | None = self._children.get((metric, labels))
@@ -247,11 +237,3 @@ class RouterMetrics:
         self, name: str, text: str, buckets: tuple[float, ...], *labels: str
     ) -> Histogram:
         return Histogram(f"{PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
-
-
-def _sample_names(family: str, kind: str) -> Iterable[str]:
-    if kind == "counter":
-        return (f"{family}_total",)
-    if kind == "histogram":
-        return (f"{family}_bucket", f"{family}_sum", f"{family}_count")
-    return (f"{family}_info",) if kind == "info" else (family,)

@@ -17,7 +17,7 @@ class DispatchWaiter:
     """
 
     def __init__(self, dispatcher: Dispatcher, limit_s: float) -> None:
-        self._dispatcher = dispatcher
+        self.dispatcher = dispatcher
         self._limit_s = limit_s
         self._waiters: dict[int, asyncio.Future[Assignment]] = {}
         self._due = False
@@ -69,14 +69,14 @@ class DispatchWaiter:
             self._timer.cancel()
             self._timer = None
         now_s = time.monotonic()
-        for assignment in self._dispatcher.dispatch(now_s):
+        for assignment in self.dispatcher.dispatch(now_s):
             waiter = self._waiters.get(assignment.id)
             if waiter is None or waiter.done():
-                self._dispatcher.cancelled(assignment.id, now_s)
+                self.dispatcher.cancelled(assignment.id, now_s)
                 self.schedule_dispatch()
             else:
                 waiter.set_result(assignment)
-        wake_s = self._dispatcher.next_wake_s(now_s)
+        wake_s = self.dispatcher.next_wake_s(now_s)
         if wake_s is not None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(

@@ -219,7 +219,7 @@ class RequestHandler:
         body = parsing.load(raw)
         if large:
             await asyncio.sleep(0)
-        vocab_size, context_tokens = deps.registry.model_limits()
+        vocab_size, context_tokens = deps.registry.model_limits
         limits = deps.config.limits
         parsed = parsing.read(
             path,
@@ -246,7 +246,7 @@ class RequestHandler:
     ) -> RequestDemand:
         """Offer the request to the queue, which may loosen its objectives or refuse it."""
         deps, parsed, prompt = self._deps, understood.parsed, understood.prompt
-        if not deps.registry.reachable():
+        if not deps.registry.reachable:
             raise unavailable("no_pair", "no prefill or no decode server is reachable")
         demand = RequestDemand(
             context.receipt.id,

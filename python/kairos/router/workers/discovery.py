@@ -125,6 +125,7 @@ class WorkerDiscovery:
     administrator removed.
 
     Attributes:
+        endpoints: of the workers in use now.
         sources: by name; flags and admin interface are none, because they need no watching.
     """
 
@@ -134,7 +135,7 @@ class WorkerDiscovery:
         self._changed = changed
         self._by_source: dict[str, Endpoints] = {}
         self._removed: set[str] = set()  # keys; a source still names them
-        self._current: Endpoints = frozenset()
+        self.endpoints: Endpoints = frozenset()
         self.sources: dict[str, DiscoverySource] = {}
         if workers.workers_file is not None:
             self.sources["file"] = partial(watch_file, workers.workers_file)
@@ -142,11 +143,6 @@ class WorkerDiscovery:
             self.sources[f"{name.role} dns {name.key}"] = partial(
                 watch_name, name, workers.dns_interval_s
             )
-
-    @property
-    def endpoints(self) -> Endpoints:
-        """The workers in use now."""
-        return self._current
 
     async def run(self) -> None:
         """Follow every source until cancelled.
@@ -184,7 +180,7 @@ class WorkerDiscovery:
             )
         if not allowed(patterns, endpoint):
             raise InputError(f"worker {endpoint.key}: it is not in --allow-worker")
-        if any(known.key == endpoint.key for known in self._current):
+        if any(known.key == endpoint.key for known in self.endpoints):
             raise InputError(f"worker {endpoint.key}: it is known already")
         self._removed.discard(endpoint.key)
         others = {e for e in self._by_source.get("admin", ()) if e.key != endpoint.key}
@@ -200,7 +196,7 @@ class WorkerDiscovery:
         Raises:
             KeyError: it is not known.
         """
-        if all(endpoint.key != key for endpoint in self._current):
+        if all(endpoint.key != key for endpoint in self.endpoints):
             raise KeyError(key)
         admin = self._by_source.get("admin", frozenset())
         self._by_source["admin"] = frozenset(e for e in admin if e.key != key)
@@ -232,10 +228,10 @@ class WorkerDiscovery:
 
     def _update(self) -> None:
         wanted = unite(self._by_source.values(), self._removed)
-        added, gone = wanted - self._current, self._current - wanted
+        added, gone = wanted - self.endpoints, self.endpoints - wanted
         if not added and not gone:
             return
-        self._current = wanted
+        self.endpoints = wanted
         for endpoint in sorted(added):
             _log.info("%s server %s: added", endpoint.role, endpoint.key)
         for endpoint in sorted(gone):

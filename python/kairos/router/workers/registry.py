@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any
 
@@ -10,7 +10,7 @@ from kairos.latency import Profile
 from kairos.router.config.settings import Workers
 from kairos.router.observe.metrics import RouterMetrics
 from kairos.router.placement.load import WorkerLoad
-from kairos.router.queue.dispatcher import Dispatcher
+from kairos.router.queue.dispatch_waiter import DispatchWaiter
 from kairos.router.upstream.attempt import Attempt
 from kairos.router.upstream.http_client import ConnectionPool
 from kairos.router.upstream.leg import LegError
@@ -31,45 +31,44 @@ class WorkerRegistry:
     """Decides which workers get requests, and tells the dispatcher.
 
     Args:
+        waiting: is told when requests may go where they could not before.
         profile: latency model of all workers.
-        changed: is called when requests may go where they could not before.
+        headers: for the servers, with their key.
 
     Attributes:
         workers: by key.
-        telemetry: reports of the ready workers; set by the owner.
+        telemetry: reports of the ready workers.
         came: is called with every new worker.
+        reachable: whether there is a worker of each role that may answer.
+        model_limits: vocabulary and longest prompt, tokens, that every worker takes; None: unknown.
         last_success_s: when a request or a probe last went through, monotonic seconds.
     """
 
     def __init__(
         self,
         workers: Workers,
-        dispatcher: Dispatcher,
+        waiting: DispatchWaiter,
         pool: ConnectionPool,
         metrics: RouterMetrics,
         profile: Profile | None,
-        changed: Callable[[], None],
+        headers: Callable[[], Mapping[str, str]],
     ) -> None:
         self.workers: dict[str, Worker] = {}
-        self.telemetry: Telemetry | None = None
+        self.telemetry = Telemetry(self._loaded, pool, headers)
         self.came: Callable[[Worker], None] = lambda _: None
         self.last_success_s = 0.0
         self._workers = workers
-        self._dispatcher = dispatcher
+        self._dispatcher = waiting.dispatcher
         self._pool = pool
         self._metrics = metrics
         self._profile = profile
-        self._changed = changed
-        self._limits: tuple[int | None, int | None] = None, None
-        self._reachable = False
+        self._changed = waiting.schedule_dispatch
+        self.model_limits: tuple[int | None, int | None] = None, None
+        self.reachable = False
 
     def of(self, role: Role, *states: State) -> list[Worker]:
         """Return the workers of a role in one of these states."""
         return [i for i in self.workers.values() if i.role is role and i.state in states]
-
-    def reachable(self) -> bool:
-        """Return whether there is a worker of each role that may answer."""
-        return self._reachable
 
     def find(self, role: Role, key: str) -> Worker:
         """Return the worker of an assignment.
@@ -112,11 +111,7 @@ class WorkerRegistry:
         self._metrics.model.names = frozenset(info.model for info in known if info.model)
         vocabularies = [info.vocab_size for info in known if info.vocab_size]
         longest = [info.prompt_tokens for info in known if info.prompt_tokens]
-        self._limits = min(vocabularies, default=None), min(longest, default=None)
-
-    def model_limits(self) -> tuple[int | None, int | None]:
-        """Return vocabulary and longest prompt, tokens, that every worker takes; None: unknown."""
-        return self._limits
+        self.model_limits = min(vocabularies, default=None), min(longest, default=None)
 
     def discovered(self, added: Endpoints, gone: Endpoints) -> None:
         """Take over the workers that came, and drain those that went."""
@@ -232,8 +227,7 @@ class WorkerRegistry:
                 digest = attempt.digest if error.status else None
                 self.failed(attempt.worker(role), error.reason, digest)
 
-    def load(self, key: str, load: WorkerLoad) -> None:
-        """Take a report of a worker over."""
+    def _loaded(self, key: str, load: WorkerLoad) -> None:
         self._dispatcher.loads(key, load, time.monotonic())
         self._changed()
 
@@ -245,7 +239,7 @@ class WorkerRegistry:
     def snapshot(self) -> list[dict[str, Any]]:
         """Return plain values for /workers."""
         details = self._dispatcher.snapshot(time.monotonic())["workers"]
-        watched = self.telemetry.snapshot() if self.telemetry else {}
+        watched = self.telemetry.snapshot()
         return [
             {
                 "worker": i.key,
@@ -314,8 +308,7 @@ class WorkerRegistry:
         self._count_reachable()
         worker.leaving = True
         self._pool.drop(worker.endpoint)
-        if self.telemetry is not None:
-            self.telemetry.forget(worker.key)
+        self.telemetry.forget(worker.key)
         self._withdraw(worker)
         self._metrics.forget_worker(worker.role.value, worker.key)
         self._share_facts()
@@ -343,7 +336,7 @@ class WorkerRegistry:
 
     def _count_reachable(self) -> None:
         states = (State.READY, State.STARTING, State.OPEN)
-        self._reachable = all(self.of(role, *states) for role in Role)
+        self.reachable = all(self.of(role, *states) for role in Role)
 
     def _introduce(self, worker: Worker) -> None:
         info = worker.info
@@ -355,8 +348,7 @@ class WorkerRegistry:
             kv_tokens=info.kv_tokens if info else None,
             max_running=info.max_running if info else None,
         )
-        if self.telemetry is not None:
-            self.telemetry.watch(worker.endpoint, info.telemetry if info else None)
+        self.telemetry.watch(worker.endpoint, info.telemetry if info else None)
 
     def _withdraw(self, worker: Worker) -> None:
         if self._dispatcher.knows(worker.key):
