@@ -82,7 +82,7 @@ def expected() -> list[list[int]]:
     return []
 
 
-@on(ONE, RANKS, KAIROS)
+@on(ONE, KAIROS, long=(RANKS,))
 def test_tokens_equal_those_of_servers_without_ranks(
     cluster: Cluster, expected: list[list[int]]
 ) -> None:
@@ -116,7 +116,7 @@ def ranks(cluster: Cluster) -> list[dict[str, Any]]:
     return sorted(found, key=lambda decode: decode["ranks"]["rank"])
 
 
-@on(KAIROS_EMULATED)
+@on(long=(KAIROS_EMULATED,))
 def test_ranks_learn_alike_and_predict_the_step_of_the_slowest(cluster: Cluster) -> None:
     with ThreadPoolExecutor(2) as pool:
         # A step of the short request lasts as long as that of the long one.
