@@ -24,6 +24,10 @@ FIRST_SPREADS = 1.0
 """Before a spread is known, a sample counts up to twice the known ratio."""
 WINDOW = 512
 """Steps from which the weight of the longest context is learned."""
+TRIAL_STEPS = 8
+"""Steps after which an earlier run's values that are wrong by more than `MAX_WRONG` are dropped."""
+MAX_WRONG = 3.0
+"""As for prefill. The first steps of a server may be slow, so the median counts."""
 _RATIO_RANGE = (0.02, 50.0)
 _STRAGGLER_RATE = 0.3
 _TELLING_SPREAD = 0.1
@@ -101,6 +105,7 @@ class StepLearner:
         calibration: measured / table.
         table: the current step times, without the calibration.
         samples: steps whose pace was taken in.
+        is_warm: an earlier run's values were given and fit the measurements so far.
     """
 
     def __init__(self, prior: StepTable) -> None:
@@ -120,6 +125,8 @@ class StepLearner:
         self._mean = 1.0
         self._window = np.zeros((WINDOW, 4))
         self._seen = 0  # steps of this run; the window holds the newest of them
+        self.is_warm = False
+        self._trial: list[tuple[int, float, float, float]] | None = None  # its steps
         self._version = 0
         self._learned = LearnedSteps(0, self._ratios.tobytes(), self._straggler, 1.0)
 
@@ -158,6 +165,10 @@ class StepLearner:
             return
         self.samples += 1
         self.calibration.observe(self.table.step_s(batch, total, longest), seconds)
+        if self._trial is not None:
+            self._trial.append((batch, total, longest, seconds))
+            if len(self._trial) == TRIAL_STEPS:
+                self._end_trial(self._trial)
         if self.samples % REFRESH == 0:
             self._refresh()
         self._learned = self._learned._replace(factor=self.calibration.factor)
@@ -203,6 +214,24 @@ class StepLearner:
         self._ratios, self._counts = ratios, counts
         self._mean, self._straggler = mean, straggler
         self.samples = self._shapes = samples
+        self.is_warm, self._trial = True, []
+        self._refresh()
+
+    def _end_trial(self, steps: list[tuple[int, float, float, float]]) -> None:
+        """Keep an earlier run's values, or begin anew from the prior at the measured level."""
+        self._trial = None
+        wrong = float(np.median([s / self.table.step_s(b, k, m) for b, k, m, s in steps]))
+        if 1.0 / MAX_WRONG < wrong < MAX_WRONG:
+            return
+        prior = self.grid.prior
+        level = float(np.median([s / prior.step_s(b, k, m) for b, k, m, s in steps]))
+        self.is_warm = False
+        self.calibration = Calibration()
+        self.samples = self._shapes = len(steps)
+        self._straggler = prior.straggler
+        self._counts[:] = 0.0
+        self._mean = min(max(level, _RATIO_RANGE[0]), _RATIO_RANGE[1])
+        self._ratios[:] = self._mean
         self._refresh()
 
     def _learn_shape(self, batch: int, total: float, longest: float, seconds: float) -> None:

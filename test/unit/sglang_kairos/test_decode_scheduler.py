@@ -1,5 +1,6 @@
 """State that a decode server keeps between runs, and the modes that it logs at start."""
 
+import json
 import logging
 import sys
 import threading
@@ -159,6 +160,30 @@ def test_other_slo_classes_ignore_learned_lengths_only(
         "without the lengths learned before: learned lengths: the state is of other SLO"
         in caplog.text
     )
+
+
+@pytest.mark.parametrize("wrong", [15.0, 0.05])  # beyond 50 times the profile nothing is restored
+def test_learned_step_times_far_off_are_dropped_within_ten_steps(
+    wrong: float,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = Server(monkeypatch, tmp_path)
+    server.serve(1.1 * SAVE_EVERY_S)
+    file = tmp_path / f"{STATE}.json"
+    saved = json.loads(file.read_text())
+    steps = saved["state"]["steps"]
+    steps["ratios"] = (wrong * np.array(steps["ratios"])).tolist()
+    steps["mean"] *= wrong
+    file.write_text(json.dumps(saved))
+    again = Server(monkeypatch, tmp_path)
+    assert again.slowness() == pytest.approx(wrong * SLOWNESS, rel=0.1)
+    again.serve(10 * SLOWNESS * PROFILE.decode.step_s(*STEP))
+    assert again.slowness() == pytest.approx(SLOWNESS, rel=0.05)
+    assert "drops the step times learned before" in caplog.text
+    again.serve(SAVE_EVERY_S / 2)
+    assert again.slowness() == pytest.approx(SLOWNESS, rel=0.05)
 
 
 def test_missing_folder_does_not_stop_the_server(

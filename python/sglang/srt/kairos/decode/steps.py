@@ -1,5 +1,6 @@
 """Durations of decode steps, measured where upstream processes their results."""
 
+import logging
 from collections import deque
 
 import numpy as np
@@ -10,6 +11,8 @@ from sglang.srt.kairos.upstream import ScheduleBatch
 
 from kairos.latency.steps import LearnedSteps, StepLearner, StepTables
 from kairos.latency.table import StepTable
+
+_log = logging.getLogger(__name__)
 
 # Longer gaps are pauses, not steps. Upstream's own counters use the same limit, seconds.
 MAX_STEP_S = 2.0
@@ -93,6 +96,7 @@ class DecodeSteps:
                 self.learner.observe_shape(*known, device_s)
         if load is None or seconds is None:
             return
+        was_warm = self.learner.is_warm
         table, factor = self.current()
         if 1 <= load.batch < len(table.seconds):
             self._ratios.append(seconds / (factor * table.step_s(*load)))
@@ -100,6 +104,11 @@ class DecodeSteps:
             self.learner.observe(*load, seconds)
         else:
             self.learner.observe_pace(*load, seconds)
+        if was_warm and not self.learner.is_warm:
+            _log.warning(
+                "Kairos drops the step times learned before: steps take another multiple of its "
+                "predictions than on the engine where they were learned"
+            )
         self._clock.learn("decode_steps", self.learner.learned)
 
     def _seconds(self, batch: ScheduleBatch, done_s: float) -> float | None:
