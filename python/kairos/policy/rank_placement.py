@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from kairos.latency.ranks import LockStep, RankLoad
 from kairos.latency.table import StepTable
+from kairos.policy.slack import SlackParams
 
 Floats = npt.NDArray[np.float64]
 STEP_SHARE = 0.99
@@ -64,6 +65,15 @@ class PlacedRequest(NamedTuple):
 
     at: int
     rank: int
+
+
+def lock_step_params(params: SlackParams) -> SlackParams:
+    """Return the parameters with which one of several ranks selects.
+
+    Admission bounds the step of all ranks already. A rank that shortened its own step a little
+    further, or for a new request, would make tokens fewer and the step of the others no shorter.
+    """
+    return params._replace(min_step_share=1.0, express_tokens=0.0)
 
 
 def with_request(load: RankLoad, context_tokens: float) -> RankLoad:

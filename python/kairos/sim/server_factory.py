@@ -9,6 +9,7 @@ from kairos.latency.ranks import LockStep
 from kairos.latency.table import StepTable
 from kairos.policy.jobs import PrefillQueue
 from kairos.policy.length import LengthEstimator
+from kairos.policy.rank_placement import lock_step_params
 from kairos.policy.slack import SlackPolicy
 from kairos.policy.urgency import UrgencyQueue
 from kairos.sim.baselines.decode import ContinuousPolicy, GreedyPolicy
@@ -148,4 +149,7 @@ class ServerFactory:
             return ContinuousPolicy(table, self.decode_cap)
         if self._config.decode_policy == "greedy":
             return GreedyPolicy(table, self.decode_cap)
-        return SlackPolicy(table, self.decode_cap, self._config.slack, lengths)
+        params = self._config.slack
+        if self.ranks > 1:
+            params = lock_step_params(params)
+        return SlackPolicy(table, self.decode_cap, params, lengths)

@@ -16,9 +16,11 @@ from kairos.policy.rank_placement import (
     RankState,
     WaitingRequest,
     joins_within,
+    lock_step_params,
     place,
     with_request,
 )
+from kairos.policy.slack import SlackParams
 
 PROFILE = load_profile("minimax-m2.5-dp8-h200")
 TABLE = StepTable.from_model(PROFILE.decode, 256, PROFILE.limits.kv_tokens)
@@ -119,3 +121,9 @@ def test_an_idle_rank_takes_its_first_request_at_any_rate():
     table = steps.table_beside([RankLoad()])
     assert joins_within([120_000, 10], RankLoad(), table, 1e-3) == [0]
     assert joins_within([], RankLoad(), table, pytest.approx(1.0)) == []
+
+
+def test_a_rank_plans_no_step_below_the_objective_and_no_express_step():
+    params = lock_step_params(SlackParams(period=4))
+    params.check()
+    assert params == SlackParams(period=4, min_step_share=1.0, express_tokens=0.0)

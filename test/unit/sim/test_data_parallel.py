@@ -114,3 +114,11 @@ def test_late_placement_waits_less_at_the_barrier_than_turns():
         for placement in ("round-robin", "kairos")
     }
     assert idle["kairos"] < 0.6 * idle["round-robin"]
+
+
+def test_ranks_select_no_less_than_all_while_admission_keeps_the_step_within_the_objective():
+    scenario = poisson(800, 40.0, None, 200, seed=3)
+    longer = replace(scenario, input_tokens=4 * scenario.input_tokens, ttft_s=10 * scenario.ttft_s)
+    busy = longer.at_decode_load(0.95, PROFILE, 8)
+    config = replace(ALONE, dp_attention=8, hold=True)
+    assert summarise(simulate(busy, config, PROFILE))["tpot_attainment"] > 99.5
