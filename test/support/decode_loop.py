@@ -246,6 +246,7 @@ class Loop:
         self.forward_ct = 0
         self.sizes: list[int] = []
         self._pause_intervals: list[tuple[float, float]] = []
+        self._engine_paused = False
 
     @property
     def output_streamer(self) -> "Loop":
@@ -294,6 +295,7 @@ class Loop:
 
     def turn(self) -> None:
         """One pass of the event loop; with overlap the result of the step before is processed."""
+        self.batcher.settle(self)
         unfinished = {req.kairos.number for req in self.reqs if not req.finished()}
         batch = self.update()
         self.running_batch = batch
@@ -325,6 +327,17 @@ class Loop:
         """Upstream's `pause_generation` in place, and `continue_generation`."""
         self._pause_intervals.append((self.now, self.now + seconds))
         self.now += seconds
+
+    def pause_retracting(self, seconds: float) -> list[DecodeReq]:
+        """The same with mode `retract`; returns the requests, which do not run any more."""
+        retracted = list(self.reqs)
+        self._engine_paused = True
+        self.running_batch, self.last_batch = Batch([], self.allocator), None
+        self.launched = []
+        self.batcher.settle(self)
+        self.pause(seconds)
+        self._engine_paused = False
+        return retracted
 
     def process(self, ran: list[DecodeReq]) -> None:
         """Process the result of a step."""

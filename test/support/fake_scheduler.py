@@ -203,6 +203,7 @@ class FakeScheduler:
         self.disagg_decode_prealloc_queue = FakeRetractedRequests()
         self.disagg_decode_transfer_queue = FakeTransferQueue()
         self.output_streamer = FakeStreamer()
+        self._engine_paused = False
         self._pause_intervals: list[tuple[float, float]] = []
         self.spec_algorithm = FakeSpeculation()
         self.waiting_queue: list[upstream.Req] = []

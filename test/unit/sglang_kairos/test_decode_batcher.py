@@ -242,6 +242,24 @@ def test_clocks_of_requests_stop_during_a_pause(overlap: bool) -> None:
     loop.drain()
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_clocks_of_requests_stop_during_a_pause_that_retracts_them(overlap: bool) -> None:
+    loop = Loop(overlap)
+    for _ in range(4):
+        loop.join(1_000, 300, 50.0)
+    for _ in range(20):
+        loop.turn()
+    before = loop.batcher.rows.rows["first_token_s"].copy()
+    back = loop.pause_retracting(30.0)
+    loop.turn()
+    loop.running_batch = Batch(back, loop.allocator)
+    loop.turn()
+    rows = loop.batcher.rows.rows
+    assert rows["first_token_s"] - before == pytest.approx(30.0, abs=0.1)
+    assert not rows["infeasible"].any()
+    loop.drain()
+
+
 def test_memory_for_the_selected_requests_suffices_for_skipping() -> None:
     loop = skipping_loop()
     loop.allocator.free = 12

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from sglang.srt.kairos.decode.held_tokens import HeldTokens
 from sglang.srt.kairos.decode.retraction import RetractionOrder
-from sglang.srt.kairos.decode.rows import all_set
+from sglang.srt.kairos.decode.rows import all_set, defer_clock
 from sglang.srt.kairos.decode.selection import DecodeSelection
 from sglang.srt.kairos.decode.split import LaunchedSplit, SplitBatch, merged, split
 from sglang.srt.kairos.shared_clock import SharedClock
@@ -66,6 +66,7 @@ class DecodeBatcher:
         self._in_flight_s = 0.0
         self._unselected = 0  # steps to come without a selection
         self._last_pause: tuple[float, float] | None = None
+        self._retracted: list[Req] = []  # by a pause that has not ended
         self._end_s = -math.inf  # predicted end of the newest step
 
     def update(
@@ -78,7 +79,6 @@ class DecodeBatcher:
         if self._refusal is not None:
             return original(scheduler, batch)
         begin = time.perf_counter()
-        self._note_pauses(scheduler)
         # The next result has one more token, so held first tokens cannot wait any longer.
         self.stream_due(scheduler)
         if self.selection_skipped and self._unselected and batch.reqs is self.rows.reqs:
@@ -127,9 +127,13 @@ class DecodeBatcher:
         self._counters.merge_s.append(time.perf_counter() - begin)
 
     def settle(self, scheduler: StepScheduler) -> None:
-        """Remove requests that left without a step, as a pause makes them; once in each pass."""
+        """Take in a pause, and requests that left without a step; once in each pass."""
+        self._note_pauses(scheduler)
         if self.rows.reqs and not scheduler.running_batch.reqs:
-            self._complete(self.rows.clear())
+            left = self.rows.clear()
+            if scheduler._engine_paused:
+                self._retracted = [req for req in left if req.finished_reason is None]
+            self._complete(left)
             self._split = None
 
     def stream_due(self, scheduler: StepScheduler) -> None:
@@ -196,6 +200,9 @@ class DecodeBatcher:
         paused_s = self._clock.now() - self._end_s
         if math.isfinite(paused_s) and paused_s > 0.0:
             self.rows.defer_clocks(paused_s)
+            for req in self._retracted:
+                defer_clock(req, paused_s)
+        self._retracted = []
 
     def _update_unselected(
         self, original: Update[S], scheduler: S, batch: ScheduleBatch, begin: float

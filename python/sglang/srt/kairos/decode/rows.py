@@ -83,9 +83,7 @@ class DecodeRows:
         rows["first_token_s"] += seconds
         rows["last_token_s"] += seconds
         for req in self.reqs:
-            token = req.kairos.first_token
-            if isinstance(token, StreamedToken):
-                req.kairos.first_token = StreamedToken(token.at_s + seconds)
+            defer_clock(req, seconds)
 
     def reorder(self, order: Indices) -> None:
         """Move the request at `order[i]` to position i, for every i."""
@@ -147,6 +145,13 @@ class DecodeRows:
         row["runs"] = True
         joined: np.void = row
         return joined
+
+
+def defer_clock(req: Req, seconds: float) -> None:
+    """Move the TPOT clock of a request; it has none before its first token is streamed."""
+    token = req.kairos.first_token
+    if isinstance(token, StreamedToken):
+        req.kairos.first_token = StreamedToken(token.at_s + seconds)
 
 
 def all_set(flags: npt.NDArray[np.bool_]) -> bool:

@@ -119,6 +119,10 @@ class StepScheduler(Protocol):
     @property
     def output_streamer(self) -> SchedulerOutputStreamer: ...
     @property
+    def _engine_paused(self) -> bool:
+        """Whether `Scheduler.pause_generation` has been asked for."""
+
+    @property
     def _pause_intervals(self) -> Sequence[tuple[float, float]]:
         """Pauses that have ended, by this rank's clock; `Scheduler.pause_generation` starts one."""
 
