@@ -87,7 +87,7 @@ class Keyring:
     def authorize_admin(self, headers: Headers, *, changes: bool = True) -> None:
         """Let the administrator pass.
 
-        What `changes` no servers is open to everyone where neither an admin key nor API keys are
+        Without `changes` of the servers everyone may where neither an admin key nor API keys are
         set, which is the case on loopback only, unless `--allow-unauthenticated` says otherwise.
 
         Raises:

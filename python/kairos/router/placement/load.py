@@ -8,19 +8,11 @@ STALE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerLoad:
-    """One report of one worker; None where it does not say.
+    """One report of one worker, as of `TelemetryReport`; None where it does not say.
 
     Attributes:
         measured_s: when it was true, on the router's monotonic clock: receipt less its age.
-        kv_used_tokens: KV tokens in use, or promised to queued requests.
-        kv_capacity_tokens: KV tokens of the worker.
-        running: requests in its batch, skipped ones included.
-        waiting: requests in its queues.
-        max_running: requests it runs at most.
-        uncached_tokens: prompt tokens that its queue still has to compute (prefill).
-        backlog_s: predicted time to compute them (prefill, Kairos engines).
-        calibration: measured / predicted time of its latency model (Kairos engines).
-        slack_s: smallest slack of its residents (decode, Kairos engines).
+        uncached_tokens: of prefill servers; the others tell neither this nor `backlog_s`.
         epoch: differs after every restart of the worker.
     """
 

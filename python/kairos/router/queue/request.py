@@ -25,7 +25,6 @@ class RequestDemand(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         id: the request's number in this router; breaks ties.
-        tenant: whose share it is charged to.
         arrival_s: when it arrived; earlier than its receipt if it says so (`elapsed_ms`).
         input_tokens: length of its prompts together, counted or estimated.
         max_output_tokens: tokens it may generate at most, all sequences together.

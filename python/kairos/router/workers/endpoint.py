@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -137,9 +137,8 @@ def parse_pattern(value: object, where: str) -> Pattern:
     return Pattern(host, network, None if port == "*" else _port(port, where))
 
 
-def allowed(patterns: Iterable[Pattern], endpoint: WorkerEndpoint) -> bool:
+def allowed(patterns: Sequence[Pattern], endpoint: WorkerEndpoint) -> bool:
     """Whether a pattern allows the address of a server; without patterns every one is allowed."""
-    patterns = tuple(patterns)
     return not patterns or any(pattern.matches(endpoint) for pattern in patterns)
 
 

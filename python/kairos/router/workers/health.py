@@ -35,14 +35,7 @@ _PROBE_PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 class Health:
-    """Checks every worker, and keeps a pair proven.
-
-    Args:
-        workers: intervals and limits.
-        registry: gets the results.
-        parts: for probes.
-        headers: for the servers, with their key.
-    """
+    """Checks every worker, and keeps a pair proven. The registry gets the results."""
 
     def __init__(
         self,

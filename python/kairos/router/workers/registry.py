@@ -16,7 +16,7 @@ from kairos.router.upstream.http_client import ConnectionPool
 from kairos.router.upstream.leg import LegError
 from kairos.router.workers.breaker import Breaker
 from kairos.router.workers.discovery import Endpoints
-from kairos.router.workers.endpoint import Role, WorkerEndpoint
+from kairos.router.workers.endpoint import Role
 from kairos.router.workers.server_info import ServerInfo
 from kairos.router.workers.telemetry import Telemetry
 from kairos.router.workers.worker import State, Worker
@@ -37,7 +37,6 @@ class WorkerRegistry:
 
     Attributes:
         workers: by key.
-        telemetry: reports of the ready workers.
         came: is called with every new worker.
         reachable: whether there is a worker of each role that may answer.
         model_limits: vocabulary and longest prompt, tokens, that every worker takes; None: unknown.
@@ -116,9 +115,17 @@ class WorkerRegistry:
     def discovered(self, added: Endpoints, gone: Endpoints) -> None:
         """Take over the workers that came, and drain those that went."""
         for endpoint in sorted(gone):
-            self._leave(endpoint)
+            if (worker := self.workers.get(endpoint.key)) is not None:
+                worker.leaving = True
+                self._set(worker, State.DRAINING)
+                self.idle(worker)
         for endpoint in sorted(added):
-            self._come(endpoint)
+            if (old := self.workers.get(endpoint.key)) is not None:
+                self._forget(old)
+            breaker = Breaker(self._workers.breaker_failures, self._workers.breaker_open_s)
+            worker = self.workers[endpoint.key] = Worker(endpoint, breaker)
+            self._count_reachable()
+            self.came(worker)
 
     def drain(self, key: str) -> None:
         """Send nothing new to a worker. KeyError if it is not known."""
@@ -283,23 +290,6 @@ class WorkerRegistry:
         """
         out, ready = (len(self.of(role, state)) for state in (State.OPEN, State.READY))
         return 2 * (out + 1) <= out + ready
-
-    def _come(self, endpoint: WorkerEndpoint) -> None:
-        old = self.workers.get(endpoint.key)
-        if old is not None:
-            self._forget(old)
-        breaker = Breaker(self._workers.breaker_failures, self._workers.breaker_open_s)
-        worker = Worker(endpoint, breaker)
-        self.workers[endpoint.key] = worker
-        self._count_reachable()
-        self.came(worker)
-
-    def _leave(self, endpoint: WorkerEndpoint) -> None:
-        worker = self.workers.get(endpoint.key)
-        if worker is not None:
-            worker.leaving = True
-            self._set(worker, State.DRAINING)
-            self.idle(worker)
 
     def _forget(self, worker: Worker) -> None:
         if self.workers.get(worker.key) is not worker:

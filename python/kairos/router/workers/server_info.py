@@ -114,5 +114,6 @@ def _text(value: object) -> str | None:
 
 
 def _count(value: object) -> int | None:
-    valid = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    return value if valid and isinstance(value, int) else None
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        return None
+    return value
