@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from kairos.errors import InputError
 from kairos.latency import load_profile
+from kairos.policy.admission import AdmissionDecision
 from kairos.router.background import Background
 from kairos.router.config.settings import RouterConfig
 from kairos.router.edge.keys import Keyring
@@ -171,7 +172,7 @@ class Router:
             max_requests=limits.max_queued_requests,
             max_sequences=limits.max_queued_sequences,
             max_bytes=limits.max_queued_bytes,
-            infeasible=config.overload.infeasible,
+            infeasible=AdmissionDecision(config.overload.infeasible),
             tenant_weights={tenant.name: tenant.weight for tenant in self.keyring.tenants},
             binding=config.scheduling.binding,
         )

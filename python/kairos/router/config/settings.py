@@ -15,7 +15,7 @@ import msgspec
 
 from kairos.errors import InputError
 from kairos.router.config.schema import items, printable, within
-from kairos.router.queue.params import Binding, DispatchParams, Infeasible
+from kairos.router.queue.params import Binding, DispatchParams
 from kairos.router.workers.endpoint import (
     Pattern,
     Role,
@@ -144,10 +144,10 @@ class Overload(Group, frozen=True):
 
     overload_status: Annotated[Literal[429, 503, 529], "status of a refusal under overload"] = 429
     infeasible: Annotated[
-        Infeasible,
+        Literal["best_effort", "degrade", "reject"],
         "treatment of a request that is predicted to miss its TTFT objective; reject answers it "
         "at once",
-    ] = DispatchParams().infeasible
+    ] = "best_effort"
     retries: Annotated[int, within(0, 8), "further pairs tried while no byte was sent"] = 1
 
 

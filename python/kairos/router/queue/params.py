@@ -9,18 +9,6 @@ from kairos.policy.admission import AdmissionDecision, AdmissionParams
 from kairos.validation import Range, check_range, check_ranges
 
 
-class Infeasible(Enum):
-    """The treatment of a request whose TTFT objective cannot be met.
-
-    BEST_EFFORT: it is served after all others. DEGRADE: it gets an objective that can be met.
-    REJECT: the client may try again later.
-    """
-
-    BEST_EFFORT = "best_effort"
-    DEGRADE = "degrade"
-    REJECT = "reject"
-
-
 class Binding(Enum):
     """The rule by which requests get to pairs.
 
@@ -55,6 +43,7 @@ class DispatchParams:
 
     Attributes:
         max_requests: requests that wait at most; so for their sequences and the bytes of bodies.
+        infeasible: the decision on a request whose TTFT objective cannot be met.
         infeasible_after: an objective is infeasible when the predicted TTFT exceeds the time left
             this many times; predictions are uncertain, and a request that is not tried is certain
             to fail.
@@ -73,7 +62,7 @@ class DispatchParams:
     max_requests: int = 4096
     max_sequences: int = 16_384
     max_bytes: int = 512 << 20
-    infeasible: Infeasible = Infeasible.BEST_EFFORT
+    infeasible: AdmissionDecision = AdmissionDecision.BEST_EFFORT
     infeasible_after: float = 1.5
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
     tenant_room: float = 4.0
@@ -90,5 +79,4 @@ class DispatchParams:
     @property
     def admission(self) -> AdmissionParams:
         """The parameters of `kairos.policy.admission.decide`."""
-        on_infeasible = AdmissionDecision(self.infeasible.value)
-        return AdmissionParams(self.infeasible_after, on_infeasible, reject_after=math.inf)
+        return AdmissionParams(self.infeasible_after, self.infeasible, reject_after=math.inf)

@@ -7,7 +7,6 @@ import pytest
 from kairos.errors import InputError
 from kairos.policy.admission import AdmissionDecision
 from kairos.router.queue.admission import Reason
-from kairos.router.queue.params import Infeasible
 from support.dispatching import dispatcher, ids, work
 
 
@@ -57,7 +56,7 @@ def test_nothing_is_queued_without_a_pair():
 
 @pytest.mark.parametrize("infeasible", ["best_effort", "degrade", "reject"])
 def test_what_cannot_be_on_time_is_treated_as_configured(infeasible):
-    made = dispatcher(infeasible=Infeasible(infeasible))
+    made = dispatcher(infeasible=AdmissionDecision(infeasible))
     verdict = made.offer(work(0, tokens=100_000, ttft_ms=500.0), 0.0)
     assert verdict.reason is Reason.INFEASIBLE
     assert verdict.decision.value == infeasible
