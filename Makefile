@@ -19,7 +19,7 @@ test: setup browser haproxy lint types review docs ## Every gate, and the tests 
 	@$(PY) -m coverage report --include='python/kairos/policy/*,python/kairos/latency/*' --fail-under=98 --format=total
 	@$(PY) -m coverage report --include='python/sglang/*' --fail-under=94 --format=total
 	@$(PY) -m pytest $(TOGETHER) -m "slow and not engine and not alone"
-	@$(PY) -m pytest -m "(engine or alone) and not long"
+	@$(PY) -m pytest -m "(engine or alone) and not long" --durations=12
 
 unit: setup ## Unit tests only, minutes
 	@$(PY) -m pytest $(TOGETHER) -m "not engine and not slow and not alone"

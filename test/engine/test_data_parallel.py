@@ -155,7 +155,7 @@ def steps(role: str) -> list[tuple[DeviceRecord, ...]]:
     return list(zip(*by_rank, strict=True))
 
 
-@on(EMULATED)
+@on(long=(EMULATED,))
 def test_a_step_of_a_short_stream_lasts_as_long_as_that_of_the_slowest_rank(
     cluster: Cluster,
 ) -> None:
@@ -183,7 +183,7 @@ def test_a_step_of_a_short_stream_lasts_as_long_as_that_of_the_slowest_rank(
         assert short.duration_s - short.waited_s == pytest.approx(alone_s)
 
 
-@on(EMULATED)
+@on(long=(EMULATED,))
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_no_rank_begins_a_step_before_the_last_has_ended_the_one_before(
     cluster: Cluster, role: str

@@ -82,7 +82,7 @@ def test_the_reference_is_worth_comparing_with(cluster: Cluster, reference: list
     reference.append(alone)
 
 
-@on(OFF, KAIROS, BEST_EFFORT, long=(UPSTREAM, KAIROS_NO_OVERLAP, KAIROS_SINGLE))
+@on(OFF, KAIROS, long=(BEST_EFFORT, UPSTREAM, KAIROS_NO_OVERLAP, KAIROS_SINGLE))
 def test_tokens_equal_those_of_a_single_upstream_server(
     cluster: Cluster, clusters: ClusterPool, reference: list[Outputs]
 ) -> None:
