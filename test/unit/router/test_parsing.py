@@ -8,7 +8,7 @@ import pytest
 from kairos.router.edge.errors import RequestError
 from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
 from kairos.router.request import parsing
-from kairos.router.request.engine_body import AppliedSlo, encode_engine_body
+from kairos.router.request.engine_body import encode_engine_body, slo_fields
 from kairos.router.request.parsing import MAX_ELEMENTS, BodyLimits, ParsedRequest
 from kairos.router.upstream.rooms import Transfer
 from kairos.router.workers.endpoint import WorkerEndpoint
@@ -109,7 +109,7 @@ def test_hashes_of_media_never_reach_an_engine(path: str) -> None:
 def test_the_servers_get_the_applied_slo(
     path: str, body: dict[str, Any], place: tuple[str, ...]
 ) -> None:
-    applied = AppliedSlo(Slo(500.0, 30.0, "fast"), 0.0)
+    applied = slo_fields(Slo(500.0, 30.0, "fast"), 0.0, with_class=True)
     sent = encode_engine_body(
         read(path, **body),
         applied,
@@ -119,4 +119,4 @@ def test_the_servers_get_the_applied_slo(
     holder = orjson.loads(sent)
     for name in place:
         holder = holder[name]
-    assert holder["kairos"] == applied.fields()
+    assert holder["kairos"] == applied

@@ -1,6 +1,6 @@
 """The body that both servers of a pair get."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -12,36 +12,33 @@ from kairos.router.workers.endpoint import WorkerEndpoint
 from kairos.slo import Slo
 
 
-@dataclass(frozen=True, slots=True)
-class AppliedSlo:
-    """The objectives as the engines get them.
+def slo_fields(slo: Slo, elapsed_s: float, with_class: bool) -> dict[str, float | str]:
+    """The `kairos` object of the body. An engine's default stands in for no objective.
 
-    Attributes:
+    Args:
         elapsed_s: since the request's arrival.
         with_class: name the class. Engines refuse one that they do not define themselves, and the
             objectives go with every request anyway.
     """
-
-    slo: Slo
-    elapsed_s: float
-    with_class: bool = True
-
-    def fields(self) -> dict[str, float | str]:
-        """The `kairos` object of the body. An engine's default stands in for no objective."""
-        fields: dict[str, float | str] = {
-            **self.slo.objectives,
-            "elapsed_ms": round(max(self.elapsed_s, 0.0) * 1e3, 3),
-        }
-        if self.with_class:
-            fields["class"] = self.slo.slo_class
-        return fields
+    elapsed_ms = round(max(elapsed_s, 0.0) * 1e3, 3)
+    fields: dict[str, float | str] = {**slo.objectives, "elapsed_ms": elapsed_ms}
+    if with_class:
+        fields["class"] = slo.slo_class
+    return fields
 
 
 def encode_engine_body(
-    parsed: ParsedRequest, applied: AppliedSlo, prefill: WorkerEndpoint, transfer: Transfer
+    parsed: ParsedRequest,
+    slo: Mapping[str, float | str],
+    prefill: WorkerEndpoint,
+    transfer: Transfer,
 ) -> bytes:
-    """The body that both engines get."""
-    custom = {SLO_KEY: applied.fields()}
+    """The body that both engines get.
+
+    Args:
+        slo: as of `slo_fields`.
+    """
+    custom = {SLO_KEY: slo}
     rids, rooms = transfer.rids, transfer.rooms
     body = dict(parsed.body)
     if parsed.path == GENERATE:

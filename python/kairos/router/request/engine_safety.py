@@ -5,7 +5,7 @@ An exception in the engine's scheduler or tokenizer loop ends the server and eve
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from re import _parser  # type: ignore[attr-defined]  # the engine bounds lengths with it, too
 from typing import Any
 
@@ -58,10 +58,7 @@ def check_fields(path: str, body: Mapping[str, Any]) -> None:
     for name in _INTERNAL_FIELDS:
         if body.get(name) is not None:
             raise InputError(f"{name}: clients cannot set it; leave it out")
-    start = body.get("logprob_start_len")
-    for one in start if isinstance(start, list) else [start]:
-        if one is not None and _outside(one, -1, math.inf):
-            raise InputError(f"logprob_start_len: {one} is not allowed; allowed are -1 or more")
+    _check_range("logprob_start_len", each(body.get("logprob_start_len")), -1)
     session = body.get("session_params")
     if isinstance(session, dict) and not isinstance(session.get("id"), str | None):
         raise InputError("session_params.id: it must be a text")
@@ -113,14 +110,13 @@ def check_sampling(path: str, body: Mapping[str, Any], vocab_size: int | None) -
     if path != GENERATE:
         _check(body, "", vocab_size, grammars=_GRAMMARS if path == RESPONSES else _GRAMMARS[:-1])
         return
-    params = body.get("sampling_params")
-    for one in params if isinstance(params, list) else [params]:
+    for one in each(body.get("sampling_params")):
         if isinstance(one, dict):
             _check(one, "sampling_params.", vocab_size)
 
 
 def _check_top_logprobs(value: Any, name: str) -> None:
-    for one in value if isinstance(value, list) else [value]:
+    for one in each(value):
         if isinstance(one, str):  # the engine may read it as a number
             raise InputError(f"{name}: it must be a whole number")
         is_number = isinstance(one, int | float) and not isinstance(one, bool)
@@ -137,32 +133,18 @@ def _check(
     for name in grammars:
         if params.get(name) is not None:
             _check_grammar(params[name], f"{where}{name}")
-    top_k = params.get("top_k")
-    if top_k is not None and _outside(top_k, -1, _MAX_TOP_K):
-        raise InputError(f"{where}top_k: {top_k} is not allowed; allowed are -1 to {_MAX_TOP_K}")
+    _check_range(f"{where}top_k", [params.get("top_k")], -1, _MAX_TOP_K)
     penalty = params.get("repetition_penalty")
-    if penalty is not None and _outside(penalty, _MIN_PENALTY, math.inf):
-        raise InputError(
-            f"{where}repetition_penalty: {penalty} is not allowed; allowed are {_MIN_PENALTY} "
-            "or more"
-        )
+    _check_range(f"{where}repetition_penalty", [penalty], _MIN_PENALTY)
     # With a least number of tokens they are positions in a table of the vocabulary.
     tokens = params.get("stop_token_ids")
-    high = (vocab_size or _ANY_VOCABULARY) - 1
-    for token in tokens if isinstance(tokens, list) else ():
-        if token is not None and _outside(token, 0, high):
-            raise InputError(
-                f"{where}stop_token_ids: {token} is not allowed; allowed are 0 to {high}"
-            )
+    if isinstance(tokens, list):
+        high = (vocab_size or _ANY_VOCABULARY) - 1
+        _check_range(f"{where}stop_token_ids", tokens, 0, high)
     bias = params.get("logit_bias")
-    for value in bias.values() if isinstance(bias, dict) else ():
-        if value is not None and _outside(value, -_MAX_BIAS, _MAX_BIAS):
-            raise InputError(
-                f"{where}logit_bias: {value} is not allowed; allowed are {-_MAX_BIAS} to "
-                f"{_MAX_BIAS}"
-            )
-    patterns = params.get("stop_regex")
-    for pattern in patterns if isinstance(patterns, list) else [patterns]:
+    if isinstance(bias, dict):
+        _check_range(f"{where}logit_bias", bias.values(), -_MAX_BIAS, _MAX_BIAS)
+    for pattern in each(params.get("stop_regex")):
         if isinstance(pattern, str):
             _check_stop_regex(pattern, f"{where}stop_regex")
 
@@ -181,9 +163,18 @@ def _check_grammar(grammar: Any, where: str) -> None:
         )
 
 
-def _outside(value: Any, low: float, high: float) -> bool:
-    """Whether a value is no number in a range; the engine reads some texts as numbers."""
-    return not isinstance(value, int | float) or not low <= value <= high
+def each(value: Any) -> list[Any]:
+    """The values of a field that holds one, or a list of them."""
+    return value if isinstance(value, list) else [value]
+
+
+def _check_range(name: str, values: Iterable[Any], low: float, high: float = math.inf) -> None:
+    """Refuse what is no number in a range: the engine reads some texts as numbers."""
+    for value in values:
+        if value is None or (isinstance(value, int | float) and low <= value <= high):
+            continue
+        allowed = f"{low} or more" if high == math.inf else f"{low} to {high}"
+        raise InputError(f"{name}: {value} is not allowed; allowed are {allowed}")
 
 
 def _check_stop_regex(pattern: str, where: str) -> None:

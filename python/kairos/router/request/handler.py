@@ -37,7 +37,7 @@ from kairos.router.queue.request import Assignment, RequestDemand
 from kairos.router.request import parsing
 from kairos.router.request.body_memory import BodyMemory, BodyReservation
 from kairos.router.request.context import Admission, Receipt, RequestContext, Understood
-from kairos.router.request.engine_body import AppliedSlo, encode_engine_body
+from kairos.router.request.engine_body import encode_engine_body, slo_fields
 from kairos.router.request.outcome import Outcome
 from kairos.router.request.quarantine import Quarantine
 from kairos.router.request.token_counter import TokenCounter
@@ -325,7 +325,7 @@ class RequestHandler:
         """Send the request to both workers. Nothing here is kept while the answer streams."""
         prefill, decode = attempt.prefill, attempt.decode
         slo = context.slo or understood.slo
-        applied = AppliedSlo(
+        fields = slo_fields(
             slo,
             time.monotonic() - understood.arrival_s,
             prefill.knows_class(slo.slo_class) and decode.knows_class(slo.slo_class),
@@ -336,7 +336,7 @@ class RequestHandler:
         headers = {
             role: {**common, **legs[role].headers} if role in legs else common for role in Role
         }
-        body = encode_engine_body(understood.parsed, applied, prefill.endpoint, transfer)
+        body = encode_engine_body(understood.parsed, fields, prefill.endpoint, transfer)
         await attempt.open(context.receipt.path, body, headers)
 
     async def _retry(

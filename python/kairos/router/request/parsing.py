@@ -12,7 +12,7 @@ import orjson
 from kairos.errors import InputError
 from kairos.router.edge.errors import invalid
 from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
-from kairos.router.request.engine_safety import check_fields, check_ids, check_sampling
+from kairos.router.request.engine_safety import check_fields, check_ids, check_sampling, each
 from kairos.slo import SloRequest, from_mapping
 
 SLO_KEY = "kairos"
@@ -288,9 +288,7 @@ def _asked(path: str, body: dict[str, Any]) -> SloRequest:
         asked = from_mapping(fields, f"body.{SLO_KEY}")
     holders: list[tuple[str, Any]] = [("", body)]
     if path == GENERATE:
-        params = body.get("sampling_params")
-        several = params if isinstance(params, list) else [params]
-        holders = [("sampling_params.", one) for one in several]
+        holders = [("sampling_params.", one) for one in each(body.get("sampling_params"))]
     for where, holder in holders:
         custom = holder.get("custom_params") if isinstance(holder, dict) else None
         if custom is None:
@@ -307,9 +305,7 @@ def _prompts(path: str, body: Mapping[str, Any]) -> int | None:
     if path == GENERATE:
         return _generate_prompts(body)
     if path == COMPLETIONS:
-        value = body.get("prompt")
-        if not isinstance(value, str | list) or not value:
-            raise InputError("prompt: it must be a text or a list, and not empty")
+        value = _text_or_list(body, "prompt")
         if isinstance(value, str):
             return None
         _refuse_empty("prompt", value)
@@ -319,10 +315,15 @@ def _prompts(path: str, body: Mapping[str, Any]) -> int | None:
         if not isinstance(messages, list) or not messages:
             raise InputError("messages: it must be a list, and not empty")
         return None
-    value = body.get("input")
-    if not isinstance(value, str | list) or not value:
-        raise InputError("input: it must be a text or a list, and not empty")
+    _text_or_list(body, "input")
     return None
+
+
+def _text_or_list(body: Mapping[str, Any], name: str) -> str | list[Any]:
+    value = body.get(name)
+    if not isinstance(value, str | list) or not value:
+        raise InputError(f"{name}: it must be a text or a list, and not empty")
+    return value
 
 
 def _generate_prompts(body: Mapping[str, Any]) -> int | None:
@@ -330,9 +331,7 @@ def _generate_prompts(body: Mapping[str, Any]) -> int | None:
     name = next((name for name in names if body.get(name) is not None), None)
     if name is None:
         raise InputError("body: one of text, input_ids and input_embeds is needed")
-    value = body[name]
-    if not isinstance(value, str | list) or not value:
-        raise InputError(f"{name}: it must be a text or a list, and not empty")
+    value = _text_or_list(body, name)
     if isinstance(value, str):
         return None
     _refuse_empty(name, value)
@@ -359,14 +358,12 @@ def _n(path: str, body: Mapping[str, Any]) -> int:
         params = body.get("sampling_params")
         if params is None:
             return 1
+        if not all(isinstance(one, dict) for one in each(params)):
+            raise InputError("sampling_params: it must be an object, or a list of objects")
         if isinstance(params, list):
-            if not all(isinstance(one, dict) for one in params):
-                raise InputError("sampling_params: it must be an object, or a list of objects")
             if any(one.get("n") not in (None, 1) for one in params):
                 raise InputError("sampling_params: n above 1 is not allowed in a list of them")
             return 1
-        if not isinstance(params, dict):
-            raise InputError("sampling_params: it must be an object, or a list of objects")
         n = params.get("n")
     else:
         n = body.get("n")

@@ -93,11 +93,6 @@ class Relay:
         """Whether the client may have got something."""
         return self._response is not None
 
-    @property
-    def response(self) -> web.StreamResponse | None:
-        """What the client gets; None before it was begun."""
-        return self._response
-
     def seen(self) -> None:
         """Bytes of content have come."""
         self.last_s = time.monotonic()
