@@ -60,9 +60,10 @@ def settings(
     if ranks > _MAX_RANKS or (platform == "cpu" and ranks not in _CPU_RANKS):
         allowed = f"1 to {_MAX_RANKS} ranks"
         if platform == "cpu":
-            allowed = "1, 2, 4 and 8 ranks, which divide the layers of its model"
+            allowed = "1, 2, 4 and 8 ranks: they divide the layers of its model"
         raise InputError(
-            f"--dp-attention {ranks} is not supported with platform {platform}: it has {allowed}."
+            f"--dp-attention {ranks} is not supported with platform {platform}, "
+            f"which allows {allowed}."
         )
     env = _common_env(platform)
     args = ["--model-path", str(model_dir), *_common_args(), *_role_args(role)]

@@ -81,7 +81,7 @@ class DpAttention:
     def __post_init__(self) -> None:
         if min(self.prefill, self.decode) < 1:
             raise InputError(
-                f"{_FLAG} {self.prefill},{self.decode}: at least 1 rank per server, "
+                f"{_FLAG} {self}: at least 1 rank per server, "
                 "which is a server without data-parallel attention"
             )
 

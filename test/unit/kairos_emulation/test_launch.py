@@ -52,7 +52,7 @@ def test_sizes_of_an_emulated_server_come_from_the_profile():
 
 @pytest.mark.parametrize(("platform", "ranks"), [("cpu", 3), ("cpu", 16), ("emulated", 65)])
 def test_ranks_that_a_platform_cannot_have_are_refused(platform, ranks):
-    with pytest.raises(InputError, match=rf"--dp-attention {ranks} .*it has 1.* ranks"):
+    with pytest.raises(InputError, match=rf"--dp-attention {ranks} .*which allows 1.* ranks"):
         settings(platform, "decode", None, "m", ranks)
     settings("emulated", "decode", None, "m", 3)
 
