@@ -8,17 +8,20 @@ from typing import Any
 import orjson
 import pytest
 
+from kairos.router.config.settings import Limits
 from kairos.router.edge.errors import RequestError
 from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
 from kairos.router.request import parsing
-from kairos.router.request.parsing import BodyLimits, ParsedRequest
+from kairos.router.request.parsing import ParsedRequest
 
-LIMITS = BodyLimits(max_sequences=128, max_bytes=1 << 20, vocab_size=1024)
+LIMITS = Limits(max_sequences=128, max_body_mib=1)
+MODEL_LIMITS = 1024, None
 
 
 def read(path: str, **body: Any) -> ParsedRequest:
     raw = orjson.dumps(body)
-    return parsing.read(path, raw, parsing.load(raw), parsing.memory_of(raw), LIMITS)
+    size = parsing.memory_of(raw)
+    return parsing.read(path, raw, parsing.load(raw), size, LIMITS, MODEL_LIMITS)
 
 
 def sampled(**params: Any) -> ParsedRequest:

@@ -5,21 +5,22 @@ from typing import Any
 import orjson
 import pytest
 
+from kairos.router.config.settings import Limits
 from kairos.router.edge.errors import RequestError
 from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
 from kairos.router.request import parsing
 from kairos.router.request.engine_body import encode_engine_body, slo_fields
-from kairos.router.request.parsing import MAX_ELEMENTS, BodyLimits, ParsedRequest
+from kairos.router.request.parsing import MAX_ELEMENTS, ParsedRequest
 from kairos.router.upstream.rooms import Transfer
 from kairos.router.workers.endpoint import WorkerEndpoint
 from kairos.slo import Slo
 
-LIMITS = BodyLimits(max_sequences=128, max_bytes=1 << 20)
+LIMITS = Limits(max_sequences=128, max_body_mib=1)
 
 
 def parsed(path: str, raw: bytes) -> ParsedRequest:
     size = parsing.memory_of(raw)
-    return parsing.read(path, raw, parsing.load(raw), size, LIMITS)
+    return parsing.read(path, raw, parsing.load(raw), size, LIMITS, (None, None))
 
 
 def read(path: str, **body: Any) -> ParsedRequest:

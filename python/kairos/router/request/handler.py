@@ -219,17 +219,7 @@ class RequestHandler:
         body = parsing.load(raw)
         if large:
             await asyncio.sleep(0)
-        vocab_size, context_tokens = deps.registry.model_limits
-        limits = deps.config.limits
-        parsed = parsing.read(
-            path,
-            raw,
-            body,
-            size,
-            parsing.BodyLimits(
-                limits.max_sequences, limits.max_body_bytes, vocab_size, context_tokens
-            ),
-        )
+        parsed = parsing.read(path, raw, body, size, deps.config.limits, deps.registry.model_limits)
         del raw, body
         try:
             asked = from_headers(request.headers.items()).over(parsed.asked)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -10,6 +9,7 @@ import numpy as np
 import orjson
 
 from kairos.errors import InputError
+from kairos.router.config.settings import Limits
 from kairos.router.edge.errors import invalid
 from kairos.router.paths import CHAT, COMPLETIONS, GENERATE, RESPONSES
 from kairos.router.request.engine_safety import check_fields, check_ids, check_sampling, each
@@ -65,23 +65,6 @@ _MODEL_CHARS = 256
 _DEPTH = 254  # what can be written of what can be read
 _WRAPPED = 2  # levels that the router may add
 _LONG_NUMBER = re.compile(rb"[\[:,\s]-?\d{19,}")
-
-
-@dataclass(frozen=True, slots=True)
-class BodyLimits:
-    """What a body may ask for.
-
-    Attributes:
-        max_sequences: generations (prompts times n).
-        max_bytes: of the body once its n samples are written out.
-        vocab_size: of the engines' model; None where not known.
-        context_tokens: of a prompt; None where not known.
-    """
-
-    max_sequences: int
-    max_bytes: int
-    vocab_size: int | None = None
-    context_tokens: int | None = None
 
 
 class ParsedRequest(msgspec.Struct, frozen=True, gc=False):
@@ -163,13 +146,19 @@ def load(raw: bytes) -> dict[str, Any]:
 
 
 def read(
-    path: str, raw: bytes, body: dict[str, Any], size: int, limits: BodyLimits
+    path: str,
+    raw: bytes,
+    body: dict[str, Any],
+    size: int,
+    limits: Limits,
+    model_limits: tuple[int | None, int | None],
 ) -> ParsedRequest:
     """Check a body, and take from it what the router needs.
 
     Args:
         body: `raw` as loaded; it is changed.
         size: memory that it takes, bytes.
+        model_limits: vocabulary and longest prompt of the engines' model; None: unknown.
 
     Raises:
         RequestError: 400; the message says what, where and what is allowed.
@@ -177,7 +166,7 @@ def read(
     try:
         if _has_huge_float(body, 1) and _LONG_NUMBER.search(raw):
             raise InputError("body: a whole number beyond 64 bits is not allowed")
-        return _read(path, body, size, limits)
+        return _read(path, body, size, limits, model_limits)
     except InputError as error:
         raise invalid(400, "body_invalid", str(error)) from None
 
@@ -204,7 +193,14 @@ def _has_huge_float(value: Any, depth: int) -> bool:
     return any(_has_huge_float(one, depth + 1) for one in inner if type(one) in (dict, list))
 
 
-def _read(path: str, body: dict[str, Any], size: int, limits: BodyLimits) -> ParsedRequest:
+def _read(
+    path: str,
+    body: dict[str, Any],
+    size: int,
+    limits: Limits,
+    model_limits: tuple[int | None, int | None],
+) -> ParsedRequest:
+    vocab_size, context_tokens = model_limits
     asked = _asked(path, body)
     for name in _STRIPPED & body.keys():
         del body[name]
@@ -217,19 +213,19 @@ def _read(path: str, body: dict[str, Any], size: int, limits: BodyLimits) -> Par
     if path == GENERATE:
         _check_lists(body, prompts)
     check_fields(path, body)
-    check_ids(path, body, limits.vocab_size, limits.context_tokens)
+    check_ids(path, body, vocab_size, context_tokens)
     n = _n(path, body)
-    check_sampling(path, body, limits.vocab_size)
+    check_sampling(path, body, vocab_size)
     sequences = (prompts or 1) * n
     if sequences > limits.max_sequences:
         raise InputError(
             f"prompts times n: {sequences} sequences; allowed are at most {limits.max_sequences}"
         )
     if n > 1:
-        if size * n > limits.max_bytes:
+        if size * n > limits.max_body_bytes:
             raise InputError(
                 f"n: {n} samples of this body take {size * n} bytes; allowed are at most "
-                f"{limits.max_bytes}"
+                f"{limits.max_body_bytes}"
             )
         _expand(path, body, prompts, n)
         size *= n

@@ -3,7 +3,6 @@
 import asyncio
 import time
 
-import msgspec
 from aiohttp import web
 
 from kairos.router.config.settings import Timeouts
@@ -118,7 +117,7 @@ class Delivery:
                 chunk = await attempt.read()
                 if chunk:
                     relay.seen()
-            context.answer = Answer(relay.first_s, relay.last_s, relay.tokens)
+            context.answer = relay.answer
             error = problem_of(Role.DECODE, 200, relay.error, path)
             if error is not None:
                 raise error
@@ -128,9 +127,7 @@ class Delivery:
         except LegError as error:
             if not relay.started:
                 raise
-            context.answer = msgspec.structs.replace(
-                context.answer, last_s=relay.last_s, output_tokens=relay.tokens
-            )
+            context.answer = relay.answer
             return await self._broken_off(context, attempt, relay, error)
         finally:
             if late is not None:

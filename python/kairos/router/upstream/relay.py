@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import HttpVersion11, web
 
 from kairos.router.paths import RESPONSES
+from kairos.router.request.context import Answer
 from kairos.router.upstream.engine_answer import (
     error_event,
     is_aborted,
@@ -43,7 +44,7 @@ class Relay:
     Attributes:
         error: the error that the server sent in the stream, if it did.
         change: applied to whole events before they are sent; None: as they are.
-        first_s, last_s: when the first and the last bytes came, monotonic seconds; 0 before.
+        first_s: when the first bytes came, monotonic seconds; 0 before.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class Relay:
         "_counts",
         "_events",
         "_last",
+        "_last_s",
         "_output_name",
         "_part",
         "_path",
@@ -64,7 +66,6 @@ class Relay:
         "change",
         "error",
         "first_s",
-        "last_s",
     )
 
     def __init__(
@@ -86,7 +87,7 @@ class Relay:
         self._events = 0
         self.change: Callable[[bytes], bytes] | None = None
         self.first_s = 0.0
-        self.last_s = 0.0
+        self._last_s = 0.0
 
     @property
     def started(self) -> bool:
@@ -95,8 +96,8 @@ class Relay:
 
     def seen(self) -> None:
         """Bytes of content have come."""
-        self.last_s = time.monotonic()
-        self.first_s = self.first_s or self.last_s
+        self._last_s = time.monotonic()
+        self.first_s = self.first_s or self._last_s
 
     async def start(self, content_type: str, headers: dict[str, str]) -> None:
         response = web.StreamResponse(headers={**headers, "Content-Type": content_type})
@@ -198,6 +199,11 @@ class Relay:
     def _told(self) -> bool:
         """Whether the client knows from the server itself that it failed."""
         return bool(self.error) or (self._path == RESPONSES and self.aborted)
+
+    @property
+    def answer(self) -> Answer:
+        """What the client got until now."""
+        return Answer(self.first_s, self._last_s, self.tokens)
 
     @property
     def tokens(self) -> int:
