@@ -179,21 +179,25 @@ def outlook_tokens(rank: RankState) -> float:
 
 
 def joins_within(
-    contexts: Sequence[int], load: RankLoad, table: StepTable, bound_s: float
+    waiting: Sequence[WaitingRequest], load: RankLoad, table: StepTable, bound_s: float
 ) -> list[int]:
-    """Return the indices of the requests that may join a rank, in order of preference.
+    """Return the indices of the requests that may join a rank.
+
+    No request joins past one that has waited `AGED_S` and does not fit.
 
     Args:
-        contexts: of the requests that wait on the rank, tokens.
+        waiting: the requests that wait on the rank.
         load: all requests of the rank.
         table: step times beside the batches of the other ranks.
         bound_s: longest step, seconds. A step that waits for a slower rank may be longer.
     """
     joining = []
-    for at, context in enumerate(contexts):
-        joined = with_request(load, context)
+    for at in sorted(range(len(waiting)), key=lambda at: _preference(waiting[at], at)):
+        joined = with_request(load, waiting[at].context_tokens)
         floor_s = float(table.floor_s[min(joined.batch, len(table.floor_s) - 1)])
         if load.batch and table.step_s(*joined) > max(bound_s, floor_s):
+            if waiting[at].waited_s > AGED_S:
+                break
             continue
         joining.append(at)
         load = joined

@@ -8,7 +8,7 @@ from kairos.latency import InstanceLimits
 from kairos.latency.ranks import RankLoad
 from kairos.latency.table import StepTable
 from kairos.policy.length import LengthEstimator
-from kairos.policy.rank_placement import STEP_SHARE, RankState, joins_within
+from kairos.policy.rank_placement import STEP_SHARE, RankState, WaitingRequest, joins_within
 from kairos.policy.residents import Residents, Rows
 from kairos.policy.slack import DecodePolicy
 from kairos.sim import decode_kernel
@@ -85,6 +85,14 @@ def load_of(rows: Rows) -> RankLoad:
         return RankLoad()
     context = rows["context_tokens"]
     return RankLoad(len(rows), float(context.sum()), float(context.max()))
+
+
+def waiting_requests(rows: Rows, now_s: float) -> list[WaitingRequest]:
+    """Return rows as placement sees them."""
+    return [
+        WaitingRequest(int(row["context_tokens"]), row["tpot_s"], now_s - row["first_token_s"])
+        for row in rows
+    ]
 
 
 class DecodeRank:
@@ -231,7 +239,7 @@ class DecodeRank:
         else:
             admitted = self.policy.admit(waiting, start_s, self.kv_tokens, capacity, slots)
         if self._engine.joins_within_step:
-            admitted = admitted[self._joins_within_step(waiting[admitted])]
+            admitted = admitted[self._joins_within_step(waiting[admitted], now_s)]
         moved_tokens = 0
         for request in waiting["id"][admitted].tolist():
             row = self.waiting.remove(request)
@@ -245,12 +253,12 @@ class DecodeRank:
             self.kv_tokens += int(row["context_tokens"])
         return moved_tokens
 
-    def _joins_within_step(self, waiting: Rows) -> list[int]:
+    def _joins_within_step(self, waiting: Rows, now_s: float) -> list[int]:
         """Return the indices of the rows that keep the step within the TPOT objectives."""
         running = self.running.rows
         tightest_s = min(each["tpot_s"].min() for each in (running, waiting) if len(each))
         return joins_within(
-            waiting["context_tokens"].tolist(),
+            waiting_requests(waiting, now_s),
             load_of(running),
             self.policy.table,
             STEP_SHARE * float(tightest_s),

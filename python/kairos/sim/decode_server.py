@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from kairos.latency.ranks import LockStep, RankLoad
-from kairos.policy.rank_placement import WaitingRequest, place
+from kairos.policy.rank_placement import place
 from kairos.policy.residents import DecodeResident, Residents
-from kairos.sim.decode_rank import DecodeRank, SelectedRows
+from kairos.sim.decode_rank import DecodeRank, SelectedRows, waiting_requests
 from kairos.sim.prefill_server import exact
 from kairos.sim.records import Ints
 
@@ -153,10 +153,7 @@ class DecodeServer:
         """Bind the requests that can join now to ranks."""
         rows = self.unplaced.rows
         rows = rows[np.lexsort((rows["id"], rows["first_token_s"]))]
-        waiting = [
-            WaitingRequest(int(row["context_tokens"]), row["tpot_s"], now_s - row["first_token_s"])
-            for row in rows
-        ]
+        waiting = waiting_requests(rows, now_s)
         running = [rank.running.rows["tpot_s"].min() for rank in self.ranks if len(rank.running)]
         tightest_s = float(min(running, default=math.inf))
         states = [rank.state() for rank in self.ranks]

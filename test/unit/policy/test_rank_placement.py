@@ -108,18 +108,19 @@ def test_no_placement_makes_a_step_longer_than_the_objectives_allow(queue, held)
 def test_requests_join_a_rank_within_the_bound_or_below_a_slower_rank():
     steps = LockStep(TABLE, PROFILE.decode, 2)
     contexts = [20_000] * 16
-    beside_idle = joins_within(contexts, RankLoad(), steps.table_beside([RankLoad()]), TPOT_S)
+    queue = waiting(*contexts)
+    beside_idle = joins_within(queue, RankLoad(), steps.table_beside([RankLoad()]), TPOT_S)
     load = RankLoad(len(beside_idle), 20_000.0 * len(beside_idle), 20_000.0)
     assert 0 < len(beside_idle) < 16
     assert steps.step_s([load, RankLoad()]) <= TPOT_S
     slow = RankLoad(30, 400_000.0, 20_000.0)
-    assert joins_within(contexts, RankLoad(), steps.table_beside([slow]), TPOT_S) == [*range(16)]
+    assert joins_within(queue, RankLoad(), steps.table_beside([slow]), TPOT_S) == [*range(16)]
 
 
 def test_an_idle_rank_takes_its_first_request_at_any_rate():
     steps = LockStep(TABLE, PROFILE.decode, 2)
     table = steps.table_beside([RankLoad()])
-    assert joins_within([120_000, 10], RankLoad(), table, 1e-3) == [0]
+    assert joins_within(waiting(120_000), RankLoad(), table, 1e-3) == [0]
     assert joins_within([], RankLoad(), table, pytest.approx(1.0)) == []
 
 
@@ -127,3 +128,12 @@ def test_a_rank_plans_no_step_below_the_objective_and_no_express_step():
     params = lock_step_params(SlackParams(period=4))
     params.check()
     assert params == SlackParams(period=4, min_step_share=1.0, express_tokens=0.0)
+
+
+def test_no_request_joins_a_rank_past_an_aged_one_that_does_not_fit():
+    steps = LockStep(TABLE, PROFILE.decode, 2)
+    table = steps.table_beside([RankLoad()])
+    load = RankLoad(9, 180_000.0, 20_000.0)
+    queue = [*waiting(2_000), *waiting(110_000, waited_s=2 * AGED_S)]
+    assert joins_within(queue, load, table, TPOT_S) == []
+    assert joins_within(waiting(2_000, 110_000), load, table, TPOT_S) == [0]
