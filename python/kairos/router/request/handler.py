@@ -45,7 +45,7 @@ from kairos.router.upstream.attempt import Attempt, AttemptDeps
 from kairos.router.upstream.delivery import Delivery
 from kairos.router.upstream.leg import LegError
 from kairos.router.upstream.relay import SlowClientError
-from kairos.router.upstream.rooms import Transfer, new_rid
+from kairos.router.upstream.rooms import new_rid
 from kairos.router.workers.endpoint import Role
 from kairos.router.workers.health import Health
 from kairos.router.workers.registry import WorkerRegistry
@@ -274,12 +274,11 @@ class RequestHandler:
         if context.attempts > 1:
             context.rid = new_rid()
         rids = (context.rid, *(new_rid() for _ in range(parsed.sequences - 1)))
-        transfer = Transfer(rids, deps.attempts.rooms.take(parsed.sequences))
         attempt = context.attempt = Attempt(
             deps.attempts,
             prefill,
             decode,
-            transfer,
+            rids,
             lambda: self._prefilled(context.receipt.id, attempt),
             parsed.stream,
         )
@@ -287,7 +286,7 @@ class RequestHandler:
         legs = self._trace_legs(context, attempt)
         problem: str | None = "ended early"
         try:
-            await self._open(context, understood, attempt, transfer, legs)
+            await self._open(context, understood, attempt, legs)
             answer = await self._delivery.deliver(
                 context, request, understood, attempt, self._headers(context)
             )
@@ -309,7 +308,6 @@ class RequestHandler:
         context: RequestContext,
         understood: Understood,
         attempt: Attempt,
-        transfer: Transfer,
         legs: Mapping[Role, tracing.LegTrace],
     ) -> None:
         """Send the request to both workers. Nothing here is kept while the answer streams."""
@@ -326,7 +324,7 @@ class RequestHandler:
         headers = {
             role: {**common, **legs[role].headers} if role in legs else common for role in Role
         }
-        body = encode_engine_body(understood.parsed, fields, prefill.endpoint, transfer)
+        body = encode_engine_body(understood.parsed, fields, prefill.endpoint, attempt.transfer)
         await attempt.open(context.receipt.path, body, headers)
 
     async def _retry(

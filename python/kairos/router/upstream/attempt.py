@@ -36,10 +36,12 @@ class Attempt:
     """The legs are watched together: the first failure of either is the pair's.
 
     Args:
+        rids: request ids at the servers, one per sequence.
         on_prefill: called when the prefill server has answered.
         stream: the answer comes token by token; else nothing comes before its last one.
 
     Attributes:
+        transfer: what both servers know it by; its rooms are in use until it has ended.
         digest: of the request's body; None for a probe.
         broke: the role of the server whose connection broke after the answer had begun.
         ending: runs `end`, once it has begun; kept by the owner.
@@ -59,13 +61,13 @@ class Attempt:
         "_prefilled",
         "_stream",
         "_timer",
-        "_transfer",
         "broke",
         "decode",
         "digest",
         "ending",
         "prefill",
         "prefill_body",
+        "transfer",
     )
 
     def __init__(
@@ -73,8 +75,8 @@ class Attempt:
         parts: AttemptDeps,
         prefill: Worker,
         decode: Worker,
-        transfer: Transfer,
-        on_prefill: Callable[[], None],
+        rids: tuple[str, ...],
+        on_prefill: Callable[[], None] | None = None,
         stream: bool = False,
     ) -> None:
         self.prefill = prefill
@@ -84,9 +86,9 @@ class Attempt:
         self.broke: Role | None = None
         self.ending: asyncio.Task[None] | None = None
         self._parts = parts
-        self._transfer = transfer
+        self.transfer = Transfer(rids, parts.rooms.take(len(rids)))
         self._on_prefill = on_prefill
-        self._abort = Abort(parts.pool, parts.metrics, transfer.rids, parts.abort_headers())
+        self._abort = Abort(parts.pool, parts.metrics, rids, parts.abort_headers())
         self._stream = stream
         self._path = ""
         self._legs: dict[Role, LegConnection] = {}
@@ -123,7 +125,7 @@ class Attempt:
         self._last_s = time.monotonic()
         self._watch()
         for leg, on_end, most in (
-            (decode, _nothing, 0),
+            (decode, None, 0),
             (prefill, self._prefill_ended, _MAX_PREFILL_BYTES),
         ):
             if len(body) > _LARGE_BYTES:
@@ -258,8 +260,8 @@ class Attempt:
             leg.release()
         for instance in (self.prefill, self.decode):
             instance.attempts.discard(self)
-        self._parts.rooms.release(self._transfer.rooms)
-        self._on_prefill = _nothing  # it knows the request, which knows this pair
+        self._parts.rooms.release(self.transfer.rooms)
+        self._on_prefill = None  # it knows the request, which knows this pair
 
     def _check(self, decode: LegConnection, started: bool = False) -> None:
         """Raise what ended the attempt, if anything did."""
@@ -283,7 +285,7 @@ class Attempt:
         self.prefill_body = body
         self._prefilled = True
         self._legs[Role.DECODE].connection.wake()
-        if not self._closed:
+        if not self._closed and self._on_prefill is not None:
             self._on_prefill()
 
     def _watch(self) -> None:
@@ -313,7 +315,3 @@ class Attempt:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _nothing() -> None:
-    pass

@@ -75,7 +75,9 @@ class EngineConnection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._on_end: Callable[[], None] | None = None
 
-    def begin(self, head: bytes, body: bytes, on_end: Callable[[], None], most: int = 0) -> None:
+    def begin(
+        self, head: bytes, body: bytes, on_end: Callable[[], None] | None = None, most: int = 0
+    ) -> None:
         """Send a request.
 
         Args:
@@ -286,7 +288,7 @@ class ConnectionPool:
             connection = await self.take(endpoint)
             try:
                 start = head(endpoint, method, path, len(body), headers or {})
-                connection.begin(start, body, _nothing, _MAX_ANSWER_BYTES)
+                connection.begin(start, body, most=_MAX_ANSWER_BYTES)
                 while not connection.ended:
                     await connection.wait()
             except BaseException:
@@ -335,7 +337,3 @@ def head(
     if method == "POST":
         lines += ["content-type: application/json", f"content-length: {length}"]
     return "\r\n".join([*lines, "", ""]).encode("ascii")
-
-
-def _nothing() -> None:
-    pass

@@ -15,7 +15,7 @@ from kairos.router.upstream.attempt import Attempt, AttemptDeps
 from kairos.router.upstream.engine_answer import problem_of
 from kairos.router.upstream.http_client import NO_FILES, BrokenError
 from kairos.router.upstream.leg import LegError
-from kairos.router.upstream.rooms import Transfer, new_rid
+from kairos.router.upstream.rooms import new_rid
 from kairos.router.workers.endpoint import Role
 from kairos.router.workers.registry import WorkerRegistry
 from kairos.router.workers.server_info import ServerInfo, read_server_info
@@ -73,8 +73,8 @@ class Health:
 
     async def probe(self, prefill: Worker, decode: Worker) -> LegError | None:
         """Generate two tokens through a pair; return the failure, None if there was none."""
-        rid, rooms = new_rid(), self._parts.rooms.take(1)
-        pair = Attempt(self._parts, prefill, decode, Transfer((rid,), rooms), lambda: None)
+        rid = new_rid()
+        pair = Attempt(self._parts, prefill, decode, (rid,))
         body = orjson.dumps(
             {
                 "input_ids": _PROBE_PROMPT,
@@ -82,7 +82,7 @@ class Health:
                 "rid": rid,
                 "bootstrap_host": prefill.endpoint.host,
                 "bootstrap_port": prefill.endpoint.bootstrap_port,
-                "bootstrap_room": rooms[0],
+                "bootstrap_room": pair.transfer.rooms[0],
             }
         )
         headers = self._headers()
