@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from kairos_patches import (
     decode,
+    dp_attn,
     prefill,
     request_receiver,
     schedule_policy,
@@ -46,6 +47,7 @@ _MODULES = (
     schedule_policy,
     prefill,
     decode,
+    dp_attn,
     upstream_members,
 )
 HOOKS: list[Hook] = [hook for module in _MODULES for hook in module.HOOKS]

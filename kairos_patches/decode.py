@@ -8,7 +8,6 @@ from kairos_patches.hook import Hook, HookKind, HookProcess, UpstreamDependency
 
 if TYPE_CHECKING:
     from sglang.srt.kairos.upstream import (
-        MLPSyncBatchInfo,
         PrebuiltBatch,
         Req,
         ScheduleBatch,
@@ -85,13 +84,6 @@ def get_decode_retraction_order(
     return sorted(order, key=ranks.__getitem__)
 
 
-def all_gather(result: None, gathered: "MLPSyncBatchInfo", *args: object, **kwargs: object) -> None:
-    """Note what the other data-parallel ranks run."""
-    decode = scheduler_state().decode
-    if decode is not None:
-        decode.gathered(gathered.global_num_tokens, gathered.global_attention_pairs)
-
-
 HOOKS = [
     Hook(
         module=_SCHEDULER,
@@ -149,17 +141,6 @@ HOOKS = [
         "the most time to spare.",
         why="Upstream offers two fixed policies.",
         test="test/unit/sglang_kairos/test_decode_batcher.py",
-    ),
-    Hook(
-        module="sglang.srt.managers.scheduler_components.dp_attn",
-        name="MLPSyncBatchInfo.all_gather",
-        kind=HookKind.AFTER,
-        process=HookProcess.SCHEDULER,
-        call=all_gather,
-        changes="Nothing: the batch size and the context of every data-parallel rank are noted.",
-        why="A step lasts as long as that of the slowest rank, and upstream keeps no contexts of "
-        "the others on the batch.",
-        test="test/engine/test_data_parallel.py",
     ),
 ]
 DEPENDENCIES = [

@@ -103,10 +103,18 @@ def test_ranks_skip_requests_and_know_each_other(cluster: Cluster) -> None:
     wait_idle(cluster)
     after = ranks(cluster)
     assert [rank["ranks"]["rank"] for rank in after] == [0, 1]
+    assert planning(cluster), "the prefill ranks plan their batches"
     for rank, was in zip(after, before, strict=True):
         assert rank["skipping"] == "on"
         assert rank["steps_with_skips"] > was
         assert len(rank["ranks"]["requests"]) == 2
+
+
+def planning(cluster: Cluster) -> bool:
+    """Whether every rank of the prefill server plans its batches and has measured some."""
+    info = httpx.get(f"{cluster.prefill[0].url}/server_info", timeout=60).json()
+    planners = [state["kairos"]["planner"] for state in info["internal_states"]]
+    return all(isinstance(one, dict) and one["batches_measured"] > 0 for one in planners)
 
 
 def ranks(cluster: Cluster) -> list[dict[str, Any]]:

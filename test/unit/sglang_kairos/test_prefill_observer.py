@@ -9,6 +9,7 @@ import pytest
 from sglang.srt.kairos.engine_key import engine_key
 from sglang.srt.kairos.prefill import observer as prefill_observer
 from sglang.srt.kairos.prefill.observer import PrefillObserver, state_file
+from sglang.srt.kairos.prefill.ranks import PrefillRanks
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import Chunk, PrefillModel, load_profile, save_profile
@@ -50,6 +51,23 @@ def test_overlapped_batches_are_measured_from_end_to_end(monkeypatch: pytest.Mon
     assert figures["batches_measured"] == 60
     assert figures["calibration"] == pytest.approx(2.0, rel=0.1)
     assert figures["prediction_ratio"] < 1.5, "of predictions that were corrected on the way"
+
+
+def test_a_rank_learns_from_the_batches_of_which_it_was_the_slowest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = OneDevice(monkeypatch, overlap=False)
+    device.observer.ranks = ranks = PrefillRanks(0)
+    alone_s = PROFILE.prefill.batch_s(CHUNKS)
+    for at in range(60):
+        batch = device.launch()
+        waits = at % 2  # for another rank's five times as many tokens
+        ranks.gathered(batch.forward_iter, [1_000, 5_000 * waits], [500_000, 0])
+        device.now += (5.0 if waits else 1.0) * alone_s
+        device.observer.finished(batch)
+    figures = device.observer.snapshot()
+    assert figures["batches_measured"] == 30
+    assert figures["calibration"] == pytest.approx(1.0, rel=0.05)
 
 
 def test_idle_time_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,19 @@ class KairosState:
             self.telemetry.tick(self._scheduler)
         return received
 
+    def gathered(self, tokens: Sequence[int], pairs: Sequence[int]) -> None:
+        """Take what upstream has gathered from all data-parallel ranks for the next batch.
+
+        Args:
+            tokens: new ones, by rank; those of a decode step are its requests.
+            pairs: of a query and a key, by rank; those of a decode step are its context.
+        """
+        iteration = self._scheduler.forward_ct + 1
+        if self.decode is not None:
+            self.decode.gathered(iteration, tokens, pairs)
+        elif self.planner is not None and self.planner.observer.ranks is not None:
+            self.planner.observer.ranks.gathered(iteration, tokens, pairs)
+
     def order_handshakes(self) -> None:
         """Put the most urgent requests first among those that wait for their handshake.
 
@@ -222,7 +235,7 @@ class KairosState:
         # Here, because importing it takes seconds; a scheduler has it loaded.
         from sglang.srt.runtime_context import get_parallel
 
-        first = not self.clock.shared or get_parallel().attn_tp_rank == 0
+        first = scheduler.tp_size == 1 or get_parallel().tp_rank == 0
         if not first:
             return None
         return state_file(self._config.state_dir, profile, engine_key(scheduler))

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from sglang.srt.environ import envs
 from sglang.srt.kairos.config import KairosConfig
-from sglang.srt.kairos.parallel import attention_ranks
 from sglang.srt.kairos.upstream import Scheduler, ServerArgs
 
 from kairos.errors import InputError
@@ -150,7 +149,6 @@ def planning_refusal(scheduler: Scheduler) -> str | None:
         ("not a prefill server", scheduler.disaggregation_mode.value != "prefill"),
         ("chunked prefill is off", not scheduler.chunked_prefill_size),
         ("an embedding model", not scheduler.is_generation),
-        ("data-parallel attention", attention_ranks(scheduler.server_args) > 1),
         ("overlapped loading of LoRA adapters", scheduler.enable_lora_overlap_loading),
         ("hierarchical cache", scheduler.enable_hierarchical_cache),
         ("hybrid sliding-window attention", scheduler.is_hybrid_swa),

@@ -92,7 +92,6 @@ class DecodeScheduler:
             preallocation_refusal(scheduler, refusal),
         )
         self._clock = clock
-        self._scheduler = scheduler
         self._local_time = local_time
         self._state_file: DecodeStateFile | None = None  # where this rank keeps what it learns
         if config.state_dir is not None:
@@ -102,15 +101,16 @@ class DecodeScheduler:
             if first_rank():
                 self._state_file = state_file
 
-    def gathered(self, requests: Sequence[int], contexts: Sequence[int]) -> None:
+    def gathered(self, step: int, requests: Sequence[int], contexts: Sequence[int]) -> None:
         """Take what upstream has gathered from all data-parallel ranks for the next step.
 
         Args:
+            step: `forward_iter` of the batch, if one is launched.
             requests: that run, by rank.
             contexts: sum of their contexts by rank, tokens.
         """
         if self._steps.ranks is not None:
-            self._steps.ranks.gathered(self._scheduler.forward_ct + 1, requests, contexts)
+            self._steps.ranks.gathered(step, requests, contexts)
 
     def processed(self, batch: ScheduleBatch) -> None:
         """Learn from a decode step whose result upstream has just processed."""

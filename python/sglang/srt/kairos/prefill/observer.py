@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+from sglang.srt.kairos.prefill.ranks import PrefillRanks
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import PrefillBatch
 
@@ -62,7 +63,12 @@ class PrefillObserver:
     """Learns from every batch that was announced with `formed`, and keeps the learned model."""
 
     def __init__(
-        self, profile: Profile, clock: SharedClock, overlap: bool, file: Path | None
+        self,
+        profile: Profile,
+        clock: SharedClock,
+        overlap: bool,
+        file: Path | None,
+        ranks: PrefillRanks | None = None,
     ) -> None:
         """Begin with the profile, or with the model of an earlier run.
 
@@ -71,9 +77,11 @@ class PrefillObserver:
             clock: shares learned values between ranks.
             overlap: a batch is launched while the one before it still runs.
             file: keeps the learned model between runs; None keeps nothing.
+            ranks: the data-parallel attention ranks of the server; None: there is one.
         """
         import scipy.optimize  # noqa: F401  # half a second, for which no batch must wait
 
+        self.ranks = ranks
         self._profile = profile
         self._clock = clock
         self._overlap = overlap
@@ -126,6 +134,10 @@ class PrefillObserver:
         announced = self._announced.pop(batch.forward_iter, None)
         if announced is None:
             return
+        if self.ranks is not None and not self.ranks.is_slowest(
+            batch.forward_iter, self._learner.model
+        ):
+            return  # it has waited for another rank
         self._ratio.observe(announced.predicted_s, end_s - begin_s)
         was_warm = self._learner.is_warm
         refitted = self._learner.observe(announced.chunks, end_s - begin_s)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sglang.srt.kairos.parallel import attention_rank, attention_ranks
 from sglang.srt.kairos.prefill.batch_composer import BatchComposer, BatchLimits
 from sglang.srt.kairos.prefill.batch_forming import (
     BatchForming,
@@ -24,6 +25,7 @@ from sglang.srt.kairos.prefill.planned_batch import PlannedBatch
 from sglang.srt.kairos.prefill.preempted_prompts import PreemptedPrompts
 from sglang.srt.kairos.prefill.prefix_matching import forget_matches, match_prefixes
 from sglang.srt.kairos.prefill.prompts import cached_tokens, must_continue, total_tokens
+from sglang.srt.kairos.prefill.ranks import PrefillRanks
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import PlanningScheduler, PrefillBatch, Req
 
@@ -99,7 +101,9 @@ class PrefillPlanner:
         self._reservation = KvReservation(self._jobs, clock, scheduler)
         self.forming = BatchForming(limits)
         self.preempted = PreemptedPrompts()
-        self.observer = PrefillObserver(profile, clock, self._overlap, learned_file)
+        several = attention_ranks(scheduler.server_args) > 1
+        ranks = PrefillRanks(attention_rank()) if several else None
+        self.observer = PrefillObserver(profile, clock, self._overlap, learned_file, ranks)
         self._unmatched: list[Req] = []  # waiting prompts, not looked up in the radix cache
         self._computed: list[Req] = []  # prompts whose results have arrived since the last pass
         self._in_flight = _InFlight(0.0, 0.0)
