@@ -27,7 +27,8 @@ from kairos.latency import Profile
 from kairos.latency.steps import CONTEXT_KNOTS
 from kairos.latency.table import StepTable
 from kairos.policy.length import LengthEstimator
-from kairos.policy.slack import SlackPolicy
+from kairos.policy.rank_placement import lock_step_params
+from kairos.policy.slack import SlackParams, SlackPolicy
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +72,10 @@ class DecodeScheduler:
         self.lengths = LengthEstimator(1 + len(config.classes.named))
         self._steps = _decode_steps(scheduler, profile, prior, clock)
         self.held = HeldTokens() if config.hold and refusal is None else None
-        policy = SlackPolicy(prior, max_batch, lengths=self.lengths)
+        params = SlackParams()
+        if self._steps.ranks is not None:
+            params = lock_step_params(params)
+        policy = SlackPolicy(prior, max_batch, params, self.lengths)
         # An operator who asks for retraction by priority gets upstream's order.
         by_priority = scheduler.server_args.retraction_policy == "priority"
         # A retracted request's KV travels twice.
