@@ -279,14 +279,15 @@ def test_requests_with_time_to_spare_are_skipped_for_urgent_ones(cluster: Cluste
     wait_idle(cluster)
 
 
-@on(KAIROS)
+@on(STEEP)
 def test_infeasible_requests_still_get_tokens(cluster: Cluster) -> None:
     # No step takes 0.1 ms, so these requests are infeasible and get only the time that the others
-    # leave, which is none. The starvation bound is five seconds.
+    # leave: a step of the others takes 6 ms, and one of all 9 ms. The starvation bound is five
+    # seconds.
     before = decode(cluster)["steps_with_skips"]
     with ExitStack() as stack:
-        infeasible = streams(cluster, stack, 2, 0.1)
-        others = streams(cluster, stack, 30, 8.9)
+        infeasible = streams(cluster, stack, 2, 0.1, 6_000)
+        others = streams(cluster, stack, 8, 8.0, 200, 1_000)
         wait_for(
             lambda: all(one.events > 1 for one in infeasible),
             "the first tokens of infeasible requests",
