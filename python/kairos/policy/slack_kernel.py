@@ -157,10 +157,10 @@ def _run(load: Any, row: Any) -> None:
 @compiled
 def has_objective(rows: Any) -> bool:
     """Return whether any of the rows has a TPOT objective."""
-    tightest_s = math.inf
-    for i in range(rows.shape[0]):
-        tightest_s = min(tightest_s, rows[i].tpot_s)
-    return bool(tightest_s < math.inf)
+    for i in range(rows.shape[0]):  # noqa: SIM110  # numba compiles no generator
+        if rows[i].tpot_s < math.inf:
+            return True
+    return False
 
 
 @compiled

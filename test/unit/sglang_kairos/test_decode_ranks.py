@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sglang.srt.kairos.decode.ranks import DecodeRanks
 from sglang.srt.kairos.decode.steps import DecodeSteps
+from sglang.srt.kairos.rank_batches import RankBatches
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import load_profile
@@ -15,18 +16,19 @@ PROFILE = load_profile("minimax-m2.5-dp8-h200")
 PRIOR = StepTable.from_model(PROFILE.decode, 64, 200_000, (), CONTEXT_KNOTS)
 
 
-def ranks(rank: int = 0, count: int = 2) -> DecodeRanks:
-    return DecodeRanks(PRIOR, PROFILE.decode, count, rank)
+def ranks(rank: int = 0, count: int = 2) -> tuple[DecodeRanks, RankBatches]:
+    batches = RankBatches(rank)
+    return DecodeRanks(PRIOR, PROFILE.decode, count, batches), batches
 
 
 def test_before_the_first_gather_the_others_are_idle() -> None:
-    table = ranks().beside(PRIOR)
+    table = ranks()[0].beside(PRIOR)
     assert table.step_s(3, 5_000) == pytest.approx(PRIOR.step_s(3, 5_000))
 
 
 def test_no_step_is_shorter_than_that_of_the_slowest_rank() -> None:
-    made = ranks()
-    made.gathered(1, [1, 4], [100, 90_000])
+    made, batches = ranks()
+    batches.gathered(1, [1, 4], [100, 90_000])
     lock_step = LockStep(PRIOR, PROFILE.decode, 2)
     other = RankLoad(4, 90_000, 22_500)
     table = made.beside(PRIOR)
@@ -38,8 +40,8 @@ def test_no_step_is_shorter_than_that_of_the_slowest_rank() -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_every_rank_learns_the_same_from_the_slowest(rank: int) -> None:
-    made = ranks(rank)
-    made.gathered(7, [1, 4], [100, 90_000])
+    made, batches = ranks(rank)
+    batches.gathered(7, [1, 4], [100, 90_000])
     step_s = LockStep(PRIOR, PROFILE.decode, 2).step_s([RankLoad(1, 100), RankLoad(4, 90_000)])
     found = made.slowest(7, PRIOR, step_s)
     assert found is not None
@@ -50,24 +52,32 @@ def test_every_rank_learns_the_same_from_the_slowest(rank: int) -> None:
 
 
 def test_a_step_of_which_nothing_was_gathered_teaches_nothing() -> None:
-    made = ranks()
+    made, batches = ranks()
     assert made.slowest(1, PRIOR, 0.02) is None
-    made.gathered(2, [0, 0], [0, 0])
+    batches.gathered(2, [0, 0], [0, 0])
     assert made.slowest(2, PRIOR, 0.02) is None
 
 
 def test_gathers_are_kept_for_the_steps_in_flight_only() -> None:
-    made = ranks()
+    made, batches = ranks()
     for step in range(1, 1_000):
-        made.gathered(step, [1, 1], [100, 100])
+        batches.gathered(step, [1, 1], [100, 100])
     assert made.slowest(1, PRIOR, 0.02) is None
     assert made.slowest(999, PRIOR, 0.02) is not None
 
 
+def test_a_rank_that_computes_a_prompt_counts_as_full() -> None:
+    """Its new tokens are more than the requests of any decode step."""
+    made, batches = ranks()
+    batches.gathered(1, [3, 5_000], [6_000, 12_000_000])
+    assert made.beside(PRIOR).step_s(3, 6_000) > PRIOR.step_s(3, 6_000)
+    assert made.slowest(1, PRIOR, 9.0) is not None
+
+
 def test_a_learned_table_replaces_the_prior() -> None:
     slower = PRIOR._replace(seconds=1.5 * PRIOR.seconds)
-    made = ranks()
-    made.gathered(1, [1, 4], [100, 90_000])
+    made, batches = ranks()
+    batches.gathered(1, [1, 4], [100, 90_000])
     assert made.beside(slower).step_s(1, 100) > 1.3 * made.beside(PRIOR).step_s(1, 100)
     assert made.beside(PRIOR).step_s(1, 100) == pytest.approx(
         LockStep(PRIOR, PROFILE.decode, 2).step_s([RankLoad(1, 100), RankLoad(4, 90_000)])
@@ -75,10 +85,10 @@ def test_a_learned_table_replaces_the_prior() -> None:
 
 
 def test_prediction_uses_the_table_beside_the_others() -> None:
-    made = ranks()
+    made, batches = ranks()
     steps = DecodeSteps(PRIOR, SharedClock(1), overlap=True, ranks=made)
     alone, factor = steps.of_next_step()
-    made.gathered(1, [1, 30], [100, 150_000])
+    batches.gathered(1, [1, 30], [100, 150_000])
     beside, _ = steps.of_next_step()
     assert factor == 1.0
     assert np.all(beside.seconds >= alone.seconds)

@@ -9,7 +9,7 @@ import pytest
 from sglang.srt.kairos.engine_key import engine_key
 from sglang.srt.kairos.prefill import observer as prefill_observer
 from sglang.srt.kairos.prefill.observer import PrefillObserver, state_file
-from sglang.srt.kairos.prefill.ranks import PrefillRanks
+from sglang.srt.kairos.rank_batches import RankBatches
 from sglang.srt.kairos.shared_clock import SharedClock
 
 from kairos.latency import Chunk, PrefillModel, load_profile, save_profile
@@ -24,12 +24,19 @@ CHUNKS = [Chunk(0, 1000)]
 class OneDevice:
     """Runs batches one after the other and reports them to an observer."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, overlap: bool, file: Path | None = None):
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        overlap: bool,
+        file: Path | None = None,
+        ranks: RankBatches | None = None,
+    ):
         self.now = 100.0
         local_time = SimpleNamespace(monotonic=lambda: self.now)
         monkeypatch.setattr(prefill_observer, "time", local_time)
         self.clock = SharedClock(1, lambda: self.now)
-        self.observer = PrefillObserver(PROFILE, self.clock, overlap, file)
+        self.observer = PrefillObserver(PROFILE, self.clock, overlap, file, ranks)
         self.iteration = 0
 
     def launch(self, idle: bool = False) -> FakeBatch:
@@ -53,21 +60,31 @@ def test_overlapped_batches_are_measured_from_end_to_end(monkeypatch: pytest.Mon
     assert figures["prediction_ratio"] < 1.5, "of predictions that were corrected on the way"
 
 
+@pytest.mark.parametrize(
+    ("tokens", "pairs", "slowest"),
+    [
+        ([2_000, 100], [2_000_000, 5_000], {0}),
+        ([100, 2_000], [150_000_000, 2_000_000], {0}),
+        ([100, 2_000], [5_000, 2_000_000], {1}),
+        ([2_000, 2_000], [2_000_000, 2_000_000], {0, 1}),
+        ([2_000, 0], [2_000_000, 0], {0}),
+        ([], [], set()),
+    ],
+)
 def test_a_rank_learns_from_the_batches_of_which_it_was_the_slowest(
-    monkeypatch: pytest.MonkeyPatch,
+    tokens: list[int], pairs: list[int], slowest: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = OneDevice(monkeypatch, overlap=False)
-    device.observer.ranks = ranks = PrefillRanks(0)
-    alone_s = PROFILE.prefill.batch_s(CHUNKS)
-    for at in range(60):
+    learned = set()
+    for rank in (0, 1):
+        ranks = RankBatches(rank)
+        device = OneDevice(monkeypatch, overlap=False, ranks=ranks)
         batch = device.launch()
-        waits = at % 2  # for another rank's five times as many tokens
-        ranks.gathered(batch.forward_iter, [1_000, 5_000 * waits], [500_000, 0])
-        device.now += (5.0 if waits else 1.0) * alone_s
+        ranks.gathered(batch.forward_iter, tokens, pairs)
+        device.now += PROFILE.prefill.batch_s(CHUNKS)
         device.observer.finished(batch)
-    figures = device.observer.snapshot()
-    assert figures["batches_measured"] == 30
-    assert figures["calibration"] == pytest.approx(1.0, rel=0.05)
+        if device.observer.snapshot()["batches_measured"]:
+            learned.add(rank)
+    assert learned == slowest
 
 
 def test_idle_time_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

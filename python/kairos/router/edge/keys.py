@@ -103,7 +103,7 @@ class Keyring:
             raise unauthorized("this is not the admin key")
 
     def authorize_metrics(self, headers: Headers) -> None:
-        """Let those pass who may read /metrics: as `authorize_admin`, or all (`--open-metrics`)."""
+        """Check that a client may read /metrics; `--open-metrics` allows all clients."""
         if not self._config.security.open_metrics:
             self.authorize_admin(headers, changes=False)
 

@@ -202,7 +202,7 @@ class Relay:
 
     @property
     def answer(self) -> Answer:
-        """What the client got until now."""
+        """The part of the answer that the client has received."""
         return Answer(self.first_s, self._last_s, self.tokens)
 
     @property

@@ -18,3 +18,10 @@ def attention_rank() -> int:
 
     rank: int = get_parallel().attn_dp_rank
     return rank
+
+
+def first_rank() -> bool:
+    """Return whether this process is the first of all ranks of its server."""
+    from sglang.srt.runtime_context import get_parallel
+
+    return bool(get_parallel().tp_rank == 0)

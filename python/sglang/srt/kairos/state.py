@@ -9,11 +9,12 @@ from sglang.srt.kairos.config import KairosConfig
 from sglang.srt.kairos.decode.scheduler import DecodeScheduler
 from sglang.srt.kairos.decode.turns import DecodeTurns
 from sglang.srt.kairos.engine_key import engine_key
-from sglang.srt.kairos.parallel import attention_ranks
+from sglang.srt.kairos.parallel import attention_rank, attention_ranks, first_rank
 from sglang.srt.kairos.prefill.observer import state_file
 from sglang.srt.kairos.prefill.planner import PrefillPlanner
 from sglang.srt.kairos.prefill.scheduler import PrefillScheduler
 from sglang.srt.kairos.prometheus import engine_metrics
+from sglang.srt.kairos.rank_batches import RankBatches
 from sglang.srt.kairos.request_slo import RequestSlo, of_request
 from sglang.srt.kairos.request_state import RequestState
 from sglang.srt.kairos.shared_clock import SharedClock
@@ -54,8 +55,10 @@ class KairosState:
             scheduler: just constructed.
         """
         self.role: str = scheduler.disaggregation_mode.value
+        ranks = attention_ranks(scheduler.server_args)
         # Data-parallel ranks have waiting queues of their own.
-        self.clock = SharedClock(scheduler.tp_size // attention_ranks(scheduler.server_args))
+        self.clock = SharedClock(scheduler.tp_size // ranks)
+        self._ranks = RankBatches(attention_rank()) if ranks > 1 else None
         self.telemetry = publisher_for(config.telemetry)
         self._config = config
         self._scheduler = scheduler
@@ -68,13 +71,17 @@ class KairosState:
         self._unplanned = planning_refusal(scheduler)
         if self._unplanned is None:
             self.planner = PrefillPlanner(
-                profile, scheduler, self.clock, self._prefill_file(profile, scheduler)
+                profile,
+                scheduler,
+                self.clock,
+                self._prefill_file(profile, scheduler),
+                self._ranks,
             )
         elif self.role == "prefill":
             _log.warning("Kairos orders the prefill queue only: %s", self._unplanned)
         self.decode: DecodeScheduler | None = None
         if self.role == "decode":
-            self.decode = DecodeScheduler(config, profile, scheduler, self.clock)
+            self.decode = DecodeScheduler(config, profile, scheduler, self.clock, ranks=self._ranks)
         self.turns = DecodeTurns(scheduler.enable_overlap) if self.role == "null" else None
         if self.turns is not None:
             _log.warning("Kairos leaves decode batches to upstream: not disaggregated")
@@ -143,11 +150,8 @@ class KairosState:
             tokens: new ones, by rank; those of a decode step are its requests.
             pairs: of a query and a key, by rank; those of a decode step are its context.
         """
-        iteration = self._scheduler.forward_ct + 1
-        if self.decode is not None:
-            self.decode.gathered(iteration, tokens, pairs)
-        elif self.planner is not None and self.planner.observer.ranks is not None:
-            self.planner.observer.ranks.gathered(iteration, tokens, pairs)
+        if self._ranks is not None:
+            self._ranks.gathered(self._scheduler.forward_ct + 1, tokens, pairs)
 
     def order_handshakes(self) -> None:
         """Put the most urgent requests first among those that wait for their handshake.
@@ -232,11 +236,7 @@ class KairosState:
         """Return where this rank keeps its learned model: only the first rank's is used."""
         if self._config.state_dir is None:
             return None
-        # Here, because importing it takes seconds; a scheduler has it loaded.
-        from sglang.srt.runtime_context import get_parallel
-
-        first = scheduler.tp_size == 1 or get_parallel().tp_rank == 0
-        if not first:
+        if scheduler.tp_size > 1 and not first_rank():
             return None
         return state_file(self._config.state_dir, profile, engine_key(scheduler))
 

@@ -68,7 +68,7 @@ def _refusals(args: ServerArgs) -> tuple[_Refusal, ...]:
         ),
         _Refusal(
             "--attn-dp-size",
-            args.attn_dp_size,
+            max(args.attn_dp_size, args.dp_size),
             ranks and args.disaggregation_mode == "null",
             "without disaggregation, a prompt of one rank would hold up the decode steps of all. "
             "Start prefill and decode servers (--disaggregation-mode)",

@@ -19,7 +19,8 @@ from sglang.srt.kairos.decode.skipping import skipping_refusal
 from sglang.srt.kairos.decode.state import DecodeStateFile, Restore
 from sglang.srt.kairos.decode.steps import DecodeSteps
 from sglang.srt.kairos.engine_key import engine_key
-from sglang.srt.kairos.parallel import attention_rank, attention_ranks
+from sglang.srt.kairos.parallel import attention_ranks, first_rank
+from sglang.srt.kairos.rank_batches import RankBatches
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import ScheduleBatch, Scheduler
 
@@ -42,6 +43,7 @@ class DecodeScheduler:
         scheduler: the upstream `Scheduler`, just constructed and idle.
         clock: time and learned values for decisions.
         local_time: the local clock, monotonic seconds.
+        ranks: what the data-parallel attention ranks of the server run; None: there is one.
 
     Attributes:
         batcher: prepares decode steps.
@@ -57,6 +59,7 @@ class DecodeScheduler:
         scheduler: Scheduler,
         clock: SharedClock,
         local_time: Callable[[], float] = time.monotonic,
+        ranks: RankBatches | None = None,
     ) -> None:
         captured = _captured_batches(scheduler)
         rows_limit = scheduler.max_running_requests
@@ -70,11 +73,9 @@ class DecodeScheduler:
         overlap = scheduler.enable_overlap
         rows = DecodeRows(config.classes)
         self.lengths = LengthEstimator(1 + len(config.classes.named))
-        self._steps = _decode_steps(scheduler, profile, prior, clock)
+        self._steps = _decode_steps(scheduler, profile, prior, clock, ranks)
         self.held = HeldTokens() if config.hold and refusal is None else None
-        params = SlackParams()
-        if self._steps.ranks is not None:
-            params = lock_step_params(params)
+        params = SlackParams() if ranks is None else lock_step_params(SlackParams())
         policy = SlackPolicy(prior, max_batch, params, self.lengths)
         # An operator who asks for retraction by priority gets upstream's order.
         by_priority = scheduler.server_args.retraction_policy == "priority"
@@ -105,17 +106,6 @@ class DecodeScheduler:
             if first_rank():
                 self._state_file = state_file
 
-    def gathered(self, step: int, requests: Sequence[int], contexts: Sequence[int]) -> None:
-        """Take what upstream has gathered from all data-parallel ranks for the next step.
-
-        Args:
-            step: `forward_iter` of the batch, if one is launched.
-            requests: that run, by rank.
-            contexts: sum of their contexts by rank, tokens.
-        """
-        if self._steps.ranks is not None:
-            self._steps.ranks.gathered(step, requests, contexts)
-
     def processed(self, batch: ScheduleBatch) -> None:
         """Learn from a decode step whose result upstream has just processed."""
         self._steps.observe(batch, self._local_time(), self.batcher.selection_skipped)
@@ -142,21 +132,17 @@ class DecodeScheduler:
         return parts
 
 
-def first_rank() -> bool:
-    """Return whether this process is the first tensor-parallel rank."""
-    # Imported here because it takes seconds; a scheduler has it loaded.
-    from sglang.srt.runtime_context import get_parallel
-
-    return bool(get_parallel().tp_rank == 0)
-
-
 def _decode_steps(
-    scheduler: Scheduler, profile: Profile, prior: StepTable, clock: SharedClock
+    scheduler: Scheduler,
+    profile: Profile,
+    prior: StepTable,
+    clock: SharedClock,
+    batches: RankBatches | None,
 ) -> DecodeSteps:
     """Return the measurement of steps, of all ranks where there are several."""
     count = attention_ranks(scheduler.server_args)
     overlap = scheduler.enable_overlap
-    if count == 1:
+    if batches is None:
         return DecodeSteps(prior, clock, overlap, device_step_times(scheduler))
     if profile.ranks != count:
         _log.warning(
@@ -164,7 +150,7 @@ def _decode_steps(
             "%d: step times are learned from there",
             *(profile.name, profile.ranks, count),
         )
-    ranks = DecodeRanks(prior, profile.decode, count, attention_rank())
+    ranks = DecodeRanks(prior, profile.decode, count, batches)
     # On the device, a step includes the wait for the slowest rank: only its pace is learned.
     return DecodeSteps(prior, clock, overlap, ranks=ranks)
 

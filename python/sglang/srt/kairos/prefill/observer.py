@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from sglang.srt.kairos.prefill.ranks import PrefillRanks
+from sglang.srt.kairos.rank_batches import RankBatches
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import PrefillBatch
 
@@ -29,6 +29,8 @@ from kairos.latency import (
 from kairos.latency.prefill_learner import PrefillLearner
 
 _SAVE_EVERY_S = 60.0
+# Two ranks with this little between them are both the slowest.
+_ALIKE = 0.98
 _LEARNED_NAME = "prefill"  # among the learned values that the ranks share
 _NOTHING_LEARNED: tuple[float, ...] = ()
 
@@ -68,7 +70,7 @@ class PrefillObserver:
         clock: SharedClock,
         overlap: bool,
         file: Path | None,
-        ranks: PrefillRanks | None = None,
+        ranks: RankBatches | None = None,
     ) -> None:
         """Begin with the profile, or with the model of an earlier run.
 
@@ -77,11 +79,11 @@ class PrefillObserver:
             clock: shares learned values between ranks.
             overlap: a batch is launched while the one before it still runs.
             file: keeps the learned model between runs; None keeps nothing.
-            ranks: the data-parallel attention ranks of the server; None: there is one.
+            ranks: what the data-parallel attention ranks of the server run; None: there is one.
         """
         import scipy.optimize  # noqa: F401  # half a second, for which no batch must wait
 
-        self.ranks = ranks
+        self._ranks = ranks
         self._profile = profile
         self._clock = clock
         self._overlap = overlap
@@ -134,9 +136,7 @@ class PrefillObserver:
         announced = self._announced.pop(batch.forward_iter, None)
         if announced is None:
             return
-        if self.ranks is not None and not self.ranks.is_slowest(
-            batch.forward_iter, self._learner.model
-        ):
+        if not self._is_slowest(batch.forward_iter):
             return  # it has waited for another rank
         self._ratio.observe(announced.predicted_s, end_s - begin_s)
         was_warm = self._learner.is_warm
@@ -150,6 +150,17 @@ class PrefillObserver:
         if refitted and end_s - self._saved_s > _SAVE_EVERY_S:
             self._saved_s = end_s
             self.save()
+
+    def _is_slowest(self, iteration: int) -> bool:
+        """Return whether this rank has set the duration of a batch of all ranks.
+
+        They end it together, so only the slowest one sees how long its own chunks take.
+        """
+        if self._ranks is None:
+            return True
+        model = self._learner.model
+        work_s = [model.work_s(tokens, pairs) for tokens, pairs in self._ranks.of(iteration)]
+        return bool(work_s) and work_s[self._ranks.rank] >= _ALIKE * max(work_s)
 
     def save(self) -> None:
         """Write the learned model for the next run, in a thread beside the event loop."""

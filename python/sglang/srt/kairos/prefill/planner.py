@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sglang.srt.kairos.parallel import attention_rank, attention_ranks
 from sglang.srt.kairos.prefill.batch_composer import BatchComposer, BatchLimits
 from sglang.srt.kairos.prefill.batch_forming import (
     BatchForming,
@@ -25,7 +24,7 @@ from sglang.srt.kairos.prefill.planned_batch import PlannedBatch
 from sglang.srt.kairos.prefill.preempted_prompts import PreemptedPrompts
 from sglang.srt.kairos.prefill.prefix_matching import forget_matches, match_prefixes
 from sglang.srt.kairos.prefill.prompts import cached_tokens, must_continue, total_tokens
-from sglang.srt.kairos.prefill.ranks import PrefillRanks
+from sglang.srt.kairos.rank_batches import RankBatches
 from sglang.srt.kairos.shared_clock import SharedClock
 from sglang.srt.kairos.upstream import PlanningScheduler, PrefillBatch, Req
 
@@ -80,6 +79,7 @@ class PrefillPlanner:
         scheduler: PlanningScheduler,
         clock: SharedClock,
         learned_file: Path | None = None,
+        ranks: RankBatches | None = None,
     ) -> None:
         """Begin on an idle scheduler.
 
@@ -88,6 +88,7 @@ class PrefillPlanner:
             scheduler: the scheduler, without a `planning_refusal`.
             clock: time and learned values of the decisions.
             learned_file: keeps the learned model between runs; None keeps nothing.
+            ranks: what the data-parallel attention ranks of the server run; None: there is one.
         """
         self._clock = clock
         self._overlap = scheduler.enable_overlap
@@ -101,8 +102,6 @@ class PrefillPlanner:
         self._reservation = KvReservation(self._jobs, clock, scheduler)
         self.forming = BatchForming(limits)
         self.preempted = PreemptedPrompts()
-        several = attention_ranks(scheduler.server_args) > 1
-        ranks = PrefillRanks(attention_rank()) if several else None
         self.observer = PrefillObserver(profile, clock, self._overlap, learned_file, ranks)
         self._unmatched: list[Req] = []  # waiting prompts, not looked up in the radix cache
         self._computed: list[Req] = []  # prompts whose results have arrived since the last pass
@@ -137,18 +136,9 @@ class PrefillPlanner:
         if attempt.batch is None:
             formed, running_batch = form(running_batch)
         else:
-            formed, running_batch = self._form_planned(
+            formed, running_batch = self._form_attempt(
                 attempt, attempt.batch, form, scheduler, running_batch
             )
-        if formed is None and attempt.batch is not None:
-            # Memory or rows are short, most likely, so upstream decides. Some started prompt must
-            # run, or none of them would ever free its memory.
-            self.preempted.release_one(scheduler, attempt.wanted)
-            self.preempted.resume_one(scheduler)
-            started = self.preempted.started(scheduler)
-            budget = KvBudget(scheduler, started, attempt.reserved_for)
-            bounded = bool(started) or attempt.reserved_for is not None
-            formed, running_batch = form_unplanned(budget, bounded, form, scheduler, running_batch)
         self.preempted.preemptions += running is not None and running in self.preempted.reqs
         if formed is not None:
             self._note_formed(formed, attempt, scheduler.forward_ct + 1)
@@ -224,6 +214,27 @@ class PrefillPlanner:
         for req in match_prefixes(self._unmatched, scheduler.tree_cache):
             self._queue.progress(req.kairos.number, cached_tokens(req))
         self._unmatched = [req for req in self._unmatched if not req.kairos.matched]
+
+    def _form_attempt(
+        self,
+        attempt: _Attempt,
+        batch: PlannedBatch,
+        form: FormBatch,
+        scheduler: PlanningScheduler,
+        running_batch: object,
+    ) -> FormedBatch:
+        """Have upstream form the planned batch, or one of its own where that fails."""
+        formed, running_batch = self._form_planned(attempt, batch, form, scheduler, running_batch)
+        if formed is not None:
+            return formed, running_batch
+        # Memory or rows are short, most likely, so upstream decides. Some started prompt must run,
+        # or none of them would ever free its memory.
+        self.preempted.release_one(scheduler, attempt.wanted)
+        self.preempted.resume_one(scheduler)
+        started = self.preempted.started(scheduler)
+        budget = KvBudget(scheduler, started, attempt.reserved_for)
+        bounded = bool(started) or attempt.reserved_for is not None
+        return form_unplanned(budget, bounded, form, scheduler, running_batch)
 
     def _form_planned(
         self,
